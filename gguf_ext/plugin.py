@@ -1,0 +1,1 @@
+"""What gguf_ext offers to sqft, through the hooks."""

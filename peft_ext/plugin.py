@@ -1,0 +1,1 @@
+"""What peft_ext offers to sqft, through the hooks."""

@@ -1,0 +1,10 @@
+"""SQFT as plug-ins: sparse, low-precision models with elastic adapters (arXiv 2410.03750).
+
+The core: grid, masks, elastic ranks, checkpoints, pruning, quantization, evaluation and the `sqft` command. The three
+surfaces, peft_ext, vllm_ext and gguf_ext, import the core; the core knows them only through plug-in hooks.
+"""
+
+from sqft_plugins._version import VERSION as __version__
+from sqft_plugins.plugins.hookspecs import hookimpl
+
+__all__ = ["__version__", "hookimpl"]

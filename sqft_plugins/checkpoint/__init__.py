@@ -1,0 +1,20 @@
+"""Model and adapter folders: reading, writing, stamps and masks."""
+
+from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.int4 import write_int4
+from sqft_plugins.checkpoint.load import load_model, load_tokenizer
+from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
+
+__all__ = [
+    "GridStamp",
+    "ModelFolder",
+    "Stamp",
+    "check_output",
+    "load_model",
+    "load_tokenizer",
+    "write_file",
+    "write_folder",
+    "write_int4",
+    "write_sidecar",
+]

@@ -1,0 +1,87 @@
+"""Outputs that are whole or not there: written beside the target, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqft_plugins.errors import OutputExistsError, SQFTError
+
+
+def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
+    """The output path, or OutputExistsError before any work. Also refuses a parent that is a file."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{argument} {path} exists: choose another path, or replace it with --overwrite")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SQFTError(f"{argument} {path} cannot be written: {parent} is not a writable folder, choose another path")
+    return path
+
+
+@contextmanager
+def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
+    """Yields an empty folder beside `path`; on success it becomes `path`, on any error or Ctrl-C it is removed."""
+    path = check_output(path, overwrite, argument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    with _cleaned(temporary, path, argument):
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        _replace(temporary, path)
+
+
+@contextmanager
+def write_file(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
+    """Yields a file name beside `path` to write to; on success it becomes `path`, on any error it is removed."""
+    path = check_output(path, overwrite, argument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    with _cleaned(temporary, path, argument):
+        yield temporary
+        _sync(temporary)
+        _replace(temporary, path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if path.is_dir():  # rename cannot replace a folder that is not empty: move the old one away first
+        old = _beside(path)
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, path)
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        # safetensors reports a full disk as an error of its own, with the system's words inside
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            free = shutil.disk_usage(path.absolute().parent).free
+            raise SQFTError(
+                f"{argument} {path}: the disk is full ({free >> 20} MiB free): free some space or choose another path"
+            ) from error
+        raise

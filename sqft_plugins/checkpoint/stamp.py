@@ -1,0 +1,100 @@
+"""The stamp: what was done to a model or adapter, and the mask that travels with it.
+
+A stamped model folder has a subfolder `sqft/` with `stamp.json` and `mask.safetensors` (module name → packed mask); it
+is a subfolder because vLLM loads every `*.safetensors` beside the weights. The stamp also stands in `config.json`, as a
+flag: transformers may drop it there, so `sqft/stamp.json` is the authority.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sqft_plugins._version import VERSION
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.mask import mask_hash
+
+STAMP_VERSION = 1
+FOLDER = "sqft"
+STAMP_FILE = "stamp.json"
+MASK_FILE = "mask.safetensors"
+
+
+class GridStamp(BaseModel):
+    """The grid of a quantized model: `group_size` -1 is per channel."""
+
+    model_config = ConfigDict(extra="forbid")
+    bits: int = 4
+    group_size: int = 32
+    symmetric: bool = True
+
+
+class Stamp(BaseModel):
+    """pipeline: what was done, oldest first, such as ["wanda", "sparse-peft", "merge", "round-to-nearest"].
+    sparsity: fraction of pruned weights over all masked modules. mask_hash: of the packed masks (`mask.mask_hash`).
+    scale_hash: of the INT4 scales. base: name or path of the model this was made from. ranks: module → rank merged."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = STAMP_VERSION
+    created_by: str = f"sqft-plugins {VERSION}"
+    pipeline: list[str]
+    base: str | None = None
+    sparsity: float
+    mask_hash: str
+    grid: GridStamp | None = None
+    scale_hash: str | None = None
+    ranks: dict[str, int] | None = None
+
+    def then(self, step: str, **changes) -> Stamp:
+        """A copy with one more pipeline step."""
+        update = {"pipeline": [*self.pipeline, step], "created_by": f"sqft-plugins {VERSION}", **changes}
+        return self.model_copy(update=update)
+
+
+def parse_stamp(data: Mapping, source: str) -> Stamp:
+    """Raises CheckpointError for a stamp of a newer version or one that does not parse."""
+    version = data.get("version")
+    if not isinstance(version, int) or version > STAMP_VERSION:
+        raise CheckpointError(f"{source} has stamp version {version}, this release reads up to {STAMP_VERSION}: upgrade sqft-plugins")
+    try:
+        return Stamp(**data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{source}: stamp field {where}: {first['msg']}: make the folder again") from error
+
+
+def read_stamp(folder: Path) -> Stamp | None:
+    """The stamp of a model folder, None where it has none."""
+    file = folder / FOLDER / STAMP_FILE
+    if not file.is_file():
+        return None
+    try:
+        return parse_stamp(json.loads(file.read_text()), str(file))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is not JSON ({error}): make the folder again") from error
+
+
+def write_sidecar(folder: Path, stamp: Stamp, packed_masks: Mapping[str, Tensor]) -> None:
+    """Writes `sqft/stamp.json` and `sqft/mask.safetensors`, and the stamp as a flag into `config.json`."""
+    if mask_hash(packed_masks) != stamp.mask_hash:
+        raise CheckpointError("stamp.mask_hash does not belong to the masks: make both from the same masks")
+    side = folder / FOLDER
+    side.mkdir(exist_ok=True)
+    save_file({name: packed.contiguous() for name, packed in packed_masks.items()}, side / MASK_FILE)
+    data = stamp.model_dump(exclude_none=True)
+    (side / STAMP_FILE).write_text(json.dumps(data, indent=2) + "\n")
+    config_file = folder / "config.json"
+    config = json.loads(config_file.read_text())
+    flag = {key: value for key, value in data.items() if key != "ranks"}
+    if "quantization_config" in config:
+        config["quantization_config"]["sqft"] = flag
+        config.pop("sqft", None)
+    else:
+        config["sqft"] = flag
+    config_file.write_text(json.dumps(config, indent=2) + "\n")

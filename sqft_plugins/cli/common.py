@@ -1,0 +1,45 @@
+"""Options and output that every verb shares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+out_option = click.option("--out", required=True, type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: its examples, one a line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def emit(as_json: bool, result: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
+    """Prints the result: JSON, or `show`, or its top-level values as `name  value` lines."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2, default=str))
+    elif show is not None:
+        show()
+    else:
+        for key, value in result.items():
+            click.echo(f"{key:16} {value}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout, numbers to the right. Not cut to the width of the terminal when it is no terminal."""
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(shown)

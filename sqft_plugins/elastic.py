@@ -1,0 +1,107 @@
+"""Elastic ranks: the search space, the names of ranks, and slicing a super-adapter into a sub-adapter.
+
+A super-adapter has the largest rank of its search space; a sub-adapter of rank r is its first r rows of A [r_max, in]
+and first r columns of B [out, r_max], and **keeps the scaling** alpha / r_max (SQFT, arXiv 2410.03750, section 3.3).
+Libraries that divide alpha by the rank they see get `sub_adapter_alpha` instead.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from sqft_plugins.errors import SQFTError
+
+Rank = int | str | Mapping[str, int]
+"""A rank as users write it: an int, "max", "min", "median", "heuristic", "r16", or {module name pattern: rank}."""
+
+
+def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
+    """The search space, largest first. Raises SQFTError where it is empty, not positive, or its maximum is not `r`."""
+    choices = sorted(set(rank_choices), reverse=True)
+    if not choices or choices[-1] < 1 or any(not isinstance(c, int) for c in choices):
+        raise SQFTError(f"rank_choices={list(rank_choices)} is not a search space: give positive ranks, such as [32, 24, 16]")
+    if choices[0] != rank:
+        raise SQFTError(f"rank_choices={list(rank_choices)} has the maximum {choices[0]} but r={rank}: make them equal")
+    return choices
+
+
+def heuristic_rank(rank_choices: Sequence[int]) -> int:
+    """The median of the search space (of an even number, the lower median): the paper's reference sub-adapter."""
+    choices = sorted(rank_choices, reverse=True)
+    return choices[len(choices) // 2]
+
+
+def parse_rank(rank: int | str, rank_choices: Sequence[int]) -> int:
+    """The number behind a rank's name, checked against the search space (any 1..r_max where it has one choice)."""
+    names = {
+        "max": max(rank_choices),
+        "min": min(rank_choices),
+        "median": heuristic_rank(rank_choices),
+        "heuristic": heuristic_rank(rank_choices),
+    }
+    if isinstance(rank, str):
+        if rank in names:
+            return names[rank]
+        match = re.fullmatch(r"@?r?(\d+)", rank)
+        if not match:
+            raise SQFTError(f"rank={rank!r} is not a rank: use a number, r16, {', '.join(sorted(names))}")
+        rank = int(match[1])
+    if rank not in rank_choices:
+        raise SQFTError(f"rank={rank} is outside the search space: use one of {sorted(rank_choices, reverse=True)}")
+    return rank
+
+
+def configuration(rank: Rank, modules: Iterable[str], rank_choices: Sequence[int]) -> dict[str, int]:
+    """{module name: rank} for every module. A mapping's keys match a whole name or its dotted end, or are regular
+    expressions over it; every module must be matched and every key must match. Raises SQFTError."""
+    names = list(modules)
+    if not isinstance(rank, Mapping):
+        number = parse_rank(rank, rank_choices)
+        return dict.fromkeys(names, number)
+    result: dict[str, int] = {}
+    for pattern, value in rank.items():
+        matched = [n for n in names if n == pattern or n.endswith("." + pattern) or re.fullmatch(pattern, n)]
+        if not matched:
+            raise SQFTError(f"configuration key {pattern!r} matches no adapted module, such as {names[0]!r}: correct it")
+        result.update(dict.fromkeys(matched, parse_rank(value, rank_choices)))
+    missing = [n for n in names if n not in result]
+    if missing:
+        raise SQFTError(f"configuration has no rank for {missing[0]!r} (and {len(missing) - 1} more): add a pattern such as '.*'")
+    return {name: result[name] for name in names}
+
+
+def slice_lora(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A [r_max, in], B [out, r_max] → A [rank, in], B [out, rank]: views of the first `rank` directions."""
+    return A[:rank], B[:, :rank]
+
+
+def sub_adapter_alpha(alpha: float, rank: int, max_rank: int) -> float:
+    """The alpha with which a plain LoRA of rank `rank` scales by alpha / max_rank, as the super-adapter does."""
+    scaled = alpha * rank / max_rank
+    return int(scaled) if scaled == int(scaled) else scaled
+
+
+def share_key(module_name: str, share_rank: str) -> str:
+    """Modules with the same key share one sampled rank: those of one block ("layer"), or each its own ("module")."""
+    if share_rank == "module":
+        return module_name
+    block = re.match(r"(.*?\.\d+)(?:\.|$)", module_name)
+    return block[1] if block else module_name
+
+
+def sample_configuration(
+    modules: Iterable[str], rank_choices: Sequence[int], share_rank: str, generator: random.Random
+) -> dict[str, int]:
+    """{module name: rank}, one uniform draw from the search space for each group of modules that shares a rank."""
+    drawn: dict[str, int] = {}
+    result = {}
+    for name in modules:
+        key = share_key(name, share_rank)
+        if key not in drawn:
+            drawn[key] = generator.choice(list(rank_choices))
+        result[name] = drawn[key]
+    return result

@@ -1,0 +1,38 @@
+"""The errors a user can cause, each one line: the argument, the value, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SQFTError(ValueError):
+    """Base of every error of this project. The command line prints it as one line and exits with code 2."""
+
+
+class CheckpointError(SQFTError):
+    """A model or adapter folder is missing, damaged, or of a version this release does not read."""
+
+
+class MismatchError(SQFTError):
+    """An adapter, a mask or a stamp belongs to another base model."""
+
+
+class OutputExistsError(SQFTError):
+    """The output is already there and `overwrite` was not asked for."""
+
+
+class GridError(SQFTError):
+    """A weight, a scale or a group size does not fit the INT4 grid."""
+
+
+class DependencyError(SQFTError):
+    """An optional package is missing or of a version outside the supported range."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message for an unknown `name`: the nearest known one, then all of them."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(options) or 'none'}"

@@ -1,0 +1,60 @@
+"""Masks: which weights of a sparse base are kept.
+
+The mask M is the nonzero pattern of the pruned float model, decided once, before quantization: INT4 rounds further
+weights to zero, so `W_int4 != 0` is not M. On disk a mask is one bit a weight, uint8 [out, ceil(in / 8)], least
+significant bit first, 1 = kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import SQFTError
+
+
+def nonzero_mask(weight: Tensor) -> Tensor:
+    """bool [out, in], True where a weight of the sparse float base is kept."""
+    return weight != 0
+
+
+def lowest_mask(score: Tensor, sparsity: float) -> Tensor:
+    """bool [out, in], False at the `round(sparsity * in)` lowest scores of each row (ties: the earlier column goes).
+
+    Wanda compares within an output row, and so does this (arXiv 2306.11695, section 3).
+    """
+    if not 0.0 <= sparsity <= 1.0:
+        raise SQFTError(f"sparsity={sparsity} is outside 0..1: give the fraction of weights to prune, such as 0.5")
+    pruned = round(sparsity * score.shape[1])
+    mask = torch.ones_like(score, dtype=torch.bool)
+    lowest = torch.argsort(score, dim=1, stable=True)[:, :pruned]
+    return mask.scatter_(1, lowest, False)
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """bool [out, in] → uint8 [out, ceil(in / 8)], least significant bit first."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1, bitorder="little"))
+
+
+def unpack_mask(packed: Tensor, in_features: int) -> Tensor:
+    """The inverse of `pack_mask`: uint8 [out, ceil(in / 8)] → bool [out, in]."""
+    bits = np.unpackbits(packed.cpu().numpy(), axis=1, count=in_features, bitorder="little")
+    return torch.from_numpy(bits).bool()
+
+
+def mask_hash(packed: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and bits of packed masks, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        digest.update(f"{name}{tuple(packed[name].shape)}".encode())
+        digest.update(packed[name].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sparsity_of(mask: Tensor) -> float:
+    """The fraction of pruned weights."""
+    return 1.0 - float(mask.sum(dtype=torch.int64)) / max(mask.numel(), 1)

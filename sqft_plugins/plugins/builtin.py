@@ -1,0 +1,18 @@
+"""What the core itself offers, through the same hooks as every plug-in."""
+
+from __future__ import annotations
+
+from sqft_plugins.compress.magnitude import Magnitude
+from sqft_plugins.compress.round_to_nearest import RoundToNearest
+from sqft_plugins.compress.wanda import Wanda
+from sqft_plugins.plugins.hookspecs import hookimpl
+
+
+@hookimpl
+def sqft_pruners():
+    return [Wanda(), Magnitude()]
+
+
+@hookimpl
+def sqft_quantizers():
+    return [RoundToNearest()]

@@ -1,0 +1,64 @@
+"""All hooks of sqft. A plug-in implements any of them with `@sqft_plugins.hookimpl` and registers its module under the
+entry-point group `sqft`. Every hook but `sqft_commands` returns objects that the core then calls; the protocols of those objects
+stand in `sqft_plugins.plugins.protocols`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import click
+
+    from sqft_plugins.plugins.protocols import Check, Engine, Exporter, Pruner, Quantizer, Searcher, Task, Tuner
+
+hookspec = pluggy.HookspecMarker("sqft")
+hookimpl = pluggy.HookimplMarker("sqft")
+
+
+@hookspec
+def sqft_pruners() -> Iterable[Pruner]:
+    """Pruning methods for `sqft prune --method NAME`."""
+
+
+@hookspec
+def sqft_quantizers() -> Iterable[Quantizer]:
+    """Quantization methods for `sqft quantize --method NAME`."""
+
+
+@hookspec
+def sqft_tuners() -> Iterable[Tuner]:
+    """Adapter types for `sqft train | extract | merge`."""
+
+
+@hookspec
+def sqft_searchers() -> Mapping[str, Searcher]:
+    """Sub-adapter choices for `--rank NAME`: name → function from adapted modules and search space to ranks."""
+
+
+@hookspec
+def sqft_exporters() -> Iterable[Exporter]:
+    """Formats for `sqft export NAME`."""
+
+
+@hookspec
+def sqft_tasks() -> Iterable[Task]:
+    """Evaluation tasks for `sqft eval --task NAME`."""
+
+
+@hookspec
+def sqft_engines() -> Iterable[Engine]:
+    """Runtimes that evaluate a path, such as llama.cpp for `*.gguf`; the first that says it opens the path is used."""
+
+
+@hookspec
+def sqft_commands(group: click.Group) -> None:
+    """Add commands to the `sqft` command line: `group.add_command(...)`."""
+
+
+@hookspec
+def sqft_checks() -> Iterable[Check]:
+    """Rows for `sqft doctor`: what this plug-in needs and whether it is there."""

@@ -1,0 +1,80 @@
+"""The plug-in manager: built-in methods, then the entry-point group `sqft`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import pluggy
+
+from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.plugins import hookspecs
+
+GROUP = "sqft"
+SWITCH = "SQFT_PLUGINS"
+BUILT_IN = "sqft_plugins.plugins.builtin"
+
+
+@dataclass
+class Host:
+    """The loaded plug-ins. broken: plug-in name → why it could not be loaded; a broken plug-in never stops the rest."""
+
+    manager: pluggy.PluginManager
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        return self.manager.hook
+
+    def collect(self, hook_name: str) -> dict[str, object]:
+        """{name: object} of a hook whose plug-ins return objects with a `name`. Two of one name are an error."""
+        found: dict[str, object] = {}
+        for objects in getattr(self.hook, hook_name)():
+            for item in objects:
+                if item.name in found:
+                    raise SQFTError(f"two plug-ins offer {item.name!r} through {hook_name}: uninstall one, see `sqft plugins`")
+                found[item.name] = item
+        return found
+
+    def get(self, hook_name: str, name: str, argument: str):
+        """One object by name. Raises SQFTError that names the nearest one."""
+        found = self.collect(hook_name)
+        if name not in found:
+            raise SQFTError(f"{argument} {name!r} is unknown: {nearest(name, found)}")
+        return found[name]
+
+
+def build_manager(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Host:
+    """A new host with the built-in methods and the given entry points (None: those installed). `SQFT_PLUGINS=none`
+    in the environment loads no entry point, `SQFT_PLUGINS=a,b` only those named."""
+    manager = pluggy.PluginManager("sqft")
+    manager.add_hookspecs(hookspecs)
+    host = Host(manager)
+    manager.register(importlib.import_module(BUILT_IN), name="sqft_plugins")
+    if entry_points is None:
+        entry_points = importlib.metadata.entry_points(group=GROUP)
+    wanted = os.environ.get(SWITCH)
+    names = None if wanted is None else {name.strip() for name in wanted.split(",")}
+    for point in sorted(entry_points, key=lambda point: point.name):
+        if (names is not None and point.name not in names) or manager.has_plugin(point.name):
+            continue
+        try:
+            manager.register(point.load(), name=point.name)
+            manager.check_pending()
+        except Exception as error:  # a stranger's plug-in may fail in any way: report it, keep the rest
+            if manager.has_plugin(point.name):
+                manager.unregister(name=point.name)
+            last = traceback.format_exception_only(error)[-1].strip()
+            host.broken[point.name] = last
+    return host
+
+
+@lru_cache(maxsize=1)
+def get_manager() -> Host:
+    """The host of this process, built at the first call."""
+    return build_manager()

@@ -1,0 +1,139 @@
+"""What the objects that hooks return must offer. Plug-ins need not inherit from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from sqft_plugins.checkpoint.stamp import GridStamp
+    from sqft_plugins.grid import QuantizedWeight
+
+Statistic = Literal["none", "norm", "hessian"]
+"""What a method wants to know of a linear's inputs X [tokens, in]: nothing, ‖X‖ per column [in], or XᵀX [in, in]."""
+
+
+class Pruner(Protocol):
+    """name: as in `--method`. statistic: what `prune` gets as its second argument (float32, None for "none")."""
+
+    name: str
+    statistic: Statistic
+
+    def prune(self, weight: Tensor, statistic: Tensor | None, sparsity: float) -> tuple[Tensor, Tensor]:
+        """weight [out, in] → the new weight (same shape and dtype) and its mask (bool, True = kept)."""
+        ...
+
+
+class Quantizer(Protocol):
+    """name: as in `--method`. statistic: what `quantize` gets as its third argument."""
+
+    name: str
+    statistic: Statistic
+
+    def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
+        """weight [out, in] → codes on the grid; every weight that `mask` prunes must get the code of zero."""
+        ...
+
+
+Searcher = Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]
+"""(module names, search space) → module name → rank."""
+
+
+class Tuner(Protocol):
+    """An adapter type. name: as in `--tuner`."""
+
+    name: str
+
+    def attach(self, model: PreTrainedModel, settings: Any) -> nn.Module:
+        """The model with a new, trainable adapter; `settings` is `sqft_plugins.tune.AdapterSettings`."""
+        ...
+
+    def load(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
+        """The model with a saved adapter, for evaluation."""
+        ...
+
+    def set_rank(self, model: nn.Module, rank: Any) -> Mapping[str, int]:
+        """Activates a rank for evaluation and merging → module name → rank."""
+        ...
+
+    def merge(self, model: nn.Module) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
+        """The base with the adapter merged in, and module name → mask of the base (empty for a dense adapter)."""
+        ...
+
+    def extract(self, adapter: Path, target: Path, rank: Any) -> Mapping[str, int]:
+        """Writes the sub-adapter of that rank into the empty folder `target` → module name → rank."""
+        ...
+
+
+class Exporter(Protocol):
+    """name: as in `sqft export NAME`. command: the click command that does it."""
+
+    name: str
+    command: Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. prompt: text. answer: the gold completion. options: completions to choose from; empty: free text."""
+
+    prompt: str
+    answer: str
+    options: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """name: as in `--task`. items: the held-out questions. is_correct: judges a free-text completion."""
+
+    name: str
+
+    def items(self) -> Sequence[Item]: ...
+
+    def is_correct(self, item: Item, completion: str) -> bool: ...
+
+
+class Engine(Protocol):
+    """A runtime. `opens` says whether it can evaluate `path`; `open` loads it once."""
+
+    name: str
+
+    def opens(self, path: Path) -> bool: ...
+
+    def open(self, path: Path, **options: Any) -> Session: ...
+
+
+class Session(Protocol):
+    """A loaded model, opened once and asked many times."""
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
+        """The greedy completion of each prompt in order, without the prompt."""
+        ...
+
+    def logprobs(self, tokens: Sequence[int]) -> torch.Tensor:
+        """float32 [len(tokens) - 1]: log-probability of each token after the first, given those before it."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the model puts before a text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Status = Literal["ok", "missing", "wrong"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of `sqft doctor`. remedy: the command that repairs it, empty where nothing is wrong."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""

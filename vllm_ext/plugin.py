@@ -1,0 +1,1 @@
+"""What vllm_ext offers to sqft, through the hooks."""
