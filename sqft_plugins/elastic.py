@@ -7,6 +7,7 @@ Libraries that divide alpha by the rank they see get `sub_adapter_alpha` instead
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,9 @@ def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
     """The search space, largest first. Raises SQFTError where it is empty, not positive, or its maximum is not `r`."""
     choices = sorted(set(rank_choices), reverse=True)
     if not choices or choices[-1] < 1 or any(not isinstance(c, int) for c in choices):
-        raise SQFTError(f"rank_choices={list(rank_choices)} is not a search space: give positive ranks, such as [32, 24, 16]")
+        raise SQFTError(
+            f"rank_choices={list(rank_choices)} is not a search space: give positive ranks, such as [32, 24, 16]"
+        )
     if choices[0] != rank:
         raise SQFTError(f"rank_choices={list(rank_choices)} has the maximum {choices[0]} but r={rank}: make them equal")
     return choices
@@ -66,11 +69,15 @@ def configuration(rank: Rank, modules: Iterable[str], rank_choices: Sequence[int
     for pattern, value in rank.items():
         matched = [n for n in names if n == pattern or n.endswith("." + pattern) or re.fullmatch(pattern, n)]
         if not matched:
-            raise SQFTError(f"configuration key {pattern!r} matches no adapted module, such as {names[0]!r}: correct it")
+            raise SQFTError(
+                f"configuration key {pattern!r} matches no adapted module, such as {names[0]!r}: correct it"
+            )
         result.update(dict.fromkeys(matched, parse_rank(value, rank_choices)))
     missing = [n for n in names if n not in result]
     if missing:
-        raise SQFTError(f"configuration has no rank for {missing[0]!r} (and {len(missing) - 1} more): add a pattern such as '.*'")
+        raise SQFTError(
+            f"configuration has no rank for {missing[0]!r} (and {len(missing) - 1} more): add a pattern such as '.*'"
+        )
     return {name: result[name] for name in names}
 
 
@@ -79,9 +86,11 @@ def slice_lora(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return A[:rank], B[:, :rank]
 
 
-def sub_adapter_alpha(alpha: float, rank: int, max_rank: int) -> float:
-    """The alpha with which a plain LoRA of rank `rank` scales by alpha / max_rank, as the super-adapter does."""
-    scaled = alpha * rank / max_rank
+def sub_adapter_alpha(alpha: float, rank: int, max_rank: int, rslora: bool = False) -> float:
+    """The alpha with which a plain LoRA of rank `rank` scales as the super-adapter does: alpha / max_rank, or, with
+    rank-stabilized LoRA, alpha / sqrt(max_rank)."""
+    ratio = rank / max_rank
+    scaled = alpha * (math.sqrt(ratio) if rslora else ratio)
     return int(scaled) if scaled == int(scaled) else scaled
 
 

@@ -71,7 +71,7 @@ def round_scale(scale: Tensor) -> Tensor:
     rounded = rounded.clamp(min=MIN_SCALE)
     if not bool((rounded <= MAX_SCALE).all()):  # also catches NaN
         raise GridError(
-            f"scale={float(rounded.max()):g} is outside the exact range [2^-17, 65504]: rescale the weight or exclude it"
+            f"scale={float(rounded.max()):g} is outside the exact range 2^-17..65504: rescale the weight or exclude it"
         )
     return rounded.to(torch.float32)
 
@@ -84,7 +84,9 @@ def make_scale(weight: Tensor, group_size: int = 32, symmetric: bool = True) -> 
     """
     groups = _grouped(_as_exact(weight), group_size)  # [out, groups, group_size]
     if not bool(torch.isfinite(groups).all()):
-        raise GridError("weight holds NaN or infinity: find the broken tensor with `sqft inspect`, or exclude the layer")
+        raise GridError(
+            "weight holds NaN or infinity: find the broken tensor with `sqft inspect`, or exclude the layer"
+        )
     if symmetric:
         scale = round_scale(groups.abs().amax(-1) / (MAX_CODE / 2))
         return scale, torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)

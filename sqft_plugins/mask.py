@@ -22,17 +22,31 @@ def nonzero_mask(weight: Tensor) -> Tensor:
     return weight != 0
 
 
+def check_sparsity(sparsity: float) -> None:
+    """Raises SQFTError for a sparsity outside 0..1."""
+    if not 0.0 <= sparsity <= 1.0:
+        raise SQFTError(f"sparsity={sparsity} is outside 0..1: give the fraction of weights to prune, such as 0.5")
+
+
 def lowest_mask(score: Tensor, sparsity: float) -> Tensor:
     """bool [out, in], False at the `round(sparsity * in)` lowest scores of each row (ties: the earlier column goes).
 
     Wanda compares within an output row, and so does this (arXiv 2306.11695, section 3).
     """
-    if not 0.0 <= sparsity <= 1.0:
-        raise SQFTError(f"sparsity={sparsity} is outside 0..1: give the fraction of weights to prune, such as 0.5")
+    check_sparsity(sparsity)
     pruned = round(sparsity * score.shape[1])
-    mask = torch.ones_like(score, dtype=torch.bool)
-    lowest = torch.argsort(score, dim=1, stable=True)[:, :pruned]
-    return mask.scatter_(1, lowest, False)
+    if pruned == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    # selecting the threshold is two to three times faster than sorting the rows
+    threshold = torch.kthvalue(score, pruned, dim=1, keepdim=True).values  # [out, 1]
+    kept = score > threshold
+    tied = score == threshold
+    surplus = score.shape[1] - pruned - kept.sum(1)  # [out]: how many of the tied stay
+    rows = surplus.nonzero().squeeze(1)
+    if rows.numel():
+        later = tied[rows].flip(1).cumsum(1).flip(1)  # 1 at the last tied column, 2 at the one before, ...
+        kept[rows] |= tied[rows] & (later <= surplus[rows].unsqueeze(1))
+    return kept
 
 
 def pack_mask(mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -45,3 +46,22 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             last = now
             left = (now - start) / done * (total - done)
             print(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences transformers' own bars and notes where we show the progress ourselves; downloads keep their bars."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if bars:
+        enable_progress_bars()  # transformers switches off the hub's bars with its own
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

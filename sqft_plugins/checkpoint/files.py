@@ -14,11 +14,15 @@ from sqft_plugins.errors import OutputExistsError, SQFTError
 
 
 def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
-    """The output path, or OutputExistsError before any work. Also refuses a parent that is a file."""
+    """The output path, or OutputExistsError before any work. Also refuses a parent that is a file, and to replace a
+    folder that the user stands in, or the home folder."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{argument} {path} exists: choose another path, or replace it with --overwrite")
-    parent = path.absolute().parent
+    real = path.resolve()
+    if path.is_dir() and (Path.cwd().is_relative_to(real) or Path.home().is_relative_to(real)):
+        raise SQFTError(f"{argument} {path} is the current or the home folder, or holds it: choose a folder of its own")
+    parent = real.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -29,7 +33,9 @@ def check_output(path: str | Path, overwrite: bool = False, argument: str = "--o
 @contextmanager
 def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
     """Yields an empty folder beside `path`; on success it becomes `path`, on any error or Ctrl-C it is removed."""
-    path = check_output(path, overwrite, argument)
+    shown, path = path, check_output(path, overwrite, argument).resolve()  # a link stays, what it points to is replaced
+    if path.exists() and not path.is_dir():
+        raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     temporary.mkdir()
@@ -44,7 +50,9 @@ def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--o
 @contextmanager
 def write_file(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
     """Yields a file name beside `path` to write to; on success it becomes `path`, on any error it is removed."""
-    path = check_output(path, overwrite, argument)
+    shown, path = path, check_output(path, overwrite, argument).resolve()
+    if path.is_dir():
+        raise SQFTError(f"{argument} {shown} is a folder, a file goes there: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     with _cleaned(temporary, path, argument):
@@ -61,8 +69,12 @@ def _replace(temporary: Path, path: Path) -> None:
     if path.is_dir():  # rename cannot replace a folder that is not empty: move the old one away first
         old = _beside(path)
         path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old)
+        try:
+            temporary.rename(path)
+        except BaseException:  # Ctrl-C between the two
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(temporary, path)
 
@@ -79,7 +91,7 @@ def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         # safetensors reports a full disk as an error of its own, with the system's words inside
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             free = shutil.disk_usage(path.absolute().parent).free
             raise SQFTError(
                 f"{argument} {path}: the disk is full ({free >> 20} MiB free): free some space or choose another path"

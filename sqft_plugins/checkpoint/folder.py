@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +42,11 @@ class ModelFolder:
             raise CheckpointError(f"model {path} is not a folder: give the path of a model saved by save_pretrained")
         config = self.path / "config.json"
         if not config.is_file():
-            hint = "it is an adapter, give its base model" if (self.path / "adapter_config.json").is_file() else "give a model folder"
+            hint = (
+                "it is an adapter, give its base model"
+                if (self.path / "adapter_config.json").is_file()
+                else "give a model folder"
+            )
             raise CheckpointError(f"model {path} has no config.json: {hint}")
         try:
             self.config: dict[str, Any] = json.loads(config.read_text())
@@ -56,15 +62,22 @@ class ModelFolder:
         """Tensor name → the file that holds it."""
         index = self.path / INDEX
         if index.is_file():
-            weight_map = json.loads(index.read_text())["weight_map"]
+            try:
+                weight_map = json.loads(index.read_text())["weight_map"]
+            except (json.JSONDecodeError, KeyError) as error:
+                raise CheckpointError(f"{index} is no weight index ({error}): copy the model again") from error
             files = {name: self.path / file for name, file in weight_map.items()}
             for file in set(files.values()):
                 if not file.is_file():
                     raise CheckpointError(f"{file} is named in {INDEX} but missing: copy the model again")
+                with self._open(file):  # a file that is cut off says so here, before the long work
+                    pass
             return files
         single = self.path / SINGLE
         if not single.is_file():
-            raise CheckpointError(f"model {self.path} has no {SINGLE}: save it with save_pretrained(safe_serialization=True)")
+            raise CheckpointError(
+                f"model {self.path} has no {SINGLE}: save it with save_pretrained(safe_serialization=True)"
+            )
         with self._open(single) as handle:
             return dict.fromkeys(handle.keys(), single)
 
@@ -84,6 +97,15 @@ class ModelFolder:
         with self._open(self.files[name]) as handle:
             return tuple(handle.get_slice(name).get_shape())
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of one tensor on disk, from the header alone."""
+        with self._open(self.files[name]) as handle:
+            stored = handle.get_slice(name)
+            dtype = stored.get_dtype()  # "BF16", "I32", "F8_E4M3", "BOOL"
+            return math.prod(stored.get_shape()) * (
+                1 if dtype == "BOOL" else int(re.sub(r"^\D+(\d+).*", r"\1", dtype)) // 8
+            )
+
     # --- INT4 ---
 
     @cached_property
@@ -94,11 +116,16 @@ class ModelFolder:
             return None
         method, layout = config.get("quant_method"), config.get("format")
         if method != "compressed-tensors" or layout != "pack-quantized":
-            raise CheckpointError(f"model {self.path} is quantized as {method}/{layout}: this release reads pack-quantized only")
+            raise CheckpointError(
+                f"model {self.path} is quantized as {method}/{layout}: this release reads pack-quantized only"
+            )
         weights = [group["weights"] for group in config["config_groups"].values()]
         first = weights[0]
-        if any(w != first for w in weights) or first["num_bits"] != 4 or first.get("actorder"):
-            raise CheckpointError(f"model {self.path} mixes grids, is not 4-bit or is act-ordered: quantize it again with one grid")
+        kind = (first["num_bits"], first.get("type", "int")) if first else None
+        if any(w != first for w in weights) or kind != (4, "int") or first.get("actorder"):
+            raise CheckpointError(
+                f"model {self.path} mixes grids, is not 4-bit or is act-ordered: quantize it again with one grid"
+            )
         size = PER_CHANNEL if first["strategy"] == "channel" else first["group_size"]
         return GridStamp(group_size=size, symmetric=first["symmetric"])
 
@@ -113,10 +140,15 @@ class ModelFolder:
         out_features, in_features = (int(n) for n in self.tensor(f"{module}.weight_shape"))
         scale = self.tensor(f"{module}.weight_scale").to(torch.float32)
         codes = unpack(self.tensor(f"{module}.weight_packed"), in_features)
-        assert self.grid is not None
+        if self.grid is None:
+            raise CheckpointError(
+                f"{self.path}/config.json has no quantization_config but {module} is packed: copy the model again"
+            )
         groups = in_features // group_width(in_features, self.grid.group_size, module)
         if scale.shape != (out_features, groups):
-            raise CheckpointError(f"{module}.weight_scale is {tuple(scale.shape)}, expected {(out_features, groups)}: copy the model again")
+            raise CheckpointError(
+                f"{module}.weight_scale is {tuple(scale.shape)}, expected {(out_features, groups)}: copy it again"
+            )
         if self.grid.symmetric:
             zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
         else:
@@ -152,7 +184,9 @@ class ModelFolder:
         else:
             shape = self.shape(f"{module}.weight")
         if packed.shape != (shape[0], -(-shape[1] // 8)):
-            raise CheckpointError(f"mask of {module} is {tuple(packed.shape)} but its weight {shape}: the mask is another model's")
+            raise CheckpointError(
+                f"mask of {module} is {tuple(packed.shape)} but its weight {shape}: the mask is another model's"
+            )
         return unpack_mask(packed, shape[1])
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

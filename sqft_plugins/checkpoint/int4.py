@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp, Stamp, write_sidecar
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, pack, pack_zero_point
 
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
 SCALE_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
 
@@ -44,7 +46,10 @@ def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict:
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     config = QuantizationConfig(
-        config_groups={"group_0": scheme}, format="pack-quantized", quantization_status="compressed", ignore=sorted(ignore)
+        config_groups={"group_0": scheme},
+        format="pack-quantized",
+        quantization_status="compressed",
+        ignore=sorted(ignore),
     )
     return config.model_dump(mode="json")
 
@@ -57,17 +62,18 @@ def write_int4(
     ignore: Iterable[str],
     grid: GridStamp,
     stamp: Stamp,
+    packed_masks: Mapping[str, Tensor] | None = None,
 ) -> Stamp:
     """Copies `source` into the empty folder `target` with `quantize(module, weight)` in place of each module's weight.
 
     One tensor is in memory at a time beside the shard being written; shards keep the source's names. Returns the stamp
-    with the scale hash filled in.
+    with the scale hash filled in. packed_masks: what `stamp.mask_hash` was made of; None takes those of `source`.
     """
     wanted = {f"{module}.weight": module for module in modules}
     missing = sorted(set(wanted) - set(source.files))
     if missing:
         source.tensor(missing[0])  # raises, naming it
-    scale_hash = hashlib.sha256()
+    scales: dict[str, bytes] = {}  # module → digest of its scales
     weight_map: dict[str, str] = {}
     for file in sorted(set(source.files.values())):
         shard: dict[str, Tensor] = {}
@@ -75,7 +81,7 @@ def write_int4(
             tensor = source.tensor(name)
             if name in wanted:
                 quantized = quantize(wanted[name], tensor)
-                scale_hash.update(name.encode() + quantized.scale.numpy().tobytes())
+                scales[wanted[name]] = hashlib.sha256(quantized.scale.contiguous().cpu().numpy().tobytes()).digest()
                 shard.update(int4_tensors(wanted[name], quantized, grid.symmetric, tensor.dtype))
             else:
                 shard[name] = tensor
@@ -89,16 +95,35 @@ def write_int4(
     config = {key: value for key, value in source.config.items() if key != "sqft"}
     config["quantization_config"] = quantization_config(grid, ignore)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    stamp = stamp.model_copy(update={"grid": grid, "scale_hash": scale_hash.hexdigest()})
-    write_sidecar(target, stamp, source.packed_masks)
+    stamp = stamp.model_copy(update={"grid": grid, "scale_hash": combined_hash(scales)})
+    write_sidecar(target, stamp, source.packed_masks if packed_masks is None else packed_masks)
     return stamp
 
 
+def combined_hash(digests: Mapping[str, bytes]) -> str:
+    """SHA-256 over module names and the digests of their scales, whatever order and shards they were written in."""
+    combined = hashlib.sha256()
+    for module in sorted(digests):
+        combined.update(module.encode() + digests[module])
+    return combined.hexdigest()
+
+
 def copy_side_files(source: ModelFolder, target: Path) -> None:
-    """Everything beside the weights and config.json: tokenizer, generation config, licence."""
-    weights = {file.name for file in source.files.values()}
+    """Everything beside the weights and config.json: tokenizer, generation config, licence.
+
+    Copies of the model in other weight formats stay behind: they would be of the old weights, and vLLM loads every
+    `*.safetensors` it finds.
+    """
     for file in source.path.iterdir():
-        if file.is_file() and file.name not in weights | {INDEX, "config.json"}:
-            shutil.copy2(file, target / file.name)
-        elif file.is_dir() and file.name != FOLDER:
-            shutil.copytree(file, target / file.name)
+        if file.name in {"config.json", FOLDER} or file.name.startswith(".") or _matches(file.name, WEIGHT_FILES):
+            continue
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+        else:
+            shutil.copytree(
+                file, target / file.name, ignore=shutil.ignore_patterns(".*", *WEIGHT_FILES), dirs_exist_ok=True
+            )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

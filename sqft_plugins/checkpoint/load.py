@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,28 +18,66 @@ from transformers import (
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.progress import quiet_libraries
+
+VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+"""Files of which every kind of tokenizer has at least one."""
 
 
 def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
     """`AutoModelForCausalLM.from_pretrained`, INT4 folders dequantized into plain linears. A name that is no local
     folder is looked up on the hub. Raises CheckpointError."""
+    _check_name(path)
     if Path(path).is_dir():
         folder = ModelFolder(path)
         if folder.files and folder.grid is not None:
             kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
-    except OSError as error:
-        raise CheckpointError(f"model {path} is neither a folder here nor a model on the hub: check the path ({_first_line(error)})") from error
+        with quiet_libraries():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        if not Path(path).is_dir():
+            raise _unknown(path, error) from error
+        raise CheckpointError(
+            f"model {path} is no language model that transformers loads: check its files ({_first_line(error)})"
+        ) from error
     return model.eval()
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> None:
+    """`save_pretrained` without its bars."""
+    with quiet_libraries():
+        model.save_pretrained(folder, **kwargs)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`; raises CheckpointError where the folder has none."""
+    _check_name(path)
+    folder = Path(path)
+    if folder.is_dir() and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):
+        # transformers would make an empty tokenizer of the model's class and say nothing
+        raise CheckpointError(f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it ({_first_line(error)})") from error
+        if not folder.is_dir():
+            raise _unknown(path, error) from error
+        raise CheckpointError(
+            f"model {path} has no tokenizer that transformers reads: copy tokenizer.json and tokenizer_config.json "
+            f"into it ({_first_line(error)})"
+        ) from error
+
+
+def _check_name(path: str | Path) -> None:
+    # what cannot be a name on the hub is a mistyped path: say so at once, without asking the network
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(path)):
+        raise CheckpointError(f"model {path} is not a folder: check the path")
+
+
+def _unknown(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"model {path} is neither a folder here nor a model on the hub: check the path ({_first_line(error)})"
+    )
 
 
 def _first_line(error: Exception) -> str:

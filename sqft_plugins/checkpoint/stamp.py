@@ -60,7 +60,9 @@ def parse_stamp(data: Mapping, source: str) -> Stamp:
     """Raises CheckpointError for a stamp of a newer version or one that does not parse."""
     version = data.get("version")
     if not isinstance(version, int) or version > STAMP_VERSION:
-        raise CheckpointError(f"{source} has stamp version {version}, this release reads up to {STAMP_VERSION}: upgrade sqft-plugins")
+        raise CheckpointError(
+            f"{source} has stamp version {version}, this release reads up to {STAMP_VERSION}: upgrade sqft-plugins"
+        )
     try:
         return Stamp(**data)
     except ValidationError as error:

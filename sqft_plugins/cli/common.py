@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,3 +44,30 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     if not console.is_terminal:
         console = Console(width=160)
     console.print(shown)
+
+
+class RankType(click.ParamType):
+    """A rank: a number, a name, or a JSON file with module name (or pattern) → rank."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or not value.endswith(".json"):
+            return value
+        try:
+            ranks = json.loads(Path(value).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            self.fail(f"{value} is no JSON file with module name → rank ({error})")
+        if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
+            self.fail(f'{value} is no configuration: write {{"module name or pattern": rank, …}}')
+        return ranks
+
+
+rank_option = click.option(
+    "--rank",
+    type=RankType(),
+    default="heuristic",
+    show_default=True,
+    metavar="RANK",
+    help="heuristic (the median), max, min, a number, or a JSON file: module name → rank.",
+)

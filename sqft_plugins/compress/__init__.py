@@ -1,0 +1,1 @@
+"""Making the base: finding the layers, calibration text, pruning, INT4."""

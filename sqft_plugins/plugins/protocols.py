@@ -76,7 +76,18 @@ class Exporter(Protocol):
     """name: as in `sqft export NAME`. command: the click command that does it."""
 
     name: str
-    command: Any
+
+    @property
+    def command(self) -> Any: ...
+
+    def export(self, model: Path, target: Path, overwrite: bool = False) -> Mapping[str, Any]:
+        """Writes the model folder as `target`."""
+        ...
+
+    def verify(self, model: Path, target: Path) -> Mapping[str, Any]:
+        """Compares `target` with the model folder → at least `equal` (bool), `zeros_kept` (fraction of pruned weights
+        that are exactly 0) and `bits_per_weight` (of the masked modules)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+# Needs Python 3.11, a C++ compiler and the package registries; .venv is made here. docs/install.md has the details.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+SET ?= test
+BIN := .venv/bin
+
+.PHONY: help demo test install install-% lock clean
+
+help: ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+demo: install-demo ## The whole way on a real model, into demo-out/; ARGS="--out DIR ..." are passed to `sqft demo`
+	$(BIN)/sqft demo $(ARGS)
+
+test: install-test ## Install everything, then ruff, mypy and pytest; ARGS="-k NAME ..." are passed to pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --durations=10 $(ARGS)
+
+install: install-$(SET) ## Only make .venv: SET=demo, or SET=test (everything, the default)
+
+install-%:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "install: $(PYTHON) is missing or \
+	older than 3.11: install Python 3.11, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) .ci/install.py $*
+
+lock: install-test ## Write constraints.txt from .venv, after a pin was moved
+	@$(PYTHON) .ci/install.py lock
+
+clean: ## Remove .venv, .cache (the compiled llama.cpp, the prepared model) and what the tools leave
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,91 @@
+"""Gemma 3 text models: transformers `Gemma3ForCausalLM` → llama.cpp `gemma3`."""
+
+from __future__ import annotations
+
+from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule
+
+PATTERN = 6
+"""llama.cpp's default: every sixth layer sees the whole context, the others a window."""
+LAYERS_27B = 62
+"""llama.cpp knows the 27B model, whose attention is scaled differently, by its number of layers (gemma3.cpp)."""
+
+
+def _reason(config: Config) -> str:
+    full = config["rope_parameters"]["full_attention"]
+    local = config["rope_parameters"]["sliding_attention"]
+    if full["rope_type"] not in ("default", "linear") or local["rope_type"] != "default":
+        return (
+            f"rope_type={full['rope_type']!r}/{local['rope_type']!r} has no table for gemma3: only default and linear"
+        )
+    heads = config["hidden_size"] / config["num_attention_heads"]
+    scalar = heads if config["num_hidden_layers"] == LAYERS_27B else config["head_dim"]
+    if config["query_pre_attn_scalar"] != scalar:
+        return f"query_pre_attn_scalar={config['query_pre_attn_scalar']} is fixed to {scalar:g} in llama.cpp"
+    if config.get("attn_logit_softcapping"):
+        return "attn_logit_softcapping does not exist in llama.cpp's gemma3: only models without it"
+    if config.get("use_bidirectional_attention"):
+        return "use_bidirectional_attention does not exist in llama.cpp's gemma3: only causal models"
+    if config.get("attention_bias"):
+        return "attention_bias does not exist in llama.cpp's gemma3: only models without it"
+    if config.get("hidden_activation") != "gelu_pytorch_tanh":
+        return f"hidden_activation={config.get('hidden_activation')!r} does not exist in llama.cpp's gemma3"
+    return ""
+
+
+def _entries(config: Config) -> list[Entry]:
+    full = config["rope_parameters"]["full_attention"]
+    local = config["rope_parameters"]["sliding_attention"]
+    entries = [
+        Entry("gemma3.rope.freq_base", float(full["rope_theta"]), "float32"),
+        Entry("gemma3.rope.freq_base_swa", float(local["rope_theta"]), "float32"),
+    ]
+    if full["rope_type"] == "linear":
+        entries.append(Entry("gemma3.rope.scaling.type", "linear", "string"))
+        entries.append(Entry("gemma3.rope.scaling.factor", float(full["factor"]), "float32"))
+    sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+    if sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
+        entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
+    if config.get("final_logit_softcapping"):
+        cap = float(config["final_logit_softcapping"])
+        entries.append(Entry("gemma3.final_logit_softcapping", cap, "float32"))
+    return entries
+
+
+# transformers multiplies by (1 + weight), llama.cpp by weight
+GEMMA3 = Architecture(
+    name="gemma3",
+    classes=("Gemma3ForCausalLM",),
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("context_length", "max_position_embeddings"),
+        Key("embedding_length", "hidden_size"),
+        Key("block_count", "num_hidden_layers"),
+        Key("feed_forward_length", "intermediate_size"),
+        Key("attention.head_count", "num_attention_heads"),
+        Key("attention.head_count_kv", "num_key_value_heads"),
+        Key("attention.key_length", "head_dim"),
+        Key("attention.value_length", "head_dim"),
+        Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "float32"),
+        Key("attention.sliding_window", "sliding_window"),
+    ),
+    rules=(
+        Rule("model.embed_tokens", "token_embd"),
+        Rule("model.norm", "output_norm", add=1.0),
+        Rule("lm_head", "output", required=False),
+        Rule("model.layers.{i}.input_layernorm", "blk.{i}.attn_norm", add=1.0),
+        Rule("model.layers.{i}.self_attn.q_proj", "blk.{i}.attn_q"),
+        Rule("model.layers.{i}.self_attn.k_proj", "blk.{i}.attn_k"),
+        Rule("model.layers.{i}.self_attn.v_proj", "blk.{i}.attn_v"),
+        Rule("model.layers.{i}.self_attn.o_proj", "blk.{i}.attn_output"),
+        Rule("model.layers.{i}.self_attn.q_norm", "blk.{i}.attn_q_norm", add=1.0),
+        Rule("model.layers.{i}.self_attn.k_norm", "blk.{i}.attn_k_norm", add=1.0),
+        Rule("model.layers.{i}.post_attention_layernorm", "blk.{i}.post_attention_norm", add=1.0),
+        Rule("model.layers.{i}.pre_feedforward_layernorm", "blk.{i}.ffn_norm", add=1.0),
+        Rule("model.layers.{i}.post_feedforward_layernorm", "blk.{i}.post_ffw_norm", add=1.0),
+        Rule("model.layers.{i}.mlp.gate_proj", "blk.{i}.ffn_gate"),
+        Rule("model.layers.{i}.mlp.up_proj", "blk.{i}.ffn_up"),
+        Rule("model.layers.{i}.mlp.down_proj", "blk.{i}.ffn_down"),
+    ),
+    reason=_reason,
+    entries=_entries,
+)

@@ -1,0 +1,94 @@
+"""The shape of an architecture's table. A table is data: adding an architecture is adding one short file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Config = Mapping[str, Any]
+"""The configuration as transformers normalizes it (`AutoConfig(...).to_dict()`), so that defaults are filled in."""
+
+Kind = Literal["uint32", "int32", "float32", "bool", "string", "strings", "floats", "ints", "bools"]
+
+
+class Entry(NamedTuple):
+    """One metadata entry of a GGUF file."""
+
+    key: str
+    value: Any
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Key:
+    """A hyper-parameter. name: its GGUF key without the architecture. source: its name in config.json."""
+
+    name: str
+    source: str
+    kind: Kind = "uint32"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of module. source: its name in the checkpoint, `{i}` for the layer. target: its name in the GGUF file.
+
+    heads: the entry of config.json that counts the heads whose rows are put into llama.cpp's rotary order, None where
+    rows stay. add: added to the weight, in float32. required: whether a model without it is refused.
+    """
+
+    source: str
+    target: str
+    heads: str | None = None
+    add: float = 0.0
+    required: bool = True
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.escape(self.source).replace(re.escape("{i}"), r"(?P<i>\d+)"))
+
+
+def _nothing(config: Config) -> list[Any]:
+    return []
+
+
+def _no_tensors(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """name: llama.cpp's. classes: the `architectures` of config.json. reason: a line why not, empty where it is fine.
+
+    entries: metadata beyond `keys`. constants: tensors that stand in no checkpoint, such as rope factors.
+    ignored: tensors of the checkpoint that the file does not need (regular expressions).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    keys: tuple[Key, ...]
+    rules: tuple[Rule, ...]
+    reason: Callable[[Config], str]
+    entries: Callable[[Config], list[Entry]] = _nothing
+    constants: Callable[[Config], dict[str, Tensor]] = _no_tensors
+    ignored: tuple[str, ...] = field(default=(r".*\.rotary_emb\.inv_freq",))
+
+    def metadata(self, config: Config) -> list[Entry]:
+        """The hyper-parameters, `general.architecture` left to the writer."""
+        read = {"uint32": int, "float32": float, "bool": bool}
+        table = [Entry(f"{self.name}.{key.name}", read[key.kind](config[key.source]), key.kind) for key in self.keys]
+        return table + self.entries(config)
+
+
+def rotary_order(rows: int, heads: int) -> Tensor:
+    """int64 [rows]: which row of the checkpoint stands in each row of the file.
+
+    transformers rotates the first half of a head against the second, llama.cpp's `llama` neighbours against each
+    other: [x0 x1 … y0 y1 …] becomes [x0 y0 x1 y1 …] within each head.
+    """
+    order = torch.arange(rows).view(heads, 2, rows // heads // 2)
+    return order.transpose(1, 2).reshape(-1)

@@ -1,0 +1,64 @@
+"""What can go wrong on the way to a GGUF file: one class a case, all raised before a byte is written."""
+
+from __future__ import annotations
+
+from sqft_plugins.errors import DependencyError, SQFTError
+
+INSTALL = "pip install 'sqft-plugins[gguf]'"
+
+
+class GGUFError(SQFTError):
+    """Base of every error of gguf_ext."""
+
+
+class UnsupportedArchitectureError(GGUFError):
+    """The model is of a kind that has no table here, or uses an option that llama.cpp lacks."""
+
+
+class UnmappedTensorError(GGUFError):
+    """A tensor of the model has no place in the GGUF file, or one that the file needs is missing."""
+
+
+class MissingTokenizerError(GGUFError):
+    """The model folder has no tokenizer."""
+
+
+class UnsupportedTokenizerError(GGUFError):
+    """llama.cpp has no tokenizer that would give the same token ids."""
+
+
+class UnknownPreTokenizerError(GGUFError):
+    """The pre-tokenizer of a byte-level BPE tokenizer is none that llama.cpp is known to have."""
+
+
+class NonFiniteWeightError(GGUFError):
+    """A weight is NaN or infinite, or becomes so in the wanted type."""
+
+
+class ScaleRangeError(GGUFError):
+    """A scale is outside fp16, where the blocks of a GGUF keep it."""
+
+
+class ScaleNotExactError(GGUFError):
+    """A scale is not exact in fp16."""
+
+
+class BlockSizeError(GGUFError):
+    """A row or a group is not a multiple of 32, the block of Q4_0 and Q5_0."""
+
+
+class DamagedFileError(GGUFError):
+    """A GGUF file is cut off or corrupt."""
+
+
+class VerificationError(GGUFError):
+    """The written file does not hold the weights of the model."""
+
+
+class RuntimeFailedError(GGUFError):
+    """llama.cpp could not load or run a file."""
+
+
+def missing_package(package: str) -> DependencyError:
+    """The error for an optional package that is not installed."""
+    return DependencyError(f"package {package} is not installed: {INSTALL}")

@@ -1,0 +1,80 @@
+"""llama.cpp's name for the pre-tokenizer of a byte-level BPE tokenizer.
+
+A GGUF file does not carry the regular expression that cuts a text before the merges, only a name
+(`tokenizer.ggml.pre`) that llama.cpp has the expression for (llama-vocab.cpp). So we read the expressions out of
+tokenizer.json and look them up; each row of the table stands in llama.cpp with the same expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gguf_ext.errors import UnknownPreTokenizerError
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What `ByteLevel(use_regex=true)` applies (tokenizers, byte_level.rs)."""
+DIGITS = r"\p{N}"
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
+QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS = [r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + "+", r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*"]
+_SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = "|".join(_WORDS) + r"|\p{N}" + _SLASH
+GPT4O = "|".join(word + CONTRACTIONS + "?" for word in _WORDS) + r"|\p{N}{1,3}" + _SLASH
+SEED_CODER = (
+    CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}"
+    + "\r\n"
+    + r"]+|\s*["
+    + "\r\n"
+    + r"]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", DIGITS)
+
+# (expressions, whether a whole word of the vocabulary needs no merges) → name
+KNOWN: dict[tuple[tuple[str, ...], bool], str] = {
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "dbrx",  # the same expression, with merges: llama.cpp's `llama-bpe` would skip them
+    ((QWEN2,), False): "qwen2",
+    ((GPT2,), False): "gpt-2",
+    ((DIGITS, GPT2), False): "smollm",
+    ((TEKKEN,), True): "tekken",
+    ((GPT4O,), False): "gpt-4o",
+    ((SEED_CODER,), False): "seed-coder",
+    (DEEPSEEK_CODER, False): "deepseek-coder",
+}
+
+
+def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
+    """The name for a parsed tokenizer.json. Raises UnknownPreTokenizerError, telling about `--pre`."""
+    expressions = tuple(_expressions(tokenizer.get("pre_tokenizer")))
+    skips = bool(tokenizer["model"].get("ignore_merges"))
+    if name := KNOWN.get((expressions, skips)):
+        return name
+    raise UnknownPreTokenizerError(
+        f"pre_tokenizer {' | '.join(expressions)[:120]!r} (ignore_merges={skips}) of {source} is none that sqft knows: "
+        f"name llama.cpp's own with --pre; known here: {', '.join(sorted(set(KNOWN.values())))}"
+    )
+
+
+def _expressions(section: Mapping[str, Any] | None) -> list[str]:
+    """The regular expressions of a pre_tokenizer section, in order; what is no expression stands as its type."""
+    if section is None:
+        return []
+    kind = section["type"]
+    if kind == "Sequence":
+        return [expression for part in section["pretokenizers"] for expression in _expressions(part)]
+    if kind == "Split":
+        pattern = section["pattern"]
+        plain = section.get("behavior") == "Isolated" and not section.get("invert") and "Regex" in pattern
+        removed = section.get("behavior") == "Removed" and section.get("invert") and "Regex" in pattern
+        return [pattern["Regex"]] if plain or removed else [f"Split{pattern}"]
+    if kind == "ByteLevel":
+        prefix = ["add_prefix_space"] if section.get("add_prefix_space") else []
+        return prefix + ([GPT2] if section.get("use_regex", True) else [])
+    if kind == "Digits":
+        return [DIGITS if section.get("individual_digits") else r"\p{N}+"]
+    return [str(kind)]

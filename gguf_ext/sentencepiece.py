@@ -1,0 +1,142 @@
+"""A sentencepiece `tokenizer.model` → the `llama` tokenizer of llama.cpp, scores and all.
+
+The file is one protocol buffer (sentencepiece_model.proto); its few fields are read here, so that neither protobuf nor
+sentencepiece need be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gguf_ext.arch import Config
+from gguf_ext.errors import UnsupportedTokenizerError
+from gguf_ext.vocab import SPACE, TokenKind, Vocabulary
+
+PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of ModelProto
+MODEL_TYPE = 3  # of TrainerSpec
+SPECIAL_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # of TrainerSpec; the defaults are the proto's
+SPECIAL_DEFAULTS = {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
+ADD_DUMMY_PREFIX = 3  # of NormalizerSpec
+BPE = 2
+
+
+def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
+    """The tokenizer of a folder whose only tokenizer is `tokenizer.model`, with the tokens added to it in JSON files.
+    Raises UnsupportedTokenizerError for a damaged file or one that is not BPE."""
+    file = folder / "tokenizer.model"
+    try:
+        pieces, trainer, normalizer = _model(file.read_bytes())
+    except (IndexError, ValueError, struct.error) as error:
+        raise UnsupportedTokenizerError(
+            f"{file} is no sentencepiece model ({error}): copy it again, or give tokenizer.json"
+        ) from error
+    if trainer.get(MODEL_TYPE, 1) != BPE:
+        raise UnsupportedTokenizerError(
+            f"{file} is a unigram model, which llama.cpp's `llama` tokenizer is not: only BPE is supported"
+        )
+    settings = _json(folder / "tokenizer_config.json")
+    tokens = [text for text, _, _ in pieces]
+    scores = [score for _, score, _ in pieces]
+    kinds = [kind for _, _, kind in pieces]
+    for token, kind in enumerate(kinds):
+        if kind == TokenKind.USER_DEFINED:
+            tokens[token] = tokens[token].replace(SPACE, " ")
+    added = {int(token): (str(name), False) for name, token in _json(folder / "added_tokens.json").items()}
+    for token, entry in settings.get("added_tokens_decoder", {}).items():
+        added[int(token)] = (entry["content"], bool(entry.get("special")))
+    for token, (name, special) in sorted(added.items()):
+        while len(tokens) <= token:
+            tokens.append(f"[UNUSED{len(tokens)}]")
+            scores.append(-1000.0)
+            kinds.append(TokenKind.UNUSED)
+        if kinds[token] not in (TokenKind.UNKNOWN, TokenKind.BYTE):
+            tokens[token] = name
+            kinds[token] = TokenKind.CONTROL if special else TokenKind.USER_DEFINED
+    special_ids = {}
+    for name, field in SPECIAL_FIELDS.items():
+        wanted = config.get(f"{name}_token_id")
+        wanted = wanted[0] if isinstance(wanted, list) else wanted
+        found = int(wanted) if wanted is not None else _signed(trainer.get(field, SPECIAL_DEFAULTS[name]))
+        if 0 <= found < len(tokens):
+            special_ids[name] = found
+    template = settings.get("chat_template")
+    jinja = folder / "chat_template.jinja"
+    return Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=tokens,
+        kinds=[int(kind) for kind in kinds],
+        scores=scores,
+        merges=[],
+        special=special_ids,
+        add_bos=bool(settings.get("add_bos_token", True)),
+        add_eos=bool(settings.get("add_eos_token", False)),
+        space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
+        chat_template=jinja.read_text() if jinja.is_file() else template if isinstance(template, str) else None,
+    )
+
+
+def _model(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+    """Pieces (text, score, type), the fields of the trainer and those of the normalizer."""
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(data):
+        if field == PIECES:
+            piece = dict(_fields(value))
+            pieces.append((piece[1].decode(), piece.get(2, 0.0), piece.get(3, TokenKind.NORMAL)))
+        elif field == TRAINER:
+            trainer = dict(_fields(value))
+        elif field == NORMALIZER:
+            normalizer = dict(_fields(value))
+    if not pieces:
+        raise ValueError("no pieces")
+    return pieces, trainer, normalizer
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of one protocol buffer: int for varints, float for 32 bits, bytes for the rest."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            length, at = _varint(data, at)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + length > len(data):
+            raise ValueError("cut off")
+        piece = data[at : at + length]
+        at += length
+        yield tag >> 3, struct.unpack("<f", piece)[0] if kind == 5 else piece
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("number too long")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}

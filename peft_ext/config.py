@@ -1,0 +1,77 @@
+"""SQFTConfig: a LoraConfig with a mask and an elastic rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft_ext.registry import LoraConfig, peft_type
+from sqft_plugins.elastic import check_rank_choices
+from sqft_plugins.errors import SQFTError, nearest
+
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
+
+
+@dataclass
+class SQFTConfig(LoraConfig):
+    """Configuration of an SQFT adapter (arXiv 2410.03750); every field of `LoraConfig` is there too.
+
+    `r` is the rank of the super-adapter. All ranks scale by `lora_alpha / r`. Raises SQFTError, naming the field, for
+    what cannot work.
+    """
+
+    sparse: bool = field(
+        default=True,
+        metadata={"help": "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."},
+    )
+    quantization_aware: bool = field(
+        default=False, metadata={"help": "Train through the base's INT4 grid (QA-SparsePEFT). Not in this release."}
+    )
+    rank_choices: list[int] | None = field(
+        default=None, metadata={"help": "The search space of ranks; its maximum is `r`. None: a fixed rank."}
+    )
+    share_rank: Literal["layer", "module"] = field(
+        default="layer", metadata={"help": "What shares one sampled rank: the modules of a block, or each module alone."}
+    )
+    mask_hash: str | None = field(
+        default=None,
+        metadata={"help": "Hash of the base's masks under the adapted modules. Filled in; checked when loading."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type()
+        if self.rank_choices is not None:
+            self.rank_choices = check_rank_choices(self.rank_choices, self.r)
+            if self.rank_pattern:
+                raise SQFTError("rank_pattern cannot be used with rank_choices: the search space rules every module's rank")
+        if self.share_rank not in ("layer", "module"):
+            raise SQFTError(f"share_rank={self.share_rank!r} is unknown: {nearest(str(self.share_rank), ('layer', 'module'))}")
+        if self.quantization_aware:
+            raise SQFTError("quantization_aware=True is not in this release: tune the float base, then run `sqft quantize`")
+        init = self.init_lora_weights
+        if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
+            raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
+        if self.target_parameters:
+            raise SQFTError(f"target_parameters={self.target_parameters} is not supported: adapt linear layers by target_modules")
+
+
+def _name_unknown_fields(original):
+    known = [f.name for f in dataclasses.fields(SQFTConfig)]
+
+    def __init__(self, *args, **kwargs) -> None:  # noqa: N807
+        for name in kwargs:
+            if name not in known:
+                # PEFT drops fields of newer releases when it reads these very words in a TypeError
+                close = nearest(name, known).split(" known:")[0]
+                raise TypeError(f"SQFTConfig got an unexpected keyword argument {name!r}: {close}")
+        original(self, *args, **kwargs)
+
+    __init__.__doc__ = original.__doc__
+    __init__.__wrapped__ = original  # type: ignore[attr-defined]
+    return __init__
+
+
+SQFTConfig.__init__ = _name_unknown_fields(SQFTConfig.__init__)  # type: ignore[method-assign]

@@ -1,0 +1,208 @@
+"""The adapted linear layer: PEFT's LoRA layer with a mask and an elastic rank."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_ext.functional import masked_delta, masked_linear, merged_weight
+from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
+from sqft_plugins.elastic import slice_lora
+from sqft_plugins.mask import nonzero_mask
+
+
+@dataclass
+class ElasticState:
+    """What a layer knows of one adapter beside A and B.
+
+    rank_choices: largest first. chosen: the rank of evaluation and merging. sampled: that of the current training step.
+    """
+
+    sparse: bool
+    rank_choices: list[int]
+    chosen: int
+    sampled: int | None = None
+
+
+class ElasticMaskedVariant(LoraVariant):
+    """What PEFT's own loops (several active adapters, mixed batches, merging) call in place of plain LoRA."""
+
+    def supports_lora_conversion(self) -> bool:
+        return False  # a masked delta has full rank; a dense sub-adapter comes from `sqft extract`
+
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, config=None, **kwargs: Any) -> None:  # type: ignore[override]
+        assert isinstance(module, Linear)
+        rank = module.r[adapter_name]
+        choices = [rank] if config.rank_choices is None else list(config.rank_choices)
+        module.elastic[adapter_name] = ElasticState(config.sparse, choices, max(choices))
+
+    @staticmethod
+    def merge_safe(module: Linear, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        return module.merged_weight(active_adapter, orig_weight)
+
+    @staticmethod
+    def merge_unsafe(module: Linear, active_adapter: str, orig_weight: Tensor) -> None:  # type: ignore[override]
+        orig_weight.data.copy_(module.merged_weight(active_adapter, orig_weight.data))
+
+    @staticmethod
+    def forward(module: Linear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        x = module.lora_dropout[active_adapter](x)
+        A, B, scaling = module.sub_adapter(active_adapter)
+        if module.elastic[active_adapter].sparse:
+            delta = F.linear(x, masked_delta(A, B, scaling, module.base_mask()).to(x.dtype))
+        else:
+            delta = F.linear(F.linear(x, A), B) * scaling
+        return result + module.add_lora_bias(active_adapter, delta)
+
+
+class Linear(LoraLinear):
+    """A linear layer (nn.Linear or transformers' Conv1D) under SQFT adapters.
+
+    One active adapter without dropout runs as one GEMM with W + s · (B @ A) ⊙ M; everything else goes through PEFT's own
+    loops and `ElasticMaskedVariant`.
+    """
+
+    other_param_names = (*LoraLayer.other_param_names, "elastic")
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config, **kwargs: Any) -> None:
+        # the constructor of the parent ends in this method, so our state cannot be made after it
+        if "elastic" not in self.__dict__:
+            self.elastic: dict[str, ElasticState] = {}
+            self._kept: tuple[Tensor, Tensor | None] | None = None
+            self._evaluated: tuple[tuple, Tensor] | None = None
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+
+    @property
+    def lora_variants(self):
+        return {(): ElasticMaskedVariant}  # every other combination is refused by PEFT's resolve_lora_variant
+
+    # --- what the adapter is ---
+
+    def rank_of(self, adapter: str) -> int:
+        """The rank in force: the sampled one in training, else the chosen one."""
+        state = self.elastic[adapter]
+        return state.sampled if self.training and state.sampled is not None else state.chosen
+
+    def sub_adapter(self, adapter: str) -> tuple[Tensor, Tensor, float]:
+        """A [rank, in], B [out, rank] and the scaling of the super-adapter."""
+        A, B = slice_lora(self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.rank_of(adapter))
+        return A, B, self.scaling[adapter]
+
+    def base_mask(self) -> Tensor:
+        """bool [out, in]: the nonzero pattern of the unmerged base, whatever is merged now."""
+        weight = self._kept[0] if self._kept is not None else self.get_base_layer().weight.data
+        return nonzero_mask(self._as_out_in(weight))
+
+    def merged_weight(self, adapter: str, weight: Tensor) -> Tensor:
+        """`weight` (in the base layer's own layout) with the adapter merged in, same layout and dtype."""
+        A, B, scaling = self.sub_adapter(adapter)
+        mask = self.base_mask() if self.elastic[adapter].sparse else None
+        with torch.no_grad():
+            return self._as_out_in(merged_weight(self._as_out_in(weight), A, B, scaling, mask))
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """s · (B @ A) ⊙ M at the rank in force, in the base layer's layout and the adapter's dtype."""
+        A, B, scaling = self.sub_adapter(adapter)
+        mask = self.base_mask() if self.elastic[adapter].sparse else None
+        return self._as_out_in(masked_delta(A, B, scaling, mask))
+
+    def add_lora_bias(self, adapter: str, output: Tensor) -> Tensor:
+        if not self.lora_bias[adapter]:
+            return output
+        return output + self.lora_B[adapter].bias * self.scaling[adapter]
+
+    # --- forward ---
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        adapter = self._single_adapter(x, args, kwargs)
+        if adapter is None:
+            return super().forward(x, *args, **kwargs)
+        base = self.get_base_layer()
+        if self.training or torch.is_grad_enabled():
+            A, B, scaling = self.sub_adapter(adapter)
+            weight = self._as_out_in(base.weight)
+            output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse)
+            if base.bias is not None:
+                output = output + base.bias.to(output.dtype)
+        else:
+            output = F.linear(x, self._as_out_in(self._evaluation_weight(adapter)), base.bias)
+        return self.add_lora_bias(adapter, output).to(output.dtype)
+
+    def _single_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+        """The adapter, where the one-GEMM path is exact; None sends the call through PEFT's own loops."""
+        if self.disable_adapters or self.merged or args or kwargs:
+            return None
+        active = [name for name in self.active_adapters if name in self.elastic]
+        if len(active) != 1:
+            return None
+        adapter = active[0]
+        base = self.get_base_layer()
+        plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
+        if not plain or hasattr(base, "_hf_hook") or base.weight.requires_grad:
+            return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
+        dropout = self.lora_dropout[adapter]
+        if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
+            return None  # dropout acts on the adapter's input alone
+        if not self.elastic[adapter].sparse and (self.training or torch.is_grad_enabled()):
+            return None  # a dense delta is cheaper as two thin GEMMs
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return adapter if autocast or x.dtype == base.weight.dtype else None
+
+    def _evaluation_weight(self, adapter: str) -> Tensor:
+        """The merged weight, kept until a parameter, the rank or the scaling changes: made anew at every token,
+        generation was ten times slower than from a merged model. Costs one more copy of the weight."""
+        tensors = (self.get_base_layer().weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight)
+        state = tuple((id(t), t.data_ptr(), t._version, t.dtype) for t in tensors)
+        key = (adapter, self.rank_of(adapter), self.scaling[adapter], state)
+        if self._evaluated is None or self._evaluated[0] != key:
+            self._evaluated = (key, self.merged_weight(adapter, self.get_base_layer().weight.data))
+        return self._evaluated[1]
+
+    def train(self, mode: bool = True):
+        self._evaluated = None  # training would keep the copy for nothing
+        return super().train(mode)
+
+    # --- merging ---
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merges the adapters at their chosen ranks; every zero of the base stays zero where they are sparse."""
+        names = check_adapters_to_merge(self, adapter_names)
+        if not names:
+            return
+        self._evaluated = None
+        if self._kept is None:
+            base = self.get_base_layer()
+            bias = getattr(base, "bias", None)
+            self._kept = (base.weight.data.clone(), None if bias is None else bias.data.clone())
+        training = self.training
+        self.training = False  # merge the chosen rank, not one that a training step has sampled
+        try:
+            super().merge(safe_merge=safe_merge, adapter_names=names)
+        finally:
+            self.training = training
+
+    def unmerge(self) -> None:
+        """Puts the kept base weight back, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        assert self._kept is not None
+        base = self.get_base_layer()
+        base.weight.data, bias = self._kept
+        if bias is not None:
+            base.bias.data = bias
+        self.merged_adapters.clear()
+        self._kept = None
+
+    def _as_out_in(self, weight: Tensor) -> Tensor:
+        return weight.t() if self.fan_in_fan_out else weight
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("lora.", "sqft.", 1)

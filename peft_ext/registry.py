@@ -1,0 +1,75 @@
+"""The one place that knows PEFT's inside.
+
+PEFT has no registration for adapter types from outside: `PeftType` is a closed Enum (peft/utils/peft_types.py). We add
+one real member to it. Everything private that the other modules need of PEFT comes from here too.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sqft_plugins.errors import DependencyError
+
+NAME = "SQFT"
+SUPPORTED = ((0, 21), (0, 22))
+"""First supported and first unsupported (major, minor) of PEFT."""
+
+
+def check_version() -> None:
+    """Raises DependencyError where PEFT is missing or outside the supported range."""
+    low, high = ("{}.{}".format(*bound) for bound in SUPPORTED)
+    try:
+        installed = version("peft")
+    except PackageNotFoundError as error:
+        raise DependencyError("peft is not installed: run pip install 'sqft-plugins[peft]'") from error
+    numbers = tuple(int(part) for part in installed.split(".")[:2])
+    if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
+        raise DependencyError(f"peft {installed} is outside the supported range: run pip install 'peft>={low},<{high}'")
+
+
+check_version()
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
+from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
+from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
+from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge  # noqa: E402
+from peft.utils import PeftType, register_peft_method  # noqa: E402
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK  # noqa: E402
+
+__all__ = [
+    "BaseTunerLayer",
+    "LoraConfig",
+    "LoraLayer",
+    "LoraLinear",
+    "LoraModel",
+    "LoraVariant",
+    "PeftType",
+    "check_adapters_to_merge",
+    "peft_type",
+    "register",
+]
+
+
+def peft_type() -> PeftType:
+    """`PeftType.SQFT`, added at the first call. Look-up by value, name and attribute, iteration and pickle work."""
+    if NAME not in PeftType.__members__:
+        member = str.__new__(PeftType, NAME)
+        member._name_ = NAME
+        member._value_ = NAME
+        member.__objclass__ = PeftType  # type: ignore[attr-defined]
+        member._sort_order_ = len(PeftType.__members__)
+        PeftType._member_names_.append(NAME)
+        PeftType._member_map_[NAME] = member
+        PeftType._value2member_map_[NAME] = member
+        type.__setattr__(PeftType, NAME, member)  # EnumType's own __setattr__ refuses members
+    return PeftType[NAME]
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Makes PEFT know the SQFT adapter type. A second call does nothing."""
+    kind = peft_type()
+    if kind in PEFT_TYPE_TO_CONFIG_MAPPING:
+        return
+    register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_")
+    CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], "sparse", "quantization_aware"]

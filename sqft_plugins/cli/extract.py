@@ -1,0 +1,35 @@
+"""sqft extract: a sub-adapter out of a super-adapter."""
+
+from __future__ import annotations
+
+import click
+
+from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+
+
+@click.command(
+    epilog=examples(
+        "sqft extract adapters/math --out adapters/math-heuristic",
+        "sqft extract adapters/math --rank min --out adapters/math-small",
+        "sqft extract adapters/math --rank configuration.json --out adapters/math-searched --json",
+    )
+)
+@click.argument("adapter", type=click.Path())
+@rank_option
+@out_option
+@overwrite_option
+@json_option
+def command(adapter, rank, out, overwrite, as_json) -> None:
+    """Write the sub-adapter of ADAPTER at a rank. Its logits are those of ADAPTER at that rank.
+
+    A dense one (`sqft train --dense`) becomes a plain LoRA that stock PEFT, vLLM and llama.cpp load.
+    """
+    from sqft_plugins.tune.extract import extract_adapter
+
+    report = extract_adapter(adapter, out, rank, overwrite)
+    emit(as_json, report, lambda: click.echo(_line(report)))
+
+
+def _line(report) -> str:
+    ranks = sorted(set(report["ranks"].values()), reverse=True)
+    return f"{report['out']}: {report['modules']} modules at rank {', '.join(map(str, ranks))}, {report['bytes'] / 1e6:.1f} MB"

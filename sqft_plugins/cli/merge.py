@@ -1,0 +1,35 @@
+"""sqft merge: an adapter into its base."""
+
+from __future__ import annotations
+
+import click
+
+from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+
+
+@click.command(
+    epilog=examples(
+        "sqft merge models/gemma-50 adapters/math --out models/gemma-50-math",
+        "sqft merge models/gemma-50 adapters/math --rank max --out models/gemma-50-math",
+        "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
+    )
+)
+@click.argument("model", type=click.Path())
+@click.argument("adapter", type=click.Path())
+@rank_option
+@out_option
+@overwrite_option
+@json_option
+def command(model, adapter, rank, out, overwrite, as_json) -> None:
+    """Merge ADAPTER into MODEL at a rank. A masked adapter keeps every zero; the merge is checked in float32."""
+    from sqft_plugins.tune.merge import merge_folder
+
+    report = merge_folder(model, adapter, out, rank, overwrite)
+    emit(as_json, report, lambda: click.echo(_line(report)))
+
+
+def _line(report) -> str:
+    return (
+        f"{report['out']}: {report['modules']} modules merged, {report['zeros_lost']:,} zeros lost, "
+        f"max |dlogit| {report['max_logit_difference']:.1e} in float32"
+    )

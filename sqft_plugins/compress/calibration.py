@@ -1,0 +1,130 @@
+"""Calibration: text → a batch of tokens, every sequence of one length and without padding.
+
+The default text needs no network: the language reference that every CPython ships as `pydoc_data.topics`. Its topics
+are split once and for all, so that nobody measures perplexity on text a pruner was calibrated on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import SQFTError
+
+SPREAD = 16
+"""Tokenized is up to this many times the tokens that are needed, and the sequences are spread evenly over it."""
+SHORTEST = 200
+"""Characters below which the rest of a held-out topic is a heading and no text."""
+
+
+def builtin_text(split: Literal["train", "heldout"]) -> list[str]:
+    """The topics of Python's language reference, one text each: "train" for calibration and for general text in
+    tuning, "heldout" for evaluation.
+
+    A topic is held out where the SHA-256 of its name says so (one in four). Topics quote each other, so paragraphs of a
+    held-out topic that also stand in a training topic are cut out of it (and the topic is left out where little
+    remains): the two splits share no paragraph. The same on every machine with the same Python version; another
+    version has another wording here and there.
+    """
+    from pydoc_data.topics import topics
+
+    train = [topics[name] for name in sorted(topics) if not _is_held_out(name)]
+    if split == "train":
+        return train
+    known = {_words(paragraph) for text in train for paragraph in _paragraphs(text)}
+    texts = []
+    for name in sorted(filter(_is_held_out, topics)):
+        own = [paragraph for paragraph in _paragraphs(topics[name]) if _words(paragraph) not in known]
+        text = "\n\n".join(own)
+        if len(text) >= SHORTEST:
+            texts.append(text)
+    return texts
+
+
+def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
+    """The texts of a file: a JSONL (`*.jsonl`, `*.json`) with `text`, or `prompt` and `completion`, in every line; any
+    other file is one text.
+
+    Raises SQFTError where the file is missing, not UTF-8, empty, or has a broken line (named by number).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SQFTError(f"{argument} {path} is not a file: give a text file, or a JSONL with `text` in every line")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SQFTError(
+            f"{argument} {path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it"
+        ) from error
+    if path.suffix in (".jsonl", ".json"):
+        lines = enumerate(content.split("\n"), 1)
+        texts = [_record_text(line, f"{argument} {path} line {number}") for number, line in lines if line.strip()]
+    else:
+        texts = [content]
+    if not any(text.strip() for text in texts):
+        raise SQFTError(f"{argument} {path} holds no text: give a file with some thousand words")
+    return texts
+
+
+def calibration_texts(path: str | Path | None) -> list[str]:
+    """The texts of the file, or the built-in training split where there is none."""
+    return builtin_text("train") if path is None else read_texts(path)
+
+
+def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, length: int = 128) -> Tensor:
+    """int64 [sequences, length]. Texts are joined end to end and cut; every sequence begins with the BOS token where
+    the tokenizer has one. The sequences are spread evenly over the text. Raises SQFTError for too little text."""
+    if sequences < 1 or length < 2:
+        raise SQFTError(
+            f"sequences={sequences} of length={length} are no calibration batch: use at least 1 of length 2"
+        )
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    piece = length - len(start)
+    tokens: list[int] = []
+    for text in texts:
+        # a text longer than the model's window is cut into pieces below, so the tokenizer need not warn
+        tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(tokens) >= SPREAD * sequences * piece:
+            break
+    pieces = len(tokens) // piece
+    if pieces < sequences:
+        raise SQFTError(
+            f"calibration text has {len(tokens)} tokens but sequences={sequences} of length={length} need "
+            f"{sequences * piece}: give more text, or fewer or shorter sequences"
+        )
+    first = torch.tensor([index * pieces // sequences * piece for index in range(sequences)])
+    rows = torch.tensor(tokens)[first[:, None] + torch.arange(piece)]  # [sequences, piece]
+    return torch.cat([torch.tensor([start] * sequences, dtype=torch.int64).reshape(sequences, -1), rows], dim=1)
+
+
+def _record_text(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SQFTError(f"{where} is not JSON ({error.msg}): correct or remove the line") from error
+    if isinstance(record, dict):
+        if isinstance(record.get("text"), str):
+            return record["text"]
+        parts = [record.get("prompt"), record.get("completion")]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(parts)  # type: ignore[arg-type]
+    raise SQFTError(f"{where} has neither `text` nor `prompt` and `completion`: name the fields so")
+
+
+def _is_held_out(topic: str) -> bool:
+    return hashlib.sha256(topic.encode()).digest()[0] % 4 == 0
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", text.strip("\n"))
+
+
+def _words(paragraph: str) -> str:
+    return " ".join(paragraph.split())

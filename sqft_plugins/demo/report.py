@@ -1,0 +1,100 @@
+"""The demo's report: report.json, report.md and one picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ["stage", "accuracy", "perplexity", "zeros kept", "bits/weight", "MB", "seconds"]
+MEANING = {
+    "dense": "the model as it came",
+    "pruned": "Wanda",
+    "tuned": "SparsePEFT + NLS, the heuristic sub-adapter, not merged",
+    "merged": "that sub-adapter merged in",
+    "lora_merged": "a plain LoRA of the super-adapter's rank, merged: what SQFT is for",
+    "int4": "the merged model on the INT4 grid (compressed-tensors), in transformers",
+    "gguf": "the same codes as GGUF, in llama.cpp",
+}
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells, a row a stage."""
+    return [
+        [
+            stage["name"],
+            f"{stage['accuracy']:.1%} ± {stage['accuracy_stderr']:.1%}",
+            f"{stage['perplexity']:.1f}",
+            f"{stage['zeros_kept']:.2%}",
+            f"{stage['bits_per_weight']:.2f}",
+            f"{stage['bytes'] / 1e6:.0f}",
+            f"{stage['seconds']:.0f}",
+        ]
+        for stage in report["stages"]
+    ]
+
+
+def write_report(out: Path, report: Mapping[str, Any]) -> None:
+    """Writes the three files, each whole or not at all."""
+    _replace(out / "report.json", lambda file: file.write_text(json.dumps(report, indent=2, default=str) + "\n"))
+    _replace(out / "report.md", lambda file: file.write_text(markdown(report)))
+    _replace(out / "report.png", lambda file: plot(report["stages"], file))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    table = [COLUMNS, ["---"] * len(COLUMNS), *rows(report)]
+    lines = ["# sqft demo", "", "![accuracy, perplexity and zeros of every stage](report.png)", ""]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    lines += ["", *(f"- **{name}**: {text}" for name, text in MEANING.items()), ""]
+    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)
+    lines += [
+        f"Task: {report['task']}, held-out questions, greedy. Perplexity: held-out text of Python's language reference.",
+        "zeros kept: of the weights that pruning removed, the fraction that is exactly 0 now. bits/weight: on disk, of the "
+        "pruned linear layers, with scales. seconds: making and scoring.",
+        "",
+        f"Merging changed no logit by more than {report['merge']['max_logit_difference']:.1e} (float32) and lost "
+        f"{report['merge']['zeros_lost']:,} zeros; the plain LoRA merge lost {report['lora_merge']['zeros_lost']:,}.",
+        "",
+        f"Settings: {settings}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Three bar charts over the stages: accuracy with its standard error, perplexity, zeros kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [stage["name"].replace("_", "\n") for stage in stages]
+    colors = ["#c44e52" if stage["name"] == "lora_merged" else "#4c72b0" for stage in stages]
+    charts = [
+        ("accuracy on held-out questions, %", [100 * s["accuracy"] for s in stages], [100 * s["accuracy_stderr"] for s in stages]),
+        ("perplexity on other text (log scale)", [s["perplexity"] for s in stages], None),
+        ("pruned weights that are exactly 0, %", [100 * s["zeros_kept"] for s in stages], None),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for axis, (title, values, errors) in zip(axes, charts, strict=True):
+        bars = axis.bar(names, values, yerr=errors, color=colors, capsize=3)
+        axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+        axis.set_title(title, fontsize=11)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(y=0.15)
+    axes[1].set_yscale("log")
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _replace(target: Path, write) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

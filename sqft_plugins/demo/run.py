@@ -1,0 +1,223 @@
+"""The demo's way: dense → pruned → tuned → merged → INT4 → GGUF, and a plain LoRA merge beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.compress.calibration import builtin_text
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.demo.base import prepare_base
+from sqft_plugins.demo.report import write_report
+from sqft_plugins.demo.stages import Stages
+from sqft_plugins.demo.task import WordProblems
+from sqft_plugins.elastic import check_rank_choices
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.evaluate import accuracy, open_session, perplexity
+from sqft_plugins.evaluate.tasks import JsonlTask, limited, split_examples
+from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.plugins.protocols import Task
+from sqft_plugins.progress import say
+from sqft_plugins.tune import AdapterSettings, TrainSettings
+from sqft_plugins.tune.data import Example, read_jsonl, text_examples
+from sqft_plugins.tune.extract import extract_adapter
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.settings import Settings
+from sqft_plugins.tune.train import train_adapter
+
+
+class DemoSettings(Settings):
+    """model: a model folder, None for Gemma-3-270M from its PyPI package. data: a JSONL of prompt and completion (one
+    line in five is held out), None for word problems."""
+
+    model: str | None = None
+    data: str | None = None
+    sparsity: float = Field(0.5, ge=0, le=1)
+    rank_choices: list[int] = Field(default_factory=lambda: [32, 24, 16])
+    alpha: float = Field(64, gt=0)
+    steps: int = Field(100, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    text_fraction: float = Field(0.25, ge=0, lt=1)
+    questions: int = Field(200, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> DemoSettings:
+        check_rank_choices(self.rank_choices, max(self.rank_choices, default=0))
+        return self
+
+
+def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -> dict[str, Any]:
+    """Runs the stages that are not done yet and writes report.json, report.md and report.png under `out`.
+
+    Returns the report: `stages` is a list of name, accuracy, accuracy_stderr, perplexity, zeros_kept, bits_per_weight,
+    bytes and seconds.
+    """
+    out = Path(out)
+    _check_extras()
+    training, task = _task(settings)
+    if settings.model is not None:
+        ModelFolder(settings.model)
+    demo = Demo(out, settings, training, task, Stages(out, overwrite))
+    report = demo.run()
+    write_report(out, report)
+    return report
+
+
+def _check_extras() -> None:
+    host = get_manager()
+    for name in ("sqft", "lora"):
+        host.get("sqft_tuners", name, "tuner")
+    host.get("sqft_exporters", "gguf", "exporter")
+
+
+def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
+    if settings.data is None:
+        problems = WordProblems(settings.questions, settings.seed)
+        return problems.training(settings.steps * settings.batch_size), problems
+    training, held_out = split_examples(read_jsonl(settings.data))
+    if not training or not held_out:
+        raise SQFTError(f"--data {settings.data} has {len(training) + len(held_out)} examples: give more, one in five is held out")
+    return training, limited(JsonlTask(settings.data, held_out), settings.questions)
+
+
+class Demo:
+    """One run. Every stage is a method that makes its output, scores it and returns its row."""
+
+    def __init__(self, out: Path, settings: DemoSettings, training: Sequence[Example], task: Task, stages: Stages):
+        self.out, self.settings, self.training, self.task, self.stages = out, settings, training, task, stages
+        self.heldout_text = "\n\n".join(builtin_text("heldout"))
+        self.general_text = text_examples(builtin_text("train"))
+        self.base = Path(settings.model) if settings.model else out / "base"
+
+    def run(self) -> dict[str, Any]:
+        s = self.settings
+        data = hashlib.sha256(repr(list(self.training)).encode()).hexdigest()
+        scoring = {"questions": hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()}
+        tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions"}) | {"training": data}
+        run = self.stages.run
+        if s.model is None:
+            run("base", self.make_base, output="base/config.json")
+        else:
+            run("base", lambda: {"model": s.model}, settings={"model": s.model})
+        prune = run("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output="pruned/config.json")
+        self.masks = ModelFolder(self.out / "pruned").packed_masks
+        rows = [run("dense", lambda: self.folder_row(self.base), after=["prune"], settings=scoring)]
+        rows.append(run("pruned", lambda: self.folder_row(self.out / "pruned"), after=["prune"], settings=scoring))
+        run("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
+        run("extract", self.extract, after=["train"], output="sub_adapter")
+        rows.append(run("tuned", self.tuned, after=["extract"], settings=scoring))
+        merge = run("merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output="merged/config.json")
+        rows.append(run("merged", lambda: self.folder_row(self.out / "merged"), after=["merge"], settings=scoring))
+        run("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
+        lora = run("merge_lora", lambda: self.merge("lora", "lora_merged"), after=["train_lora"], output="lora_merged/config.json")
+        rows.append(run("lora_merged", lambda: self.folder_row(self.out / "lora_merged"), after=["merge_lora"], settings=scoring))
+        run("quantize", self.quantize, after=["merge"], output="int4/config.json")
+        rows.append(run("int4", lambda: self.folder_row(self.out / "int4"), after=["quantize"], settings=scoring))
+        export = run("export", self.export, after=["quantize"], output="model.gguf")
+        rows.append(run("gguf", lambda: self.gguf_row(export), after=["export"], settings=scoring))
+        names = ["dense", "pruned", "tuned", "merged", "lora_merged", "int4", "gguf"]
+        makers = ["base", "prune", "train", "merge", "merge_lora", "quantize", "export"]
+        if self.stages.reused:
+            say(f"reused, inputs unchanged: {', '.join(self.stages.reused)}")
+        return {
+            "settings": s.model_dump(),
+            "task": self.task.name,
+            "stages": [
+                {"name": name} | row | {"seconds": row["seconds"] + self.seconds(maker)}
+                for name, maker, row in zip(names, makers, rows, strict=True)
+            ],
+            "merge": {key: merge[key] for key in ("max_logit_difference", "zeros_lost")},
+            "lora_merge": {key: lora[key] for key in ("max_logit_difference", "zeros_lost")},
+            "pruned_sparsity": prune["sparsity_reached"],
+            "gguf": {key: value for key, value in export.items() if key != "seconds"},
+            "reused": self.stages.reused,
+        }
+
+    def seconds(self, stage: str) -> float:
+        extra = {"train": ["extract"], "merge_lora": ["train_lora"]}.get(stage, [])
+        return sum(self.stages.seconds(name) for name in [stage, *extra])
+
+    # --- making ---
+
+    def make_base(self) -> dict:
+        prepare_base(self.base, overwrite=True)
+        return {}
+
+    def prune(self) -> dict:
+        report = prune_folder(self.base, self.out / "pruned", sparsity=self.settings.sparsity, overwrite=True)
+        return {"sparsity_reached": report["sparsity_reached"]}
+
+    def train(self, target: str, tuner: str) -> dict:
+        s = self.settings
+        elastic = {"rank_choices": s.rank_choices} if tuner == "sqft" else {}
+        adapter = AdapterSettings.make({"rank": max(s.rank_choices), "alpha": s.alpha, **elastic})
+        shared = {key: getattr(s, key) for key in ("steps", "batch_size", "learning_rate", "text_fraction", "seed")}
+        training = TrainSettings.make(shared)
+        report = train_adapter(
+            self.out / "pruned", self.out / target, self.training, adapter, training,
+            tuner=tuner, text=self.general_text, overwrite=True,
+        )  # fmt: skip
+        return {"losses": report["losses"]}
+
+    def extract(self) -> dict:
+        return extract_adapter(self.out / "adapter", self.out / "sub_adapter", "heuristic", overwrite=True)
+
+    def merge(self, adapter: str, target: str) -> dict:
+        return merge_folder(self.out / "pruned", self.out / adapter, self.out / target, "max", overwrite=True)
+
+    def quantize(self) -> dict:
+        quantize_folder(self.out / "merged", self.out / "int4", overwrite=True)
+        return {}
+
+    def export(self) -> dict:
+        exporter = get_manager().get("sqft_exporters", "gguf", "exporter")
+        exporter.export(self.out / "int4", self.out / "model.gguf", overwrite=True)
+        return dict(exporter.verify(self.out / "int4", self.out / "model.gguf"))
+
+    # --- scoring ---
+
+    def folder_row(self, path: Path) -> dict:
+        folder = ModelFolder(path)
+        return self.scores(path) | {
+            "zeros_kept": zeros_kept(folder, self.masks),
+            "bits_per_weight": bits_per_weight(folder, self.masks),
+            "bytes": folder.weight_bytes,
+        }
+
+    def tuned(self) -> dict:
+        pruned, adapter = ModelFolder(self.out / "pruned"), self.out / "sub_adapter"
+        added = (adapter / "adapter_model.safetensors").stat().st_size
+        weights = sum(math.prod(module_shape(pruned, module)) for module in self.masks)
+        return self.scores(pruned.path, adapter=adapter, rank="max") | {
+            "zeros_kept": zeros_kept(pruned, self.masks),  # the adapter is not merged: these are the stored weights
+            "bits_per_weight": bits_per_weight(pruned, self.masks) + 8 * added / weights,
+            "bytes": pruned.weight_bytes + added,
+        }
+
+    def gguf_row(self, export: dict) -> dict:
+        file = self.out / "model.gguf"
+        measured = {key: export[key] for key in ("zeros_kept", "bits_per_weight")}
+        return self.scores(file) | measured | {"bytes": file.stat().st_size}
+
+    def scores(self, path: Path, **options: Any) -> dict:
+        session = open_session(path, **options)
+        try:
+            score = accuracy(session, self.task)
+            return {
+                "accuracy": score.value,
+                "accuracy_stderr": score.stderr,
+                "perplexity": perplexity(session, self.heldout_text),
+                "sample": {"prompt": self.task.items()[0].prompt, "completion": score.completions[0]},
+            }
+        finally:
+            session.close()

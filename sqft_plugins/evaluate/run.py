@@ -1,0 +1,76 @@
+"""Scores of a loaded model: accuracy on a task, perplexity of a text. The same code for every runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.plugins.protocols import Item, Session, Task
+from sqft_plugins.progress import track
+
+MAX_NEW_TOKENS = 12
+WINDOW = 256
+"""Tokens of one perplexity window."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """correct of total, with the standard error of the fraction. completions: what the model wrote, in order."""
+
+    correct: int
+    total: int
+    completions: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def stderr(self) -> float:
+        """Binomial, sqrt(p (1 - p) / (n - 1)), as lm-evaluation-harness computes it."""
+        return math.sqrt(self.value * (1 - self.value) / max(self.total - 1, 1))
+
+
+def open_session(path: str | Path, **options: Any) -> Session:
+    """Loads `path` with the first runtime that opens it. Raises CheckpointError where there is none."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"model {path} does not exist: give a model folder or a .gguf file")
+    engines = get_manager().collect("sqft_engines")
+    for engine in engines.values():
+        if engine.opens(path):  # type: ignore[attr-defined]
+            return engine.open(path, **options)  # type: ignore[attr-defined]
+    raise CheckpointError(f"model {path} is opened by none of {', '.join(sorted(engines))}: give a model folder or a .gguf file")
+
+
+def accuracy(session: Session, task: Task, what: str = "questions") -> Accuracy:
+    """The fraction of the task's items that greedy decoding answers right."""
+    items: Sequence[Item] = task.items()
+    if not items:
+        raise SQFTError(f"task {task.name} has no questions: raise --limit")
+    answers = session.generate([item.prompt for item in items], MAX_NEW_TOKENS)
+    completions = tuple(track(answers, what, total=len(items)))
+    correct = sum(task.is_correct(item, text) for item, text in zip(items, completions, strict=True))
+    return Accuracy(correct, len(items), completions)
+
+
+def perplexity(session: Session, text: str, max_tokens: int = 8 * WINDOW) -> float:
+    """exp(mean negative log-likelihood) of the first `max_tokens` tokens of `text`, in windows of 256 tokens that each
+    begin as a text of their own does (with `<bos>` where the model has one)."""
+    tokens = session.tokenize(text)
+    start = session.tokenize("")
+    body = tokens[len(start) :][:max_tokens]
+    windows = [body[i : i + WINDOW] for i in range(0, len(body) - 1, WINDOW)]
+    if not windows:
+        raise SQFTError(f"the text has {len(body)} tokens: give a longer one with --text")
+    total = count = 0.0
+    for window in track(windows, "perplexity"):
+        scores = session.logprobs([*start, *window])[max(len(start) - 1, 0) :]
+        total -= float(scores.double().sum())
+        count += len(scores)
+    return math.exp(total / count)

@@ -1,0 +1,63 @@
+"""Tasks out of files, and parts of tasks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqft_plugins.plugins.protocols import Item, Task
+from sqft_plugins.tune.data import Example, read_jsonl
+
+
+class JsonlTask:
+    """Every line of a `prompt`/`completion` JSONL is a question; right is a completion whose first line is the gold
+    one. Raises SQFTError for a file that cannot be read."""
+
+    def __init__(self, path: str | Path, examples: Sequence[Example] | None = None):
+        self.name = Path(path).stem
+        self._examples = read_jsonl(path) if examples is None else list(examples)
+
+    def items(self) -> Sequence[Item]:
+        return [Item(example.prompt, example.completion) for example in self._examples]
+
+    def is_correct(self, item: Item, completion: str) -> bool:
+        return _first_line(completion) == _first_line(item.answer)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first `limit` questions of a task."""
+
+    task: Task
+    limit: int
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def items(self) -> Sequence[Item]:
+        return self.task.items()[: self.limit]
+
+    def is_correct(self, item: Item, completion: str) -> bool:
+        return self.task.is_correct(item, completion)
+
+
+def limited(task: Task, limit: int | None) -> Task:
+    """The task, or its first `limit` questions."""
+    return task if limit is None else Part(task, limit)
+
+
+def split_examples(examples: Sequence[Example], share: int = 5) -> tuple[list[Example], list[Example]]:
+    """(training, held out): an example is held out where the SHA-256 of its prompt says so, one in `share`; equal
+    prompts are on one side."""
+    held_out, training = [], []
+    for example in examples:
+        side = held_out if hashlib.sha256(example.prompt.encode()).digest()[0] % share == 0 else training
+        side.append(example)
+    return training, held_out
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0].strip()

@@ -1,0 +1,16 @@
+"""What this machine computes fast in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 on GPUs that have it and on CPUs with AMX; float32 elsewhere.
+
+    On a CPU with AVX-512 but without AMX a bf16 GEMM takes 1.7 times as long as a float32 one (512x640 by 640x2048,
+    torch 2.13, one thread), so such a machine tunes and evaluates in float32.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32

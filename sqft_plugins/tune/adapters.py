@@ -1,0 +1,28 @@
+"""Adapter folders: is it one, which tuner reads it, is it over this base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.plugins.protocols import Tuner
+
+
+def check_adapter(path: str | Path) -> Path:
+    """The adapter folder. Raises CheckpointError where it is none."""
+    path = Path(path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / name).is_file():
+            raise CheckpointError(f"adapter {path} has no {name}: give a folder that `sqft train` or save_pretrained wrote")
+    return path
+
+
+def tuner_of(path: Path) -> Tuner:
+    """The tuner that wrote an adapter folder. Raises SQFTError naming those there are."""
+    try:
+        kind = json.loads((path / "adapter_config.json").read_text()).get("peft_type", "")
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path / 'adapter_config.json'} is not JSON ({error}): copy the adapter again") from error
+    return get_manager().get("sqft_tuners", str(kind).lower(), f"adapter {path} of type")

@@ -1,0 +1,62 @@
+"""The adapter's README: how to load it, what it is, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = """---
+library_name: peft
+base_model: {base}
+tags: [sqft, lora, sparse]
+---
+
+# {tuner} adapter over {base}
+
+```python
+import peft_ext  # first: it teaches PEFT the adapter type SQFT
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("PATH OF THIS FOLDER")
+model.set_active_rank("median")  # any rank of the search space, "max", "min"
+```
+
+| | |
+|---|---|
+| ranks | {ranks} |
+| alpha | {alpha} (the scaling is alpha / {rank} at every rank) |
+| masked | {masked} |
+| target modules | {targets} |
+| trained parameters | {parameters:,} |
+| steps × batch, learning rate | {steps} × {batch}, {rate:g} |
+| loss, first → last | {first:.3f} → {last:.3f} |
+| seconds | {seconds:.0f} |
+"""
+
+
+def write_card(folder: Path, report: Mapping[str, Any]) -> None:
+    """Writes README.md in place of PEFT's empty form."""
+    adapter, training, losses = report["adapter"], report["training"], report["losses"] or [float("nan")]
+    elastic = report["tuner"] == "sqft"
+    choices = adapter["rank_choices"] or [adapter["rank"]]
+    targets = adapter["target_modules"]
+    text = TEMPLATE.format(
+        base=report["base"],
+        tuner=report["tuner"],
+        ranks=", ".join(map(str, choices)) if elastic else adapter["rank"],
+        rank=adapter["rank"],
+        alpha=adapter["alpha"],
+        masked="yes, a merge keeps every zero of the base" if elastic and adapter["sparse"] else "no, a merge fills the zeros",
+        targets=targets if isinstance(targets, str) else ", ".join(targets),
+        parameters=report["trained_parameters"],
+        steps=training["steps"],
+        batch=training["batch_size"],
+        rate=training["learning_rate"],
+        first=losses[0],
+        last=losses[-1],
+        seconds=report["seconds"],
+    )
+    if not elastic:
+        text = "\n".join(line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active")))
+    (folder / "README.md").write_text(text)

@@ -1,0 +1,104 @@
+"""Merging an adapter into its base: the zeros stay, and it is checked."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sqft_plugins.checkpoint import (
+    ModelFolder,
+    Stamp,
+    copy_side_files,
+    load_model,
+    load_tokenizer,
+    save_model,
+    write_folder,
+    write_sidecar,
+)
+from sqft_plugins.elastic import Rank
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.mask import mask_hash, pack_mask
+from sqft_plugins.progress import say
+from sqft_plugins.tune.adapters import check_adapter, tuner_of
+
+PROBE = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
+
+
+def merge_folder(
+    model_path: str | Path, adapter: str | Path, out: str | Path, rank: Rank = "heuristic", overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes the base with the adapter merged in at `rank`, in the base's dtype.
+
+    The merge and its check run in float32: `max_logit_difference` is between the unmerged forward pass of training and
+    the merged model on a short text. `zeros_lost` counts pruned weights of the base that are no longer zero: 0 for a
+    masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no stamp. Raises MismatchError for an
+    adapter of another base.
+    """
+    base, adapter = ModelFolder(model_path), check_adapter(adapter)
+    tokenizer = load_tokenizer(model_path)
+    if base.grid is not None:
+        raise SQFTError(f"model {model_path} is INT4: merge into its float base, then run `sqft quantize`")
+    tuner = tuner_of(adapter)
+    with write_folder(out, overwrite) as folder:
+        start = time.monotonic()
+        stored = load_model(model_path).dtype
+        model = load_model(model_path, dtype=torch.float32)
+        tuned = tuner.load(model, adapter)
+        ranks = tuner.set_rank(tuned, rank)
+        probe = tokenizer(PROBE, return_tensors="pt").input_ids
+        # with gradients on, SQFT layers take the path of training, not the merged weight that evaluation keeps
+        with torch.enable_grad():
+            unmerged = tuned(input_ids=probe).logits.detach()
+        merged, masks = tuner.merge(tuned)
+        with torch.no_grad():
+            difference = float((merged(input_ids=probe).logits - unmerged).abs().max())
+        weights = dict(merged.named_modules())
+        lost = sum(int((weights[name].weight[~mask] != 0).sum()) for name, mask in masks.items())
+        if masks and lost:
+            raise SQFTError(f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed")
+        merged.to(stored)
+        save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
+        copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
+        packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
+        if masks:
+            before = base.stamp or Stamp(pipeline=[], base=str(model_path), sparsity=_sparsity(masks), mask_hash=mask_hash(packed))
+            write_sidecar(folder, before.then(f"{tuner.name}-merge", ranks=dict(ranks)), packed)
+        else:
+            lost = _count_lost(base, weights)
+            _drop_flag(folder)
+            say(f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the merged model has no mask and no stamp")
+        return {
+            "out": str(out),
+            "base": str(model_path),
+            "adapter": str(adapter),
+            "rank": rank,
+            "max_logit_difference": difference,
+            "zeros_lost": lost,
+            "modules": len(ranks),
+            "seconds": time.monotonic() - start,
+        }
+
+
+def _sparsity(masks: dict[str, torch.Tensor]) -> float:
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return 1 - kept / max(sum(mask.numel() for mask in masks.values()), 1)
+
+
+def _count_lost(base: ModelFolder, weights: dict) -> int:
+    lost = 0
+    for name in base.packed_masks:
+        mask = base.mask(name)
+        assert mask is not None
+        lost += int((weights[name].weight[~mask] != 0).sum())
+    return lost
+
+
+def _drop_flag(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("sqft", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,139 @@
+"""Training an adapter with transformers' Trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer, write_folder
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.progress import quiet_libraries, track
+from sqft_plugins.tune.card import write_card
+from sqft_plugins.tune.data import Collator, Example, Examples, mix, tokenize
+from sqft_plugins.tune.loss import answer_logits, answer_loss
+from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
+
+
+class AnswerTrainer(Trainer):
+    """A Trainer that computes logits at the answer's tokens only and keeps the order of its data."""
+
+    def _get_train_sampler(self, *args: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # `mix` has shuffled, the same for every process count
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        logits, targets = answer_logits(model, head, inputs, labels)
+        loss = answer_loss(logits, targets, num_items_in_batch)
+        return (loss, logits) if return_outputs else loss
+
+
+class Watch(TrainerCallback):
+    """Shows the progress, keeps the losses, and stops at the first that is not finite."""
+
+    def __init__(self, what: str, steps: int):
+        self.losses: list[float] = []
+        self.bar = track(range(steps), what)
+        next(self.bar)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        next(self.bar, None)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        self.losses.append(float(loss))
+        if not math.isfinite(float(loss)):
+            raise SQFTError(f"loss={loss} at step {state.global_step}: lower --learning-rate, or look for broken data")
+
+
+def train_adapter(
+    model_path: str | Path,
+    out: str | Path,
+    examples: Sequence[Example],
+    adapter: AdapterSettings,
+    training: TrainSettings,
+    *,
+    tuner: str = "sqft",
+    text: Sequence[Example] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters.
+
+    examples: what to learn. text: general text mixed into each batch (`training.text_fraction`). The base runs in the
+    dtype that is fast here (`hardware.fast_dtype`), the adapter is float32. Returns losses, seconds and sizes. Raises
+    SQFTError before the model is loaded for whatever can be known by then.
+    """
+    method = get_manager().get("sqft_tuners", tuner, "--tuner")
+    ModelFolder(model_path)
+    tokenizer = load_tokenizer(model_path)
+    task_rows = tokenize(examples, tokenizer, training.max_length)
+    text_rows = tokenize(text, tokenizer, training.max_length)
+    rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
+    with write_folder(out, overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
+        start = time.monotonic()
+        model = load_model(model_path, dtype=fast_dtype())
+        model.config.name_or_path = str(model_path)
+        set_seed(training.seed)
+        tuned = method.attach(model, adapter)
+        watch = Watch(f"tuning {tuner}", training.steps)
+        trainer = AnswerTrainer(
+            model=tuned,
+            args=_arguments(training, scratch),
+            train_dataset=Examples(rows),
+            data_collator=Collator(tokenizer.pad_token_id or 0),
+            callbacks=[watch],
+        )
+        with quiet_libraries():
+            trainer.train()
+        tuned.save_pretrained(folder)
+        trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+        report = {
+            "out": str(out),
+            "base": str(model_path),
+            "tuner": tuner,
+            "adapter": adapter.model_dump(),
+            "training": training.model_dump(),
+            "trained_parameters": trained,
+            "dtype": str(fast_dtype()).removeprefix("torch."),
+            "tokens": sum(len(row["input_ids"]) for row in rows),
+            "seconds": time.monotonic() - start,
+            "losses": watch.losses,
+        }
+        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_card(folder, report)
+    return report
+
+
+def _arguments(training: TrainSettings, scratch: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        warmup_steps=round(training.steps * training.warmup_fraction),
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        bf16=fast_dtype() == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=training.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )

@@ -1,0 +1,123 @@
+"""Fixtures every test may use: tiny random models with real tokenizers, made once a session.
+
+`tiny_llama` (float32, untied, byte-level BPE) and `tiny_gemma` (Gemma 3 text, bfloat16, tied embeddings, BPE with byte
+fallback) are folders as `save_pretrained` writes them. Tests must not write into them; copy them first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared, and one thread gives the same sums everywhere
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+VOCABULARY = 640
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+
+
+def make_tokenizer(kind: str):
+    """A tokenizer that adds <bos>: kind "byte-level" (as Llama 3) or "byte-fallback" (as Llama 2 and Gemma)."""
+    from pydoc_data.topics import topics
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        special, alphabet = SPECIAL, pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        special, alphabet = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)], []
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+        max_token_length=16,
+    )
+    words = " ".join(sorted(topics.values())[:8]).split()
+    tokenizer.train_from_iterator((word + " " for word in words), trainer)
+    state = json.loads(tokenizer.to_str())  # byte tokens are vocabulary, not special: decoding must not skip them
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def make_model(family: str, **changes):
+    """A tiny random model of a family: llama, gemma3, qwen2 or gpt2; always the same weights."""
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3TextConfig,
+        GPT2Config,
+        LlamaConfig,
+        Qwen2Config,
+    )
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = {**SIZES, **shape, "num_key_value_heads": 2}
+    if family == "llama":
+        config = LlamaConfig(**{**settings, "tie_word_embeddings": False, **changes})
+    elif family == "gemma3":
+        extra = {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
+        config = Gemma3TextConfig(**{**settings, **extra, "dtype": "bfloat16", **changes})
+    elif family == "qwen2":
+        config = Qwen2Config(**{**settings, **changes})
+    else:
+        config = GPT2Config(**{**SIZES, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, **changes})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(config, "dtype", None) or torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable:
+    """`tiny_model(family, **config changes)` → a tiny random model in memory."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable:
+    """`tiny_tokenizer("byte-level" | "byte-fallback")` → a tokenizer that adds <bos>."""
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama: float32, lm_head untied, byte-level BPE."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer("byte-level").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Gemma 3 text model: bfloat16, tied embeddings, BPE with byte fallback."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-gemma"
+    make_model("gemma3").save_pretrained(folder)
+    make_tokenizer("byte-fallback").save_pretrained(folder)
+    return folder

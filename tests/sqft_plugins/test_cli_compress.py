@@ -1,0 +1,177 @@
+"""sqft prune, quantize and inspect as a user runs them: output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.cli import main
+
+
+@pytest.fixture
+def sqft(capfd):
+    """Runs the command line → exit code, stdout, stderr. `capfd`: libraries write past sys.stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+def last_line(err: str) -> str:
+    return err.strip().splitlines()[-1]
+
+
+def test_the_way_from_a_model_to_int4(sqft, tiny_llama, tmp_path):
+    pruned, int4 = tmp_path / "pruned", tmp_path / "int4"
+    code, out, _ = sqft("prune", tiny_llama, "--sparsity", 0.5, "--sequences", 4, "--length", 32, "--out", pruned)
+    assert code == 0
+    assert "50.00% of 0.1 M weights in 14 layers pruned (wanda" in out
+
+    code, out, _ = sqft("quantize", pruned, "--out", int4, "--json")
+    assert code == 0
+    assert json.loads(out)["group_size"] == 32
+    assert ModelFolder(int4).stamp.pipeline == ["wanda", "round-to-nearest"]  # type: ignore[union-attr]
+
+    code, out, _ = sqft("inspect", int4)
+    assert code == 0
+    for text in (
+        "50.00% pruned, 0 pruned weights are not zero",
+        "14 Q4_0",
+        "INT4, group 32, symmetric",
+        "wanda → round-to-nearest",
+    ):
+        assert text in out
+    code, out, _ = sqft("inspect", tiny_llama, "--json")
+    assert code == 0
+    assert json.loads(out)["total"]["layers"] == 14
+
+
+def test_options_of_quantize(sqft, tiny_llama, tmp_path):
+    code, out, _ = sqft("quantize", tiny_llama, "--group-size", -1, "--asymmetric", "--out", tmp_path / "out")
+    assert code == 0
+    assert "asymmetric" in out
+    assert ModelFolder(tmp_path / "out").grid.group_size == -1  # type: ignore[union-attr]
+    code, _, err = sqft("quantize", tiny_llama, "--out", tmp_path / "out")
+    assert (code, "--overwrite" in err) == (2, True)
+    code, _, _ = sqft("quantize", tiny_llama, "--out", tmp_path / "out", "--overwrite")
+    assert code == 0
+    assert ModelFolder(tmp_path / "out").grid.group_size == 32  # type: ignore[union-attr]
+
+
+def test_calibration_from_a_file(sqft, tiny_llama, tmp_path):
+    lines = [json.dumps({"prompt": f"What is {n} plus {n}? ", "completion": str(2 * n)}) for n in range(100)]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    arguments = (
+        "prune",
+        tiny_llama,
+        "--sparsity",
+        0.3,
+        "--sequences",
+        4,
+        "--length",
+        16,
+        "--calibration",
+        tmp_path / "c.jsonl",
+    )
+    code, out, _ = sqft(*arguments, "--out", tmp_path / "out", "--json")
+    assert code == 0
+    assert json.loads(out)["calibration"] == {"source": str(tmp_path / "c.jsonl"), "tokens": [4, 16]}
+
+
+@pytest.mark.parametrize("verb", ["prune", "quantize", "inspect"])
+def test_help_ends_with_examples(sqft, verb):
+    code, out, _ = sqft(verb, "--help")
+    assert code == 0
+    assert out.count(f"  sqft {verb} ") >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "MODEL", "--sparsity", "50"], "sparsity=50.0 is outside 0..1"),
+        (["prune", "MODEL"], "Missing option '--sparsity'"),
+        (["prune", "MODEL", "--sparsity", "x"], "'x' is not a valid float"),
+        (["prune", "MODEL", "--sparsity", "0.5", "--method", "wnda"], "did you mean 'wanda'?"),
+        (["prune", "MODEL", "--sparsity", "0.5", "--calibration", "none.txt"], "--calibration none.txt is not a file"),
+        (["prune", "MODEL", "--sparsity", "0.5", "--sequence", "4"], "--sequence"),
+        (["prune", "./nowhere", "--sparsity", "0.5"], "./nowhere is not a folder"),
+        (["quantize", "./nowhere"], "./nowhere is not a folder"),
+        (["quantize", "MODEL", "--group-size", "128"], "group_size=128 does not divide in=64"),
+        (["quantize", "MODEL", "--method", "gptq"], "--method 'gptq' is unknown"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(sqft, tiny_llama, tmp_path, arguments, message):
+    filled = [str(tiny_llama) if argument == "MODEL" else argument for argument in arguments]
+    code, out, err = sqft(*filled, "--out", tmp_path / "out")
+    assert code == 2
+    assert out == ""
+    assert last_line(err).startswith("sqft: ")
+    assert message in last_line(err)
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_names_what_is_wrong(sqft, tiny_llama, tmp_path):
+    for arguments, message in [
+        ((tmp_path / "none",), "is not a folder"),
+        ((tmp_path,), "has no config.json"),
+        ((tiny_llama, "--plot", tmp_path / "x.doc"), "has no known format"),
+    ]:
+        code, _, err = sqft("inspect", *arguments)
+        assert code == 2
+        assert message in last_line(err)
+    (tmp_path / "x.png").write_text("mine")
+    code, _, err = sqft("inspect", tiny_llama, "--plot", tmp_path / "x.png")
+    assert (code, "--plot" in err) == (2, True)
+    assert (tmp_path / "x.png").read_text() == "mine"
+
+
+def test_ctrl_c_while_pruning_leaves_nothing(tiny_llama, tmp_path):
+    """A real process, interrupted while it writes; `save_pretrained` is made slow so that the moment is certain."""
+    code = (
+        "import time, transformers\n"
+        "save = transformers.PreTrainedModel.save_pretrained\n"
+        "def slow(self, *a, **k):\n    save(self, *a, **k)\n    print('saving', flush=True)\n    time.sleep(60)\n"
+        "transformers.PreTrainedModel.save_pretrained = slow\n"
+        "from sqft_plugins.cli import main\n"
+        "import sys; main(sys.argv[1:])\n"
+    )
+    arguments = [
+        "prune",
+        str(tiny_llama),
+        "--sparsity",
+        "0.5",
+        "--sequences",
+        "2",
+        "--length",
+        "16",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "saving":
+            break
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert last_line(err).startswith("sqft: interrupted")
+    assert list(tmp_path.iterdir()) == []

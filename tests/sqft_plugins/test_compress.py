@@ -1,0 +1,469 @@
+"""Finding layers, calibration, pruning and INT4 on tiny models."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts, token_batch
+from sqft_plugins.compress.find import find_blocks, find_linears, structure_of, structure_of_folder
+from sqft_plugins.compress.magnitude import Magnitude
+from sqft_plugins.compress.prune import prune_folder, prune_model
+from sqft_plugins.compress.quantize import quantize_folder, quantize_weight
+from sqft_plugins.compress.round_to_nearest import RoundToNearest
+from sqft_plugins.compress.statistic import input_statistic
+from sqft_plugins.compress.wanda import Wanda
+from sqft_plugins.errors import GridError, MismatchError, OutputExistsError, SQFTError
+from sqft_plugins.grid import round_to_nearest
+from sqft_plugins.mask import mask_hash, nonzero_mask, unpack_mask
+
+KINDS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+
+
+def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:
+    return torch.randint(4, 640, (sequences, length), generator=torch.Generator().manual_seed(0))
+
+
+# --- finding ---
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
+def test_all_linears_of_the_blocks_and_no_others(tiny_model, family):
+    found = find_linears(tiny_model(family))
+    assert sorted(found) == sorted(f"model.layers.{block}.{kind}" for block in range(2) for kind in KINDS)
+
+
+def test_structure_of_a_folder_needs_no_weights(tiny_llama, tmp_path):
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    structure = structure_of_folder(tmp_path)
+    assert structure.blocks == "model.layers"
+    assert structure.shapes["model.layers.1.mlp.down_proj"] == (64, 128)
+    assert structure.outside == ["lm_head"]
+    assert structure.kind("model.layers.1.mlp.down_proj") == "mlp.down_proj"
+    assert structure.block("model.layers.1.mlp.down_proj") == 1
+    assert structure == structure_of(load_model(tiny_llama))
+
+
+def test_conv1d_is_refused_by_name(tiny_model):
+    with pytest.raises(SQFTError, match=r"transformer\.h\.0\.attn\.c_attn is a Conv1D"):
+        find_linears(tiny_model("gpt2"))
+    assert find_blocks(tiny_model("gpt2"))[0] == "transformer.h"
+
+
+class Block(nn.Module):
+    def __init__(self, experts: int = 0):
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(experts))
+
+
+def test_a_list_inside_a_block_does_not_compete():
+    model = nn.Module()
+    model.layers = nn.ModuleList(Block(experts=5) for _ in range(2))
+    model.short = nn.ModuleList([nn.Linear(8, 8)])
+    assert find_blocks(model)[0] == "layers"
+    assert len(find_linears(model)) == 12
+
+
+def test_a_weight_shared_with_the_outside_is_left_out():
+    model = nn.Module()
+    model.layers = nn.ModuleList(Block() for _ in range(2))
+    model.head = nn.Linear(8, 8)
+    model.head.weight = model.layers[1].up.weight
+    assert list(find_linears(model)) == ["layers.0.up"]
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(SQFTError, match="has no list of equal blocks"):
+        find_linears(nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(SQFTError, match="no language model that transformers knows"):
+        structure_of_folder(tmp_path)
+
+
+# --- calibration ---
+
+
+def test_builtin_splits_share_no_paragraph_and_are_large():
+    train, heldout = builtin_text("train"), builtin_text("heldout")
+    assert train == builtin_text("train")
+
+    def paragraphs(texts):
+        return {" ".join(p.split()) for text in texts for p in re.split(r"\n\s*\n", text.strip("\n"))}
+
+    assert not paragraphs(train) & paragraphs(heldout)
+    assert sum(map(len, train)) > 200_000
+    assert sum(map(len, heldout)) > 20_000
+
+
+def test_batch_is_spread_over_the_text_and_begins_with_bos(tiny_llama):
+    tokenizer = load_tokenizer(tiny_llama)
+    texts = builtin_text("train")
+    batch = token_batch(texts, tokenizer, 8, 16)
+    assert batch.shape == (8, 16)
+    assert batch.dtype == torch.int64
+    assert batch[:, 0].tolist() == [tokenizer.bos_token_id] * 8
+    assert not bool((batch[:, 1:] == tokenizer.bos_token_id).any())
+    assert torch.equal(batch, token_batch(texts, tokenizer, 8, 16))
+    first = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+    assert batch[0, 1:].tolist() == first[:15]
+    assert len(set(map(tuple, batch.tolist()))) == 8
+
+    tokenizer.bos_token = None
+    assert token_batch(texts, tokenizer, 2, 16)[0].tolist() == first[:16]
+
+
+def test_too_little_text_is_refused(tiny_llama):
+    with pytest.raises(SQFTError, match=r"has \d+ tokens but sequences=32 of length=128 need 4064"):
+        token_batch(["a few words"], load_tokenizer(tiny_llama))
+    with pytest.raises(SQFTError, match="are no calibration batch"):
+        token_batch(["a few words"], load_tokenizer(tiny_llama), sequences=0)
+
+
+def test_texts_of_files(tmp_path):
+    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("two\n\nparagraphs")
+    assert read_texts(plain) == ["two\n\nparagraphs"]
+    lines.write_text('{"text": "a\\u2028b"}\n\n{"prompt": "1+1=", "completion": "2"}\r\n')
+    assert read_texts(lines) == ["a\u2028b", "1+1=2"]
+    assert calibration_texts(lines) == read_texts(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"question": "x"}\n', r"line 3 has neither `text` nor"),
+        ("a.jsonl", b"[1]\n", r"line 1 has neither"),
+        ("a.jsonl", b"", r"holds no text"),
+        ("a.txt", b" \n ", r"holds no text"),
+        ("a.txt", b"\xff\xfe", r"is not UTF-8"),
+    ],
+)
+def test_broken_calibration_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SQFTError, match=message):
+        read_texts(tmp_path / name)
+
+
+def test_a_missing_calibration_file(tmp_path):
+    with pytest.raises(SQFTError, match=r"--calibration .* is not a file"):
+        read_texts(tmp_path / "none.txt")
+
+
+# --- pruning ---
+
+
+def naive_wanda(model: nn.Module, batch: torch.Tensor, sparsity: float) -> dict[str, torch.Tensor]:
+    """Layer after layer, each with a forward pass of its own over the model as pruned so far."""
+    masks = {}
+    for name, linear in find_linears(model).items():
+        seen = []
+        handle = linear.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            model(batch)
+        handle.remove()
+        X = seen[0].reshape(-1, linear.in_features).float()  # [tokens, in]
+        score = linear.weight.detach().abs().float() * (X**2).sum(0).sqrt()
+        mask = torch.ones_like(score, dtype=torch.bool)
+        count = round(sparsity * linear.in_features)
+        for row in range(score.shape[0]):
+            mask[row, score[row].sort(stable=True).indices[:count]] = False
+        linear.weight.data[~mask] = 0
+        masks[name] = mask
+    return masks
+
+
+@pytest.mark.parametrize(("family", "sparsity"), [("llama", 0.5), ("gemma3", 0.3), ("qwen2", 0.7)])
+def test_wanda_equals_the_naive_sequential_formula(tiny_model, family, sparsity):
+    model, other = tiny_model(family), tiny_model(family)
+    masks, report = prune_model(model, tokens(), Wanda(), sparsity)
+    expected = naive_wanda(other, tokens(), sparsity)
+    assert list(masks) == list(find_linears(model))
+    for name, linear in find_linears(model).items():
+        mask = unpack_mask(masks[name], linear.in_features)
+        assert torch.equal(mask, expected[name]), name
+        assert torch.equal(mask, nonzero_mask(linear.weight))
+        assert torch.equal(linear.weight, dict(other.named_parameters())[f"{name}.weight"])
+        assert bool(((~mask).sum(1) == round(sparsity * linear.in_features)).all())
+        assert not linear._forward_pre_hooks
+    assert [row["name"] for row in sorted(report, key=lambda row: list(masks).index(row["name"]))] == list(masks)
+    assert all(abs(row["sparsity"] - sparsity) < 0.01 for row in report)
+
+
+def test_later_layers_see_pruned_predecessors(tiny_model):
+    """Scored on the dense model, the last layer's mask is another: the test above would not notice a copy of it."""
+    dense, model = tiny_model("llama"), tiny_model("llama")
+    masks, _ = prune_model(model, tokens(), Wanda(), 0.7)
+    last = list(masks)[-1]
+    seen = []
+    find_linears(dense)[last].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        dense(tokens())
+    _, at_once = Wanda().prune(find_linears(dense)[last].weight.data, input_statistic("norm", seen[0]), 0.7)
+    assert not torch.equal(unpack_mask(masks[last], 128), at_once)
+
+
+def test_zeros_of_the_base_count_as_pruned(tiny_model):
+    model = tiny_model("llama")
+    weight = find_linears(model)["model.layers.0.self_attn.q_proj"].weight.data
+    weight[3] = 0.0
+    weight[4, ::2] = -0.0
+    masks, _ = prune_model(model, tokens(), Wanda(), 0.25)
+    mask = unpack_mask(masks["model.layers.0.self_attn.q_proj"], 64)
+    assert torch.equal(mask, weight != 0)
+    assert not bool(mask[3].any())
+    assert int(mask[4].sum()) == 32
+    assert int(mask[5].sum()) == 48
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_the_ends_of_the_range(tiny_model, sparsity):
+    model = tiny_model("llama")
+    masks, _ = prune_model(model, tokens(), Wanda(), sparsity)
+    assert all(bool(unpack_mask(m, 64).all()) == (sparsity == 0) for n, m in masks.items() if "down" not in n)
+
+
+def test_magnitude_needs_no_tokens(tiny_model):
+    model = tiny_model("llama")
+    masks, report = prune_model(model, None, Magnitude(), 0.5)
+    assert len(masks) == len(report) == 14
+    with pytest.raises(SQFTError, match="needs calibration tokens"):
+        prune_model(model, None, Wanda(), 0.5)
+
+
+def test_statistics():
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    rows = x.float().reshape(6, 5)
+    torch.testing.assert_close(input_statistic("norm", x), rows.norm(dim=0))
+    torch.testing.assert_close(input_statistic("hessian", x), rows.T @ rows)
+    assert input_statistic("none", x) is None
+
+
+class Broken:
+    name = "broken"
+    statistic = "none"
+
+    def __init__(self, prune):
+        self.prune = prune
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        (lambda w, s, r: (w, torch.zeros_like(w, dtype=torch.bool)), "nonzero that its mask prunes"),
+        (lambda w, s, r: (w[:1], torch.ones_like(w[:1], dtype=torch.bool)), "another shape or no bool mask"),
+        (lambda w, s, r: (w, torch.ones_like(w)), "another shape or no bool mask"),
+    ],
+)
+def test_a_pruner_that_breaks_its_promise_is_named(tiny_model, prune, message):
+    with pytest.raises(SQFTError, match=f"'broken' .*{message}"):
+        prune_model(tiny_model("llama"), None, Broken(prune), 0.5)
+
+
+def test_broken_weights_inputs_and_tokens_are_named(tiny_model):
+    name = "model.layers.1.mlp.up_proj"
+    for value in (float("nan"), float("inf")):
+        model = tiny_model("llama")
+        find_linears(model)[name].weight.data[2, 3] = value
+        with pytest.raises(GridError, match=rf"tensor {name}\.weight holds NaN or infinity"):
+            prune_model(model, tokens(), Wanda(), 0.5)
+    model = tiny_model("llama")
+    model.model.layers[1].input_layernorm.weight.data[0] = float("inf")
+    with pytest.raises(GridError, match=r"inputs of layer model\.layers\.1\.self_attn\.q_proj are not finite"):
+        prune_model(model, tokens(), Wanda(), 0.5)
+    assert not any(linear._forward_pre_hooks for linear in find_linears(model).values())
+    with pytest.raises(SQFTError, match=r"token 640 is outside the model's vocabulary of 640"):
+        prune_model(tiny_model("llama"), torch.full((1, 4), 640), Wanda(), 0.5)
+
+
+def test_a_layer_that_is_never_called_is_named(tiny_model):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.spare = nn.Linear(64, 64)
+    with pytest.raises(SQFTError, match=r"layer model\.layers\.0\.mlp\.spare \(and 0 more\) is never called"):
+        prune_model(model, tokens(), Wanda(), 0.5)
+
+
+def test_a_layer_that_is_called_twice_is_pruned_once(tiny_model):
+    model = tiny_model("llama")
+    block = model.model.layers[0]
+    block.register_forward_hook(lambda module, inputs, output: (block.mlp.up_proj(output), output)[1])
+    masks, report = prune_model(model, tokens(), Wanda(), 0.5)
+    assert len(masks) == len(report) == 14
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    report = prune_folder(tiny_llama, out, sparsity=0.5, sequences=4, length=32)
+    return out, report
+
+
+def test_prune_folder_writes_model_tokenizer_mask_and_stamp(tiny_llama, pruned):
+    out, report = pruned
+    source, folder = ModelFolder(tiny_llama), ModelFolder(out)
+    assert report["sparsity_reached"] == 0.5
+    assert report["modules"] == len(report["layers"]) == 14
+    assert folder.stamp is not None
+    assert folder.stamp.pipeline == ["wanda"]
+    assert folder.stamp.base == str(tiny_llama)
+    assert folder.stamp.mask_hash == mask_hash(folder.packed_masks)
+    assert folder.config["sqft"]["mask_hash"] == folder.stamp.mask_hash
+    assert set(folder.packed_masks) == set(structure_of_folder(out).shapes)
+    assert set(folder.files) == set(source.files)
+    for name, tensor in folder.tensors():
+        module = name.removesuffix(".weight")
+        mask = folder.mask(module)
+        original = source.tensor(name)
+        assert tensor.dtype == original.dtype
+        assert torch.equal(tensor, original if mask is None else original.masked_fill(~mask, 0))
+    assert (out / "tokenizer.json").read_bytes() == (tiny_llama / "tokenizer.json").read_bytes()
+    json.dumps(report)
+
+
+def test_pruning_twice_gives_the_same_bytes(tiny_llama, pruned, tmp_path):
+    prune_folder(tiny_llama, tmp_path / "again", sparsity=0.5, sequences=4, length=32)
+    for name in ("model.safetensors", "sqft/mask.safetensors", "sqft/stamp.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (pruned[0] / name).read_bytes()
+
+
+def test_pruning_again_goes_further_and_remembers(pruned, tmp_path):
+    prune_folder(pruned[0], tmp_path / "more", method="magnitude", sparsity=0.75)
+    folder, before = ModelFolder(tmp_path / "more"), ModelFolder(pruned[0])
+    assert folder.stamp is not None
+    assert folder.stamp.pipeline == ["wanda", "magnitude"]
+    assert folder.stamp.sparsity == 0.75
+    for name in folder.packed_masks:
+        assert not bool((folder.mask(name) & ~before.mask(name)).any())
+
+
+def test_bfloat16_and_tied_embeddings_survive(tiny_gemma, tmp_path):
+    out = tmp_path / "out"
+    prune_folder(tiny_gemma, out, sparsity=0.5, sequences=4, length=32)
+    model = load_model(out)
+    assert model.dtype == torch.bfloat16
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, load_model(tiny_gemma).get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.5}, "sparsity=1.5 is outside"),
+        ({"method": "wand"}, r"--method 'wand' is unknown: did you mean 'wanda'\?"),
+        ({"calibration": "/no/such/file"}, "--calibration /no/such/file is not a file"),
+        ({"length": 10_000}, r"need 319968: give more text"),
+    ],
+)
+def test_prune_folder_refuses_before_loading(tiny_llama, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("sqft_plugins.compress.prune.load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SQFTError, match=message):
+        prune_folder(tiny_llama, tmp_path / "out", **arguments)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OutputExistsError):
+        prune_folder(tiny_llama, tmp_path / "there")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+# --- INT4 ---
+
+
+@pytest.mark.parametrize(("group_size", "symmetric"), [(32, True), (64, False), (-1, True), (-1, False)])
+def test_quantize_folder_keeps_every_zero(pruned, tmp_path, group_size, symmetric):
+    out = tmp_path / "out"
+    report = quantize_folder(pruned[0], out, group_size=group_size, symmetric=symmetric)
+    source, folder = ModelFolder(pruned[0]), ModelFolder(out)
+    assert folder.grid == GridStamp(group_size=group_size, symmetric=symmetric)
+    assert folder.stamp is not None
+    assert folder.stamp.pipeline == ["wanda", "round-to-nearest"]
+    assert folder.stamp.mask_hash == source.stamp.mask_hash  # type: ignore[union-attr]
+    assert folder.quantized_modules == sorted(structure_of_folder(pruned[0]).shapes)
+    for module in folder.quantized_modules:
+        mask = source.mask(module)
+        expected = round_to_nearest(source.weight(module), mask, group_size, symmetric)
+        stored = folder.quantized(module)
+        assert all(torch.equal(a, b) for a, b in zip(stored, expected, strict=True))
+        assert not bool((folder.weight(module)[~mask] != 0).any())
+    assert report["sparsity"] == 0.5
+    assert report["zeros"] >= 0.5
+    assert report["bytes"] == folder.weight_bytes
+    assert all(0 < row["error"] < 0.3 for row in report["layers"])
+    json.dumps(report)
+
+
+def test_a_dense_folder_keeps_its_nonzero_pattern(tiny_llama, tmp_path):
+    quantize_folder(tiny_llama, tmp_path / "out")
+    folder = ModelFolder(tmp_path / "out")
+    assert folder.stamp is not None
+    assert folder.stamp.pipeline == ["round-to-nearest"]
+    assert folder.stamp.sparsity == 0.0
+    assert all(bool(folder.mask(module).all()) for module in folder.quantized_modules)
+
+
+def test_the_scale_hash_does_not_depend_on_the_shards(pruned, tmp_path):
+    load_model(pruned[0]).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    (tmp_path / "sharded" / "sqft").symlink_to(pruned[0] / "sqft")
+    stamps = []
+    for name, source in (("one", pruned[0]), ("many", tmp_path / "sharded")):
+        quantize_folder(source, tmp_path / name)
+        stamps.append(ModelFolder(tmp_path / name).stamp)
+    assert stamps[0] == stamps[1]
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+
+
+def edited(source, target, module, change):
+    """A copy of a model folder with one weight changed."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors[f"{module}.weight"])
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_quantize_folder_refuses_what_cannot_work(tiny_llama, pruned, tmp_path):
+    module = "model.layers.1.mlp.up_proj"
+    with pytest.raises(GridError, match=r"group_size=128 does not divide in=64 of model\.layers\.0\.self_attn\.q_proj"):
+        quantize_folder(pruned[0], tmp_path / "out", group_size=128)
+    with pytest.raises(SQFTError, match="--method 'gptq' is unknown"):
+        quantize_folder(pruned[0], tmp_path / "out", method="gptq")
+    broken = edited(tiny_llama, tmp_path / "nan", module, lambda w: w[0, :2].fill_(float("nan")))
+    with pytest.raises(GridError, match=rf"tensor {module}\.weight holds NaN"):
+        quantize_folder(broken, tmp_path / "out")
+    huge = edited(tiny_llama, tmp_path / "huge", module, lambda w: w[0, :2].fill_(1e7))
+    with pytest.raises(GridError, match=rf"tensor {module}\.weight: scale=.* outside the exact range"):
+        quantize_folder(huge, tmp_path / "out")
+    merged = edited(pruned[0], tmp_path / "merged", module, lambda w: w.add_(0.01))
+    with pytest.raises(MismatchError, match=rf"4096 weights of {module} are nonzero although its mask prunes them"):
+        quantize_folder(merged, tmp_path / "out")
+    quantize_folder(pruned[0], tmp_path / "int4")
+    with pytest.raises(SQFTError, match="is INT4 already"):
+        quantize_folder(tmp_path / "int4", tmp_path / "out")
+    with pytest.raises(SQFTError, match="is INT4 already"):
+        prune_folder(tmp_path / "int4", tmp_path / "out")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith((".", "out"))]
+
+
+def test_a_quantizer_that_breaks_the_mask_is_named():
+    class Reviver(RoundToNearest):
+        name = "reviver"
+
+        def quantize(self, weight, mask, statistic, grid):
+            return super().quantize(weight, torch.ones_like(mask), statistic, grid)
+
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SQFTError, match="'reviver' turned pruned weights of m back on"):
+        quantize_weight("m", weight, torch.zeros(4, 32, dtype=torch.bool), Reviver(), GridStamp())

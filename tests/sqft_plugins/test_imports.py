@@ -1,0 +1,92 @@
+"""The arrows: each surface imports the core and its own library, never another surface's.
+
+Each case runs in a process of its own. A library is made absent with `sys.modules[name] = None`: importing it then
+raises ModuleNotFoundError, and `importlib.util.find_spec` says None, as where it was never installed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LIBRARIES = {
+    "sqft_plugins": set(),
+    "peft_ext": {"peft"},
+    "vllm_ext": {"vllm"},
+    "gguf_ext": {"gguf", "llama_cpp"},
+}
+"""Surface → what it, and no other, may import."""
+EVERY = set().union(*LIBRARIES.values())
+AT_IMPORT = {"peft_ext": {"peft"}}
+"""Surface → what importing it alone may need: an SQFTConfig is a peft config. The others import theirs when used."""
+
+
+def run(code: str, absent: set[str] = frozenset()) -> str:
+    block = f"import sys\nfor name in {sorted(absent)!r}: sys.modules[name] = None\n"
+    result = subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def imports(surface: str) -> str:
+    return f"import {surface}" if surface == "sqft_plugins" else f"import {surface}, {surface}.plugin"
+
+
+@pytest.mark.parametrize("surface", LIBRARIES)
+def test_imports_without_the_others_libraries(surface):
+    needed = AT_IMPORT.get(surface, set())
+    for library in needed:
+        pytest.importorskip(library)
+    run(imports(surface), absent=EVERY - needed)
+
+
+@pytest.mark.parametrize("surface", LIBRARIES)
+def test_pulls_in_no_other_surface(surface):
+    needed = AT_IMPORT.get(surface, set())
+    for library in needed:
+        pytest.importorskip(library)
+    foreign = (EVERY - needed) | (set(LIBRARIES) - {surface, "sqft_plugins"})
+    loaded = run(f"import sys\n{imports(surface)}\nprint(*{{name.split('.')[0] for name in sys.modules}})").split()
+    assert foreign & set(loaded) == set()
+
+
+VERBS = [
+    "--help",
+    "prune --help",
+    "quantize --help",
+    "inspect --help",
+    "export --help",
+    "doctor --help",
+    "plugins --json",
+]
+
+
+def test_the_command_line_works_with_the_core_alone():
+    code = f"""
+from sqft_plugins.cli import main
+for arguments in {VERBS!r}:
+    try:
+        main(arguments.split())
+    except SystemExit as end:
+        assert not end.code, arguments
+    print("END", arguments)
+"""
+    shown = run(code, absent=EVERY).split("END ")
+    assert all(verb in shown[0] for verb in ("prune", "quantize", "train", "merge", "export", "demo"))
+    plugins = {plugin["name"]: plugin["broken"] for plugin in json.loads(shown[-2].split("\n", 1)[1])["plugins"]}
+    assert plugins.pop("peft_ext").startswith("ModuleNotFoundError")  # the only one that needs its library at once
+    assert plugins == {"sqft_plugins": None, "vllm_ext": None, "gguf_ext": None}
+
+
+def test_help_imports_no_library_of_the_runtimes():
+    code = """
+from sqft_plugins.cli import main
+try:
+    main(["--help"])
+finally:
+    print("LOADED", *{name.split(".")[0] for name in sys.modules})
+"""
+    assert {"vllm", "llama_cpp", "gguf"} & set(run(code).split("LOADED")[1].split()) == set()
