@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqft_plugins.plugins import hookimpl
@@ -17,6 +18,22 @@ class GGUFExporter:
         from gguf_ext.cli import export_command
 
         return export_command
+
+    def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
+        from gguf_ext.export import export_gguf
+
+        return export_gguf(model, target, overwrite=overwrite).as_dict()
+
+    def verify(self, model: Path, target: Path) -> dict[str, Any]:
+        from gguf_ext.verify import verify_gguf
+
+        report = verify_gguf(model, target)
+        return {
+            **report.as_dict(),
+            "equal": report.ok,
+            "zeros_kept": 1 - report.pruned_nonzero / max(report.pruned, 1),
+            "bits_per_weight": 8 * report.masked_bytes / max(report.masked_weights, 1),
+        }
 
 
 @hookimpl

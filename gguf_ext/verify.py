@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gguf_ext.arch import find_architecture, read_config
-from gguf_ext.blocks import TensorType
+from gguf_ext.blocks import TensorType, row_bytes
 from gguf_ext.errors import GGUFError
 from gguf_ext.metadata import model_entries
 from gguf_ext.plan import Source, sources
@@ -48,6 +48,8 @@ class VerifyReport:
     rounded: int = 0
     pruned: int = 0
     pruned_nonzero: int = 0
+    masked_weights: int = 0
+    masked_bytes: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -130,6 +132,8 @@ def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: Verify
     mask = source.mask(folder)
     if mask is not None:
         report.pruned += int((~mask).sum())
+        report.masked_weights += mask.numel()
+        report.masked_bytes += shape[0] * row_bytes(shape[1], kind)
         for rows, there in _parts(read, source.name, shape):
             report.pruned_nonzero += int((there[~mask[rows]] != 0).sum())
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer, write_folder
 from sqft_plugins.errors import SQFTError
@@ -97,6 +97,7 @@ def train_adapter(
             data_collator=Collator(tokenizer.pad_token_id or 0),
             callbacks=[watch],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         with quiet_libraries():
             trainer.train()
         tuned.save_pretrained(folder)
