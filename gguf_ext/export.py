@@ -56,7 +56,7 @@ def export_gguf(
     """
     start = time.monotonic()
     check_float_type(float_type)
-    target = check_output(target, overwrite, "OUT.gguf")
+    target = check_output(target, overwrite)
     gguf = _package()
     folder = ModelFolder(model)
     architecture = find_architecture(folder.config, folder.path)
@@ -67,12 +67,12 @@ def export_gguf(
     planned = plan(folder, found, float_type)
     entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"] + vocabulary.entries()
-    with write_file(target, overwrite, "OUT.gguf") as temporary:
+    with write_file(target, overwrite) as temporary:
         _write(gguf, temporary, architecture.name, entries, planned, folder)
         report = verify_gguf(folder.path, temporary)
         if not report.ok:
             raise VerificationError(
-                f"OUT.gguf {target}: {report.first_difference}: nothing was written, report this as a bug"
+                f"--out {target}: {report.first_difference}: nothing was written, report this as a bug"
             )
     types = Counter(tensor.type.name for tensor in planned)
     return ExportReport(

@@ -35,9 +35,11 @@ class LlamaCpp:
     def opens(self, path: Path) -> bool:
         return Path(path).suffix == ".gguf"
 
-    def open(self, path: Path, **options: Any) -> LlamaSession:
-        """options: those of LlamaSession."""
-        return LlamaSession(path, **options)
+    def open(self, path: Path, threads: int | None = None, **options: Any) -> LlamaSession:
+        """threads: None for all. Raises GGUFError for an option that a GGUF file cannot have."""
+        if options:
+            raise GGUFError(f"--{next(iter(options))} cannot be used with {path}: leave it out, a GGUF file is whole")
+        return LlamaSession(path, threads=threads)
 
 
 class LlamaSession:
@@ -138,7 +140,8 @@ class LlamaSession:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_context"):  # the constructor may have stopped before it
+            self.close()
 
     # --- inside ---
 

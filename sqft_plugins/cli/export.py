@@ -49,7 +49,8 @@ def _absent() -> str:
     cls=Formats,
     invoke_without_command=True,
     epilog=examples(
-        "sqft export gguf models/merged --out model.gguf",
+        "sqft export gguf models/merged-int4 --out model.gguf",
+        "sqft export --help                        # the formats there are",
         "sqft export gguf --help                   # the options of one format",
         "sqft plugins                              # which plug-ins offer formats",
     ),

@@ -43,10 +43,10 @@ class DemoSettings(Settings):
     sparsity: float = Field(0.5, ge=0, le=1)
     rank_choices: list[int] = Field(default_factory=lambda: [32, 24, 16])
     alpha: float = Field(64, gt=0)
-    steps: int = Field(100, ge=1)
+    steps: int = Field(60, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
-    text_fraction: float = Field(0.25, ge=0, lt=1)
+    text_fraction: float = Field(0.125, ge=0, lt=1)
     questions: int = Field(200, ge=1)
     seed: int = 0
 
@@ -160,7 +160,9 @@ class Demo:
     def train(self, target: str, tuner: str) -> dict:
         s = self.settings
         elastic = {"rank_choices": s.rank_choices} if tuner == "sqft" else {}
-        adapter = AdapterSettings.make({"rank": max(s.rank_choices), "alpha": s.alpha, **elastic})
+        adapter = AdapterSettings.make(
+            {"rank": max(s.rank_choices), "alpha": s.alpha, "target_modules": "all-linear", **elastic}
+        )
         shared = {key: getattr(s, key) for key in ("steps", "batch_size", "learning_rate", "text_fraction", "seed")}
         training = TrainSettings.make(shared)
         report = train_adapter(

@@ -24,7 +24,7 @@ class TransformersEngine:
         return path.is_dir()
 
     def open(
-        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 32, **_: Any
+        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 32
     ) -> TransformersSession:
         """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what this
         machine computes fast in, or a name such as "float32"."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from sqft_plugins.progress import say
 
 TEMPLATE = """---
 library_name: peft
@@ -60,3 +63,21 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     if not elastic:
         text = "\n".join(line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active")))
     (folder / "README.md").write_text(text)
+
+
+def plot_losses(losses: Sequence[float], file: Path) -> None:
+    """The loss of every step as a picture; without matplotlib a note says how to get it."""
+    if find_spec("matplotlib") is None:
+        say("no loss.png: run pip install 'sqft-plugins[eval]'")
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    axis.plot(range(1, len(losses) + 1), losses, color="#4c72b0")
+    axis.set(xlabel="step", ylabel="loss at the learned tokens")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

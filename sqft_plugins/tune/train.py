@@ -19,7 +19,7 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.progress import quiet_libraries, track
-from sqft_plugins.tune.card import write_card
+from sqft_plugins.tune.card import plot_losses, write_card
 from sqft_plugins.tune.data import Collator, Example, Examples, mix, tokenize
 from sqft_plugins.tune.loss import answer_logits, answer_loss
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
@@ -86,7 +86,6 @@ def train_adapter(
     with write_folder(out, overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
         start = time.monotonic()
         model = load_model(model_path, dtype=fast_dtype())
-        model.config.name_or_path = str(model_path)
         set_seed(training.seed)
         tuned = method.attach(model, adapter)
         watch = Watch(f"tuning {tuner}", training.steps)
@@ -116,6 +115,7 @@ def train_adapter(
         }
         (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
         write_card(folder, report)
+        plot_losses(watch.losses, folder / "loss.png")
     return report
 
 
@@ -132,6 +132,7 @@ def _arguments(training: TrainSettings, scratch: str) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         seed=training.seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # would show a NaN as the mean of the losses before it
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

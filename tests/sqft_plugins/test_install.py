@@ -131,6 +131,11 @@ def test_vllm_requirements_leave_out_what_clashes(monkeypatch):
     assert install.vllm_requirements() == ["numba==0.65.0"]
 
 
+def test_pins_of_what_we_ask_for():
+    pins = "# a comment\napache-tvm-ffi==0.1\nnumpy==2.3\ntorch==2.13.0\nllama-cpp-python==0.3\n"
+    assert install.pins_of(pins, ["Llama_cpp.python>=0.3"]) == "torch==2.13.0\nllama-cpp-python==0.3\n"
+
+
 def test_lock_text():
     freeze = "torch==2.13.0+cpu\npip==23.2.1\nsqft-plugins==0.1.0\nJinja2==3.1.6\nllama_cpp_python==0.3.36\n\n"
     text = install.lock_text(freeze)

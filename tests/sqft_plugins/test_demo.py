@@ -1,0 +1,124 @@
+"""The demo on a tiny model: its report, resuming, its own data. The real model's run is in tests/real."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from sqft_plugins.demo.report import write_report
+from sqft_plugins.demo.run import DemoSettings, run_demo
+from sqft_plugins.demo.stages import Stages
+from sqft_plugins.demo.task import TEST, TRAIN, WordProblems, is_held_out
+from sqft_plugins.errors import SQFTError
+
+NAMES = ["dense", "pruned", "tuned", "merged", "lora_merged", "int4", "gguf"]
+KEYS = {"accuracy", "perplexity", "zeros_kept", "bits_per_weight", "bytes", "seconds"}
+
+
+def settings(model, **changes) -> DemoSettings:
+    values = {"model": str(model), "steps": 3, "batch_size": 4, "questions": 4, "rank_choices": [8, 6, 4], **changes}
+    return DemoSettings.make(values)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_demo(out, settings(tiny_llama))
+
+
+def test_the_report_has_every_stage(finished) -> None:
+    out, report = finished
+    assert json.loads((out / "report.json").read_text())["stages"] == report["stages"]
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert list(stages) == NAMES
+    assert all(set(stage) >= KEYS for stage in report["stages"])
+    assert [stages[name]["zeros_kept"] for name in ("pruned", "tuned", "merged", "int4", "gguf")] == [1.0] * 5
+    assert stages["lora_merged"]["zeros_kept"] < 0.01
+    assert stages["dense"]["zeros_kept"] < 0.1
+    assert report["merge"]["max_logit_difference"] < 1e-3
+    assert report["merge"]["zeros_lost"] == 0
+    assert report["gguf"]["equal"]
+    assert stages["gguf"]["bits_per_weight"] == 4.5  # Q4_0: 18 bytes for 32 weights
+    assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
+    assert (out / "report.png").stat().st_size > 5000
+    page = (out / "report.md").read_text()
+    assert all(f"| {name} |" in page for name in NAMES)
+
+
+def test_a_second_run_reuses_everything(finished, tiny_llama) -> None:
+    out, report = finished
+    files = {path: path.stat().st_mtime_ns for path in out.glob("*/*") if path.suffix == ".safetensors"}
+    again = run_demo(out, settings(tiny_llama))
+    assert again["stages"] == report["stages"]
+    assert set(again["reused"]) >= {*NAMES, "prune", "train", "train_lora", "quantize", "export"}
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_other_questions_score_again_but_train_nothing_anew(finished, tiny_llama) -> None:
+    out, _ = finished
+    again = run_demo(out, settings(tiny_llama, questions=5))
+    assert not set(again["reused"]) & set(NAMES)
+    assert {"prune", "train", "merge", "quantize", "export"} <= set(again["reused"])
+
+
+def test_a_stage_that_failed_is_made_again(tmp_path) -> None:
+    stages = Stages(tmp_path / "out")
+    with pytest.raises(KeyError):
+        stages.run("one", lambda: {}["nothing"])
+    assert stages.run("one", lambda: {"value": 1})["value"] == 1
+    again = Stages(tmp_path / "out")
+    assert again.run("one", lambda: pytest.fail("made twice"))["value"] == 1
+    assert again.run("one", lambda: {"value": 2}, settings={"changed": True})["value"] == 2
+    after = Stages(tmp_path / "out")
+    after.run("one", lambda: {"value": 3})
+    assert after.run("two", lambda: {"value": 4}, after=["one"], output="missing")["value"] == 4
+    assert after.run("two", lambda: {"value": 5}, after=["one"], output="missing")["value"] == 5  # its output is gone
+
+
+def test_own_data_are_split_by_prompt(tiny_llama, tmp_path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"Say {n}:", "completion": f" {n}"}) for n in range(60)))
+    report = run_demo(tmp_path / "out", settings(tiny_llama, data=str(data)))
+    assert report["task"] == "d"
+    assert [stage["name"] for stage in report["stages"]] == NAMES
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(SQFTError, match="has 1 examples: give more, one in five is held out"):
+        run_demo(tmp_path / "other", settings(tiny_llama, data=str(data)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_word_problems_share_neither_templates_nor_numbers_between_train_and_test() -> None:
+    task = WordProblems(300)
+    train, test = task.training(600), task.items()
+    assert not set(TRAIN) & set(TEST)
+
+    def numbers(texts):
+        return {int(number) for text in texts for number in re.findall(r"\d+", text)}
+
+    seen, held_out = numbers(e.prompt for e in train), numbers(i.prompt for i in test)
+    assert seen
+    assert held_out
+    assert not seen & held_out
+    assert all(is_held_out(number) for number in held_out)
+    assert [item.prompt for item in test] == [item.prompt for item in WordProblems(300).items()]
+    asked = [re.search(r"(?:How many|number of) (\w+)", item.prompt)[1] for item in test]
+    assert all(f"{item.answer.strip()} {thing}" in item.prompt for item, thing in zip(test, asked, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [(" 7", True), ("7 coins\nQuestion: 8", True), (" 3 + 4 = 7", True), (" 17", False), ("", False), (" seven", False)],
+)
+def test_the_answer_is_the_last_number_of_the_first_line(completion, right) -> None:
+    item = WordProblems(1).items()[0].__class__("", " 7")
+    assert WordProblems().is_correct(item, completion) is right
+
+
+def test_report_of_one_stage(tmp_path) -> None:
+    stage = dict.fromkeys(KEYS, 1.0) | {"name": "dense", "accuracy_stderr": 0.1}
+    report = {"stages": [stage], "task": "t", "settings": {"steps": 1, "data": None}}
+    report |= {key: {"max_logit_difference": 0.0, "zeros_lost": 0} for key in ("merge", "lora_merge")}
+    write_report(tmp_path, report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md", "report.png"]

@@ -1,0 +1,207 @@
+"""Training data, the loss at answer tokens, and the steps train → extract → merge on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import CheckpointError, OutputExistsError, SQFTError
+from sqft_plugins.measure import zeros_kept
+from sqft_plugins.tune import AdapterSettings, TrainSettings
+from sqft_plugins.tune.data import IGNORED, Collator, Example, mix, read_jsonl, text_examples, tokenize
+from sqft_plugins.tune.loss import answer_logits, answer_loss
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.train import train_adapter
+
+EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(40)]
+SETTINGS = {"rank": 8, "alpha": 16, "rank_choices": [8, 6, 4]}
+
+
+# --- data ---
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_jsonl_is_read(tmp_path) -> None:
+    rows = [json.dumps({"prompt": e.prompt, "completion": e.completion, "more": 1}) for e in EXAMPLES]
+    assert read_jsonl(write_lines(tmp_path / "d.jsonl", *rows, "")) == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 2 is not JSON"),
+        ("[1]", r"line 2 is not an object"),
+        ('{"prompt": "a", "completoin": "b"}', r"line 2 has no text 'completion': did you mean 'completoin'\?"),
+        ('{"prompt": "a", "completion": 3}', r"line 2 has no text 'completion'"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, message) -> None:
+    good = '{"prompt": "a", "completion": "b"}'
+    with pytest.raises(SQFTError, match=message):
+        read_jsonl(write_lines(tmp_path / "d.jsonl", good, line))
+
+
+def test_no_data_is_refused(tmp_path) -> None:
+    with pytest.raises(SQFTError, match="has no examples"):
+        read_jsonl(write_lines(tmp_path / "d.jsonl", ""))
+    with pytest.raises(SQFTError, match="is not a file"):
+        read_jsonl(tmp_path / "nowhere.jsonl")
+
+
+def test_only_the_completion_is_learned(tiny_tokenizer) -> None:
+    tokenizer = tiny_tokenizer("byte-level")
+    (row,) = tokenize([Example("Two and two:", " four")], tokenizer, 64)
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == " four<eos>"
+    assert row["input_ids"][0] == tokenizer.bos_token_id
+    assert [label for label in row["labels"] if label != IGNORED] == learned
+    (text,) = tokenize([Example("", "plain text")], tokenizer, 64)
+    assert tokenizer.decode([label for label in text["labels"] if label != IGNORED]) == "plain text"
+    with pytest.raises(SQFTError, match=r"example 1 has \d+ tokens, max_length=8: shorten it or raise max_length"):
+        tokenize([Example("a long prompt " * 9, " end")], tokenizer, 8)
+
+
+def test_mixing_keeps_the_share_of_text_in_every_batch_and_uses_everything() -> None:
+    task, text = [("task", i) for i in range(30)], [("text", i) for i in range(10)]
+    rows = mix(task, text, text_fraction=0.25, batch_size=8, steps=10, seed=1)
+    batches = [rows[i : i + 8] for i in range(0, 80, 8)]
+    assert all(sum(kind == "text" for kind, _ in batch) == 2 for batch in batches)
+    assert set(rows) == set(task) | set(text)
+    assert rows == mix(task, text, 0.25, 8, 10, 1) != mix(task, text, 0.25, 8, 10, 2)
+    assert text_examples(["one two three four"], words=2) == [Example("", "one two"), Example("", "three four")]
+
+
+# --- loss ---
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_the_loss_at_answer_tokens_is_the_loss_over_all_logits(tiny_model, family) -> None:
+    model = tiny_model(family).float()
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, 7, 8]}, {"input_ids": [9, 10], "labels": [IGNORED, 10]}]
+    batch = Collator(pad=0)(rows)
+    labels = batch.pop("labels")
+    logits, targets = answer_logits(model, model.get_output_embeddings(), batch, labels)
+    full = model(**batch).logits
+    naive = F.cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    assert logits.shape[0] == 4
+    torch.testing.assert_close(answer_loss(logits, targets), naive, rtol=1e-5, atol=1e-6)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (TrainSettings, {"stepz": 3}, r"TrainSettings has no key 'stepz': did you mean 'steps'\?"),
+        (TrainSettings, {"steps": 0}, r"steps=0: input should be greater than or equal to 1"),
+        (TrainSettings, {"learning_rate": "fast"}, r"learning_rate='fast': input should be a valid number"),
+        (AdapterSettings, {"rank": 8, "rank_choices": [16, 8]}, r"maximum 16 but r=8"),
+    ],
+)
+def test_impossible_settings_are_named(kind, values, message) -> None:
+    with pytest.raises(SQFTError, match=message):
+        kind.make(values)
+
+
+# --- the steps ---
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruned") / "model"
+    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(pruned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    training = TrainSettings.make({"steps": 30, "batch_size": 8, "learning_rate": 1e-2})
+    report = train_adapter(pruned, folder, EXAMPLES, AdapterSettings.make(SETTINGS), training)
+    assert report["losses"][-1] < report["losses"][0] - 0.5  # random weights learn little
+    return folder
+
+
+def test_training_writes_an_adapter_its_losses_and_how_to_load_it(adapter, pruned) -> None:
+    assert len(json.loads((adapter / "training.json").read_text())["losses"]) == 30
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(pruned)
+    assert config["peft_type"] == "SQFT"
+    assert "import peft_ext" in (adapter / "README.md").read_text()
+    assert (adapter / "loss.png").stat().st_size > 1000
+
+
+def test_training_is_repeatable(adapter, pruned, tmp_path) -> None:
+    training = TrainSettings.make({"steps": 30, "batch_size": 8, "learning_rate": 1e-2})
+    train_adapter(pruned, tmp_path / "again", EXAMPLES, AdapterSettings.make(SETTINGS), training)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (adapter / name).read_bytes()
+
+
+def test_the_merged_model_keeps_the_zeros_through_int4(adapter, pruned, tmp_path) -> None:
+    report = merge_folder(pruned, adapter, tmp_path / "merged", "heuristic")
+    assert report["zeros_lost"] == 0
+    assert report["max_logit_difference"] < 1e-5
+    base, merged = ModelFolder(pruned), ModelFolder(tmp_path / "merged")
+    assert merged.stamp is not None
+    assert merged.stamp.pipeline == ["wanda", "sqft-merge"]
+    assert merged.stamp.mask_hash == base.stamp.mask_hash
+    assert set(merged.stamp.ranks.values()) == {6}
+    assert zeros_kept(merged, base.packed_masks) == 1.0
+    assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (pruned / "tokenizer.json").read_bytes()
+    changed = [m for m in base.packed_masks if not torch.equal(base.weight(m), merged.weight(m))]
+    assert len(changed) == report["modules"]
+    quantize_folder(tmp_path / "merged", tmp_path / "int4")
+    assert zeros_kept(ModelFolder(tmp_path / "int4"), base.packed_masks) == 1.0
+    assert load_model(tmp_path / "int4").get_parameter("model.layers.0.self_attn.q_proj.weight").ndim == 2
+
+
+def test_a_plain_lora_merge_loses_the_zeros_and_gets_no_stamp(pruned, tmp_path) -> None:
+    training = TrainSettings.make({"steps": 2, "batch_size": 4})
+    train_adapter(pruned, tmp_path / "lora", EXAMPLES, AdapterSettings.make({"rank": 8}), training, tuner="lora")
+    report = merge_folder(pruned, tmp_path / "lora", tmp_path / "merged", "max")
+    assert report["zeros_lost"] > 10_000
+    assert ModelFolder(tmp_path / "merged").stamp is None
+    assert "sqft" not in ModelFolder(tmp_path / "merged").config
+
+
+def test_merging_refuses_what_does_not_belong_together(adapter, pruned, tiny_llama, tmp_path) -> None:
+    with pytest.raises(SQFTError, match="was trained over a base with other zeros"):
+        merge_folder(tiny_llama, adapter, tmp_path / "out")
+    quantize_folder(pruned, tmp_path / "int4")
+    with pytest.raises(SQFTError, match=r"is INT4: merge into its float base, then run `sqft quantize`"):
+        merge_folder(tmp_path / "int4", adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError, match="exists: choose another path, or replace it with --overwrite"):
+        merge_folder(pruned, adapter, tmp_path / "out")
+
+
+def test_training_refuses_before_it_loads(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sqft_plugins.tune.train.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    adapter, training = AdapterSettings.make(SETTINGS), TrainSettings.make({"steps": 1})
+    with pytest.raises(SQFTError, match=r"--tuner 'lroa' is unknown: did you mean 'lora'\?"):
+        train_adapter(pruned, tmp_path / "a", EXAMPLES, adapter, training, tuner="lroa")
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        train_adapter(tmp_path / "none", tmp_path / "a", EXAMPLES, adapter, training)
+    with pytest.raises(SQFTError, match="max_length=8"):
+        train_adapter(pruned, tmp_path / "a", EXAMPLES, adapter, training.model_copy(update={"max_length": 8}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pruned, tmp_path) -> None:
+    training = TrainSettings.make({"steps": 20, "batch_size": 4, "learning_rate": 1e30})
+    with pytest.raises(SQFTError, match=r"loss=.* at step \d+: lower --learning-rate"):
+        train_adapter(pruned, tmp_path / "a", EXAMPLES, AdapterSettings.make(SETTINGS), training)
+    assert not (tmp_path / "a").exists()
