@@ -24,7 +24,9 @@ class SQFTConfig(LoraConfig):
 
     sparse: bool = field(
         default=True,
-        metadata={"help": "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."},
+        metadata={
+            "help": "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."
+        },
     )
     quantization_aware: bool = field(
         default=False, metadata={"help": "Train through the base's INT4 grid (QA-SparsePEFT). Not in this release."}
@@ -33,7 +35,8 @@ class SQFTConfig(LoraConfig):
         default=None, metadata={"help": "The search space of ranks; its maximum is `r`. None: a fixed rank."}
     )
     share_rank: Literal["layer", "module"] = field(
-        default="layer", metadata={"help": "What shares one sampled rank: the modules of a block, or each module alone."}
+        default="layer",
+        metadata={"help": "What shares one sampled rank: the modules of a block, or each module alone."},
     )
     mask_hash: str | None = field(
         default=None,
@@ -46,16 +49,24 @@ class SQFTConfig(LoraConfig):
         if self.rank_choices is not None:
             self.rank_choices = check_rank_choices(self.rank_choices, self.r)
             if self.rank_pattern:
-                raise SQFTError("rank_pattern cannot be used with rank_choices: the search space rules every module's rank")
+                raise SQFTError(
+                    "rank_pattern cannot be used with rank_choices: the search space rules every module's rank"
+                )
         if self.share_rank not in ("layer", "module"):
-            raise SQFTError(f"share_rank={self.share_rank!r} is unknown: {nearest(str(self.share_rank), ('layer', 'module'))}")
+            raise SQFTError(
+                f"share_rank={self.share_rank!r} is unknown: {nearest(str(self.share_rank), ('layer', 'module'))}"
+            )
         if self.quantization_aware:
-            raise SQFTError("quantization_aware=True is not in this release: tune the float base, then run `sqft quantize`")
+            raise SQFTError(
+                "quantization_aware=True is not in this release: tune the float base, then run `sqft quantize`"
+            )
         init = self.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
             raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
         if self.target_parameters:
-            raise SQFTError(f"target_parameters={self.target_parameters} is not supported: adapt linear layers by target_modules")
+            raise SQFTError(
+                f"target_parameters={self.target_parameters} is not supported: adapt linear layers by target_modules"
+            )
 
 
 def _name_unknown_fields(original):

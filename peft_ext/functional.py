@@ -34,7 +34,9 @@ class MaskedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None):
+    def forward(
+        ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None
+    ):
         ctx.save_for_backward(x, weight, A, B, mask)
         ctx.scaling, ctx.sparse = scaling, sparse
         return F.linear(x, _training_weight(x.dtype, weight, A, B, scaling, sparse, mask))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,8 @@ class ElasticMaskedVariant(LoraVariant):
 class Linear(LoraLinear):
     """A linear layer (nn.Linear or transformers' Conv1D) under SQFT adapters.
 
-    One active adapter without dropout runs as one GEMM with W + s · (B @ A) ⊙ M; everything else goes through PEFT's own
-    loops and `ElasticMaskedVariant`.
+    One active adapter without dropout runs as one GEMM with W + s · (B @ A) ⊙ M; everything else goes through PEFT's
+    own loops and `ElasticMaskedVariant`.
     """
 
     other_param_names = (*LoraLayer.other_param_names, "elastic")
@@ -92,12 +92,20 @@ class Linear(LoraLinear):
 
     def sub_adapter(self, adapter: str) -> tuple[Tensor, Tensor, float]:
         """A [rank, in], B [out, rank] and the scaling of the super-adapter."""
-        A, B = slice_lora(self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.rank_of(adapter))
+        A, B = slice_lora(self.factor("A", adapter), self.factor("B", adapter), self.rank_of(adapter))
         return A, B, self.scaling[adapter]
+
+    def factor(self, name: Literal["A", "B"], adapter: str) -> Tensor:
+        """The whole A [r_max, in] or B [out, r_max]."""
+        return cast(nn.Linear, (self.lora_A if name == "A" else self.lora_B)[adapter]).weight
+
+    def base(self) -> nn.Linear:
+        """The base layer: nn.Linear, or Conv1D with its weight [in, out]."""
+        return cast(nn.Linear, self.get_base_layer())
 
     def base_mask(self) -> Tensor:
         """bool [out, in]: the nonzero pattern of the unmerged base, whatever is merged now."""
-        weight = self._kept[0] if self._kept is not None else self.get_base_layer().weight.data
+        weight = self._kept[0] if self._kept is not None else self.base().weight.data
         return nonzero_mask(self._as_out_in(weight))
 
     def merged_weight(self, adapter: str, weight: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ class Linear(LoraLinear):
     def add_lora_bias(self, adapter: str, output: Tensor) -> Tensor:
         if not self.lora_bias[adapter]:
             return output
-        return output + self.lora_B[adapter].bias * self.scaling[adapter]
+        return output + cast(nn.Linear, self.lora_B[adapter]).bias * self.scaling[adapter]
 
     # --- forward ---
 
@@ -124,7 +132,7 @@ class Linear(LoraLinear):
         adapter = self._single_adapter(x, args, kwargs)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        base = self.get_base_layer()
+        base = self.base()
         if self.training or torch.is_grad_enabled():
             A, B, scaling = self.sub_adapter(adapter)
             weight = self._as_out_in(base.weight)
@@ -143,7 +151,7 @@ class Linear(LoraLinear):
         if len(active) != 1:
             return None
         adapter = active[0]
-        base = self.get_base_layer()
+        base = self.base()
         plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
         if not plain or hasattr(base, "_hf_hook") or base.weight.requires_grad:
             return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
@@ -158,11 +166,11 @@ class Linear(LoraLinear):
     def _evaluation_weight(self, adapter: str) -> Tensor:
         """The merged weight, kept until a parameter, the rank or the scaling changes: made anew at every token,
         generation was ten times slower than from a merged model. Costs one more copy of the weight."""
-        tensors = (self.get_base_layer().weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight)
+        tensors = (self.base().weight, self.factor("A", adapter), self.factor("B", adapter))
         state = tuple((id(t), t.data_ptr(), t._version, t.dtype) for t in tensors)
         key = (adapter, self.rank_of(adapter), self.scaling[adapter], state)
         if self._evaluated is None or self._evaluated[0] != key:
-            self._evaluated = (key, self.merged_weight(adapter, self.get_base_layer().weight.data))
+            self._evaluated = (key, self.merged_weight(adapter, self.base().weight.data))
         return self._evaluated[1]
 
     def train(self, mode: bool = True):
@@ -178,8 +186,8 @@ class Linear(LoraLinear):
             return
         self._evaluated = None
         if self._kept is None:
-            base = self.get_base_layer()
-            bias = getattr(base, "bias", None)
+            base = self.base()
+            bias = base.bias
             self._kept = (base.weight.data.clone(), None if bias is None else bias.data.clone())
         training = self.training
         self.training = False  # merge the chosen rank, not one that a training step has sampled
@@ -194,7 +202,7 @@ class Linear(LoraLinear):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         assert self._kept is not None
-        base = self.get_base_layer()
+        base = self.base()
         base.weight.data, bias = self._kept
         if bias is not None:
             base.bias.data = bias

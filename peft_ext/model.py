@@ -33,7 +33,7 @@ class SQFTModel(LoraModel):
             )
 
     @staticmethod
-    def _create_new_module(config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
+    def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         name = kwargs.get("target_name", "")
         if not isinstance(base, nn.Linear | Conv1D):
@@ -42,12 +42,10 @@ class SQFTModel(LoraModel):
                 "leave it out with exclude_modules"
             )
         if getattr(base, "weight", None) is None:
-            raise SQFTError(
-                f"{name} is still compressed: load the base with quantization_config=CompressedTensorsConfig(dequantize=True)"
-            )
+            raise SQFTError(f"{name} is still compressed: load the base with CompressedTensorsConfig(dequantize=True)")
         conv1d = isinstance(base, Conv1D)
-        config.fan_in_fan_out = conv1d
-        return Linear(target, adapter_name, config=config, is_target_conv_1d_layer=conv1d, **kwargs)
+        lora_config.fan_in_fan_out = conv1d
+        return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)
 
     def _post_injection_hook(self, model: nn.Module, config, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
@@ -66,10 +64,14 @@ class SQFTModel(LoraModel):
         for adapter in [adapter_name] if adapter_name else self.active_adapters:
             layers = dict(sqft_layers(self.model, adapter))
             if not layers:
-                raise SQFTError(f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}")
+                raise SQFTError(
+                    f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
+                )
             space = next(iter(layers.values())).elastic[adapter].rank_choices
-            if self.peft_config[adapter].rank_choices is None and isinstance(rank, str) and rank in NAMED:
-                ranks = {name: layer.elastic[adapter].rank_choices[0] for name, layer in layers.items()}  # one choice each
+            if len(space) == 1 and isinstance(rank, str) and rank in NAMED:
+                ranks = {
+                    name: layer.elastic[adapter].rank_choices[0] for name, layer in layers.items()
+                }  # one choice each
             else:
                 ranks = configuration(rank, layers, space)
             for name, layer in layers.items():
@@ -138,8 +140,8 @@ def _check_base(model: nn.Module, config, adapter_name: str) -> None:
         sparsity = 1 - kept / max(total, 1)
         if sparsity < DENSE_BELOW:
             warnings.warn(
-                f"sparse=True but only {sparsity:.1%} of the base's weights are zero: prune it first with `sqft prune`, "
-                "or use sparse=False",
+                f"sparse=True but only {sparsity:.1%} of the base's weights are zero: "
+                "prune it first with `sqft prune`, or use sparse=False",
                 stacklevel=2,
             )
     elif config.mask_hash != found:

@@ -30,8 +30,8 @@ def check_version() -> None:
 check_version()
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
-from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
 from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
+from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
 from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge  # noqa: E402
 from peft.utils import PeftType, register_peft_method  # noqa: E402
@@ -58,7 +58,7 @@ def peft_type() -> PeftType:
         member._name_ = NAME
         member._value_ = NAME
         member.__objclass__ = PeftType  # type: ignore[attr-defined]
-        member._sort_order_ = len(PeftType.__members__)
+        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
         PeftType._member_names_.append(NAME)
         PeftType._member_map_[NAME] = member
         PeftType._value2member_map_[NAME] = member

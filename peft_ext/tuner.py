@@ -9,11 +9,12 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from peft_ext.config import SQFTConfig
-from peft_ext.model import SQFTModel, sqft_layers
+from peft_ext.model import SQFTModel
 from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_alpha
 from sqft_plugins.errors import CheckpointError, SQFTError
 
@@ -32,14 +33,22 @@ class PeftTuner:
             return PeftModel.from_pretrained(model, str(adapter)).eval()
         except RuntimeError as error:  # torch's word for weights that do not fit
             first = str(error).strip().split("\n")[-1].strip()
-            raise CheckpointError(f"adapter {adapter} does not fit this base ({first[:160]}): load it on its own base") from error
+            raise CheckpointError(
+                f"adapter {adapter} does not fit this base ({first[:160]}): load it on its own base"
+            ) from error
+
+    def search_space(self, adapter: Path) -> tuple[list[str], list[int]]:
+        config = PeftConfig.from_pretrained(str(adapter))
+        return adapter_modules(read_tensors(adapter)), getattr(config, "rank_choices", None) or [config.r]
 
     def extract(self, adapter: Path, target: Path, rank: Rank) -> Mapping[str, int]:
+        """Raises SQFTError for a rank outside the search space and for an adapter whose rank is fixed."""
         config = PeftConfig.from_pretrained(str(adapter))
-        choices = getattr(config, "rank_choices", None) or [config.r]
-        tensors = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
-        modules = adapter_modules(tensors)
-        ranks = dict.fromkeys(modules, config.r) if len(choices) == 1 else configuration(rank, modules, choices)
+        modules, choices = self.search_space(adapter)
+        if len(choices) == 1:
+            raise SQFTError(f"adapter {adapter} has the fixed rank {choices[0]}: there is no sub-adapter to extract")
+        tensors = read_tensors(adapter)
+        ranks = configuration(rank, modules, choices)
         for module, value in ranks.items():
             keys = [f"{PREFIX}{module}{end}" for end in ENDS]
             A, B = slice_lora(tensors[keys[0]], tensors[keys[1]], value)
@@ -99,6 +108,15 @@ class LoraTuner(PeftTuner):
         return model.merge_and_unload(), {}
 
 
+def read_tensors(adapter: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter folder. Raises CheckpointError for a damaged file."""
+    file = adapter / SAFETENSORS_WEIGHTS_NAME
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged or cut off ({error}): copy the adapter again") from error
+
+
 def adapter_modules(tensors: Mapping[str, Tensor]) -> list[str]:
     """The adapted modules of an adapter's state dict, by their names in the base model."""
     end = ENDS[0]
@@ -110,7 +128,10 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
 
     A dense sub-adapter becomes a plain LoRA, which stock PEFT, vLLM and llama.cpp load; a masked one stays SQFT.
     """
-    alphas = {module: sub_adapter_alpha(config.lora_alpha, rank, config.r, config.use_rslora) for module, rank in ranks.items()}
+    alphas = {
+        module: sub_adapter_alpha(config.lora_alpha, rank, config.r, config.use_rslora)
+        for module, rank in ranks.items()
+    }
     most = max(ranks.values())
     changes: dict[str, Any] = {
         "r": most,
@@ -124,6 +145,3 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
         return replace(config, rank_choices=None, **changes)
     shared = {f.name: getattr(config, f.name) for f in fields(LoraConfig) if f.init and f.name != "peft_type"}
     return LoraConfig(**{**shared, **changes})
-
-
-__all__ = ["LoraTuner", "SQFTTuner", "adapter_modules", "sqft_layers", "sub_adapter_config"]

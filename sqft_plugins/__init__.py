@@ -4,7 +4,8 @@ The core: grid, masks, elastic ranks, checkpoints, pruning, quantization, evalua
 surfaces, peft_ext, vllm_ext and gguf_ext, import the core; the core knows them only through plug-in hooks.
 """
 
-from sqft_plugins._version import VERSION as __version__
+from sqft_plugins._version import VERSION
 from sqft_plugins.plugins.hookspecs import hookimpl
 
+__version__ = VERSION
 __all__ = ["__version__", "hookimpl"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from torch import Tensor
 
 from sqft_plugins.errors import GridError
@@ -133,11 +132,15 @@ def pack(codes: Tensor) -> Tensor:
     """
     if codes.numel() and int(codes.max()) > MAX_CODE:
         raise GridError(f"code={int(codes.max())} is not an INT4 code: use 0..15")
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # slow: brings transformers
+
     return pack_to_int32(codes.to(torch.int8) - SYMMETRIC_ZERO_POINT, BITS)
 
 
 def unpack(packed: Tensor, in_features: int) -> Tensor:
     """The inverse of `pack`: int32 [out, ceil(in / 8)] → uint8 codes [out, in]."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
     shape = torch.Size((packed.shape[0], in_features))
     return (unpack_from_int32(packed, BITS, shape) + SYMMETRIC_ZERO_POINT).to(torch.uint8)
 

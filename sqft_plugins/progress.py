@@ -1,4 +1,4 @@
-"""Progress with an ETA: a bar on a terminal, plain lines elsewhere. Everything goes to stderr; stdout is for results."""
+"""Progress with an ETA: a bar on a terminal, plain lines elsewhere. It goes to stderr; stdout is for results."""
 
 from __future__ import annotations
 

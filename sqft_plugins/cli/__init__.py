@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 
 import click
@@ -43,7 +44,7 @@ class Verbs(click.Group):
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(VERSION, prog_name="sqft")
 def cli() -> None:
-    """SQFT: prune and quantize a language model, tune elastic low-rank adapters, merge without losing a zero, run anywhere.
+    """Prune and quantize a language model, tune elastic adapters, merge without losing a zero, run it anywhere.
 
     \b
     The whole way on a real model:   sqft demo
@@ -53,10 +54,17 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Whatever a user can cause is one line on stderr and exit code 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # the bars of other libraries are noise in a log; ours are lines there
     try:
         code = cli.main(arguments, standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted: unfinished output was removed, finished stages stay; run the same command to go on")
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(" ".join(error.format_message().split()))
     except SQFTError as error:

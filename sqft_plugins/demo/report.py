@@ -51,9 +51,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["", *(f"- **{name}**: {text}" for name, text in MEANING.items()), ""]
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)
     lines += [
-        f"Task: {report['task']}, held-out questions, greedy. Perplexity: held-out text of Python's language reference.",
-        "zeros kept: of the weights that pruning removed, the fraction that is exactly 0 now. bits/weight: on disk, of the "
-        "pruned linear layers, with scales. seconds: making and scoring.",
+        f"Task: {report['task']}, held-out questions, greedy. Perplexity: held-out text of Python's manual.",
+        "zeros kept: of the weights that pruning removed, the fraction that is exactly 0 now. bits/weight: on disk, of "
+        "the pruned linear layers, with scales. seconds: making and scoring.",
         "",
         f"Merging changed no logit by more than {report['merge']['max_logit_difference']:.1e} (float32) and lost "
         f"{report['merge']['zeros_lost']:,} zeros; the plain LoRA merge lost {report['lora_merge']['zeros_lost']:,}.",
@@ -74,7 +74,11 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
     names = [stage["name"].replace("_", "\n") for stage in stages]
     colors = ["#c44e52" if stage["name"] == "lora_merged" else "#4c72b0" for stage in stages]
     charts = [
-        ("accuracy on held-out questions, %", [100 * s["accuracy"] for s in stages], [100 * s["accuracy_stderr"] for s in stages]),
+        (
+            "accuracy on held-out questions, %",
+            [100 * s["accuracy"] for s in stages],
+            [100 * s["accuracy_stderr"] for s in stages],
+        ),
         ("perplexity on other text (log scale)", [s["perplexity"] for s in stages], None),
         ("pruned weights that are exactly 0, %", [100 * s["zeros_kept"] for s in stages], None),
     ]

@@ -86,7 +86,9 @@ def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
         return problems.training(settings.steps * settings.batch_size), problems
     training, held_out = split_examples(read_jsonl(settings.data))
     if not training or not held_out:
-        raise SQFTError(f"--data {settings.data} has {len(training) + len(held_out)} examples: give more, one in five is held out")
+        raise SQFTError(
+            f"--data {settings.data} has {len(training) + len(held_out)} examples: give more, one in five is held out"
+        )
     return training, limited(JsonlTask(settings.data, held_out), settings.questions)
 
 
@@ -116,11 +118,22 @@ class Demo:
         run("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
         run("extract", self.extract, after=["train"], output="sub_adapter")
         rows.append(run("tuned", self.tuned, after=["extract"], settings=scoring))
-        merge = run("merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output="merged/config.json")
+        merge = run(
+            "merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output="merged/config.json"
+        )
         rows.append(run("merged", lambda: self.folder_row(self.out / "merged"), after=["merge"], settings=scoring))
         run("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
-        lora = run("merge_lora", lambda: self.merge("lora", "lora_merged"), after=["train_lora"], output="lora_merged/config.json")
-        rows.append(run("lora_merged", lambda: self.folder_row(self.out / "lora_merged"), after=["merge_lora"], settings=scoring))
+        lora = run(
+            "merge_lora",
+            lambda: self.merge("lora", "lora_merged"),
+            after=["train_lora"],
+            output="lora_merged/config.json",
+        )
+        rows.append(
+            run(
+                "lora_merged", lambda: self.folder_row(self.out / "lora_merged"), after=["merge_lora"], settings=scoring
+            )
+        )
         run("quantize", self.quantize, after=["merge"], output="int4/config.json")
         rows.append(run("int4", lambda: self.folder_row(self.out / "int4"), after=["quantize"], settings=scoring))
         export = run("export", self.export, after=["quantize"], output="model.gguf")

@@ -29,7 +29,9 @@ class Stages:
         if out.exists() and not out.is_dir():
             raise OutputExistsError(f"--out {out} is a file: choose another path")
         if out.is_dir() and any(out.iterdir()) and not self.record.is_dir() and not overwrite:
-            raise OutputExistsError(f"--out {out} exists and is no demo folder: choose another path, or use --overwrite")
+            raise OutputExistsError(
+                f"--out {out} exists and is no demo folder: choose another path, or use --overwrite"
+            )
         self.record.mkdir(parents=True, exist_ok=True)
         self.keys: dict[str, str] = {}
 

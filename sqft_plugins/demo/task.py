@@ -1,7 +1,7 @@
 """The demo's task: word problems that name three quantities and ask for one, made by a deterministic generator.
 
-Small models find the right one of three numbers now and then, lose that when half their weights go, and learn it in a few
-dozen steps, which is what a demo has time for. Train and test share neither a template nor a number.
+Small models find the right one of three numbers now and then, lose that when half their weights go, and learn it in a
+few dozen steps, which is what a demo has time for. Train and test share neither a template nor a number.
 """
 
 from __future__ import annotations

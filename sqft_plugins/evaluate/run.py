@@ -41,16 +41,20 @@ def open_session(path: str | Path, **options: Any) -> Session:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"model {path} does not exist: give a model folder or a .gguf file")
-    engines = get_manager().collect("sqft_engines")
+    engines: dict[str, Any] = get_manager().collect("sqft_engines")
     for engine in engines.values():
-        if engine.opens(path):  # type: ignore[attr-defined]
+        if engine.opens(path):
             try:
-                return engine.open(path, **options)  # type: ignore[attr-defined]
+                return engine.open(path, **options)
             except TypeError as error:  # an option that this runtime does not have
                 if "unexpected keyword" not in str(error):
                     raise
-                raise SQFTError(f"{engine.name} does not take {sorted(options)}: leave out what it does not have") from error  # type: ignore[attr-defined]
-    raise CheckpointError(f"model {path} is opened by none of {', '.join(sorted(engines))}: give a model folder or a .gguf file")
+                raise SQFTError(
+                    f"{engine.name} does not take {sorted(options)}: leave out what it does not have"
+                ) from error
+    raise CheckpointError(
+        f"model {path} is opened by none of {', '.join(sorted(engines))}: give a model folder or a .gguf file"
+    )
 
 
 def accuracy(session: Session, task: Task, what: str = "questions") -> Accuracy:

@@ -52,7 +52,8 @@ def limited(task: Task, limit: int | None) -> Task:
 def split_examples(examples: Sequence[Example], share: int = 5) -> tuple[list[Example], list[Example]]:
     """(training, held out): an example is held out where the SHA-256 of its prompt says so, one in `share`; equal
     prompts are on one side."""
-    held_out, training = [], []
+    held_out: list[Example] = []
+    training: list[Example] = []
     for example in examples:
         side = held_out if hashlib.sha256(example.prompt.encode()).digest()[0] % share == 0 else training
         side.append(example)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
 from sqft_plugins.hardware import fast_dtype
 
-
-_DTYPES = {"auto": lambda: "auto", "fast": fast_dtype}
+_DTYPES: dict[str, Callable[[], Any]] = {"auto": lambda: "auto", "fast": fast_dtype}
 
 
 class TransformersEngine:
@@ -26,22 +25,22 @@ class TransformersEngine:
     def open(
         self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 32
     ) -> TransformersSession:
-        """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what this
-        machine computes fast in, or a name such as "float32"."""
+        """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what
+        this machine computes fast in, or a name such as "float32"."""
         tokenizer = load_tokenizer(path)
         model: nn.Module = load_model(path, _DTYPES[dtype]() if dtype in _DTYPES else getattr(torch, dtype))
         if adapter is not None:
-            from sqft_plugins.tune.adapters import check_adapter, tuner_of
+            from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 
             folder = check_adapter(adapter)
             tuner = tuner_of(folder)
             model = tuner.load(model, folder)  # type: ignore[arg-type]
-            tuner.set_rank(model, rank)
+            tuner.set_rank(model, choose_rank(rank, tuner, folder))
         return TransformersSession(model.eval(), tokenizer, batch_size)
 
 
 class TransformersSession:
-    """A model and its tokenizer; prompts are batched by length, padded on the left."""
+    """A model and its tokenizer; prompts are batched, padded on the left."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32):
         self.model = model
@@ -55,12 +54,9 @@ class TransformersSession:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        done: dict[int, str] = {}
-        waiting = 0  # completions are yielded in the caller's order, as soon as they are there
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            batch = self.tokenizer([prompts[i] for i in indices], return_tensors="pt", padding=True, padding_side="left")
+        for start in range(0, len(prompts), self.batch_size):
+            part = list(prompts[start : start + self.batch_size])
+            batch = self.tokenizer(part, return_tensors="pt", padding=True, padding_side="left")
             tokens = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -69,10 +65,7 @@ class TransformersSession:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
             new = tokens[:, batch["input_ids"].shape[1] :]
-            done.update(zip(indices, self.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True))
-            while waiting in done:
-                yield done.pop(waiting)
-                waiting += 1
+            yield from self.tokenizer.batch_decode(new, skip_special_tokens=True)
 
     @torch.no_grad()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:

@@ -1,30 +1,41 @@
-"""What the core itself offers, through the same hooks as every plug-in."""
+"""What the core itself offers, through the same hooks as every plug-in. Imported when it is asked for."""
 
 from __future__ import annotations
 
-from sqft_plugins.compress.magnitude import Magnitude
-from sqft_plugins.compress.round_to_nearest import RoundToNearest
-from sqft_plugins.compress.wanda import Wanda
-from sqft_plugins.demo.task import WordProblems
-from sqft_plugins.evaluate.transformers_engine import TransformersEngine
 from sqft_plugins.plugins.hookspecs import hookimpl
 
 
 @hookimpl
 def sqft_pruners():
+    from sqft_plugins.compress.magnitude import Magnitude
+    from sqft_plugins.compress.wanda import Wanda
+
     return [Wanda(), Magnitude()]
 
 
 @hookimpl
 def sqft_quantizers():
+    from sqft_plugins.compress.round_to_nearest import RoundToNearest
+
     return [RoundToNearest()]
 
 
 @hookimpl
+def sqft_searchers():
+    from sqft_plugins.search import SEARCHERS
+
+    return SEARCHERS
+
+
+@hookimpl
 def sqft_engines():
+    from sqft_plugins.evaluate.transformers_engine import TransformersEngine
+
     return [TransformersEngine()]
 
 
 @hookimpl
 def sqft_tasks():
+    from sqft_plugins.demo.task import WordProblems
+
     return [WordProblems()]

@@ -1,6 +1,8 @@
 """All hooks of sqft. A plug-in implements any of them with `@sqft_plugins.hookimpl` and registers its module under the
-entry-point group `sqft`. Every hook but `sqft_commands` returns objects that the core then calls; the protocols of those objects
-stand in `sqft_plugins.plugins.protocols`."""
+entry-point group `sqft`. Every hook but `sqft_commands` returns objects that the core then calls; what they must offer
+stands in `sqft_plugins.plugins.protocols`."""
+
+# mypy: disable-error-code="empty-body"
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Host:
         for objects in getattr(self.hook, hook_name)():
             for item in objects:
                 if item.name in found:
-                    raise SQFTError(f"two plug-ins offer {item.name!r} through {hook_name}: uninstall one, see `sqft plugins`")
+                    raise SQFTError(
+                        f"two plug-ins offer {item.name!r} through {hook_name}: uninstall one, see `sqft plugins`"
+                    )
                 found[item.name] = item
         return found
 

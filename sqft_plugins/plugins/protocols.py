@@ -59,6 +59,10 @@ class Tuner(Protocol):
         """The model with a saved adapter, for evaluation."""
         ...
 
+    def search_space(self, adapter: Path) -> tuple[Sequence[str], Sequence[int]]:
+        """The adapted modules of a saved adapter and its rank choices (one where the rank is fixed)."""
+        ...
+
     def set_rank(self, model: nn.Module, rank: Any) -> Mapping[str, int]:
         """Activates a rank for evaluation and merging → module name → rank."""
         ...
@@ -92,7 +96,7 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One question. prompt: text. answer: the gold completion. options: completions to choose from; empty: free text."""
+    """One question. answer: the gold completion. options: completions to choose from; empty: free text."""
 
     prompt: str
     answer: str
@@ -102,7 +106,8 @@ class Item:
 class Task(Protocol):
     """name: as in `--task`. items: the held-out questions. is_correct: judges a free-text completion."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def items(self) -> Sequence[Item]: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
@@ -15,7 +16,9 @@ def check_adapter(path: str | Path) -> Path:
     path = Path(path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / name).is_file():
-            raise CheckpointError(f"adapter {path} has no {name}: give a folder that `sqft train` or save_pretrained wrote")
+            raise CheckpointError(
+                f"adapter {path} has no {name}: give a folder that `sqft train` or save_pretrained wrote"
+            )
     return path
 
 
@@ -24,5 +27,18 @@ def tuner_of(path: Path) -> Tuner:
     try:
         kind = json.loads((path / "adapter_config.json").read_text()).get("peft_type", "")
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path / 'adapter_config.json'} is not JSON ({error}): copy the adapter again") from error
+        raise CheckpointError(
+            f"{path / 'adapter_config.json'} is not JSON ({error}): copy the adapter again"
+        ) from error
     return get_manager().get("sqft_tuners", str(kind).lower(), f"adapter {path} of type")
+
+
+def choose_rank(rank: Rank, tuner: Tuner, adapter: Path) -> Rank:
+    """A name that a plug-in offers ("heuristic", "max", …) becomes module name → rank; numbers and mappings stay."""
+    if not isinstance(rank, str):
+        return rank
+    for searchers in get_manager().hook.sqft_searchers():
+        if rank in searchers:
+            modules, choices = tuner.search_space(adapter)
+            return rank if len(choices) == 1 else searchers[rank](modules, choices)
+    return rank

@@ -50,7 +50,9 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         ranks=", ".join(map(str, choices)) if elastic else adapter["rank"],
         rank=adapter["rank"],
         alpha=adapter["alpha"],
-        masked="yes, a merge keeps every zero of the base" if elastic and adapter["sparse"] else "no, a merge fills the zeros",
+        masked="yes, a merge keeps every zero of the base"
+        if elastic and adapter["sparse"]
+        else "no, a merge fills the zeros",
         targets=targets if isinstance(targets, str) else ", ".join(targets),
         parameters=report["trained_parameters"],
         steps=training["steps"],
@@ -61,7 +63,9 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         seconds=report["seconds"],
     )
     if not elastic:
-        text = "\n".join(line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active")))
+        text = "\n".join(
+            line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active"))
+        )
     (folder / "README.md").write_text(text)
 
 

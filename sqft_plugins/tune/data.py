@@ -39,7 +39,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
         except json.JSONDecodeError as error:
             raise SQFTError(f"--data {path} line {number} is not JSON ({error.msg}): correct or remove it") from error
         if not isinstance(row, dict):
-            raise SQFTError(f"--data {path} line {number} is not an object: write {{\"prompt\": …, \"completion\": …}}")
+            raise SQFTError(f'--data {path} line {number} is not an object: write {{"prompt": …, "completion": …}}')
         for key in ("prompt", "completion"):
             if not isinstance(row.get(key), str):
                 other = nearest(key, row).split(" known:")[0] if row else ""

@@ -7,10 +7,12 @@ from typing import Any
 
 from sqft_plugins.checkpoint import write_folder
 from sqft_plugins.elastic import Rank
-from sqft_plugins.tune.adapters import check_adapter, tuner_of
+from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 
 
-def extract_adapter(adapter: str | Path, out: str | Path, rank: Rank = "heuristic", overwrite: bool = False) -> dict[str, Any]:
+def extract_adapter(
+    adapter: str | Path, out: str | Path, rank: Rank = "heuristic", overwrite: bool = False
+) -> dict[str, Any]:
     """Writes the sub-adapter of `rank` ("heuristic", "max", "min", a number, or module → rank) to `out`.
 
     Its logits are those of the super-adapter at that rank: the scaling alpha / r_max is kept.
@@ -18,6 +20,13 @@ def extract_adapter(adapter: str | Path, out: str | Path, rank: Rank = "heuristi
     folder = check_adapter(adapter)
     tuner = tuner_of(folder)
     with write_folder(out, overwrite) as target:
-        ranks = tuner.extract(folder, target, rank)
+        ranks = tuner.extract(folder, target, choose_rank(rank, tuner, folder))
         size = sum(file.stat().st_size for file in target.iterdir())
-    return {"out": str(out), "adapter": str(adapter), "rank": rank, "modules": len(ranks), "ranks": dict(ranks), "bytes": size}
+    return {
+        "out": str(out),
+        "adapter": str(adapter),
+        "rank": rank,
+        "modules": len(ranks),
+        "ranks": dict(ranks),
+        "bytes": size,
+    }

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from sqft_plugins.tune.data import IGNORED
 
 
-def answer_logits(model: nn.Module, head: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+def answer_logits(
+    model: nn.Module, head: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """logits [answers, vocabulary] and targets [answers] of the labelled tokens.
 
     model: called with `inputs`; head: its output embedding; labels: [batch, tokens], IGNORED where not learned. The

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,7 +24,7 @@ from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.mask import mask_hash, pack_mask
 from sqft_plugins.progress import say
-from sqft_plugins.tune.adapters import check_adapter, tuner_of
+from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 
 PROBE = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
 
@@ -35,8 +36,8 @@ def merge_folder(
 
     The merge and its check run in float32: `max_logit_difference` is between the unmerged forward pass of training and
     the merged model on a short text. `zeros_lost` counts pruned weights of the base that are no longer zero: 0 for a
-    masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no stamp. Raises MismatchError for an
-    adapter of another base.
+    masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no stamp. Raises
+    MismatchError for an adapter of another base.
     """
     base, adapter = ModelFolder(model_path), check_adapter(adapter)
     tokenizer = load_tokenizer(model_path)
@@ -48,7 +49,7 @@ def merge_folder(
         stored = load_model(model_path).dtype
         model = load_model(model_path, dtype=torch.float32)
         tuned = tuner.load(model, adapter)
-        ranks = tuner.set_rank(tuned, rank)
+        ranks = tuner.set_rank(tuned, choose_rank(rank, tuner, adapter))
         probe = tokenizer(PROBE, return_tensors="pt").input_ids
         # with gradients on, SQFT layers take the path of training, not the merged weight that evaluation keeps
         with torch.enable_grad():
@@ -59,18 +60,24 @@ def merge_folder(
         weights = dict(merged.named_modules())
         lost = sum(int((weights[name].weight[~mask] != 0).sum()) for name, mask in masks.items())
         if masks and lost:
-            raise SQFTError(f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed")
-        merged.to(stored)
+            raise SQFTError(
+                f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed"
+            )
+        cast(Any, merged).to(stored)
         save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
         copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
         packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
         if masks:
-            before = base.stamp or Stamp(pipeline=[], base=str(model_path), sparsity=_sparsity(masks), mask_hash=mask_hash(packed))
+            before = base.stamp or Stamp(
+                pipeline=[], base=str(model_path), sparsity=_sparsity(masks), mask_hash=mask_hash(packed)
+            )
             write_sidecar(folder, before.then(f"{tuner.name}-merge", ranks=dict(ranks)), packed)
         else:
             lost = _count_lost(base, weights)
             _drop_flag(folder)
-            say(f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the merged model has no mask and no stamp")
+            say(
+                f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
+            )
         return {
             "out": str(out),
             "base": str(model_path),
@@ -83,7 +90,7 @@ def merge_folder(
         }
 
 
-def _sparsity(masks: dict[str, torch.Tensor]) -> float:
+def _sparsity(masks: Mapping[str, torch.Tensor]) -> float:
     kept = sum(int(mask.sum()) for mask in masks.values())
     return 1 - kept / max(sum(mask.numel() for mask in masks.values()), 1)
 

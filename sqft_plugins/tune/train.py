@@ -6,9 +6,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import SequentialSampler
@@ -29,7 +29,9 @@ class AnswerTrainer(Trainer):
     """A Trainer that computes logits at the answer's tokens only and keeps the order of its data."""
 
     def _get_train_sampler(self, *args: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # `mix` has shuffled, the same for every process count
+        return SequentialSampler(
+            cast(Sized, self.train_dataset)
+        )  # `mix` has shuffled, the same for every process count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)

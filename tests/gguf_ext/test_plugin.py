@@ -75,7 +75,9 @@ def test_export_command(llama_int4, tmp_path):
     report = json.loads(done.stdout)
     assert report["types"]["Q4_0"] == 14
     assert report["bytes"] == (tmp_path / "m.gguf").stat().st_size
-    shown = CliRunner().invoke(export_command, [str(llama_int4), "--out", str(tmp_path / "n.gguf"), "--float-type", "f32"])
+    shown = CliRunner().invoke(
+        export_command, [str(llama_int4), "--out", str(tmp_path / "n.gguf"), "--float-type", "f32"]
+    )
     assert "pruned weights all 0" in shown.stdout
     assert CliRunner().invoke(export_command, ["--help"]).output.count("sqft export gguf") == 3
 

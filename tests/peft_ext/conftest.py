@@ -13,7 +13,7 @@ import peft_ext  # noqa: F401  (registers the adapter type)
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
 
-from helpers_peft import sparsify  # noqa: E402
+from helpers_peft import sparsify
 
 
 @pytest.fixture

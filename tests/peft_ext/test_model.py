@@ -80,7 +80,9 @@ def test_merge_keeps_zeros_and_logits_and_unmerge_restores_every_bit(sparse_llam
     model.merge_adapter()
     torch.testing.assert_close(logits(model, tokens), unmerged, rtol=1e-6, atol=1e-6)
     model.unmerge_adapter()
-    restored = {n.replace(".base_layer", ""): p for n, p in model.base_model.model.named_parameters() if "lora_" not in n}
+    restored = {
+        n.replace(".base_layer", ""): p for n, p in model.base_model.model.named_parameters() if "lora_" not in n
+    }
     assert all(torch.equal(restored[name], before[name]) for name in before)
     merged = model.merge_and_unload(safe_merge=True)
     assert torch.equal(logits(merged, tokens), unmerged)
@@ -337,7 +339,9 @@ def test_an_unknown_field_names_the_nearest() -> None:
 
 
 def test_other_layers_and_variants_are_refused(sparse_llama) -> None:
-    with pytest.raises(SQFTError, match=r"embed_tokens, a Embedding: SQFT adapts linear layers only, .*exclude_modules"):
+    with pytest.raises(
+        SQFTError, match=r"embed_tokens, a Embedding: SQFT adapts linear layers only, .*exclude_modules"
+    ):
         get_peft_model(sparse_llama(), config(target_modules=["embed_tokens", "q_proj"]))
     with pytest.raises(ValueError, match="unsupported variant combination: \\('use_dora',\\)"):
         get_peft_model(sparse_llama(), config(use_dora=True))

@@ -80,5 +80,5 @@ def test_what_is_no_adapter_or_no_rank_of_it_is_refused(sparse_llama, tmp_path) 
 
 def test_an_adapter_of_another_shape_is_refused(sparse_llama, tmp_path) -> None:
     super_adapter(sparse_llama(hidden_size=32), tmp_path / "super", sparse=False)
-    with pytest.raises(CheckpointError, match="does not fit this base .*: load it on its own base"):
+    with pytest.raises(CheckpointError, match=r"does not fit this base .*: load it on its own base"):
         SQFTTuner().load(sparse_llama(), tmp_path / "super")

@@ -53,7 +53,9 @@ def test_every_verb_has_help_with_examples(verb, capsys) -> None:
         (["demo", "--data", "{empty}", "--model", "{model}", "--out", "x"], "has no examples"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(arguments, message, tiny_llama, tmp_path, monkeypatch, capsys) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    arguments, message, tiny_llama, tmp_path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
     bare = tmp_path / "bare"
     bare.mkdir()

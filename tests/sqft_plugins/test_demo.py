@@ -109,7 +109,14 @@ def test_word_problems_share_neither_templates_nor_numbers_between_train_and_tes
 
 @pytest.mark.parametrize(
     ("completion", "right"),
-    [(" 7", True), ("7 coins\nQuestion: 8", True), (" 3 + 4 = 7", True), (" 17", False), ("", False), (" seven", False)],
+    [
+        (" 7", True),
+        ("7 coins\nQuestion: 8", True),
+        (" 3 + 4 = 7", True),
+        (" 17", False),
+        ("", False),
+        (" seven", False),
+    ],
 )
 def test_the_answer_is_the_last_number_of_the_first_line(completion, right) -> None:
     item = WordProblems(1).items()[0].__class__("", " 7")
