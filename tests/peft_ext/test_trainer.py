@@ -32,7 +32,9 @@ def run(base, folder, steps: int, resume: bool = False):
     ranks = Ranks()
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=1e-3, use_cpu=True,
-        seed=3, lr_scheduler_type="constant", save_steps=STEPS // 2, save_strategy="steps", report_to="none", disable_tqdm=True,
+        seed=3,
+        lr_scheduler_type="constant", save_steps=STEPS // 2, save_strategy="steps", report_to="none",
+        disable_tqdm=True,
     )  # fmt: skip
     data = [{"input_ids": row, "labels": row} for row in rows]
     trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[ranks])

@@ -1,0 +1,46 @@
+"""The real Gemma-3-270M, made once from its PyPI package and kept in .cache/, and a demo's way over it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+CACHE = Path(__file__).parents[2] / ".cache" / "models"
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_cores():
+    """The real model is worth both cores; the tiny ones run on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """The folder of the real base model."""
+    from sqft_plugins.demo.base import prepare_base
+
+    folder = CACHE / "gemma-3-270m"
+    if not (folder / "config.json").is_file():
+        prepare_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(gemma, tmp_path_factory):
+    """(folder, report) of the demo at a smaller scale: fewer steps and questions than `make demo`."""
+    from sqft_plugins.demo.run import DemoSettings, run_demo
+
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_demo(out, DemoSettings.make({"model": str(gemma), "steps": 24, "questions": 40}))

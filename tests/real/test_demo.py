@@ -1,0 +1,66 @@
+"""The main job on the real model: what `make demo` promises, at a smaller scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.grid import dequantize
+
+
+def test_the_report_keeps_its_promises(demo) -> None:
+    _, report = demo
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert stages["pruned"]["perplexity"] > 1.3 * stages["dense"]["perplexity"]
+    for name in ("tuned", "merged"):
+        # 40 questions: three standard errors of the difference are at most 0.34; seen are 0.6 and more
+        assert stages[name]["accuracy"] > max(stages["dense"]["accuracy"], stages["pruned"]["accuracy"]) + 0.34
+    assert stages["merged"]["accuracy"] == pytest.approx(
+        stages["tuned"]["accuracy"], abs=0.051
+    )  # bf16 rounding on disk
+    assert report["merge"]["max_logit_difference"] < 1e-3
+    assert report["merge"]["zeros_lost"] == 0
+    assert [stages[name]["zeros_kept"] for name in ("pruned", "tuned", "merged", "int4", "gguf")] == [1.0] * 5
+    assert stages["lora_merged"]["zeros_kept"] < 0.01
+    assert report["pruned_sparsity"] == pytest.approx(0.5, abs=0.001)
+    assert stages["int4"]["bits_per_weight"] == pytest.approx(4.5, abs=0.01)
+    # the same weights, activations in 8 bits
+    assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
+    assert abs(stages["gguf"]["accuracy"] - stages["int4"]["accuracy"]) <= 0.11
+    assert stages["gguf"]["accuracy"] > stages["pruned"]["accuracy"] + 0.2
+
+
+def test_every_gguf_tensor_is_bit_equal_by_llama_cpps_own_dequantizer(demo) -> None:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize as upstream
+
+    out, _ = demo
+    folder = ModelFolder(out / "int4")
+    kinds = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
+    kinds |= {"attn_output": "self_attn.o_proj"}
+    kinds |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    compared = 0
+    for tensor in GGUFReader(out / "model.gguf").tensors:
+        parts = tensor.name.split(".")
+        if parts[0] != "blk" or parts[2] not in kinds:
+            continue
+        module = f"model.layers.{parts[1]}.{kinds[parts[2]]}"
+        found = torch.from_numpy(upstream(tensor.data, tensor.tensor_type).copy())
+        weight = folder.quantized(module)
+        assert torch.equal(found, dequantize(weight.codes, weight.scale, weight.zero_point)), module
+        assert not found[~folder.mask(module)].any(), module
+        compared += 1
+    assert compared == 126 == len(folder.quantized_modules)
+
+
+def test_the_int4_folder_loads_in_stock_transformers(demo) -> None:
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    out, _ = demo
+    folder = ModelFolder(out / "int4")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder.path, quantization_config=CompressedTensorsConfig(dequantize=True), dtype=torch.float32
+    )
+    modules = dict(model.named_modules())
+    assert all(torch.equal(modules[name].weight, folder.weight(name)) for name in folder.quantized_modules)
