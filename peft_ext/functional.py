@@ -36,7 +36,9 @@ class MaskedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None):
+    def forward(
+        ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None
+    ):
         ctx.save_for_backward(x, weight, A, B, mask)
         ctx.scaling, ctx.sparse = scaling, sparse
         tokens = x.flatten(0, -2)  # [tokens, in]
@@ -97,7 +99,9 @@ def _merged_blocks(
     size, width = weight.shape
     step = max(BLOCK // width, 64) if weight.device.type == "cpu" else size
     A, scaled_B = A.to(dtype), scaled_B.to(dtype)
-    merged_space, kept_space = (torch.empty(min(step, size), width, dtype=dtype, device=weight.device) for _ in range(2))
+    merged_space, kept_space = (
+        torch.empty(min(step, size), width, dtype=dtype, device=weight.device) for _ in range(2)
+    )
     for start in range(0, size, step):
         rows = slice(start, min(start + step, size))
         count = rows.stop - start

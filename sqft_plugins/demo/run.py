@@ -44,10 +44,10 @@ class DemoSettings(Settings):
     rank_choices: list[int] = Field(default_factory=lambda: [32, 24, 16])
     alpha: float = Field(64, gt=0)
     steps: int = Field(60, ge=1)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     text_fraction: float = Field(0.125, ge=0, lt=1)
-    questions: int = Field(200, ge=1)
+    questions: int = Field(160, ge=1)
     seed: int = 0
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ class TransformersEngine:
         return path.is_dir()
 
     def open(
-        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 32
+        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 64
     ) -> TransformersSession:
         """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what
         this machine computes fast in, or a name such as "float32"."""
@@ -42,7 +42,7 @@ class TransformersEngine:
 class TransformersSession:
     """A model and its tokenizer; prompts are batched, padded on the left."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32):
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -96,11 +96,10 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One question. answer: the gold completion. options: completions to choose from; empty: free text."""
+    """One question. answer: the gold completion."""
 
     prompt: str
     answer: str
-    options: tuple[str, ...] = ()
 
 
 class Task(Protocol):
