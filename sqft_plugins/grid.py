@@ -78,8 +78,9 @@ def round_scale(scale: Tensor) -> Tensor:
 def make_scale(weight: Tensor, group_size: int = 32, symmetric: bool = True) -> tuple[Tensor, Tensor]:
     """The grid that covers `weight` [out, in], any float dtype → scale float32, zero_point uint8, both [out, groups].
 
-    Symmetric: zero_point 8 and scale = max|w| / 7.5, which spreads the codes -8..7 evenly about zero. Asymmetric: the
-    range always contains 0, so that a pruned weight stays exactly representable. Raises GridError.
+    Symmetric: zero_point 8 and scale = max|w| / 7, so that no weight is clipped. (max|w| / 7.5 uses the lowest code too
+    and has a little less squared error, but clips the largest weights, which costs more: docs/formats.md.) Asymmetric:
+    the range always contains 0, so that a pruned weight stays exactly representable. Raises GridError.
     """
     groups = _grouped(_as_exact(weight), group_size)  # [out, groups, group_size]
     if not bool(torch.isfinite(groups).all()):
@@ -87,7 +88,7 @@ def make_scale(weight: Tensor, group_size: int = 32, symmetric: bool = True) -> 
             "weight holds NaN or infinity: find the broken tensor with `sqft inspect`, or exclude the layer"
         )
     if symmetric:
-        scale = round_scale(groups.abs().amax(-1) / (MAX_CODE / 2))
+        scale = round_scale(groups.abs().amax(-1) / (MAX_CODE - SYMMETRIC_ZERO_POINT))
         return scale, torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
     low = groups.amin(-1).clamp(max=0)
     high = groups.amax(-1).clamp(min=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
         if folder.files and folder.grid is not None:
             kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), warnings.catch_warnings():
+            # that our settings are added to those of the folder is what we want
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         if not Path(path).is_dir():

@@ -70,6 +70,7 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     names = [stage["name"].replace("_", "\n") for stage in stages]
     colors = ["#c44e52" if stage["name"] == "lora_merged" else "#4c72b0" for stage in stages]
@@ -91,6 +92,8 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(y=0.15)
     axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_locator(NullLocator())  # the bars carry their numbers
+    axes[1].yaxis.set_minor_locator(NullLocator())
     figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 

@@ -36,7 +36,7 @@ from sqft_plugins.tune.train import train_adapter
 
 class DemoSettings(Settings):
     """model: a model folder, None for Gemma-3-270M from its PyPI package. data: a JSONL of prompt and completion (one
-    line in five is held out), None for word problems."""
+    line in five is held out), None for word problems. text_tokens: of the perplexity."""
 
     model: str | None = None
     data: str | None = None
@@ -48,6 +48,7 @@ class DemoSettings(Settings):
     learning_rate: float = Field(5e-4, gt=0)
     text_fraction: float = Field(0.125, ge=0, lt=1)
     questions: int = Field(160, ge=1)
+    text_tokens: int = Field(2048, ge=256)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -104,8 +105,9 @@ class Demo:
     def run(self) -> dict[str, Any]:
         s = self.settings
         data = hashlib.sha256(repr(list(self.training)).encode()).hexdigest()
-        scoring = {"questions": hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()}
-        tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions"}) | {"training": data}
+        scoring: dict[str, Any] = {"text_tokens": s.text_tokens}
+        scoring["questions"] = hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()
+        tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions", "text_tokens"}) | {"training": data}
         run = self.stages.run
         if s.model is None:
             run("base", self.make_base, output="base/config.json")
@@ -231,7 +233,7 @@ class Demo:
             return {
                 "accuracy": score.value,
                 "accuracy_stderr": score.stderr,
-                "perplexity": perplexity(session, self.heldout_text),
+                "perplexity": perplexity(session, self.heldout_text, self.settings.text_tokens),
                 "sample": {"prompt": self.task.items()[0].prompt, "completion": score.completions[0]},
             }
         finally:

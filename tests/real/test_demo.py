@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -10,25 +12,23 @@ from sqft_plugins.grid import dequantize
 
 
 def test_the_report_keeps_its_promises(demo) -> None:
-    _, report = demo
+    out, report = demo
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert stages["pruned"]["perplexity"] > 1.3 * stages["dense"]["perplexity"]
-    for name in ("tuned", "merged"):
-        # 40 questions: three standard errors of the difference are at most 0.34; seen are 0.6 and more
-        assert stages[name]["accuracy"] > max(stages["dense"]["accuracy"], stages["pruned"]["accuracy"]) + 0.34
-    assert stages["merged"]["accuracy"] == pytest.approx(
-        stages["tuned"]["accuracy"], abs=0.051
-    )  # bf16 rounding on disk
+    assert stages["tuned"]["perplexity"] < stages["pruned"]["perplexity"]
+    losses = json.loads((out / "adapter" / "training.json").read_text())["losses"]
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
     assert report["merge"]["max_logit_difference"] < 1e-3
     assert report["merge"]["zeros_lost"] == 0
+    # the merged model is stored in bfloat16, the unmerged sum is computed in the dtype that is fast here
+    assert stages["merged"]["perplexity"] == pytest.approx(stages["tuned"]["perplexity"], rel=0.01)
     assert [stages[name]["zeros_kept"] for name in ("pruned", "tuned", "merged", "int4", "gguf")] == [1.0] * 5
     assert stages["lora_merged"]["zeros_kept"] < 0.01
     assert report["pruned_sparsity"] == pytest.approx(0.5, abs=0.001)
     assert stages["int4"]["bits_per_weight"] == pytest.approx(4.5, abs=0.01)
-    # the same weights, activations in 8 bits
+    # the same weights; llama.cpp rounds activations to 8 bits
     assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
-    assert abs(stages["gguf"]["accuracy"] - stages["int4"]["accuracy"]) <= 0.11
-    assert stages["gguf"]["accuracy"] > stages["pruned"]["accuracy"] + 0.2
+    assert report["gguf"]["equal"]
 
 
 def test_every_gguf_tensor_is_bit_equal_by_llama_cpps_own_dequantizer(demo) -> None:

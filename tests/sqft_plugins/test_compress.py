@@ -1,18 +1,16 @@
-"""Finding layers, calibration, pruning and INT4 on tiny models."""
+"""Pruning and INT4 on tiny models."""
 
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
 from torch import nn
 
-from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
+from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.stamp import GridStamp
-from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts, token_batch
-from sqft_plugins.compress.find import find_blocks, find_linears, structure_of, structure_of_folder
+from sqft_plugins.compress.find import find_linears, structure_of_folder
 from sqft_plugins.compress.magnitude import Magnitude
 from sqft_plugins.compress.prune import prune_folder, prune_model
 from sqft_plugins.compress.quantize import quantize_folder, quantize_weight
@@ -23,141 +21,9 @@ from sqft_plugins.errors import GridError, MismatchError, OutputExistsError, SQF
 from sqft_plugins.grid import round_to_nearest
 from sqft_plugins.mask import mask_hash, nonzero_mask, unpack_mask
 
-KINDS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
-
 
 def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:
     return torch.randint(4, 640, (sequences, length), generator=torch.Generator().manual_seed(0))
-
-
-# --- finding ---
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
-def test_all_linears_of_the_blocks_and_no_others(tiny_model, family):
-    found = find_linears(tiny_model(family))
-    assert sorted(found) == sorted(f"model.layers.{block}.{kind}" for block in range(2) for kind in KINDS)
-
-
-def test_structure_of_a_folder_needs_no_weights(tiny_llama, tmp_path):
-    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    structure = structure_of_folder(tmp_path)
-    assert structure.blocks == "model.layers"
-    assert structure.shapes["model.layers.1.mlp.down_proj"] == (64, 128)
-    assert structure.outside == ["lm_head"]
-    assert structure.kind("model.layers.1.mlp.down_proj") == "mlp.down_proj"
-    assert structure.block("model.layers.1.mlp.down_proj") == 1
-    assert structure == structure_of(load_model(tiny_llama))
-
-
-def test_conv1d_is_refused_by_name(tiny_model):
-    with pytest.raises(SQFTError, match=r"transformer\.h\.0\.attn\.c_attn is a Conv1D"):
-        find_linears(tiny_model("gpt2"))
-    assert find_blocks(tiny_model("gpt2"))[0] == "transformer.h"
-
-
-class Block(nn.Module):
-    def __init__(self, experts: int = 0):
-        super().__init__()
-        self.up = nn.Linear(8, 8)
-        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(experts))
-
-
-def test_a_list_inside_a_block_does_not_compete():
-    model = nn.Module()
-    model.layers = nn.ModuleList(Block(experts=5) for _ in range(2))
-    model.short = nn.ModuleList([nn.Linear(8, 8)])
-    assert find_blocks(model)[0] == "layers"
-    assert len(find_linears(model)) == 12
-
-
-def test_a_weight_shared_with_the_outside_is_left_out():
-    model = nn.Module()
-    model.layers = nn.ModuleList(Block() for _ in range(2))
-    model.head = nn.Linear(8, 8)
-    model.head.weight = model.layers[1].up.weight
-    assert list(find_linears(model)) == ["layers.0.up"]
-
-
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(SQFTError, match="has no list of equal blocks"):
-        find_linears(nn.Sequential(nn.Linear(4, 4)))
-
-
-def test_an_unknown_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(SQFTError, match="no language model that transformers knows"):
-        structure_of_folder(tmp_path)
-
-
-# --- calibration ---
-
-
-def test_builtin_splits_share_no_paragraph_and_are_large():
-    train, heldout = builtin_text("train"), builtin_text("heldout")
-    assert train == builtin_text("train")
-
-    def paragraphs(texts):
-        return {" ".join(p.split()) for text in texts for p in re.split(r"\n\s*\n", text.strip("\n"))}
-
-    assert not paragraphs(train) & paragraphs(heldout)
-    assert sum(map(len, train)) > 200_000
-    assert sum(map(len, heldout)) > 20_000
-
-
-def test_batch_is_spread_over_the_text_and_begins_with_bos(tiny_llama):
-    tokenizer = load_tokenizer(tiny_llama)
-    texts = builtin_text("train")
-    batch = token_batch(texts, tokenizer, 8, 16)
-    assert batch.shape == (8, 16)
-    assert batch.dtype == torch.int64
-    assert batch[:, 0].tolist() == [tokenizer.bos_token_id] * 8
-    assert not bool((batch[:, 1:] == tokenizer.bos_token_id).any())
-    assert torch.equal(batch, token_batch(texts, tokenizer, 8, 16))
-    first = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
-    assert batch[0, 1:].tolist() == first[:15]
-    assert len(set(map(tuple, batch.tolist()))) == 8
-
-    tokenizer.bos_token = None
-    assert token_batch(texts, tokenizer, 2, 16)[0].tolist() == first[:16]
-
-
-def test_too_little_text_is_refused(tiny_llama):
-    with pytest.raises(SQFTError, match=r"has \d+ tokens but sequences=32 of length=128 need 4064"):
-        token_batch(["a few words"], load_tokenizer(tiny_llama))
-    with pytest.raises(SQFTError, match="are no calibration batch"):
-        token_batch(["a few words"], load_tokenizer(tiny_llama), sequences=0)
-
-
-def test_texts_of_files(tmp_path):
-    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
-    plain.write_text("two\n\nparagraphs")
-    assert read_texts(plain) == ["two\n\nparagraphs"]
-    lines.write_text('{"text": "a\\u2028b"}\n\n{"prompt": "1+1=", "completion": "2"}\r\n')
-    assert read_texts(lines) == ["a\u2028b", "1+1=2"]
-    assert calibration_texts(lines) == read_texts(lines)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"question": "x"}\n', r"line 3 has neither `text` nor"),
-        ("a.jsonl", b"[1]\n", r"line 1 has neither"),
-        ("a.jsonl", b"", r"holds no text"),
-        ("a.txt", b" \n ", r"holds no text"),
-        ("a.txt", b"\xff\xfe", r"is not UTF-8"),
-    ],
-)
-def test_broken_calibration_files(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(SQFTError, match=message):
-        read_texts(tmp_path / name)
-
-
-def test_a_missing_calibration_file(tmp_path):
-    with pytest.raises(SQFTError, match=r"--calibration .* is not a file"):
-        read_texts(tmp_path / "none.txt")
 
 
 # --- pruning ---

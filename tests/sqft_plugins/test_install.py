@@ -224,7 +224,8 @@ def test_a_failure_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch, messa
 
 
 def clone(tmp_path, *names: str) -> Path:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install.py"):
+    scripts = [f".ci/{path.name}" for path in SCRIPT.parent.glob("*.py")]
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", *scripts):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     return tmp_path
