@@ -67,8 +67,9 @@ class MaskedLinear(torch.autograd.Function):
                 torch.mm(grad_delta, A_t, out=grad_B[rows])
         if grad_x is not None:
             grad_x = grad_x.unflatten(0, x.shape[:-1])
-        scaled = (gradient.mul_(ctx.scaling).to(A.dtype) for gradient in (grad_A, grad_B))
-        grad_A, grad_B = scaled if adapter else (None, None)
+        if not adapter:
+            return grad_x, None, None, None, None, None, None
+        grad_A, grad_B = (gradient.mul_(ctx.scaling).to(A.dtype) for gradient in (grad_A, grad_B))
         return grad_x, None, grad_A, grad_B, None, None, None
 
 
