@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +54,13 @@ class SQFTModel(LoraModel):
             model.register_forward_pre_hook(draw_ranks)
         if config.sparse:
             _check_base(model, config, adapter_name)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
+        for key, hook in list(model._forward_pre_hooks.items()):
+            if hook is draw_ranks:  # nothing of ours stays behind
+                del model._forward_pre_hooks[key]
+        return model
 
     def set_active_rank(self, rank: Rank, adapter_name: str | None = None) -> dict[str, int]:
         """The rank of evaluation and merging: an int, "max", "median", "min", or {module name or pattern: rank}.

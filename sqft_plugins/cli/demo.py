@@ -25,8 +25,8 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.option("--steps", type=int, help="Training steps, for SQFT and for the plain LoRA. [default: 60]")
 @click.option("--learning-rate", type=float, help="[default: 0.0005]")
 @click.option("--text-fraction", type=float, help="Share of general text in each batch. [default: 0.125]")
-@click.option("--questions", type=int, help="Held-out questions. [default: 160]")
-@click.option("--text-tokens", type=int, help="Tokens of held-out text for the perplexity. [default: 2048]")
+@click.option("--questions", type=int, help="Held-out questions. [default: 128]")
+@click.option("--text-tokens", type=int, help="Tokens of held-out text for the perplexity. [default: 1536]")
 @click.option("--seed", type=int, help="[default: 0]")
 @overwrite_option
 @json_option

@@ -10,6 +10,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @click.command(
     epilog=examples(
         "sqft quantize models/gemma-50 --out models/gemma-50-int4",
+        "sqft quantize models/gemma-50 --method gptq --out models/gemma-50-int4",
         "sqft quantize models/gemma-50 --group-size 64 --asymmetric --out models/gemma-50-int4",
         "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
     )
@@ -19,18 +20,21 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @click.option(
     "--asymmetric", is_flag=True, help="A zero point for each group; its GGUF is Q5_0 where Q4_0 has no room."
 )
-@click.option("--method", default="round-to-nearest", show_default=True, help="`sqft plugins` lists more.")
+@click.option("--method", default="round-to-nearest", show_default=True, help="Or gptq; plug-ins add more.")
+@click.option("--calibration", type=click.Path(), metavar="FILE", help="For gptq: text, or JSONL as for `sqft prune`.")
+@click.option("--sequences", default=32, show_default=True, help="For gptq: calibration sequences.")
+@click.option("--length", default=128, show_default=True, help="For gptq: tokens of each.")
 @out_option
 @overwrite_option
 @json_option
-def command(model, group_size, asymmetric, method, out, overwrite, as_json) -> None:
+def command(model, group_size, asymmetric, method, calibration, sequences, length, out, overwrite, as_json) -> None:
     """Quantize the linear layers of the folder MODEL to INT4; pruned weights stay exactly zero.
 
     The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load.
     """
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(model, out, method, group_size, not asymmetric, overwrite)
+    report = quantize_folder(model, out, method, group_size, not asymmetric, overwrite, calibration, sequences, length)
     emit(as_json, report, lambda: _show(report))
 
 

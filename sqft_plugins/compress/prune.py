@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
 from sqft_plugins.compress.find import find_linears
-from sqft_plugins.compress.statistic import input_statistic
+from sqft_plugins.compress.visit import visit_linears
 from sqft_plugins.errors import CheckpointError, GridError, SQFTError
 from sqft_plugins.mask import check_sparsity, mask_hash, nonzero_mask, pack_mask
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
-from sqft_plugins.progress import say, track
+from sqft_plugins.progress import say
 
 Report = dict[str, Any]
 
@@ -68,20 +66,7 @@ def prune_model(
             }
         )
 
-    bar = track(range(len(linears)), f"prune ({pruner.name})")
-    with closing(bar) as steps, torch.no_grad():  # type: ignore[type-var]
-        if pruner.statistic == "none":
-            for name in linears:
-                next(steps)
-                prune(name, None)
-        else:
-            _forward(model, tokens, linears, pruner, prune, steps)
-    missing = [name for name in linears if name not in masks]
-    if missing:
-        raise SQFTError(
-            f"layer {missing[0]} (and {len(missing) - 1} more) is never called by the forward pass, so method "
-            f"{pruner.name!r} knows nothing of its inputs: use --method magnitude"
-        )
+    visit_linears(model, tokens, linears, pruner.statistic, prune, f"prune ({pruner.name})")
     return {name: masks[name] for name in linears}, report
 
 
@@ -159,42 +144,6 @@ def check_finite(linears: dict[str, nn.Linear]) -> None:
 def peak_memory_mib() -> int:
     """The largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def _forward(
-    model: PreTrainedModel, tokens: Tensor | None, linears: dict[str, nn.Linear], pruner: Pruner, prune, steps: Iterator
-) -> None:
-    """One pass; each linear is pruned when its inputs arrive and before it computes with them."""
-    if tokens is None or tokens.numel() == 0:
-        raise SQFTError(f"method {pruner.name!r} needs calibration tokens: give a batch [sequences, length]")
-    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    if int(tokens.max()) >= vocabulary:
-        raise SQFTError(
-            f"token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}: "
-            "the tokenizer is another model's, give the right one"
-        )
-    done: set[str] = set()
-
-    def hook_of(name: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if name in done:  # a layer that is called again was pruned at its first call
-                return
-            done.add(name)
-            next(steps)
-            statistic = input_statistic(pruner.statistic, inputs[0])
-            if not bool(torch.isfinite(statistic).all()):  # type: ignore[arg-type]
-                raise GridError(f"the inputs of layer {name} are not finite: load the model in bfloat16 or float32")
-            prune(name, statistic)
-
-        return hook
-
-    handles = [linear.register_forward_pre_hook(hook_of(name)) for name, linear in linears.items()]
-    try:
-        # the body without its head: the logits of a large vocabulary would need more memory than the model
-        model.base_model(input_ids=tokens.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _prune_weight(name: str, weight: Tensor, statistic: Tensor | None, pruner: Pruner, sparsity: float) -> Tensor:

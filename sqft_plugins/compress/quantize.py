@@ -1,25 +1,30 @@
-"""INT4: one weight at a time from the source folder onto the grid, the mask kept, written as `pack-quantized`.
+"""INT4: one weight at a time onto the grid, the mask kept, written as `pack-quantized`.
 
-The driver knows no method: a quantizer (hook `sqft_quantizers`) gets a weight, its mask and the grid and returns
-codes.
+The driver knows no method: a quantizer (hook `sqft_quantizers`) gets a weight, its mask, the grid and the statistic of
+its inputs that it asked for, and returns codes. Without a statistic weights are read from the folder one by one; with
+one, the model runs over a calibration batch, and each layer sees quantized predecessors.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sqft_plugins.checkpoint.files import check_output, write_folder
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.int4 import write_int4
+from sqft_plugins.checkpoint.load import load_model, load_tokenizer
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp
-from sqft_plugins.compress.find import structure_of_folder
+from sqft_plugins.compress.calibration import calibration_texts, token_batch
+from sqft_plugins.compress.find import find_linears, structure_of_folder
 from sqft_plugins.compress.prune import peak_memory_mib
+from sqft_plugins.compress.visit import visit_linears
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight, group_width
 from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask, unpack_mask
@@ -35,11 +40,16 @@ def quantize_folder(
     group_size: int = 32,
     symmetric: bool = True,
     overwrite: bool = False,
+    calibration: str | Path | None = None,
+    sequences: int = 32,
+    length: int = 128,
 ) -> dict[str, Any]:
     """Quantizes the linear layers of the decoder blocks of a float model folder to INT4 and writes it to `out`, with
-    tokenizer, mask and stamp. One tensor is in memory at a time beside the shard being written.
+    tokenizer, mask and stamp. Round-to-nearest holds one tensor in memory beside the shard being written; a method that
+    calibrates (gptq) holds the model in float32.
 
-    group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. Returns out,
+    group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. calibration: a
+    text file or JSONL, None for the built-in text; `sequences` of `length` tokens. Returns out,
     method, group_size, symmetric, modules, weights, sparsity (of the mask), zeros (fraction of zero codes), bytes,
     seconds, peak_memory_mib and layers (name, shape, sparsity, zeros, error: ‖W - Q‖ / ‖W‖).
 
@@ -48,8 +58,6 @@ def quantize_folder(
     """
     start = time.perf_counter()
     quantizer: Quantizer = get_manager().get("sqft_quantizers", method, "--method")
-    if quantizer.statistic != "none":
-        raise SQFTError(f"--method {method} needs calibration, which this release does not run: use round-to-nearest")
     check_output(out, overwrite)
     source = ModelFolder(model_path)
     if source.grid is not None:
@@ -60,14 +68,27 @@ def quantize_folder(
     grid = GridStamp(group_size=group_size, symmetric=symmetric)
     masks = source_masks(source, structure.shapes)
     layers: dict[str, dict[str, Any]] = {}
-    steps = iter(track(range(len(structure.shapes)), f"quantize ({method})"))
 
-    def quantize(module: str, weight: Tensor) -> QuantizedWeight:
-        next(steps)
+    def one(module: str, weight: Tensor, statistic: Tensor | None = None) -> QuantizedWeight:
         mask = unpack_mask(masks[module], weight.shape[1])
-        result = quantize_weight(module, weight, mask, quantizer, grid)
+        result = quantize_weight(module, weight, mask, quantizer, grid, statistic)
         layers[module] = layer_report(module, weight, mask, result)
         return result
+
+    if quantizer.statistic == "none":
+        steps = iter(track(range(len(structure.shapes)), f"quantize ({method})"))
+
+        def quantize(module: str, weight: Tensor) -> QuantizedWeight:
+            next(steps)
+            return one(module, weight)
+
+    else:
+        tokens = token_batch(calibration_texts(calibration), load_tokenizer(model_path), sequences, length)
+        say(f"loading {model_path}")
+        done = quantize_model(load_model(model_path, dtype=torch.float32), tokens, quantizer, one)
+
+        def quantize(module: str, weight: Tensor) -> QuantizedWeight:
+            return done.pop(module)
 
     # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
     kept = source.packed_masks or masks
@@ -97,6 +118,26 @@ def quantize_folder(
     }
 
 
+def quantize_model(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    quantizer: Quantizer,
+    one: Callable[[str, Tensor, Tensor | None], QuantizedWeight],
+) -> dict[str, QuantizedWeight]:
+    """Calls `one(module, weight, statistic)` for each linear layer of the blocks and puts the dequantized result into
+    the model, in place, so that later layers see it → module name → codes (a byte a weight)."""
+    linears = find_linears(model)
+    results: dict[str, QuantizedWeight] = {}
+
+    def visit(name: str, statistic: Tensor | None) -> None:
+        weight = linears[name].weight.data
+        results[name] = one(name, weight, statistic)
+        weight.copy_(results[name].dequantize())
+
+    visit_linears(model, tokens, linears, quantizer.statistic, visit, f"quantize ({quantizer.name})")
+    return results
+
+
 def source_masks(source: ModelFolder, modules: Iterable[str]) -> dict[str, Tensor]:
     """Module name → packed mask: the folder's own, else the nonzero pattern. Reads every weight once, one at a time.
 
@@ -123,11 +164,11 @@ def source_masks(source: ModelFolder, modules: Iterable[str]) -> dict[str, Tenso
 
 
 def quantize_weight(
-    module: str, weight: Tensor, mask: Tensor, quantizer: Quantizer, grid: GridStamp
+    module: str, weight: Tensor, mask: Tensor, quantizer: Quantizer, grid: GridStamp, statistic: Tensor | None = None
 ) -> QuantizedWeight:
     """One weight [out, in] on the grid. Raises GridError naming the module, SQFTError for a broken mask."""
     try:
-        result = quantizer.quantize(weight, mask, None, grid)
+        result = quantizer.quantize(weight, mask, statistic, grid)
     except GridError as error:
         raise GridError(f"tensor {module}.weight: {error}") from error
     groups = result.zero_point.shape[1]

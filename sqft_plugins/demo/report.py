@@ -15,7 +15,7 @@ MEANING = {
     "tuned": "SparsePEFT + NLS, the heuristic sub-adapter, not merged",
     "merged": "that sub-adapter merged in",
     "lora_merged": "a plain LoRA of the super-adapter's rank, merged: what SQFT is for",
-    "int4": "the merged model on the INT4 grid (compressed-tensors), in transformers",
+    "int4": "the merged model on the INT4 grid (GPTQ with the mask kept, compressed-tensors), in transformers",
     "gguf": "the same codes as GGUF, in llama.cpp",
 }
 

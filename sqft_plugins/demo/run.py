@@ -47,8 +47,8 @@ class DemoSettings(Settings):
     batch_size: int = Field(8, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     text_fraction: float = Field(0.125, ge=0, lt=1)
-    questions: int = Field(160, ge=1)
-    text_tokens: int = Field(2048, ge=256)
+    questions: int = Field(128, ge=1)
+    text_tokens: int = Field(1536, ge=256)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ class Demo:
         return merge_folder(self.out / "pruned", self.out / adapter, self.out / target, "max", overwrite=True)
 
     def quantize(self) -> dict:
-        quantize_folder(self.out / "merged", self.out / "int4", overwrite=True)
+        quantize_folder(self.out / "merged", self.out / "int4", "gptq", overwrite=True)
         return {}
 
     def export(self) -> dict:

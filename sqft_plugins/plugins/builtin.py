@@ -15,9 +15,10 @@ def sqft_pruners():
 
 @hookimpl
 def sqft_quantizers():
+    from sqft_plugins.compress.gptq import GPTQ
     from sqft_plugins.compress.round_to_nearest import RoundToNearest
 
-    return [RoundToNearest()]
+    return [RoundToNearest(), GPTQ()]
 
 
 @hookimpl

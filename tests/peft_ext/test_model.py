@@ -89,6 +89,8 @@ def test_merge_keeps_zeros_and_logits_and_unmerge_restores_every_bit(sparse_llam
     changed = zeros(merged)
     assert all(torch.equal(changed[name], pruned[name]) for name in pruned)
     assert any(not torch.equal(p, before[n]) for n, p in merged.named_parameters())
+    assert not merged._forward_pre_hooks
+    assert not list(sqft_layers(merged, "default"))
 
 
 def test_a_dense_merge_fills_the_zeros(sparse_llama) -> None:

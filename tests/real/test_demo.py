@@ -15,7 +15,6 @@ def test_the_report_keeps_its_promises(demo) -> None:
     out, report = demo
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert stages["pruned"]["perplexity"] > 1.3 * stages["dense"]["perplexity"]
-    assert stages["tuned"]["perplexity"] < stages["pruned"]["perplexity"]
     losses = json.loads((out / "adapter" / "training.json").read_text())["losses"]
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
     assert report["merge"]["max_logit_difference"] < 1e-3
@@ -26,6 +25,7 @@ def test_the_report_keeps_its_promises(demo) -> None:
     assert stages["lora_merged"]["zeros_kept"] < 0.01
     assert report["pruned_sparsity"] == pytest.approx(0.5, abs=0.001)
     assert stages["int4"]["bits_per_weight"] == pytest.approx(4.5, abs=0.01)
+    assert stages["int4"]["perplexity"] < 1.25 * stages["merged"]["perplexity"]  # round-to-nearest: 1.6 times
     # the same weights; llama.cpp rounds activations to 8 bits
     assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
     assert report["gguf"]["equal"]

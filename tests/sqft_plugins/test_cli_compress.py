@@ -110,7 +110,7 @@ def test_help_ends_with_examples(sqft, verb):
         (["prune", "./nowhere", "--sparsity", "0.5"], "./nowhere is not a folder"),
         (["quantize", "./nowhere"], "./nowhere is not a folder"),
         (["quantize", "MODEL", "--group-size", "128"], "group_size=128 does not divide in=64"),
-        (["quantize", "MODEL", "--method", "gptq"], "--method 'gptq' is unknown"),
+        (["quantize", "MODEL", "--method", "gptk"], "--method 'gptk' is unknown: did you mean 'gptq'?"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(sqft, tiny_llama, tmp_path, arguments, message):

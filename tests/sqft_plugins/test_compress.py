@@ -304,8 +304,8 @@ def test_quantize_folder_refuses_what_cannot_work(tiny_llama, pruned, tmp_path):
     module = "model.layers.1.mlp.up_proj"
     with pytest.raises(GridError, match=r"group_size=128 does not divide in=64 of model\.layers\.0\.self_attn\.q_proj"):
         quantize_folder(pruned[0], tmp_path / "out", group_size=128)
-    with pytest.raises(SQFTError, match="--method 'gptq' is unknown"):
-        quantize_folder(pruned[0], tmp_path / "out", method="gptq")
+    with pytest.raises(SQFTError, match="--method 'gptk' is unknown"):
+        quantize_folder(pruned[0], tmp_path / "out", method="gptk")
     broken = edited(tiny_llama, tmp_path / "nan", module, lambda w: w[0, :2].fill_(float("nan")))
     with pytest.raises(GridError, match=rf"tensor {module}\.weight holds NaN"):
         quantize_folder(broken, tmp_path / "out")

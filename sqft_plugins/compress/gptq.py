@@ -1,0 +1,82 @@
+"""GPTQ that keeps the mask (arXiv 2210.17323; the mask as in SparseGPT, arXiv 2301.00774, section 3.3).
+
+Columns are put on the grid from left to right; the error of each is compensated by the columns to its right, weighted
+by the inputs' Hessian. A pruned weight is put to zero whatever compensation has made of it, and its error is passed on
+like any other's, so the kept weights make up for it and it never moves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.errors import GridError
+from sqft_plugins.grid import QuantizedWeight, dequantize, group_width, make_scale, quantize
+from sqft_plugins.plugins.protocols import Statistic
+
+DAMPING = 0.01
+"""Added to the Hessian's diagonal, as a fraction of its mean (the paper's 1 %)."""
+BLOCK = 128
+"""Columns whose compensation is collected before it is applied to the rest (the paper's lazy batches)."""
+
+
+class GPTQ:
+    name = "gptq"
+    statistic: Statistic = "hessian"
+
+    def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
+        """weight, mask [out, in], statistic XᵀX [in, in] → codes on the grid; pruned weights get the code of zero.
+
+        The scale of a group is made, and rounded, from the compensated weights when its first column is reached, so
+        that compensation sees the real grid. Computed in float32. Raises GridError for a Hessian that cannot be
+        inverted.
+        """
+        assert statistic is not None
+        return gptq(weight, mask, inverse_factor(statistic), grid.group_size, grid.symmetric)
+
+
+def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+    """XᵀX [in, in] → U [in, in], float32, upper triangular with UᵀU = (XᵀX + damping)⁻¹.
+
+    An input that is always zero gets a diagonal of one: its weights are rounded and compensate nothing.
+    """
+    damped = hessian.to(torch.float64)
+    diagonal = damped.diagonal()
+    mean = float(diagonal.mean())
+    diagonal += torch.where(diagonal == 0, 1.0, damping * mean)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.clone()))
+        return torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
+    except torch.linalg.LinAlgError as error:
+        raise GridError(
+            f"the inputs' Hessian cannot be inverted with damping={damping}: give more calibration text"
+        ) from error
+
+
+def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetric: bool) -> QuantizedWeight:
+    """weight, mask [out, in], factor from `inverse_factor` → codes, scales and zero points."""
+    out_features, in_features = weight.shape
+    width = group_width(in_features, group_size)
+    remaining = weight.to(torch.float32).masked_fill(~mask, 0)  # compensated as we go
+    codes = torch.empty(out_features, in_features, dtype=torch.uint8)
+    scales, zero_points = [], []
+    block = min(max(BLOCK // width, 1) * width, in_features)  # whole groups, so that a group's scale sees its updates
+    for start in range(0, in_features, block):
+        stop = min(start + block, in_features)
+        errors = torch.empty(out_features, stop - start)
+        for column in range(start, stop):
+            if column % width == 0:
+                group = slice(column, column + width)
+                scale, zero_point = make_scale(remaining[:, group].masked_fill(~mask[:, group], 0), -1, symmetric)
+                scales.append(scale)
+                zero_points.append(zero_point)
+            wanted = remaining[:, column]
+            kept = wanted.masked_fill(~mask[:, column], 0)
+            code = quantize(kept.unsqueeze(1), scale, zero_point)  # [out, 1]
+            codes[:, column] = code.squeeze(1)
+            error = (wanted - dequantize(code, scale, zero_point).squeeze(1)) / factor[column, column]
+            remaining[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
+            errors[:, column - start] = error
+        remaining[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+    return QuantizedWeight(codes, torch.cat(scales, 1), torch.cat(zero_points, 1))
