@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def masked_delta(A: Tensor, B: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
@@ -48,6 +49,7 @@ class MaskedLinear(torch.autograd.Function):
         return y.unflatten(0, x.shape[:-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
         x, weight, A, B, mask = ctx.saved_tensors
         tokens, grad_y = x.flatten(0, -2), grad_out.to(x.dtype).flatten(0, -2)  # [tokens, in], [tokens, out]

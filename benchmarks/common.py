@@ -1,0 +1,62 @@
+"""What every benchmark shares: interleaved timing, the environment, the JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate, `rounds` times, one after the other in every round, so that a busy moment of the
+    machine hits all of them. One round before is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(ours: list[float], peer: list[float], goal: float | None) -> dict[str, float | None]:
+    """median, min and max of ours / peer, round by round, beside the goal."""
+    values = [a / b for a, b in zip(ours, peer, strict=True)]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "goal": goal}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, threads."""
+    from importlib.metadata import version
+
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    packages = ("torch", "transformers", "peft", "sqft-plugins")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "processor": model,
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def report(result: Mapping[str, Any], file: str | None) -> None:
+    """Prints the ratios as a table and writes the JSON where a file is named."""
+    width = max(len(name) for name in result["ratios"])
+    print(f"{'':{width}}  median     min     max    goal")
+    for name, row in result["ratios"].items():
+        goal = "-" if row["goal"] is None else f"{row['goal']:.2f}"
+        print(f"{name:{width}}  {row['median']:6.2f}  {row['min']:6.2f}  {row['max']:6.2f}  {goal:>6}")
+    if file:
+        Path(file).write_text(json.dumps(result, indent=2) + "\n")
