@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+WIDE = 20
+"""Perplexities further apart than this factor are drawn on a logarithmic scale."""
 COLUMNS = ["stage", "accuracy", "perplexity", "zeros kept", "bits/weight", "MB", "seconds"]
 MEANING = {
     "dense": "the model as it came",
@@ -70,17 +72,16 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullLocator
 
     names = [stage["name"].replace("_", "\n") for stage in stages]
     colors = ["#c44e52" if stage["name"] == "lora_merged" else "#4c72b0" for stage in stages]
-    charts = [
+    charts: list[tuple[str, list[float], list[float] | None]] = [
         (
             "accuracy on held-out questions, %",
             [100 * s["accuracy"] for s in stages],
             [100 * s["accuracy_stderr"] for s in stages],
         ),
-        ("perplexity on other text (log scale)", [s["perplexity"] for s in stages], None),
+        ("perplexity on other text", [s["perplexity"] for s in stages], None),
         ("pruned weights that are exactly 0, %", [100 * s["zeros_kept"] for s in stages], None),
     ]
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
@@ -91,9 +92,10 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(y=0.15)
-    axes[1].set_yscale("log")
-    axes[1].yaxis.set_major_locator(NullLocator())  # the bars carry their numbers
-    axes[1].yaxis.set_minor_locator(NullLocator())
+    perplexities = charts[1][1]
+    if max(perplexities) > WIDE * min(perplexities):  # a forgotten language would leave the others no height
+        axes[1].set_yscale("log")
+        axes[1].set_title("perplexity on other text (log scale)", fontsize=11)
     figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
