@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule
+from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Key, Rule
 
 PATTERN = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
@@ -56,16 +56,9 @@ GEMMA3 = Architecture(
     name="gemma3",
     classes=("Gemma3ForCausalLM",),
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("context_length", "max_position_embeddings"),
-        Key("embedding_length", "hidden_size"),
-        Key("block_count", "num_hidden_layers"),
-        Key("feed_forward_length", "intermediate_size"),
-        Key("attention.head_count", "num_attention_heads"),
-        Key("attention.head_count_kv", "num_key_value_heads"),
+        *DECODER_KEYS,
         Key("attention.key_length", "head_dim"),
         Key("attention.value_length", "head_dim"),
-        Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "float32"),
         Key("attention.sliding_window", "sliding_window"),
     ),
     rules=(

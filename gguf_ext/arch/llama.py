@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule
+from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Rule
 
 ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -63,16 +63,7 @@ def llama3_rope_factors(head: int, rope: Config) -> Tensor:
 LLAMA = Architecture(
     name="llama",
     classes=("LlamaForCausalLM",),
-    keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("context_length", "max_position_embeddings"),
-        Key("embedding_length", "hidden_size"),
-        Key("block_count", "num_hidden_layers"),
-        Key("feed_forward_length", "intermediate_size"),
-        Key("attention.head_count", "num_attention_heads"),
-        Key("attention.head_count_kv", "num_key_value_heads"),
-        Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "float32"),
-    ),
+    keys=DECODER_KEYS,
     rules=(
         Rule("model.embed_tokens", "token_embd"),
         Rule("model.norm", "output_norm"),

@@ -92,3 +92,16 @@ def rotary_order(rows: int, heads: int) -> Tensor:
     """
     order = torch.arange(rows).view(heads, 2, rows // heads // 2)
     return order.transpose(1, 2).reshape(-1)
+
+
+DECODER_KEYS = (
+    Key("vocab_size", "vocab_size"),
+    Key("context_length", "max_position_embeddings"),
+    Key("embedding_length", "hidden_size"),
+    Key("block_count", "num_hidden_layers"),
+    Key("feed_forward_length", "intermediate_size"),
+    Key("attention.head_count", "num_attention_heads"),
+    Key("attention.head_count_kv", "num_key_value_heads"),
+    Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "float32"),
+)
+"""Hyper-parameters that every decoder with RMS norms and grouped attention has: llama.cpp's name, and the config's."""

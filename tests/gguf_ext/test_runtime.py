@@ -95,3 +95,4 @@ def test_close_twice(file):
     opened = LlamaSession(file, threads=1)
     opened.close()
     opened.close()
+    assert opened._context is None
