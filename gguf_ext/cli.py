@@ -28,7 +28,10 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @overwrite_option
 @json_option
 def export_command(model: str, out: str, pre: str | None, float_type: str, overwrite: bool, as_json: bool) -> None:
-    """Write MODEL, a folder with float or INT4 weights, as a GGUF file for llama.cpp with the very same weights."""
+    """Write MODEL for llama.cpp.
+
+    MODEL is a folder with float or INT4 weights; the GGUF file holds the very same ones.
+    """
     from gguf_ext.export import export_gguf
 
     report = export_gguf(model, out, overwrite=overwrite, pre=pre, float_type=float_type)
@@ -59,7 +62,10 @@ def export_command(model: str, out: str, pre: str | None, float_type: str, overw
 @json_option
 @click.pass_context
 def verify_command(ctx: click.Context, model: str, file: str, as_json: bool) -> None:
-    """Compare every weight of MODEL, a folder, with FILE.gguf. Exit code 1 where anything differs."""
+    """Compare MODEL with FILE.gguf.
+
+    Every weight of the folder is compared. Exit code 1 where anything differs.
+    """
     from gguf_ext.verify import verify_gguf
 
     report = verify_gguf(model, file)

@@ -25,14 +25,6 @@ DENSE_BELOW = 0.10
 class SQFTModel(LoraModel):
     """The tuner behind `get_peft_model(model, SQFTConfig(...))`."""
 
-    def _pre_injection_hook(self, model: nn.Module, config, adapter_name: str) -> None:
-        super()._pre_injection_hook(model, config, adapter_name)
-        if getattr(model, "quantization_method", None) is not None and config.sparse:
-            raise SQFTError(
-                "sparse=True over a quantized base cannot merge back to INT4 in this release: "
-                "tune the float base, or use sparse=False and keep the adapter unmerged"
-            )
-
     @staticmethod
     def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
@@ -44,6 +36,12 @@ class SQFTModel(LoraModel):
             )
         if getattr(base, "weight", None) is None:
             raise SQFTError(f"{name} is still compressed: load the base with CompressedTensorsConfig(dequantize=True)")
+        # transformers leaves compressed-tensors' mark on linears that it has dequantized
+        if lora_config.sparse and getattr(base, "quantization_status", None) is not None:
+            raise SQFTError(
+                f"sparse=True over a quantized base ({name}) cannot merge back to INT4 in this release: "
+                "tune the float base, or use sparse=False and keep the adapter unmerged"
+            )
         conv1d = isinstance(base, Conv1D)
         lora_config.fan_in_fan_out = conv1d
         return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)

@@ -31,7 +31,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @overwrite_option
 @json_option
 def command(out, overwrite, as_json, **options) -> None:
-    """Prune, tune, merge, quantize and export a real model, score every stage, and put it all into one table.
+    """Run the whole way on a real model.
+
+    It is pruned, tuned, merged, quantized and exported; every stage is scored and stands in one table.
 
     A second run goes on where the first stopped and reuses what is unchanged.
     """

@@ -32,7 +32,10 @@ from sqft_plugins.cli.common import emit, examples, json_option, rank_option
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. [default: all]")
 @json_option
 def command(model, adapter, rank, task, data, limit, text, dtype, threads, as_json) -> None:
-    """Score MODEL, a folder or a .gguf file: greedy answers to a task's questions, and perplexity on a text."""
+    """Score MODEL: a task's questions, perplexity.
+
+    MODEL is a folder or a .gguf file. Answers are greedy; the perplexity is that of a text.
+    """
     from pathlib import Path
 
     from sqft_plugins.cli.common import table

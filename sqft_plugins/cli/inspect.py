@@ -24,7 +24,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @overwrite_option
 @json_option
 def command(path, plot, overwrite, as_json) -> None:
-    """Show what is in PATH, a model folder (float or INT4) or an adapter: per layer and in total.
+    """Show what is in PATH, layer by layer.
+
+    PATH is a model folder, float or INT4, or an adapter.
 
     Zeros, the mask and weights that break it, INT4 codes and scales, bits a weight on disk, the GGUF type.
     """

@@ -29,7 +29,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @overwrite_option
 @json_option
 def command(model, sparsity, method, calibration, sequences, length, out, overwrite, as_json) -> None:
-    """Prune the linear layers of MODEL (a folder, or a name on the hub).
+    """Make MODEL sparse.
+
+    MODEL is a folder, or a name on the hub; the linear layers of its blocks are pruned.
 
     Each layer is pruned when its inputs arrive, so it sees the pruned layers before it. The mask is stored in OUT/sqft.
     """

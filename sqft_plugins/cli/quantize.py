@@ -28,7 +28,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @overwrite_option
 @json_option
 def command(model, group_size, asymmetric, method, calibration, sequences, length, out, overwrite, as_json) -> None:
-    """Quantize the linear layers of the folder MODEL to INT4; pruned weights stay exactly zero.
+    """Put MODEL on the INT4 grid.
+
+    The linear layers of the folder become INT4; pruned weights stay exactly zero.
 
     The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load.
     """

@@ -45,7 +45,9 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 def command(
     model, data, tuner, rank, rank_choices, share_rank, alpha, dropout, dense, target_modules, **options
 ) -> None:
-    """Tune an adapter over MODEL so that it learns the completions of --data.
+    """Tune an elastic adapter over MODEL.
+
+    It learns the completions of --data; the base is not changed.
 
     OUT holds the adapter as PEFT saves it, a README on how to load it, and the losses (training.json, loss.png).
     """

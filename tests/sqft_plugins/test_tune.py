@@ -12,6 +12,7 @@ from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, OutputExistsError, SQFTError
+from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import IGNORED, Collator, Example, mix, read_jsonl, text_examples, tokenize
@@ -205,3 +206,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(pruned, tmp_path) -> None:
     with pytest.raises(SQFTError, match=r"loss=.* at step \d+: lower --learning-rate"):
         train_adapter(pruned, tmp_path / "a", EXAMPLES, AdapterSettings.make(SETTINGS), training)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_masked_adapter_over_an_int4_base_is_refused(adapter, pruned, tmp_path) -> None:
+    quantize_folder(pruned, tmp_path / "int4")
+    with pytest.raises(SQFTError, match=r"sparse=True over a quantized base \(.*q_proj\) cannot merge back to INT4"):
+        open_session(tmp_path / "int4", adapter=adapter)
+
+
+def test_a_dense_elastic_adapter_over_an_int4_base_trains(pruned, tmp_path) -> None:
+    quantize_folder(pruned, tmp_path / "int4")
+    training = TrainSettings.make({"steps": 10, "batch_size": 8, "learning_rate": 1e-2})
+    settings = AdapterSettings.make({**SETTINGS, "sparse": False})
+    report = train_adapter(tmp_path / "int4", tmp_path / "dense", EXAMPLES, settings, training)
+    assert report["losses"][-1] < report["losses"][0]
+    session = open_session(tmp_path / "int4", adapter=tmp_path / "dense", rank="min")
+    assert len(list(session.generate(["What follows 3?"], 4))) == 1
