@@ -56,8 +56,7 @@ def block_type(weight: QuantizedWeight, name: str) -> TensorType:
             f"quantize with a group size of 32, 64 or 128, or leave the layer float"
         )
     check_scale(weight.scale, name)
-    steps = _steps(weight)
-    return TensorType.Q4_0 if int(steps.min()) >= -8 and int(steps.max()) <= 7 else TensorType.Q5_0
+    return TensorType.Q4_0 if weight.fits_signed() else TensorType.Q5_0
 
 
 def check_scale(scale: Tensor, name: str) -> None:
@@ -80,14 +79,7 @@ def check_scale(scale: Tensor, name: str) -> None:
 
 def block_bytes(weight: QuantizedWeight, kind: TensorType) -> NDArray[np.uint8]:
     """uint8 [out, row_bytes]; `kind` as `block_type` gave it."""
-    return encode(_steps(weight).numpy(), weight.scale.to(torch.float16).numpy(), kind)
-
-
-def _steps(weight: QuantizedWeight) -> Tensor:
-    """`code - zero_point`, int8 [out, in]."""
-    groups = weight.scale.shape[1]
-    codes = weight.codes.view(torch.int8).unflatten(1, (groups, -1))  # 0..15: the same in int8
-    return (codes - weight.zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+    return encode(weight.steps().numpy(), weight.scale.to(torch.float16).numpy(), kind)
 
 
 # --- float ---

@@ -45,6 +45,16 @@ class QuantizedWeight(NamedTuple):
         """[out, in]; exact in float32 and float64."""
         return dequantize(self.codes, self.scale, self.zero_point, dtype=dtype)
 
+    def steps(self) -> Tensor:
+        """`codes - zero_point`, int8 [out, in], -15..15; 0 is an exact zero."""
+        codes = self.codes.view(torch.int8).unflatten(1, (self.scale.shape[1], -1))  # 0..15: the same in int8
+        return (codes - self.zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+
+    def fits_signed(self) -> bool:
+        """Whether every step lies in -8..7, the range of a signed 4-bit number (GGUF's Q4_0)."""
+        steps = self.steps()
+        return int(steps.min()) >= -SYMMETRIC_ZERO_POINT and int(steps.max()) <= MAX_CODE - SYMMETRIC_ZERO_POINT
+
 
 def group_width(in_features: int, group_size: int, name: str = "weight") -> int:
     """The columns of one group. Raises GridError where `group_size` does not divide `in_features`."""

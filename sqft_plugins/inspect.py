@@ -101,8 +101,7 @@ def gguf_type(weight: QuantizedWeight) -> str:
     columns, groups = weight.codes.shape[1], weight.scale.shape[1]
     if (columns // groups) % GGUF_BLOCK:
         return "F32"
-    steps = weight.codes.to(torch.int16).unflatten(1, (groups, -1)) - weight.zero_point.to(torch.int16).unsqueeze(-1)
-    return "Q4_0" if int(steps.min()) >= -8 and int(steps.max()) <= 7 else "Q5_0"
+    return "Q4_0" if weight.fits_signed() else "Q5_0"
 
 
 def total_of(layers: Sequence[Row]) -> Row:

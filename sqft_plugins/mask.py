@@ -69,6 +69,7 @@ def mask_hash(packed: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def sparsity_of(mask: Tensor) -> float:
-    """The fraction of pruned weights."""
-    return 1.0 - float(mask.sum(dtype=torch.int64)) / max(mask.numel(), 1)
+def sparsity_of(*masks: Tensor) -> float:
+    """The fraction of pruned weights over all masks."""
+    kept = sum(int(torch.count_nonzero(mask)) for mask in masks)
+    return 1.0 - kept / max(sum(mask.numel() for mask in masks), 1)

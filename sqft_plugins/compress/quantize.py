@@ -171,9 +171,7 @@ def quantize_weight(
         result = quantizer.quantize(weight, mask, statistic, grid)
     except GridError as error:
         raise GridError(f"tensor {module}.weight: {error}") from error
-    groups = result.zero_point.shape[1]
-    zero = result.codes.unflatten(1, (groups, -1)) == result.zero_point.unsqueeze(-1)  # [out, groups, group_size]
-    if bool((~mask & ~zero.flatten(1)).any()):
+    if bool((~mask & (result.steps() != 0)).any()):
         raise SQFTError(f"method {quantizer.name!r} turned pruned weights of {module} back on: repair the plug-in")
     return result
 

@@ -112,7 +112,10 @@ class Demo:
         if s.model is None:
             run("base", self.make_base, output="base/config.json")
         else:
-            run("base", lambda: {"model": s.model}, settings={"model": s.model})
+            files = {
+                f.name: (f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(self.base.iterdir()) if f.is_file()
+            }
+            run("base", lambda: {"model": s.model}, settings={"model": s.model, "files": files})
         prune = run("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output="pruned/config.json")
         self.masks = ModelFolder(self.out / "pruned").packed_masks
         rows = [run("dense", lambda: self.folder_row(self.base), after=["prune"], settings=scoring)]

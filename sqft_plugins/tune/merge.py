@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from sqft_plugins.checkpoint import (
 )
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.mask import mask_hash, pack_mask
+from sqft_plugins.mask import mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 
@@ -46,7 +46,7 @@ def merge_folder(
     tuner = tuner_of(adapter)
     with write_folder(out, overwrite) as folder:
         start = time.monotonic()
-        stored = load_model(model_path).dtype
+        stored = next(tensor.dtype for _, tensor in base.tensors() if tensor.is_floating_point())
         model = load_model(model_path, dtype=torch.float32)
         tuned = tuner.load(model, adapter)
         ranks = tuner.set_rank(tuned, choose_rank(rank, tuner, adapter))
@@ -58,7 +58,7 @@ def merge_folder(
         with torch.no_grad():
             difference = float((merged(input_ids=probe).logits - unmerged).abs().max())
         weights = dict(merged.named_modules())
-        lost = sum(int((weights[name].weight[~mask] != 0).sum()) for name, mask in masks.items())
+        lost = _count_lost(weights, masks.items())
         if masks and lost:
             raise SQFTError(
                 f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed"
@@ -69,11 +69,11 @@ def merge_folder(
         packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
         if masks:
             before = base.stamp or Stamp(
-                pipeline=[], base=str(model_path), sparsity=_sparsity(masks), mask_hash=mask_hash(packed)
+                pipeline=[], base=str(model_path), sparsity=sparsity_of(*masks.values()), mask_hash=mask_hash(packed)
             )
             write_sidecar(folder, before.then(f"{tuner.name}-merge", ranks=dict(ranks)), packed)
         else:
-            lost = _count_lost(base, weights)
+            lost = _count_lost(weights, ((name, base.mask(name)) for name in base.packed_masks))
             _drop_flag(folder)
             say(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
@@ -90,18 +90,9 @@ def merge_folder(
         }
 
 
-def _sparsity(masks: Mapping[str, torch.Tensor]) -> float:
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    return 1 - kept / max(sum(mask.numel() for mask in masks.values()), 1)
-
-
-def _count_lost(base: ModelFolder, weights: dict) -> int:
-    lost = 0
-    for name in base.packed_masks:
-        mask = base.mask(name)
-        assert mask is not None
-        lost += int((weights[name].weight[~mask] != 0).sum())
-    return lost
+def _count_lost(weights: Mapping[str, Any], masks: Iterable[tuple[str, torch.Tensor | None]]) -> int:
+    """Weights that a mask prunes and that are not zero."""
+    return sum(int((weights[name].weight[~mask] != 0).sum()) for name, mask in masks if mask is not None)
 
 
 def _drop_flag(folder: Path) -> None:

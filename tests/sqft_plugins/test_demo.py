@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 
 import pytest
 
@@ -61,6 +63,14 @@ def test_other_questions_score_again_but_train_nothing_anew(finished, tiny_llama
     again = run_demo(out, settings(tiny_llama, questions=5))
     assert not set(again["reused"]) & set(NAMES)
     assert {"prune", "train", "merge", "quantize", "export"} <= set(again["reused"])
+
+
+def test_another_model_under_the_same_name_is_not_reused(tiny_llama, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    run_demo(tmp_path / "out", settings(model))
+    os.utime(model / "model.safetensors", ns=(1, 1))
+    assert run_demo(tmp_path / "out", settings(model))["reused"] == []
 
 
 def test_a_stage_that_failed_is_made_again(tmp_path) -> None:
