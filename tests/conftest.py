@@ -68,27 +68,32 @@ def make_tokenizer(kind: str):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3", "opt", "bloom", "gpt2")
+"""The decoder families that the compressors promise; each is one `make_model(family)`."""
+
+
 def make_model(family: str, **changes):
-    """A tiny random model of a family: llama, gemma3, qwen2 or gpt2; always the same weights."""
-    from transformers import (
-        AutoModelForCausalLM,
-        Gemma3TextConfig,
-        GPT2Config,
-        LlamaConfig,
-        Qwen2Config,
-    )
+    """A tiny random model of one of the `FAMILIES`; always the same weights."""
+    import transformers
+    from transformers import AutoModelForCausalLM
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    settings = {**SIZES, **shape, "num_key_value_heads": 2}
-    if family == "llama":
-        config = LlamaConfig(**{**settings, "tie_word_embeddings": False, **changes})
-    elif family == "gemma3":
-        extra = {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
-        config = Gemma3TextConfig(**{**settings, **extra, "dtype": "bfloat16", **changes})
-    elif family == "qwen2":
-        config = Qwen2Config(**{**settings, **changes})
-    else:
-        config = GPT2Config(**{**SIZES, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, **changes})
+    grouped = {**SIZES, **shape, "num_key_value_heads": 2}
+    gemma = {"num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
+    opt = {**shape, "ffn_dim": 128, "word_embed_proj_dim": 64}
+    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    name, settings = {
+        "llama": ("Llama", {**grouped, "tie_word_embeddings": False}),
+        "mistral": ("Mistral", {**grouped, "sliding_window": None}),
+        "phi3": ("Phi3", grouped),
+        "qwen2": ("Qwen2", grouped),
+        "qwen3": ("Qwen3", {**grouped, "head_dim": 16}),
+        "gemma3": ("Gemma3Text", {**grouped, **gemma, "dtype": "bfloat16"}),
+        "opt": ("OPT", {**SIZES, **opt}),
+        "bloom": ("Bloom", {**SIZES, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+        "gpt2": ("GPT2", {**SIZES, **gpt2}),
+    }[family]
+    config = getattr(transformers, f"{name}Config")(**{**settings, **changes})
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=getattr(config, "dtype", None) or torch.float32).eval()
 
@@ -97,6 +102,12 @@ def make_model(family: str, **changes):
 def tiny_model() -> Callable:
     """`tiny_model(family, **config changes)` → a tiny random model in memory."""
     return make_model
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each of the `FAMILIES` in turn."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
