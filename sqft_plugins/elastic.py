@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.names import resolve
 
 Rank = int | str | Mapping[str, int]
 """A rank as users write it: an int, "max", "min", "median", "heuristic", "r16", or {module name pattern: rank}."""
@@ -59,26 +60,20 @@ def parse_rank(rank: int | str, rank_choices: Sequence[int]) -> int:
 
 
 def configuration(rank: Rank, modules: Iterable[str], rank_choices: Sequence[int]) -> dict[str, int]:
-    """{module name: rank} for every module. A mapping's keys match a whole name or its dotted end, or are regular
-    expressions over it; every module must be matched and every key must match. Raises SQFTError."""
+    """{module name: rank} for every module. A mapping's keys are patterns (sqft_plugins.names), later ones win; every
+    module must be matched and every key must match. Raises SQFTError."""
     names = list(modules)
     if not isinstance(rank, Mapping):
         number = parse_rank(rank, rank_choices)
         return dict.fromkeys(names, number)
-    result: dict[str, int] = {}
-    for pattern, value in rank.items():
-        matched = [n for n in names if n == pattern or n.endswith("." + pattern) or re.fullmatch(pattern, n)]
-        if not matched:
-            raise SQFTError(
-                f"configuration key {pattern!r} matches no adapted module, such as {names[0]!r}: correct it"
-            )
-        result.update(dict.fromkeys(matched, parse_rank(value, rank_choices)))
-    missing = [n for n in names if n not in result]
+    numbers = {pattern: parse_rank(value, rank_choices) for pattern, value in rank.items()}
+    result = resolve(numbers, names, 0, "configuration key", "adapted module")
+    missing = [name for name, number in result.items() if number == 0]
     if missing:
         raise SQFTError(
             f"configuration has no rank for {missing[0]!r} (and {len(missing) - 1} more): add a pattern such as '.*'"
         )
-    return {name: result[name] for name in names}
+    return result
 
 
 def slice_lora(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ like any other's, so the kept weights make up for it and it never moves.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ class GPTQ:
     name = "gptq"
     statistic: Statistic = "hessian"
 
+    def __init__(self) -> None:
+        self._factor = FactorMemo()
+
     def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
         """weight, mask [out, in], statistic XᵀX [in, in] → codes on the grid; pruned weights get the code of zero.
 
@@ -33,7 +38,7 @@ class GPTQ:
         inverted.
         """
         assert statistic is not None
-        return gptq(weight, mask, inverse_factor(statistic), grid.group_size, grid.symmetric)
+        return gptq(weight, mask, self._factor(statistic), grid.group_size, grid.symmetric)
 
 
 def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
@@ -52,6 +57,35 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
         raise GridError(
             f"the inputs' Hessian cannot be inverted with damping={damping}: give more calibration text"
         ) from error
+
+
+class FactorMemo:
+    """`inverse_factor` that remembers its last result: q, k and v see the same inputs, and a driver that hands out one
+    tensor for all three has it inverted once.
+
+    The tensor is known by identity and by its count of writes in place. It is not held, and when it goes, so does its
+    factor.
+    """
+
+    def __init__(self) -> None:
+        self._hessian: weakref.ref[Tensor] | None = None
+        self._version = 0
+        self._factor: Tensor | None = None
+
+    def __call__(self, hessian: Tensor) -> Tensor:
+        """XᵀX [in, in] → U as from `inverse_factor`; callers must not write into it."""
+        if hessian.is_inference():  # does not count its writes
+            return inverse_factor(hessian)
+        known = self._hessian is not None and self._hessian() is hessian and self._version == hessian._version
+        if self._factor is None or not known:
+            self._factor = None  # of another Hessian: two need not be in memory
+            self._factor = inverse_factor(hessian)
+            self._hessian = weakref.ref(hessian, self._forget)
+            self._version = hessian._version
+        return self._factor
+
+    def _forget(self, gone: weakref.ref[Tensor]) -> None:
+        self._factor = None
 
 
 def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetric: bool) -> QuantizedWeight:

@@ -1,10 +1,10 @@
-"""Magnitude pruning: the smallest |W| of each output row. The baseline that needs no data."""
+"""Magnitude pruning: the smallest |W| of each output row, or N:M group. The baseline that needs no data."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from sqft_plugins.mask import lowest_mask
+from sqft_plugins.mask import Pattern
 from sqft_plugins.plugins.protocols import Statistic
 
 
@@ -12,7 +12,7 @@ class Magnitude:
     name = "magnitude"
     statistic: Statistic = "none"
 
-    def prune(self, weight: Tensor, statistic: Tensor | None, sparsity: float) -> tuple[Tensor, Tensor]:
+    def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """weight [out, in] → pruned weight, mask."""
-        mask = lowest_mask(weight.abs().float(), sparsity)
+        mask = pattern.mask(weight.abs().float())
         return weight.masked_fill(~mask, 0), mask

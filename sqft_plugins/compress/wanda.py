@@ -1,10 +1,10 @@
-"""Wanda: prune the smallest |W| · ‖X‖ of each output row (arXiv 2306.11695, equation 1)."""
+"""Wanda: prune the smallest |W| · ‖X‖ of each output row, or N:M group (arXiv 2306.11695, equation 1)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from sqft_plugins.mask import lowest_mask
+from sqft_plugins.mask import Pattern
 from sqft_plugins.plugins.protocols import Statistic
 
 
@@ -12,8 +12,8 @@ class Wanda:
     name = "wanda"
     statistic: Statistic = "norm"
 
-    def prune(self, weight: Tensor, statistic: Tensor | None, sparsity: float) -> tuple[Tensor, Tensor]:
+    def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """weight [out, in], statistic ‖X‖ [in] → pruned weight, mask."""
         assert statistic is not None
-        mask = lowest_mask(weight.abs().float() * statistic, sparsity)
+        mask = pattern.mask(weight.abs().float() * statistic)
         return weight.masked_fill(~mask, 0), mask

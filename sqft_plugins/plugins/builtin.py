@@ -8,9 +8,10 @@ from sqft_plugins.plugins.hookspecs import hookimpl
 @hookimpl
 def sqft_pruners():
     from sqft_plugins.compress.magnitude import Magnitude
+    from sqft_plugins.compress.sparsegpt import SparseGPT
     from sqft_plugins.compress.wanda import Wanda
 
-    return [Wanda(), Magnitude()]
+    return [Wanda(), SparseGPT(), Magnitude()]
 
 
 @hookimpl

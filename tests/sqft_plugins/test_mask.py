@@ -52,6 +52,106 @@ def test_sparsity_outside_the_range_is_refused(sparsity):
         masks.lowest_mask(torch.ones(1, 4), sparsity)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected", "text"),
+    [
+        (0.5, (0.5, None, None), "50%"),
+        ("0.5", (0.5, None, None), "50%"),
+        ("50%", (0.5, None, None), "50%"),
+        (" 7 %", (0.07, None, None), "7%"),
+        (0, (0.0, None, None), "0%"),
+        (1, (1.0, None, None), "100%"),
+        ("2:4", (0.5, 2, 4), "2:4"),
+        ("1:4", (0.75, 1, 4), "1:4"),
+        ("8:8", (0.0, 8, 8), "8:8"),
+    ],
+)
+def test_a_pattern_is_read_and_written_as_users_write_it(value, expected, text):
+    pattern = masks.Pattern.parse(value)
+    assert (pattern.sparsity, pattern.keep, pattern.group) == expected
+    assert str(pattern) == text
+    assert masks.Pattern.parse(text) == pattern
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("5:4", "sparsity=5:4 is no N:M with 1 <= N <= M"),
+        ("0:4", "sparsity=0:4 is no N:M"),
+        ("0:0", "sparsity=0:0 is no N:M"),
+        ("2:4:8", "sparsity='2:4:8' is no pattern: give a fraction such as 0.5 or 50%, or N:M"),
+        ("-2:4", "sparsity='-2:4' is no pattern"),
+        ("abc", "sparsity='abc' is no pattern"),
+        ("", "sparsity='' is no pattern"),
+        (1.5, r"sparsity=1\.5 is outside 0\.\.1"),
+        ("150%", r"sparsity=1\.5 is outside 0\.\.1"),
+        ("50", r"sparsity=50\.0 is outside 0\.\.1"),
+        ("nan", "sparsity=nan is outside"),
+    ],
+)
+def test_what_is_no_pattern_is_refused_by_its_value(value, message):
+    with pytest.raises(SQFTError, match=message):
+        masks.Pattern.parse(value)
+
+
+def test_a_pattern_cannot_contradict_itself():
+    with pytest.raises(SQFTError, match=r"sparsity=0\.3 is not that of 2:4: use Pattern\.parse\('2:4'\)"):
+        masks.Pattern(0.3, 2, 4)
+    with pytest.raises(SQFTError, match="sparsity=2:None is no N:M"):
+        masks.Pattern(0.5, 2)
+
+
+def test_a_group_that_does_not_divide_names_layer_and_remedy():
+    pattern = masks.Pattern.parse("3:8")
+    pattern.check(64)
+    masks.Pattern(0.5).check(7)
+    with pytest.raises(SQFTError, match=r"3:8 does not divide in=36 of m\.up_proj: .* such as 0\.625, or exclude"):
+        pattern.check(36, "m.up_proj")
+    with pytest.raises(SQFTError, match="3:8 does not divide in=36 of weight"):
+        pattern.mask(torch.ones(1, 36))
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31), st.data())
+@settings(deadline=None, max_examples=100)
+def test_nm_keeps_the_highest_of_every_group_and_ties_go_to_the_earlier_column(rows, groups, group, seed, data):
+    keep = data.draw(st.integers(1, group))
+    score = torch.rand(rows, groups * group, generator=generator(seed))
+    if data.draw(st.booleans()):
+        score = (score * 3).round()
+    if data.draw(st.booleans()):
+        score = score.to(torch.bfloat16)
+    mask = masks.Pattern.parse(f"{keep}:{group}").mask(score)
+    expected = [naive_lowest(part, group - keep) for part in score.split(group, 1)]
+    assert torch.equal(mask, torch.cat(expected, 1))
+    assert masks.conforms(mask, keep, group) == 1.0
+    assert keep == 1 or masks.conforms(mask, keep - 1, group) == 0.0
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31), st.floats(0, 1))
+@settings(deadline=None, max_examples=40)
+def test_a_fraction_is_taken_of_every_row(rows, columns, seed, sparsity):
+    score = torch.rand(rows, columns, generator=generator(seed)).to(torch.float16)
+    assert torch.equal(masks.Pattern(sparsity).mask(score), naive_lowest(score, round(sparsity * columns)))
+
+
+def test_infinite_scores_are_ranked_and_nan_is_refused():
+    score = torch.tensor([[float("inf"), -1.0, float("inf"), float("-inf")]])
+    assert masks.Pattern(0.5).mask(score).tolist() == [[True, False, True, False]]
+    score[0, 1] = float("nan")
+    for pattern in ("50%", "2:4"):
+        with pytest.raises(SQFTError, match="score holds NaN"):
+            masks.Pattern.parse(pattern).mask(score)
+
+
+def test_conformance_is_the_share_of_groups_with_at_most_n_kept():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 1, 0, 0, 0]]).bool()
+    assert masks.conforms(mask, 2, 4) == 0.75
+    assert masks.conforms(mask, 1, 4) == 0.5
+    assert masks.conforms(mask.float() * -3, 4, 8) == 0.5  # a weight: what is not zero is kept
+    assert masks.conforms(mask, 2, 3) == 0.0
+    assert masks.conforms(mask[:0], 2, 4) == 1.0
+
+
 def test_nonzero_mask_counts_both_zeros_as_pruned():
     assert masks.nonzero_mask(torch.tensor([[0.0, -0.0, 1e-30, -1.0]])).tolist() == [[False, False, True, True]]
 

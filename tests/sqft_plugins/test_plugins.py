@@ -18,6 +18,7 @@ import torch
 
 from sqft_plugins.cli import main
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.mask import Pattern
 from sqft_plugins.plugins import hookimpl, hookspecs, protocols
 from sqft_plugins.plugins.manager import GROUP, build_manager
 
@@ -52,7 +53,7 @@ def test_none_loads_the_core_alone(monkeypatch):
     monkeypatch.setenv("SQFT_PLUGINS", "none")
     host = build_manager()
     assert [name for name, _ in host.manager.list_name_plugin()] == ["sqft_plugins"]
-    assert {"wanda", "magnitude"} <= set(host.collect("sqft_pruners"))
+    assert {"wanda", "sparsegpt", "magnitude"} <= set(host.collect("sqft_pruners"))
     assert not host.broken
 
 
@@ -221,22 +222,29 @@ def test_the_example_prunes_as_its_formula_says(installed, tmp_path):
     torch.save((weight, norm), tmp_path / "in.pt")
     code = f"""
 import torch
+from sqft_plugins.mask import Pattern
 from sqft_plugins.plugins.manager import build_manager
 weight, norm = torch.load({str(tmp_path / "in.pt")!r})
 pruner = build_manager().get("sqft_pruners", "ria", "--method")
 assert pruner.statistic == "norm"
-torch.save({{s: pruner.prune(weight, norm, s) for s in (0.0, 0.5, 0.7, 1.0)}}, {str(tmp_path / "out.pt")!r})
+patterns = ("0%", "50%", "70%", "100%", "2:4", "1:8")
+torch.save({{p: pruner.prune(weight, norm, Pattern.parse(p)) for p in patterns}}, {str(tmp_path / "out.pt")!r})
 """
     env = {**os.environ, "PYTHONPATH": str(installed), "SQFT_PLUGINS": "ria"}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
 
-    for sparsity, (pruned, mask) in torch.load(tmp_path / "out.pt").items():
+    for text, (pruned, mask) in torch.load(tmp_path / "out.pt").items():
+        pattern = Pattern.parse(text)
+        group = pattern.group or 16
         for row in range(6):
             score = []
             for column in range(16):
                 size = abs(weight[row, column].item())
                 relative = size / weight[row].abs().sum().item() + size / weight[:, column].abs().sum().item()
                 score.append(relative * norm[column].item() ** 0.5)
-            lowest = sorted(range(16), key=score.__getitem__)[: round(sparsity * 16)]
-            assert set(lowest) == set(torch.nonzero(~mask[row]).flatten().tolist())
+            lowest = set()
+            for start in range(0, 16, group):
+                order = sorted(range(start, start + group), key=score.__getitem__)
+                lowest |= set(order[: round(pattern.sparsity * group)])
+            assert lowest == set(torch.nonzero(~mask[row]).flatten().tolist())
         assert torch.equal(pruned, weight * mask)
