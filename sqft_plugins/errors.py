@@ -22,6 +22,10 @@ class OutputExistsError(SQFTError):
     """The output is already there and `overwrite` was not asked for."""
 
 
+class DiskFullError(SQFTError):
+    """There is no room for the output."""
+
+
 class GridError(SQFTError):
     """A weight, a scale or a group size does not fit the INT4 grid."""
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -46,6 +46,52 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             last = now
             left = (now - start) / done * (total - done)
             print(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class Steps:
+    """Progress through steps that have something to tell: on a terminal a bar whose text is that of the last step,
+    elsewhere one line a step with the time that is left."""
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self._what, self._total, self._first, self._done = what, total, done, done
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, completed=self._done, text="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def tell(self, text: str) -> None:
+        """What is going on within a step; shown on a terminal only."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=text)
+
+    def step(self, text: str = "") -> None:
+        """One more step is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, text=text)
+            return
+        spent = time.monotonic() - self._start
+        left = spent / (self._done - self._first) * (self._total - self._done)
+        line = f"{self._what}: {self._done}/{self._total}, {text}{', ' if text else ''}{left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqft_plugins.errors import OutputExistsError, SQFTError
+from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError
 
 
 def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
@@ -41,10 +41,15 @@ def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--o
     temporary.mkdir()
     with _cleaned(temporary, path, argument):
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        _replace(temporary, path)
+        replace_folder(temporary, path)
+
+
+def replace_folder(folder: Path, path: Path) -> None:
+    """The whole, synced `folder` becomes `path`, in place of what was there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    _replace(folder, path)
 
 
 @contextmanager
@@ -87,13 +92,24 @@ def _sync(file: Path) -> None:
 @contextmanager
 def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
     try:
-        yield
-    except BaseException as error:
+        with translate_full_disk(path, argument):
+            yield
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def translate_full_disk(path: Path, argument: str, hint: str = "") -> Iterator[None]:
+    """A full disk becomes a DiskFullError; `hint` is added to its text."""
+    try:
+        yield
+    except Exception as error:
         # safetensors reports a full disk as an error of its own, with the system's words inside
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             free = shutil.disk_usage(path.absolute().parent).free
-            raise SQFTError(
+            raise DiskFullError(
                 f"{argument} {path}: the disk is full ({free >> 20} MiB free): free some space or choose another path"
+                + (f"; {hint}" if hint else "")
             ) from error
         raise

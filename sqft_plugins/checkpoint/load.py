@@ -17,27 +17,38 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sqft_plugins.checkpoint.dequantize import load_dequantized, why_not_stock
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.errors import CheckpointError
-from sqft_plugins.progress import quiet_libraries
+from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.progress import quiet_libraries, say
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """Files of which every kind of tokenizer has at least one."""
 
 
 def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, INT4 folders dequantized into plain linears. A name that is no local
-    folder is looked up on the hub. Raises CheckpointError."""
+    """`AutoModelForCausalLM.from_pretrained`, INT4 folders dequantized into plain linears: by transformers or, where it
+    cannot (AutoGPTQ, the compact form, GPT-2's Conv1D), by dequantize.py, and it says so. A name that is no local
+    folder is looked up on the hub. Raises CheckpointError, GridError."""
     _check_name(path)
+    own = None
     if Path(path).is_dir():
         folder = ModelFolder(path)
         if folder.files and folder.grid is not None:
-            kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+            own = why_not_stock(folder)
+            if own is None:
+                kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     try:
+        if own is not None:
+            say(f"{path}: read by sqft-plugins, {own}")
+            with quiet_libraries():
+                return load_dequantized(folder, dtype, **kwargs).eval()
         with quiet_libraries(), warnings.catch_warnings():
             # that our settings are added to those of the folder is what we want
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+    except SQFTError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         if not Path(path).is_dir():
             raise _unknown(path, error) from error

@@ -8,14 +8,15 @@ flag: transformers may drop it there, so `sqft/stamp.json` is the authority.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.mask import mask_hash
 
@@ -86,11 +87,25 @@ def write_sidecar(folder: Path, stamp: Stamp, packed_masks: Mapping[str, Tensor]
     """Writes `sqft/stamp.json` and `sqft/mask.safetensors`, and the stamp as a flag into `config.json`."""
     if mask_hash(packed_masks) != stamp.mask_hash:
         raise CheckpointError("stamp.mask_hash does not belong to the masks: make both from the same masks")
-    side = folder / FOLDER
-    side.mkdir(exist_ok=True)
-    save_file({name: packed.contiguous() for name, packed in packed_masks.items()}, side / MASK_FILE)
+    masks = mask_file(folder, {name: tuple(packed.shape) for name, packed in packed_masks.items()})
+    for name, packed in packed_masks.items():
+        masks.write(name, packed)
+    write_stamp(folder, stamp)
+
+
+def mask_file(folder: Path, shapes: Mapping[str, Sequence[int]]) -> ShardFile:
+    """The mask file of a model folder, to be filled: module name → (out, ceil(in / 8))."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    return ShardFile(
+        folder / FOLDER / MASK_FILE, {name: TensorSpec(torch.uint8, tuple(shape)) for name, shape in shapes.items()}
+    )
+
+
+def write_stamp(folder: Path, stamp: Stamp) -> None:
+    """Writes `sqft/stamp.json`, and the stamp as a flag into `config.json`."""
+    (folder / FOLDER).mkdir(exist_ok=True)
     data = stamp.model_dump(exclude_none=True)
-    (side / STAMP_FILE).write_text(json.dumps(data, indent=2) + "\n")
+    (folder / FOLDER / STAMP_FILE).write_text(json.dumps(data, indent=2) + "\n")
     config_file = folder / "config.json"
     config = json.loads(config_file.read_text())
     flag = {key: value for key, value in data.items() if key != "ranks"}

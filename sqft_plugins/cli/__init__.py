@@ -12,7 +12,21 @@ import click
 from sqft_plugins._version import VERSION
 from sqft_plugins.errors import SQFTError, nearest
 
-VERBS = ["prune", "train", "extract", "merge", "quantize", "export", "eval", "inspect", "demo", "doctor", "plugins"]
+VERBS = [
+    "prune",
+    "train",
+    "extract",
+    "merge",
+    "quantize",
+    "compact",
+    "export",
+    "eval",
+    "inspect",
+    "plan",
+    "demo",
+    "doctor",
+    "plugins",
+]
 
 
 class Verbs(click.Group):
@@ -61,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: unfinished output was removed, finished stages stay; run the same command to go on")
+        _fail("interrupted: no unfinished output stays; run the same command to go on after what is finished")
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)

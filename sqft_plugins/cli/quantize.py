@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.cli.common import (
+    calibration_options,
+    emit,
+    examples,
+    exclude_option,
+    json_option,
+    out_option,
+    overwrite_option,
+)
 
 
 @click.command(
@@ -15,28 +23,32 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
         "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
     )
 )
-@click.argument("model", type=click.Path())
+@click.argument("model")
 @click.option("--group-size", default=32, show_default=True, help="Weights that share a scale: 32, 64, 128; -1: a row.")
 @click.option(
     "--asymmetric", is_flag=True, help="A zero point for each group; its GGUF is Q5_0 where Q4_0 has no room."
 )
 @click.option("--method", default="round-to-nearest", show_default=True, help="Or gptq; plug-ins add more.")
-@click.option("--calibration", type=click.Path(), metavar="FILE", help="For gptq: text, or JSONL as for `sqft prune`.")
-@click.option("--sequences", default=32, show_default=True, help="For gptq: calibration sequences.")
-@click.option("--length", default=128, show_default=True, help="For gptq: tokens of each.")
+@exclude_option
+@calibration_options
 @out_option
 @overwrite_option
 @json_option
-def command(model, group_size, asymmetric, method, calibration, sequences, length, out, overwrite, as_json) -> None:
+def command(
+    model, group_size, asymmetric, method, exclude, calibration, sequences, length, out, overwrite, as_json
+) -> None:
     """Put MODEL on the INT4 grid.
 
-    The linear layers of the folder become INT4; pruned weights stay exactly zero.
+    MODEL is a float model, sparse or dense; the linear layers of its blocks become INT4, pruned weights stay zero.
 
-    The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load.
+    The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load. gptq reads
+    a block, quantizes it over calibration text and writes it; killed, the same command goes on where it was.
     """
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(model, out, method, group_size, not asymmetric, overwrite, calibration, sequences, length)
+    report = quantize_folder(
+        model, out, method, group_size, not asymmetric, overwrite, calibration, sequences, length, exclude=exclude
+    )
     emit(as_json, report, lambda: _show(report))
 
 

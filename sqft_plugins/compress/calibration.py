@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import DependencyError, SQFTError
 
 SPREAD = 16
 """Tokenized is up to this many times the tokens that are needed, and the sequences are spread evenly over it."""
+PAIRS = (("prompt", "completion", ""), ("question", "answer", "\n"), ("instruction", "output", "\n"))
+"""Fields of a record that make one text together, and what goes between them."""
 SHORTEST = 200
 """Characters below which the rest of a held-out topic is a heading and no text."""
 
@@ -49,10 +51,10 @@ def builtin_text(split: Literal["train", "heldout"]) -> list[str]:
 
 
 def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
-    """The texts of a file: a JSONL (`*.jsonl`, `*.json`) with `text`, or `prompt` and `completion`, in every line; any
-    other file is one text.
+    """The texts of a file: of each record of a JSONL (`*.jsonl`) or a JSON list (`*.json`) the field `text`, or two
+    fields that belong together (`PAIRS`); any other file is one text.
 
-    Raises SQFTError where the file is missing, not UTF-8, empty, or has a broken line (named by number).
+    Raises SQFTError where the file is missing, not UTF-8, empty, or has a broken record (named by number).
     """
     path = Path(path)
     if not path.is_file():
@@ -63,9 +65,12 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
         raise SQFTError(
             f"{argument} {path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it"
         ) from error
-    if path.suffix in (".jsonl", ".json"):
-        lines = enumerate(content.split("\n"), 1)
-        texts = [_record_text(line, f"{argument} {path} line {number}") for number, line in lines if line.strip()]
+    if path.suffix == ".json" and content.lstrip().startswith("["):
+        records = _parse(content, f"{argument} {path}")
+        texts = [record_text(record, f"{argument} {path} record {number}") for number, record in enumerate(records, 1)]
+    elif path.suffix in (".jsonl", ".json"):
+        lines = ((f"{argument} {path} line {number}", line) for number, line in enumerate(content.split("\n"), 1))
+        texts = [record_text(_parse(line, where), where) for where, line in lines if line.strip()]
     else:
         texts = [content]
     if not any(text.strip() for text in texts):
@@ -73,9 +78,37 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
     return texts
 
 
-def calibration_texts(path: str | Path | None) -> list[str]:
-    """The texts of the file, or the built-in training split where there is none."""
-    return builtin_text("train") if path is None else read_texts(path)
+def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
+    """The texts of a Hugging Face data set, `NAME[:CONFIG[:SPLIT]]`, split "train" by default, one after the other as
+    they are asked for. Raises DependencyError without the `datasets` package, SQFTError for a set it does not find."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DependencyError(
+            f"{argument} {name} is no file, and a data set by name needs: pip install 'sqft-plugins[data]'"
+        ) from error
+    path, config, split = [*name.split(":"), "", ""][:3]
+    try:
+        rows = load_dataset(path, config or None, split=split or "train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield record_text(row, f"{argument} {name} row {number}")
+    except SQFTError:
+        raise
+    except Exception as error:  # of many kinds: missing, offline, gated, an unknown configuration, a broken file
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SQFTError(
+            f"{argument} {name} is neither a file nor a data set that can be read: check NAME:CONFIG:SPLIT "
+            f"({lines[0][:160]})"
+        ) from error
+
+
+def calibration_texts(source: str | Path | None) -> Iterable[str]:
+    """The texts of a file or data set, or the built-in training split where there is none."""
+    if source is None:
+        return builtin_text("train")
+    if not Path(source).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}", str(source)):
+        return dataset_texts(str(source))
+    return read_texts(source)
 
 
 def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, length: int = 128) -> Tensor:
@@ -104,18 +137,23 @@ def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, lengt
     return torch.cat([torch.tensor([start] * sequences, dtype=torch.int64).reshape(sequences, -1), rows], dim=1)
 
 
-def _record_text(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SQFTError(f"{where} is not JSON ({error.msg}): correct or remove the line") from error
+def record_text(record: Any, where: str) -> str:
+    """The text of one record: `text`, or one of the `PAIRS`. Raises SQFTError that says `where`."""
     if isinstance(record, dict):
         if isinstance(record.get("text"), str):
             return record["text"]
-        parts = [record.get("prompt"), record.get("completion")]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)  # type: ignore[arg-type]
+        for first, second, between in PAIRS:
+            parts = record.get(first), record.get(second)
+            if all(isinstance(part, str) for part in parts):
+                return f"{parts[0]}{between}{parts[1]}"
     raise SQFTError(f"{where} has neither `text` nor `prompt` and `completion`: name the fields so")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SQFTError(f"{where} is not JSON ({error.msg}): correct or remove the line") from error
 
 
 def _is_held_out(topic: str) -> bool:

@@ -3,6 +3,9 @@
 The blocks are the longest ModuleList whose members are of one class and hold linear layers; a list inside another
 such list (the experts of one block, say) does not compete. Embeddings and `lm_head` lie outside the blocks, and a layer
 that shares its weight with anything outside them is left out, so neither is ever compressed.
+
+GPT-2's Conv1D is a linear layer whose weight is stored [in, out]. Everywhere in this project a weight is [out, in]:
+`weight_of` and `set_weight` turn it round, and nobody else has to know.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -22,11 +25,14 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 @dataclass(frozen=True)
 class Structure:
     """The linear layers of a model. blocks: the name of the block list, such as "model.layers".
-    shapes: module name → (out, in), in the order of the model. outside: linear modules that stay as they are."""
+    shapes: module name → (out, in), in the order of the model. outside: linear modules that stay as they are.
+    transposed: those of `shapes` whose weight is stored [in, out]. length: the number of blocks."""
 
     blocks: str
     shapes: dict[str, tuple[int, int]]
     outside: list[str]
+    transposed: frozenset[str] = frozenset()
+    length: int = 0
 
     def kind(self, module: str) -> str:
         """The name of a module within its block: "model.layers.3.mlp.up_proj" → "mlp.up_proj"."""
@@ -54,33 +60,39 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, candidates[name]
 
 
-def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
+def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """Module name → linear layer, for all linear layers of the decoder blocks, in the order of the model.
 
-    Raises SQFTError for a model without blocks, and for GPT-2's Conv1D, whose weight is [in, out]: neither the mask
-    file nor compressed-tensors describes such a weight.
+    Raises SQFTError for a model without blocks.
     """
     blocks_name, blocks = find_blocks(model)
     prefix = f"{blocks_name}."
     outside = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if not name.startswith(prefix)}
-    found = {}
-    for name, module in blocks.named_modules(prefix=blocks_name):
-        if isinstance(module, Conv1D):
-            raise SQFTError(
-                f"layer {name} is a Conv1D (GPT-2's transposed linear), which this release cannot compress: "
-                "use a model with torch.nn.Linear layers"
-            )
-        if isinstance(module, nn.Linear) and id(module.weight) not in outside:
-            found[name] = module
-    return found
+    return {
+        name: module
+        for name, module in blocks.named_modules(prefix=blocks_name)
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in outside
+    }
+
+
+def weight_of(linear: nn.Linear | Conv1D) -> Tensor:
+    """The weight [out, in], a view."""
+    return linear.weight.data.t() if isinstance(linear, Conv1D) else linear.weight.data
+
+
+def set_weight(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
+    """Writes `weight` [out, in] into the layer, in place, in the layer's dtype."""
+    weight_of(linear).copy_(weight)
 
 
 def structure_of(model: nn.Module) -> Structure:
     """The structure of a model in memory; shapes are (out, in)."""
-    blocks, _ = find_blocks(model)
-    shapes = {name: (m.out_features, m.in_features) for name, m in find_linears(model).items()}
-    outside = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in shapes]
-    return Structure(blocks, shapes, outside)
+    name, blocks = find_blocks(model)
+    linears = find_linears(model)
+    shapes = {name: (weight_of(m).shape[0], weight_of(m).shape[1]) for name, m in linears.items()}
+    outside = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and n not in shapes]
+    transposed = frozenset(n for n, m in linears.items() if isinstance(m, Conv1D))
+    return Structure(name, shapes, outside, transposed, len(blocks))
 
 
 def structure_of_folder(path: str | Path) -> Structure:

@@ -1,42 +1,41 @@
-"""Pruning: one forward pass over the calibration batch, layer after layer, so that each layer sees pruned predecessors.
+"""Pruning: block after block, so that each layer sees pruned predecessors.
 
-The driver knows no method: a pruner (hook `sqft_pruners`) gets a weight and the statistic of its inputs that it asked
-for, and returns the new weight and its mask.
+The driver knows no method: a pruner (hook `sqft_pruners`) gets a weight, the statistic of its inputs that it asked for
+and the pattern, and returns the new weight and its mask.
 """
 
 from __future__ import annotations
 
-import resource
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from sqft_plugins.checkpoint.files import check_output, write_folder
+from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.int4 import copy_side_files
-from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
-from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
-from sqft_plugins.compress.calibration import calibration_texts, token_batch
-from sqft_plugins.compress.find import find_linears
-from sqft_plugins.compress.visit import visit_linears
-from sqft_plugins.errors import CheckpointError, GridError, SQFTError
-from sqft_plugins.mask import check_sparsity, mask_hash, nonzero_mask, pack_mask
+from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
+from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.compress.drive import Compressed, Compression
+from sqft_plugins.compress.find import find_linears, weight_of
+from sqft_plugins.compress.job import fingerprint, open_job
+from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total, zeros_of
+from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
+from sqft_plugins.errors import GridError, SQFTError
+from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, pack_mask
+from sqft_plugins.names import resolve
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
-from sqft_plugins.progress import say
-
-Report = dict[str, Any]
 
 
 def prune_model(
-    model: PreTrainedModel, tokens: Tensor | None, pruner: Pruner, sparsity: float
-) -> tuple[dict[str, Tensor], list[Report]]:
+    model: PreTrainedModel, tokens: Tensor | None, pruner: Pruner, sparsity: float | str | Pattern
+) -> tuple[dict[str, Tensor], list[Row]]:
     """Prunes the linear layers of the decoder blocks in place → packed masks by module name, and one report a layer
-    (name, shape, sparsity, seconds).
+    (name, shape, sparsity, error ‖W - W'‖ / ‖W‖, seconds).
 
     tokens: int64 [sequences, length], the calibration batch; not used by a pruner with the statistic "none". The mask
     IS the nonzero pattern of the pruned weight: a weight that the method keeps but that was 0 already counts as pruned,
@@ -46,128 +45,124 @@ def prune_model(
     tokens outside the vocabulary, and a pruner that does not return what it promises. After an error in the midst of
     the pass the model is partly pruned: load it again.
     """
-    check_sparsity(sparsity)
+    pattern = as_pattern(sparsity)
     linears = find_linears(model)
-    check_finite(linears)
+    for name, linear in linears.items():
+        pattern.check(weight_of(linear).shape[1], name)
+        if not bool(torch.isfinite(linear.weight).all()):
+            raise GridError(f"tensor {name}.weight holds NaN or infinity: copy or convert the model again")
     masks: dict[str, Tensor] = {}
-    report: list[Report] = []
 
-    def prune(name: str, statistic: Tensor | None) -> None:
-        start = time.perf_counter()
-        weight = linears[name].weight.data  # [out, in]
-        masks[name] = pack_mask(_prune_weight(name, weight, statistic, pruner, sparsity))
-        zeros = weight.numel() - int(torch.count_nonzero(weight))
-        report.append(
-            {
-                "name": name,
-                "shape": list(weight.shape),
-                "sparsity": zeros / weight.numel(),
-                "seconds": time.perf_counter() - start,
-            }
-        )
+    def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+        made = prune_weight(module, weight, statistic, pruner, pattern, linears[module].weight.dtype)
+        masks[module] = pack_mask(nonzero_mask(made.weight))
+        return made
 
-    visit_linears(model, tokens, linears, pruner.statistic, prune, f"prune ({pruner.name})")
-    return {name: masks[name] for name in linears}, report
+    rows = Compression(f"prune ({pruner.name})", linears, pruner.statistic, tokens, one).of_model(model)
+    return {name: masks[name] for name in linears}, rows
 
 
 def prune_folder(
     model_path: str | Path,
     out: str | Path,
     method: str = "wanda",
-    sparsity: float = 0.5,
+    sparsity: float | str | Pattern = 0.5,
     calibration: str | Path | None = None,
     sequences: int = 32,
     length: int = 128,
     overwrite: bool = False,
-) -> Report:
+    exclude: Sequence[str] = (),
+    overrides: Mapping[str, float | str] | None = None,
+) -> dict[str, Any]:
     """Prunes a model (a folder, or a name on the hub) and writes it with its tokenizer, mask and stamp to `out`, in the
-    dtype it was saved in.
+    dtype it was saved in, with the same shards. Holds one block in memory at a time; killed, it goes on where it was.
 
-    method: a pruner's name. sparsity: 0..1. calibration: a text file or JSONL, None for the built-in text. Returns out,
-    method, sparsity (asked), sparsity_reached, weights, modules, calibration, seconds, peak_memory_mib and layers.
-    Raises SQFTError; what can be known before the model is loaded is checked before; nothing half-written stays.
+    method: a pruner's name. sparsity: a fraction 0..1, or N:M (N of M are kept). exclude: patterns of layers that stay
+    as they are; overrides: pattern → another sparsity (`sqft_plugins.names`). calibration: a text file, JSONL or the
+    name of a data set, None for the built-in text. Returns out, method, sparsity (asked), sparsity_reached, weights,
+    modules, calibration, seconds, peak_memory_mib and layers (name, shape, sparsity, error, seconds).
+    Raises SQFTError; what can be known before the long work is checked before; nothing half-written stays.
     """
     start = time.perf_counter()
-    check_sparsity(sparsity)
+    asked = as_pattern(sparsity)
     pruner: Pruner = get_manager().get("sqft_pruners", method, "--method")
     check_output(out, overwrite)
-    source = ModelFolder(model_path) if Path(model_path).is_dir() else None
-    if source is not None and source.grid is not None:
-        raise SQFTError(f"model {model_path} is INT4 already: prune its float model, then quantize that")
-    texts = calibration_texts(calibration)
-    tokenizer = load_tokenizer(model_path)
-    tokens = None if pruner.statistic == "none" else token_batch(texts, tokenizer, sequences, length)
-    say(f"loading {model_path}")
-    model = load_model(model_path)
-    masks, layers = prune_model(model, tokens, pruner, sparsity)
+    source = Source(model_path, exclude)
+    values = {pattern: as_pattern(value) for pattern, value in (overrides or {}).items()}
+    patterns = resolve(values, list(source.modules), asked, "--sparsity-of")
+    for module, pattern in patterns.items():
+        pattern.check(source.modules[module][1], module)
+    how = Calibration(calibration, sequences, length)
+    tokens = how.tokens(source.path, pruner.statistic, source.skeleton)
+    source.check()
+    request = {
+        "verb": "prune",
+        "method": method,
+        "patterns": {module: str(pattern) for module, pattern in patterns.items()},
+        "tokens": hash_of(tokens),
+        "source": fingerprint(source.folder),
+    }
+    with open_job(out, request, overwrite) as job:
+        specs = {name: source.folder.spec(source.stored(name)) for name in source.modules}
+        changed = {source.stored(name): {f"{name}.weight": spec} for name, spec in specs.items()}
+        weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
+        # layers that were pruned before and are left out now keep their masks
+        earlier = {name: packed for name, packed in source.folder.packed_masks.items() if name not in source.modules}
+        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in source.modules.items()}
+        masks = mask_file(job.folder, {**shapes, **{name: packed.shape for name, packed in earlier.items()}})
+        for name, packed in earlier.items():
+            masks.write(name, packed)
 
-    reached = _total_sparsity(layers)
-    before = source.stamp if source is not None else None
-    hashed = mask_hash(masks)
-    if before is None:
-        stamp = Stamp(pipeline=[method], base=str(model_path), sparsity=reached, mask_hash=hashed)
-    else:
-        stamp = before.then(method, base=str(model_path), sparsity=reached, mask_hash=hashed)
-    say(f"writing {out}")
-    with write_folder(out, overwrite) as target:
-        shard = "50GB" if source is None else max(file.stat().st_size for file in source.files.values())
-        save_model(model, target, max_shard_size=shard)
-        if source is None:
-            tokenizer.save_pretrained(target)
-        else:
-            copy_side_files(source, target)  # the tokenizer as it is, byte for byte
-        write_sidecar(target, stamp, masks)
-        _check_names(ModelFolder(target), masks)
+        def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+            made = prune_weight(module, weight, statistic, pruner, patterns[module], specs[module].dtype)
+            stored = {f"{module}.weight": source.turned(module, made.weight)}
+            return Compressed(made.weight, made.report, stored, nonzero_mask(made.weight))
+
+        what = f"prune ({method})"
+        Compression(what, source.modules, pruner.statistic, tokens, one).of_folder(job, source.skeleton, weights, masks)
+        copy_side_files(source.folder, job.folder)
+        write_config(job.folder, source.folder.config)
+        rows = job.rows
+        write_stamp(job.folder, _stamp(source, job.folder, method, rows))
     return {
         "out": str(out),
         "method": method,
-        "sparsity": sparsity,
-        "sparsity_reached": reached,
-        "modules": len(layers),
-        "weights": sum(layer["shape"][0] * layer["shape"][1] for layer in layers),
-        "calibration": None
-        if tokens is None
-        else {"source": str(calibration or "built-in"), "tokens": list(tokens.shape)},
+        "sparsity": asked.sparsity,
+        "pattern": str(asked),
+        "sparsity_reached": total(rows, "sparsity"),
+        "modules": len(rows),
+        "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
+        "calibration": describe_calibration(how, tokens),
         "seconds": time.perf_counter() - start,
         "peak_memory_mib": peak_memory_mib(),
-        "layers": layers,
+        "layers": rows,
     }
 
 
-def check_finite(linears: dict[str, nn.Linear]) -> None:
-    """Raises GridError that names the first weight holding NaN or infinity."""
-    for name, linear in linears.items():
-        if not bool(torch.isfinite(linear.weight).all()):
-            raise GridError(f"tensor {name}.weight holds NaN or infinity: copy or convert the model again")
-
-
-def peak_memory_mib() -> int:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def _prune_weight(name: str, weight: Tensor, statistic: Tensor | None, pruner: Pruner, sparsity: float) -> Tensor:
-    """Writes the pruned weight in place → the mask, bool [out, in]."""
-    pruned, mask = pruner.prune(weight, statistic, sparsity)
+def prune_weight(
+    name: str, weight: Tensor, statistic: Tensor | None, pruner: Pruner, pattern: Pattern, dtype: torch.dtype
+) -> Compressed:
+    """weight [out, in] float32 → the pruned weight in `dtype`, in which it is stored. Raises SQFTError for a pruner
+    that breaks its promise."""
+    pruned, mask = pruner.prune(weight, statistic, pattern)
     if pruned.shape != weight.shape or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise SQFTError(f"method {pruner.name!r} returned another shape or no bool mask for {name}: repair the plug-in")
     if bool(((pruned != 0) & ~mask).any()):
         raise SQFTError(
             f"method {pruner.name!r} left weights of {name} nonzero that its mask prunes: repair the plug-in"
         )
-    weight.copy_(pruned)
-    return nonzero_mask(weight)
+    if not bool(torch.isfinite(pruned).all()):
+        raise SQFTError(f"method {pruner.name!r} made NaN or infinity of {name}: give more calibration text")
+    pruned = pruned.to(dtype)
+    return Compressed(pruned, {"sparsity": zeros_of(pruned), "error": relative_error(weight, pruned)}, {})
 
 
-def _total_sparsity(layers: list[Report]) -> float:
-    sizes = [layer["shape"][0] * layer["shape"][1] for layer in layers]
-    return sum(round(layer["sparsity"] * size) for layer, size in zip(layers, sizes, strict=True)) / sum(sizes)
+def as_pattern(sparsity: float | str | Pattern) -> Pattern:
+    return sparsity if isinstance(sparsity, Pattern) else Pattern.parse(sparsity)
 
 
-def _check_names(written: ModelFolder, masks: dict[str, Tensor]) -> None:
-    # transformers renames the weights of some architectures when it saves; masks must then not point nowhere
-    for name in masks:
-        if f"{name}.weight" not in written.files:
-            raise CheckpointError(
-                f"layer {name} is saved under another name, which this release cannot follow: report the model"
-            )
+def _stamp(source: Source, folder: Path, method: str, rows: Sequence[Row]) -> Stamp:
+    hashed = mask_hash(ModelFolder(folder).packed_masks)
+    fields: dict[str, Any] = {"base": source.name, "sparsity": total(rows, "sparsity"), "mask_hash": hashed}
+    before = source.folder.stamp
+    return Stamp(pipeline=[method], **fields) if before is None else before.then(method, **fields)

@@ -1,36 +1,33 @@
 """INT4: one weight at a time onto the grid, the mask kept, written as `pack-quantized`.
 
 The driver knows no method: a quantizer (hook `sqft_quantizers`) gets a weight, its mask, the grid and the statistic of
-its inputs that it asked for, and returns codes. Without a statistic weights are read from the folder one by one; with
-one, the model runs over a calibration batch, and each layer sees quantized predecessors.
+its inputs that it asked for, and returns codes. With a statistic, each layer sees quantized predecessors.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from sqft_plugins.checkpoint.files import check_output, write_folder
+from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.int4 import write_int4
-from sqft_plugins.checkpoint.load import load_model, load_tokenizer
-from sqft_plugins.checkpoint.stamp import GridStamp, Stamp
-from sqft_plugins.compress.calibration import calibration_texts, token_batch
-from sqft_plugins.compress.find import find_linears, structure_of_folder
-from sqft_plugins.compress.prune import peak_memory_mib
-from sqft_plugins.compress.visit import visit_linears
+from sqft_plugins.checkpoint.int4 import combined_hash, int4_config, int4_specs, int4_tensors, scale_digest
+from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_stamp
+from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.compress.drive import Compressed, Compression
+from sqft_plugins.compress.job import fingerprint, open_job
+from sqft_plugins.compress.report import peak_memory_mib, relative_error, total, zeros_of
+from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
-from sqft_plugins.grid import QuantizedWeight, group_width
-from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask, unpack_mask
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
+from sqft_plugins.mask import mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Quantizer
-from sqft_plugins.progress import say, track
+from sqft_plugins.progress import say
 
 
 def quantize_folder(
@@ -43,15 +40,17 @@ def quantize_folder(
     calibration: str | Path | None = None,
     sequences: int = 32,
     length: int = 128,
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Quantizes the linear layers of the decoder blocks of a float model folder to INT4 and writes it to `out`, with
-    tokenizer, mask and stamp. Round-to-nearest holds one tensor in memory beside the shard being written; a method that
-    calibrates (gptq) holds the model in float32.
+    """Quantizes the linear layers of the decoder blocks of a float model (a folder, or a name on the hub) to INT4 and
+    writes it to `out`, with tokenizer, mask and stamp. Holds one block in memory at a time; killed, it goes on where it
+    was.
 
-    group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. calibration: a
-    text file or JSONL, None for the built-in text; `sequences` of `length` tokens. Returns out,
-    method, group_size, symmetric, modules, weights, sparsity (of the mask), zeros (fraction of zero codes), bytes,
-    seconds, peak_memory_mib and layers (name, shape, sparsity, zeros, error: ‖W - Q‖ / ‖W‖).
+    group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. exclude:
+    patterns of layers that stay float. calibration: a text file, JSONL or the name of a data set, None for the built-in
+    text; `sequences` of `length` tokens. Returns out, method, group_size, symmetric, modules, weights, sparsity (of the
+    mask), zeros (fraction of zero codes), bytes, calibration, seconds, peak_memory_mib and layers (name, shape,
+    sparsity, zeros, error ‖W - Q‖ / ‖W‖, output_error ‖X(W - Q)ᵀ‖ / ‖XWᵀ‖ where the method sees a Hessian, seconds).
 
     Raises SQFTError for a quantized source, GridError for a group that does not divide (all layers are checked before
     any work) or a weight that is not finite, MismatchError for weights that are nonzero where the mask prunes.
@@ -59,108 +58,95 @@ def quantize_folder(
     start = time.perf_counter()
     quantizer: Quantizer = get_manager().get("sqft_quantizers", method, "--method")
     check_output(out, overwrite)
-    source = ModelFolder(model_path)
-    if source.grid is not None:
-        raise SQFTError(f"model {model_path} is INT4 already: give the float model it was made from")
-    structure = structure_of_folder(model_path)
-    for name, (_, in_features) in structure.shapes.items():
-        group_width(in_features, group_size, name)
+    source = Source(model_path, exclude)
+    for name, (_, columns) in source.modules.items():
+        group_width(columns, group_size, name)
     grid = GridStamp(group_size=group_size, symmetric=symmetric)
-    masks = source_masks(source, structure.shapes)
-    layers: dict[str, dict[str, Any]] = {}
+    how = Calibration(calibration, sequences, length)
+    tokens = how.tokens(source.path, quantizer.statistic, source.skeleton)
+    source.check(lambda module, weight: check_weight(source, module, weight))
+    request = {
+        "verb": "quantize",
+        "method": method,
+        "grid": grid.model_dump(),
+        "modules": list(source.modules),
+        "tokens": hash_of(tokens),
+        "source": fingerprint(source.folder),
+    }
+    with open_job(out, request, overwrite) as job:
+        dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
+        changed = {
+            source.stored(name): int4_specs(name, shape, grid, dtypes[name]) for name, shape in source.modules.items()
+        }
+        weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
+        # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
+        kept = source.folder.packed_masks
+        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in source.modules.items()}
+        masks = mask_file(job.folder, {name: packed.shape for name, packed in kept.items()} if kept else shapes)
+        for name, packed in kept.items():
+            masks.write(name, packed)
+        scales: dict[str, str] = job.notes.setdefault("scales", {})
 
-    def one(module: str, weight: Tensor, statistic: Tensor | None = None) -> QuantizedWeight:
-        mask = unpack_mask(masks[module], weight.shape[1])
-        result = quantize_weight(module, weight, mask, quantizer, grid, statistic)
-        layers[module] = layer_report(module, weight, mask, result)
-        return result
+        def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+            mask = own_mask(source, module, weight)
+            result = quantize_weight(module, weight, mask, quantizer, grid, statistic)
+            scales[module] = scale_digest(result)
+            exact = result.dequantize()
+            report = {
+                "sparsity": sparsity_of(mask),
+                "zeros": zeros_of(exact),
+                "error": relative_error(weight, exact),
+            }
+            return Compressed(exact, report, int4_tensors(module, result, grid, dtypes[module]), None if kept else mask)
 
-    if quantizer.statistic == "none":
-        steps = iter(track(range(len(structure.shapes)), f"quantize ({method})"))
-
-        def quantize(module: str, weight: Tensor) -> QuantizedWeight:
-            next(steps)
-            return one(module, weight)
-
-    else:
-        tokens = token_batch(calibration_texts(calibration), load_tokenizer(model_path), sequences, length)
-        say(f"loading {model_path}")
-        done = quantize_model(load_model(model_path, dtype=torch.float32), tokens, quantizer, one)
-
-        def quantize(module: str, weight: Tensor) -> QuantizedWeight:
-            return done.pop(module)
-
-    # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
-    kept = source.packed_masks or masks
-    pruned = sum(layer_zeros(masks[m], shape) for m, shape in structure.shapes.items())
-    weights = sum(rows * columns for rows, columns in structure.shapes.values())
-    if source.stamp is None:
-        stamp = Stamp(pipeline=[method], base=str(model_path), sparsity=pruned / weights, mask_hash=mask_hash(kept))
-    else:
-        stamp = source.stamp.then(method)
-    say(f"writing {out}")
-    with write_folder(out, overwrite) as target:
-        write_int4(source, target, quantize, structure.shapes, structure.outside, grid, stamp, packed_masks=kept)
-    rows = [layers[module] for module in structure.shapes]
+        what = f"quantize ({method})"
+        work = Compression(what, source.modules, quantizer.statistic, tokens, one)
+        work.of_folder(job, source.skeleton, weights, masks)
+        copy_side_files(source.folder, job.folder)
+        write_config(job.folder, int4_config(source.folder.config, grid, source.outside))
+        rows = job.rows
+        write_stamp(job.folder, _stamp(source, job.folder, method, grid, scales, total(rows, "sparsity")))
+    if source.structure.transposed:
+        say(
+            f"{out}: its Conv1D layers are stored as INT4 [out, in], as vLLM reads them; stock transformers has no "
+            "INT4 Conv1D, so load it with sqft_plugins.checkpoint.load_model"
+        )
     return {
         "out": str(out),
         "method": method,
         "group_size": group_size,
         "symmetric": symmetric,
         "modules": len(rows),
-        "weights": weights,
-        "sparsity": pruned / weights,
-        "zeros": sum(round(row["zeros"] * row["shape"][0] * row["shape"][1]) for row in rows) / weights,
+        "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
+        "sparsity": total(rows, "sparsity"),
+        "zeros": total(rows, "zeros"),
         "bytes": ModelFolder(out).weight_bytes,
+        "calibration": describe_calibration(how, tokens),
         "seconds": time.perf_counter() - start,
         "peak_memory_mib": peak_memory_mib(),
         "layers": rows,
     }
 
 
-def quantize_model(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    quantizer: Quantizer,
-    one: Callable[[str, Tensor, Tensor | None], QuantizedWeight],
-) -> dict[str, QuantizedWeight]:
-    """Calls `one(module, weight, statistic)` for each linear layer of the blocks and puts the dequantized result into
-    the model, in place, so that later layers see it → module name → codes (a byte a weight)."""
-    linears = find_linears(model)
-    results: dict[str, QuantizedWeight] = {}
-
-    def visit(name: str, statistic: Tensor | None) -> None:
-        weight = linears[name].weight.data
-        results[name] = one(name, weight, statistic)
-        weight.copy_(results[name].dequantize())
-
-    visit_linears(model, tokens, linears, quantizer.statistic, visit, f"quantize ({quantizer.name})")
-    return results
+def own_mask(source: Source, module: str, weight: Tensor) -> Tensor:
+    """bool [out, in]: the folder's own mask, else the nonzero pattern."""
+    mask = source.folder.mask(module)
+    return nonzero_mask(weight) if mask is None else mask
 
 
-def source_masks(source: ModelFolder, modules: Iterable[str]) -> dict[str, Tensor]:
-    """Module name → packed mask: the folder's own, else the nonzero pattern. Reads every weight once, one at a time.
-
-    Raises GridError, naming the tensor, for NaN and infinity, and MismatchError for weights that are nonzero where the
-    folder's mask prunes: then something dense was merged into it.
-    """
-    masks = {}
-    for module in track(list(modules), "check"):
-        weight = source.tensor(f"{module}.weight")
-        if not bool(torch.isfinite(weight).all()):
-            raise GridError(f"tensor {module}.weight holds NaN or infinity: copy or convert the model again")
-        mask = source.mask(module)
-        if mask is None:
-            mask = nonzero_mask(weight)
-        else:
-            broken = int(((weight != 0) & ~mask).sum())
-            if broken:
-                raise MismatchError(
-                    f"model {source.path}: {broken} weights of {module} are nonzero although its mask prunes them: "
-                    f"merge a masked adapter, or remove {source.path}/sqft to take the model as a dense one"
-                )
-        masks[module] = pack_mask(mask)
-    return masks
+def check_weight(source: Source, module: str, weight: Tensor) -> None:
+    """Raises GridError for a weight that no scale covers, and MismatchError for weights that are nonzero where the
+    folder's mask prunes: then something dense was merged into it."""
+    try:
+        make_scale(weight.abs().amax().reshape(1, 1), PER_CHANNEL)
+    except GridError as error:
+        raise GridError(f"tensor {module}.weight: {error}") from error
+    broken = int(((weight != 0) & ~own_mask(source, module, weight)).sum())
+    if broken:
+        raise MismatchError(
+            f"model {source.name}: {broken} weights of {module} are nonzero although its mask prunes them: "
+            f"merge a masked adapter, or remove {source.path}/sqft to take the model as a dense one"
+        )
 
 
 def quantize_weight(
@@ -176,19 +162,11 @@ def quantize_weight(
     return result
 
 
-def layer_report(module: str, weight: Tensor, mask: Tensor, result: QuantizedWeight) -> dict[str, Any]:
-    """name, shape, sparsity (of the mask), zeros (fraction of zero codes), error (‖W - Q‖ / ‖W‖, Frobenius)."""
-    exact = result.dequantize()
-    norm = float(torch.linalg.vector_norm(weight.float()))
-    return {
-        "name": module,
-        "shape": list(weight.shape),
-        "sparsity": 1 - int(torch.count_nonzero(mask)) / mask.numel(),
-        "zeros": 1 - int(torch.count_nonzero(exact)) / exact.numel(),
-        "error": float(torch.linalg.vector_norm(exact - weight.float())) / (norm or 1.0),
-    }
-
-
-def layer_zeros(packed: Tensor, shape: tuple[int, int]) -> int:
-    """How many weights a packed mask of `shape` prunes."""
-    return shape[0] * shape[1] - int(torch.count_nonzero(unpack_mask(packed, shape[1])))
+def _stamp(
+    source: Source, folder: Path, method: str, grid: GridStamp, scales: dict[str, str], sparsity: float
+) -> Stamp:
+    changes: dict[str, Any] = {"grid": grid, "scale_hash": combined_hash(scales)}
+    if source.folder.stamp is not None:
+        return source.folder.stamp.then(method, **changes)
+    hashed = mask_hash(ModelFolder(folder).packed_masks)
+    return Stamp(pipeline=[method], base=source.name, sparsity=sparsity, mask_hash=hashed, **changes)

@@ -8,12 +8,25 @@ from torch import Tensor
 from sqft_plugins.plugins.protocols import Statistic
 
 
-def input_statistic(kind: Statistic, x: Tensor) -> Tensor | None:
-    """x [..., in] → float32: "norm": the root of the sum of squares of each column [in]; "hessian": XᵀX [in, in];
-    "none": None."""
-    if kind == "none":
-        return None
-    rows = x.detach().flatten(0, -2).to(torch.float32)  # [tokens, in]
-    if kind == "norm":
-        return rows.square().sum(0).sqrt()
-    return rows.t() @ rows
+class InputStatistic:
+    """Sums over the inputs of a layer, one batch after the other, in float32."""
+
+    def __init__(self, kind: Statistic):
+        self.kind = kind
+        self._sum: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """x: [..., in]."""
+        rows = x.detach().flatten(0, -2).to(torch.float32)  # [tokens, in]
+        if self.kind == "norm":
+            new = rows.square().sum(0)  # [in]
+            self._sum = new if self._sum is None else self._sum.add_(new)
+        elif self._sum is None:
+            self._sum = rows.t() @ rows  # [in, in]
+        else:
+            self._sum.addmm_(rows.t(), rows)
+
+    def value(self) -> Tensor:
+        """ "norm": ‖X‖ of each column [in]; "hessian": XᵀX [in, in]."""
+        assert self._sum is not None
+        return self._sum.sqrt() if self.kind == "norm" else self._sum

@@ -1,86 +1,117 @@
-"""One forward pass over a calibration batch that stops at every linear layer, just before it computes."""
+"""The linear layers of one block, each visited before it computes for good, so that it sees compressed predecessors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from sqft_plugins.compress.statistic import input_statistic
+from sqft_plugins.compress.blocks import BlockRun, StopBlock
+from sqft_plugins.compress.statistic import InputStatistic
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.plugins.protocols import Statistic
-from sqft_plugins.progress import track
+
+Visit = Callable[[str, Tensor], None]
+"""(name, statistic of the layer's inputs): what it writes into the weight is what the layer computes with."""
 
 
-def visit_linears(
-    model: PreTrainedModel,
-    tokens: Tensor | None,
-    linears: Mapping[str, nn.Linear],
-    statistic: Statistic,
-    visit: Callable[[str, Tensor | None], None],
-    what: str,
-) -> None:
-    """Calls `visit(name, statistic of the inputs)` for each linear layer when its inputs arrive: what `visit` writes
-    into the weight is what the layer computes with, so later layers see it.
+def visit_linears(run: BlockRun, linears: Mapping[str, nn.Module], statistic: Statistic, visit: Visit) -> None:
+    """Visits every linear layer of a block in the order in which they are called, and advances the run.
 
-    tokens: int64 [sequences, length]; not used for the statistic "none", where there is no forward pass. Raises
-    GridError for inputs that are not finite, SQFTError for a layer that the pass does not call and for tokens outside
-    the vocabulary.
+    With one micro-batch a layer is visited when its inputs arrive, in one pass. With more, the layers that share an
+    input (q, k and v) are visited together after a pass over all micro-batches that ends there; the result is the
+    same, up to the order of the sums. Layers that share an input get the same statistic tensor.
+
+    Raises GridError for inputs that are not finite, SQFTError for a layer that is never called.
     """
-    done: set[str] = set()
-    with closing(track(range(len(linears)), what)) as steps, torch.no_grad():  # type: ignore[type-var]
+    if len(run.states) == 1:
+        _visit_on_arrival(run, linears, statistic, visit)
+        return
+    left = dict(linears)
+    while left:
+        names, seen = _next_group(run, left, statistic)
+        for name in names:
+            visit(name, _value(seen, name))
+            del left[name]
+    run.advance()
 
-        def once(name: str, inputs: Tensor | None) -> None:
-            if name in done:  # a layer that is called again was visited at its first call
-                return
-            done.add(name)
-            next(steps)
-            seen = None if inputs is None else input_statistic(statistic, inputs)
-            if seen is not None and not bool(torch.isfinite(seen).all()):
-                raise GridError(f"the inputs of layer {name} are not finite: load the model in bfloat16 or float32")
-            visit(name, seen)
 
-        if statistic == "none":
-            for name in linears:
-                once(name, None)
+def _visit_on_arrival(run: BlockRun, linears: Mapping[str, nn.Module], statistic: Statistic, visit: Visit) -> None:
+    left = set(linears)
+    last: tuple[Tensor | None, Tensor | None] = (None, None)  # inputs, their statistic
+
+    def arrived(name: str, inputs: Tensor) -> None:
+        nonlocal last
+        if name not in left:  # a layer that is called again was visited at its first call
             return
-        _forward(model, _check_tokens(model, tokens), linears, once)
-    missing = [name for name in linears if name not in done]
-    if missing:
-        raise SQFTError(
-            f"layer {missing[0]} (and {len(missing) - 1} more) is never called by the forward pass, so nothing is "
-            "known of its inputs: use a method that needs no calibration, such as magnitude or round-to-nearest"
-        )
+        left.remove(name)
+        if last[0] is not inputs:
+            seen = InputStatistic(statistic)
+            seen.add(inputs)
+            last = inputs, _value(seen, name)
+        assert last[1] is not None
+        visit(name, last[1])
+
+    with _hooked(linears, arrived):
+        run.advance()
+    if left:
+        _never_called([name for name in linears if name in left])
 
 
-def _forward(
-    model: PreTrainedModel, tokens: Tensor, linears: Mapping[str, nn.Linear], once: Callable[[str, Tensor], None]
-) -> None:
+def _next_group(run: BlockRun, left: Mapping[str, nn.Module], kind: Statistic) -> tuple[list[str], InputStatistic]:
+    """The layers of `left` that are called first and share their input, and the statistic of it."""
+    seen = InputStatistic(kind)
+    names: list[str] = []
+    inputs_now: Tensor | None = None
+
+    def arrived(name: str, inputs: Tensor) -> None:
+        nonlocal inputs_now
+        if inputs_now is None:
+            inputs_now = inputs
+            seen.add(inputs)
+        elif inputs_now is not inputs:
+            raise StopBlock
+        if name not in names:
+            names.append(name)
+
+    def next_batch() -> None:
+        nonlocal inputs_now
+        inputs_now = None
+
+    with _hooked(left, arrived):
+        run.look(next_batch)
+    if not names:
+        _never_called(list(left))
+    return names, seen
+
+
+def _value(seen: InputStatistic, name: str) -> Tensor:
+    value = seen.value()
+    if not bool(torch.isfinite(value).all()):
+        raise GridError(f"the inputs of layer {name} are not finite: look for broken weights before it")
+    return value
+
+
+def _never_called(names: list[str]) -> None:
+    raise SQFTError(
+        f"layer {names[0]} (and {len(names) - 1} more) is never called by the forward pass, so nothing is known of its "
+        "inputs: exclude it, or use a method that needs no calibration, such as magnitude or round-to-nearest"
+    )
+
+
+@contextmanager
+def _hooked(linears: Mapping[str, nn.Module], arrived: Callable[[str, Tensor], None]) -> Iterator[None]:
     def hook_of(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            once(name, inputs[0])
+            arrived(name, inputs[0])
 
         return hook
 
     handles = [linear.register_forward_pre_hook(hook_of(name)) for name, linear in linears.items()]
     try:
-        # the body without its head: the logits of a large vocabulary would need more memory than the model
-        model.base_model(input_ids=tokens.to(model.device), use_cache=False)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _check_tokens(model: PreTrainedModel, tokens: Tensor | None) -> Tensor:
-    if tokens is None or tokens.numel() == 0:
-        raise SQFTError("the method needs calibration tokens: give a batch [sequences, length]")
-    vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    if int(tokens.max()) >= vocabulary:
-        raise SQFTError(
-            f"token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}: "
-            "the tokenizer is another model's, give the right one"
-        )
-    return tokens

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     import click
 
-    from sqft_plugins.plugins.protocols import Check, Engine, Exporter, Pruner, Quantizer, Searcher, Task, Tuner
+    from sqft_plugins.plugins.protocols import (
+        Check,
+        Engine,
+        Exporter,
+        Inspector,
+        Pruner,
+        Quantizer,
+        Searcher,
+        Task,
+        Tuner,
+    )
 
 hookspec = pluggy.HookspecMarker("sqft")
 hookimpl = pluggy.HookimplMarker("sqft")
@@ -54,6 +64,12 @@ def sqft_tasks() -> Iterable[Task]:
 @hookspec
 def sqft_engines() -> Iterable[Engine]:
     """Runtimes that evaluate a path, such as llama.cpp for `*.gguf`; the first that says it opens the path is used."""
+
+
+@hookspec
+def sqft_inspectors() -> Iterable[Inspector]:
+    """Readers for `sqft inspect PATH` of paths that are no model or adapter folder; the first that says it opens the
+    path is used."""
 
 
 @hookspec

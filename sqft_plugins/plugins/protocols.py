@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from sqft_plugins.checkpoint.stamp import GridStamp
     from sqft_plugins.grid import QuantizedWeight
+    from sqft_plugins.mask import Pattern
 
 Statistic = Literal["none", "norm", "hessian"]
-"""What a method wants to know of a linear's inputs X [tokens, in]: nothing, ‖X‖ per column [in], or XᵀX [in, in]."""
+"""What a method wants to know of a linear's inputs X [tokens, in]: nothing, ‖X‖ per column [in], or XᵀX [in, in]; both
+float32, summed over all tokens and not divided by their number."""
 
 
 class Pruner(Protocol):
@@ -26,8 +28,9 @@ class Pruner(Protocol):
     name: str
     statistic: Statistic
 
-    def prune(self, weight: Tensor, statistic: Tensor | None, sparsity: float) -> tuple[Tensor, Tensor]:
-        """weight [out, in] → the new weight (same shape and dtype) and its mask (bool, True = kept)."""
+    def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """weight [out, in] → the new weight (same shape and dtype) and its mask (bool, True = kept). `weight` itself
+        stays as it is; of the new one, what the mask prunes is exactly 0."""
         ...
 
 
@@ -51,12 +54,17 @@ class Tuner(Protocol):
 
     name: str
 
+    def check(self, base: Path, settings: Any) -> None:
+        """Raises SQFTError for settings that cannot work over the model folder `base`, before anything is loaded."""
+        ...
+
     def attach(self, model: PreTrainedModel, settings: Any) -> nn.Module:
         """The model with a new, trainable adapter; `settings` is `sqft_plugins.tune.AdapterSettings`."""
         ...
 
-    def load(self, model: PreTrainedModel, adapter: Path) -> nn.Module:
-        """The model with a saved adapter, for evaluation."""
+    def load(self, model: PreTrainedModel, adapter: Path, grid: Path | None = None) -> nn.Module:
+        """The model with a saved adapter, for evaluation. grid: the INT4 folder of a quantization-aware adapter, where
+        it is not at the path that the adapter remembers."""
         ...
 
     def search_space(self, adapter: Path) -> tuple[Sequence[str], Sequence[int]]:
@@ -69,6 +77,15 @@ class Tuner(Protocol):
 
     def merge(self, model: nn.Module) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
         """The base with the adapter merged in, and module name → mask of the base (empty for a dense adapter)."""
+        ...
+
+    def grid_of(self, adapter: Path, base: Path) -> Path | None:
+        """The INT4 folder whose grid a saved quantization-aware adapter of `base` was trained through; None for any
+        other adapter."""
+        ...
+
+    def quantized(self, model: nn.Module, merged: bool = True) -> Mapping[str, QuantizedWeight]:
+        """Module name → INT4 weight of the base with a quantization-aware adapter merged in, or of the base alone."""
         ...
 
     def extract(self, adapter: Path, target: Path, rank: Any) -> Mapping[str, int]:
@@ -91,6 +108,23 @@ class Exporter(Protocol):
     def verify(self, model: Path, target: Path) -> Mapping[str, Any]:
         """Compares `target` with the model folder → at least `equal` (bool), `zeros_kept` (fraction of pruned weights
         that are exactly 0) and `bits_per_weight` (of the masked modules)."""
+        ...
+
+    # May also offer, for `sqft plan`: estimate(model: Path, modules: Collection[str], grid: GridStamp) -> Mapping, what
+    # an export of the float folder `model` would be once `modules` are INT4 on `grid` (none of them: the float model),
+    # from headers alone: types (name → number of tensors), exact (bool), bytes (at most). SQFTError says why not.
+
+
+class Inspector(Protocol):
+    """name: what it reads. opens: whether it reads `path` (by its name or first bytes, nothing more)."""
+
+    name: str
+
+    def opens(self, path: Path) -> bool: ...
+
+    def inspect(self, path: Path, patterns: Sequence[Pattern]) -> Mapping[str, Any]:
+        """A report of the layout of `sqft_plugins.inspect.inspect_model` with a `kind` of its own. patterns: the N:M to
+        judge, for `sqft_plugins.inspect.report.zeros_of`."""
         ...
 
 

@@ -14,7 +14,12 @@ import torch
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.demo.task import WordProblems
 
-PROMPTS = [item.prompt for item in WordProblems(8).items()] + ["The capital of France is", "Python is a language that"]
+PROMPTS = [item.prompt for item in WordProblems(16).items()] + [
+    "The capital of France is",
+    "Python is a language that",
+    "Question: What do bees make?\nAnswer:",
+    "def add(a, b):\n    return",
+]
 NEAR_TIE = 0.5
 """vLLM computes in bfloat16 with 8 significant bits, the reference in float32: of two tokens whose log-probabilities
 are closer than this, either may win. A wrong scale, group or code misses by several units."""
@@ -25,7 +30,7 @@ from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
     prompts = json.load(sys.stdin)
-    llm = LLM(model=sys.argv[1], dtype="bfloat16", enforce_eager=True, max_model_len=256, max_num_seqs=16)
+    llm = LLM(model=sys.argv[1], dtype="bfloat16", enforce_eager=True, max_model_len=256, max_num_seqs=32)
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
     print("RESULT" + json.dumps([list(o.outputs[0].token_ids) for o in outputs]))
 """
@@ -51,6 +56,7 @@ def test_stock_vllm_answers_as_transformers_does(demo, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     answers = json.loads(line.removeprefix("RESULT"))
+    assert len(answers) == 20
     tokenizer = load_tokenizer(out / "int4")
     model = load_model(out / "int4", dtype=torch.float32)
     exact = total = 0

@@ -102,8 +102,15 @@ def test_help_ends_with_examples(sqft, verb):
     ("arguments", "message"),
     [
         (["prune", "MODEL", "--sparsity", "50"], "sparsity=50.0 is outside 0..1"),
+        (
+            ["prune", "MODEL", "--sparsity", "3:5"],
+            "sparsity=3:5 does not divide in=64 of model.layers.0.self_attn.q",
+        ),
+        (["prune", "MODEL", "--sparsity", "0.5", "--exclude", "upproj"], "did you mean 'up_proj'"),
+        (["prune", "MODEL", "--sparsity", "0.5", "--sparsity-of", "up_proj"], "is no PATTERN=VALUE"),
+        (["quantize", "MODEL", "--exclude", ".*"], "leaves no layer to work on"),
         (["prune", "MODEL"], "Missing option '--sparsity'"),
-        (["prune", "MODEL", "--sparsity", "x"], "'x' is not a valid float"),
+        (["prune", "MODEL", "--sparsity", "x"], "sparsity='x' is no pattern"),
         (["prune", "MODEL", "--sparsity", "0.5", "--method", "wnda"], "did you mean 'wanda'?"),
         (["prune", "MODEL", "--sparsity", "0.5", "--calibration", "none.txt"], "--calibration none.txt is not a file"),
         (["prune", "MODEL", "--sparsity", "0.5", "--sequence", "4"], "--sequence"),
@@ -139,19 +146,20 @@ def test_inspect_names_what_is_wrong(sqft, tiny_llama, tmp_path):
     assert (tmp_path / "x.png").read_text() == "mine"
 
 
-def test_ctrl_c_while_pruning_leaves_nothing(tiny_llama, tmp_path):
-    """A real process, interrupted while it writes; `save_pretrained` is made slow so that the moment is certain."""
+def test_after_ctrl_c_the_same_command_goes_on(sqft, tiny_llama, tmp_path):
+    """A real process, interrupted after its first block; saving is made slow so that the moment is certain."""
     code = (
-        "import time, transformers\n"
-        "save = transformers.PreTrainedModel.save_pretrained\n"
-        "def slow(self, *a, **k):\n    save(self, *a, **k)\n    print('saving', flush=True)\n    time.sleep(60)\n"
-        "transformers.PreTrainedModel.save_pretrained = slow\n"
+        "import sys, time\n"
+        "from sqft_plugins.compress.job import Job\n"
+        "save = Job.save\n"
+        "def slow(self, *a):\n    save(self, *a)\n    print('saved', flush=True)\n    time.sleep(60)\n"
+        "Job.save = slow\n"
         "from sqft_plugins.cli import main\n"
-        "import sys; main(sys.argv[1:])\n"
+        "main(sys.argv[1:])\n"
     )
-    arguments = [
+    command = [
         "prune",
-        str(tiny_llama),
+        tiny_llama,
         "--sparsity",
         "0.5",
         "--sequences",
@@ -159,19 +167,23 @@ def test_ctrl_c_while_pruning_leaves_nothing(tiny_llama, tmp_path):
         "--length",
         "16",
         "--out",
-        str(tmp_path / "out"),
+        tmp_path / "out",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip() == "saving":
+        if line.strip() == "saved":
             break
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert last_line(err).startswith("sqft: interrupted")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+    code, _, err = sqft(*command)
+    assert code == 0
+    assert "going on at block 2:" in err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

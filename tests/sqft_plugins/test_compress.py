@@ -15,11 +15,11 @@ from sqft_plugins.compress.magnitude import Magnitude
 from sqft_plugins.compress.prune import prune_folder, prune_model
 from sqft_plugins.compress.quantize import quantize_folder, quantize_weight
 from sqft_plugins.compress.round_to_nearest import RoundToNearest
-from sqft_plugins.compress.statistic import input_statistic
+from sqft_plugins.compress.statistic import InputStatistic
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import GridError, MismatchError, OutputExistsError, SQFTError
 from sqft_plugins.grid import round_to_nearest
-from sqft_plugins.mask import mask_hash, nonzero_mask, unpack_mask
+from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, unpack_mask
 
 
 def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:
@@ -75,7 +75,8 @@ def test_later_layers_see_pruned_predecessors(tiny_model):
     find_linears(dense)[last].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         dense(tokens())
-    _, at_once = Wanda().prune(find_linears(dense)[last].weight.data, input_statistic("norm", seen[0]), 0.7)
+    norm = seen[0].flatten(0, 1).norm(dim=0)
+    _, at_once = Wanda().prune(find_linears(dense)[last].weight.data, norm, Pattern(0.7))
     assert not torch.equal(unpack_mask(masks[last], 128), at_once)
 
 
@@ -110,9 +111,11 @@ def test_magnitude_needs_no_tokens(tiny_model):
 def test_statistics():
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     rows = x.float().reshape(6, 5)
-    torch.testing.assert_close(input_statistic("norm", x), rows.norm(dim=0))
-    torch.testing.assert_close(input_statistic("hessian", x), rows.T @ rows)
-    assert input_statistic("none", x) is None
+    for kind, expected in {"norm": rows.norm(dim=0), "hessian": rows.T @ rows}.items():
+        statistic = InputStatistic(kind)
+        for part in x:  # one after the other
+            statistic.add(part)
+        torch.testing.assert_close(statistic.value(), expected)
 
 
 class Broken:
@@ -230,8 +233,8 @@ def test_bfloat16_and_tied_embeddings_survive(tiny_gemma, tmp_path):
         ({"length": 10_000}, r"need 319968: give more text"),
     ],
 )
-def test_prune_folder_refuses_before_loading(tiny_llama, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr("sqft_plugins.compress.prune.load_model", lambda *_: pytest.fail("the model was loaded"))
+def test_prune_folder_refuses_before_the_weights_are_read(tiny_llama, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(ModelFolder, "tensor", lambda *_: pytest.fail("a weight was read"))
     with pytest.raises(SQFTError, match=message):
         prune_folder(tiny_llama, tmp_path / "out", **arguments)
     (tmp_path / "there").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,8 +10,21 @@ import torch
 from torch import nn
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
-from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts, token_batch
-from sqft_plugins.compress.find import find_blocks, find_linears, structure_of, structure_of_folder
+from sqft_plugins.compress.calibration import (
+    builtin_text,
+    calibration_texts,
+    dataset_texts,
+    read_texts,
+    token_batch,
+)
+from sqft_plugins.compress.find import (
+    find_blocks,
+    find_linears,
+    set_weight,
+    structure_of,
+    structure_of_folder,
+    weight_of,
+)
 from sqft_plugins.errors import SQFTError
 
 KINDS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
@@ -36,10 +50,25 @@ def test_structure_of_a_folder_needs_no_weights(tiny_llama, tmp_path):
     assert structure == structure_of(load_model(tiny_llama))
 
 
-def test_conv1d_is_refused_by_name(tiny_model):
-    with pytest.raises(SQFTError, match=r"transformer\.h\.0\.attn\.c_attn is a Conv1D"):
-        find_linears(tiny_model("gpt2"))
-    assert find_blocks(tiny_model("gpt2"))[0] == "transformer.h"
+def test_the_transposed_linears_of_gpt2_are_out_in(tiny_model):
+    model = tiny_model("gpt2")
+    structure = structure_of(model)
+    assert structure.blocks == "transformer.h"
+    assert structure.shapes["transformer.h.0.attn.c_attn"] == (192, 64)
+    assert structure.transposed == set(structure.shapes)
+    linear = find_linears(model)["transformer.h.1.mlp.c_fc"]
+    assert torch.equal(weight_of(linear), linear.weight.T)
+    set_weight(linear, torch.arange(256.0)[:, None] + torch.zeros(256, 64))
+    assert torch.equal(linear.weight[5], torch.arange(256.0))
+
+
+def test_every_family_has_its_linears(tiny_model, family):
+    structure = structure_of(tiny_model(family))
+    assert structure.length == 2
+    assert "lm_head" not in structure.shapes
+    for name, (rows, columns) in structure.shapes.items():
+        weight = tiny_model(family).get_parameter(f"{name}.weight")
+        assert weight.shape == ((columns, rows) if name in structure.transposed else (rows, columns))
 
 
 class Block(nn.Module):
@@ -144,3 +173,30 @@ def test_broken_calibration_files(tmp_path, name, content, message):
 def test_a_missing_calibration_file(tmp_path):
     with pytest.raises(SQFTError, match=r"--calibration .* is not a file"):
         read_texts(tmp_path / "none.txt")
+
+
+def test_records_of_the_usual_kinds_are_texts(tmp_path):
+    file = tmp_path / "list.json"
+    records = [{"question": "1+1?", "answer": "2"}, {"instruction": "Say yes.", "input": "", "output": "yes"}]
+    file.write_text(json.dumps(records))
+    assert read_texts(file) == ["1+1?\n2", "Say yes.\nyes"]
+    file.write_text(json.dumps([*records, {"body": "x"}]))
+    with pytest.raises(SQFTError, match=r"list\.json record 3 has neither `text`"):
+        read_texts(file)
+
+
+def test_a_data_set_is_read_by_name_as_far_as_it_is_needed(tmp_path, monkeypatch):
+    """A folder `org/name` is a data set for `datasets` as one on the hub is; nothing here reaches the hub."""
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "org" / "words"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100)))
+    (folder / "test.jsonl").write_text(json.dumps({"text": "held out"}) + "\n")
+    monkeypatch.chdir(folder)  # "org/words" is then no path from here, so it is taken for a name
+    with pytest.raises(SQFTError, match="--calibration org/words is neither a file nor a data set that can be read"):
+        list(calibration_texts("org/words"))
+    monkeypatch.chdir(tmp_path)
+    texts = dataset_texts("org/words")
+    assert [next(texts) for _ in range(3)] == ["text 0", "text 1", "text 2"]
+    assert list(dataset_texts("org/words::test")) == ["held out"]

@@ -95,7 +95,7 @@ def test_a_folder_is_quantized_and_keeps_its_mask(tiny_llama, tmp_path) -> None:
     assert folder.stamp.pipeline == ["wanda", "gptq"]
     assert len(report["layers"]) == len(folder.quantized_modules) == 14
     again = quantize_folder(tmp_path / "pruned", tmp_path / "again", "gptq", sequences=8, length=64)
-    assert again["layers"] == report["layers"]
+    assert [{**row, "seconds": 0} for row in again["layers"]] == [{**row, "seconds": 0} for row in report["layers"]]
     with pytest.raises(SQFTError, match="give more text"):
         quantize_folder(tmp_path / "pruned", tmp_path / "no", "gptq", sequences=10**6)
     assert not (tmp_path / "no").exists()

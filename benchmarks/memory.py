@@ -1,0 +1,135 @@
+"""Peak memory of pruning and INT4 on random Llamas of two depths, against a model held in memory.
+
+    python benchmarks/memory.py [--quick] [--json FILE] [--method gptq]
+
+A model of `layers` blocks and one of twice as many are written to disk (the larger has 1.16 billion parameters), pruned
+(Wanda, 50 %) and quantized, each in a process of its own. The peer is the same pruning of the whole model in memory,
+loaded by transformers: what a tool that does not stream needs at least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from common import environment, ratio, report
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
+
+SIZES = {
+    False: {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "vocab_size": 32000},
+    True: {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4, "vocab_size": 4000},
+}
+LAYERS = {False: 10, True: 2}
+PRUNE = """
+import sys
+from sqft_plugins.compress.prune import prune_folder
+r = prune_folder(sys.argv[1], sys.argv[2], sparsity=0.5, **CALIBRATION)
+"""
+QUANTIZE = """
+import sys
+from sqft_plugins.compress.quantize import quantize_folder
+r = quantize_folder(sys.argv[1], sys.argv[2], METHOD, **CALIBRATION)
+"""
+IN_MEMORY = """
+import sys
+from sqft_plugins.checkpoint import load_model, load_tokenizer
+from sqft_plugins.compress.calibration import builtin_text, token_batch
+from sqft_plugins.compress.prune import prune_model
+from sqft_plugins.compress.report import peak_memory_mib
+from sqft_plugins.compress.wanda import Wanda
+calibration = CALIBRATION
+tokens = token_batch(builtin_text("train"), load_tokenizer(sys.argv[1]), **calibration)
+prune_model(load_model(sys.argv[1]), tokens, Wanda(), 0.5)
+r = {"peak_memory_mib": peak_memory_mib()}
+"""
+
+
+def write_model(path: Path, layers: int, quick: bool) -> int:
+    """A random Llama in bf16, tensor by tensor → its number of parameters."""
+    size = SIZES[quick]
+    config = LlamaConfig(
+        **size, num_hidden_layers=layers, num_key_value_heads=size["num_attention_heads"], tie_word_embeddings=False,
+        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    config.save_pretrained(path)
+    specs = {name: TensorSpec(torch.bfloat16, tuple(p.shape)) for name, p in skeleton.named_parameters()}
+    shard = ShardFile(path / "model.safetensors", specs)
+    generator = torch.Generator().manual_seed(0)
+    for name, spec in specs.items():
+        norm = len(spec.shape) == 1
+        tensor = torch.ones(spec.shape) if norm else torch.randn(spec.shape, generator=generator) * 0.02
+        shard.write(name, tensor.to(torch.bfloat16))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<pad>", "<bos>", "<eos>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(sorted(topics.values())[:20], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>").save_pretrained(path)
+    return sum(spec.nbytes // 2 for spec in specs.values())
+
+
+def measured(code: str, *arguments: Path) -> dict:
+    """Runs `code` in a process of its own → its result `r`, with the seconds it took."""
+    start = time.monotonic()
+    text = f"{code}\nimport json; print(json.dumps({{'peak': r['peak_memory_mib']}}))"
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.monotonic() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="Small models; ends within a minute.")
+    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser.add_argument("--method", default="gptq", help="The quantizer.")
+    arguments = parser.parse_args()
+    calibration = {"sequences": 4, "length": 32} if arguments.quick else {"sequences": 16, "length": 128}
+    few = LAYERS[arguments.quick]
+
+    def code(template: str) -> str:
+        return template.replace("CALIBRATION", repr(calibration)).replace("METHOD", repr(arguments.method))
+
+    results: dict[str, dict] = {}
+    parameters = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for layers in (few, 2 * few):
+            model, pruned, int4 = (Path(scratch) / f"{layers}-{what}" for what in ("model", "pruned", "int4"))
+            model.mkdir()
+            parameters[layers] = write_model(model, layers, arguments.quick)
+            results[f"prune, {layers} layers"] = measured(code(PRUNE), model, pruned)
+            results[f"quantize ({arguments.method}), {layers} layers"] = measured(code(QUANTIZE), pruned, int4)
+            results[f"prune in memory, {layers} layers"] = measured(code(IN_MEMORY), model)
+    for name, row in results.items():
+        print(f"{name:34} peak {row['peak']:6} MiB {row['seconds']:7.0f} s")
+
+    def peak(what: str, layers: int) -> float:
+        return results[f"{what}, {layers} layers"]["peak"]
+
+    quantize = f"quantize ({arguments.method})"
+    ratios = {
+        "prune: peak at twice the layers / peak": ratio([peak("prune", 2 * few)], [peak("prune", few)], 1.05),
+        "quantize: peak at twice the layers / peak": ratio([peak(quantize, 2 * few)], [peak(quantize, few)], 1.05),
+        "prune: peak / peak in memory": ratio([peak("prune", 2 * few)], [peak("prune in memory", 2 * few)], 1.0),
+    }
+    result = {"environment": environment(), "parameters": parameters, "results": results, "ratios": ratios}
+    report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The compact form of a sparse INT4 weight: the mask, and the codes of the kept weights only.
+
+A weight `w` [out, in] is stored as
+
+    w.bitmask      u8  [out, ceil(in / 8)]   the mask, least significant bit first, 1 = kept
+    w.values       u8  [bytes]               the codes of the kept weights, row by row, two a byte, low half first
+    w.row_offsets  i64 [out + 1]             the byte of `values` where each row begins
+    w.scales       as in the INT4 folder     [out, groups]
+    w.zeros        u8  [out, ceil(groups/2)] zero points, two a byte, low half first; asymmetric only
+    w.shape        i64 [2]                   (out, in)
+
+At 50 % that is 1 + 2 bits a weight, and the scales. Nothing is lost: a pruned weight has the code of its zero point.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.mask import pack_mask, unpack_mask
+
+
+def compact_pack(codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """codes: uint8 [out, in], 0..15; mask: bool [out, in], True = kept → bitmask, values and row_offsets, as above.
+
+    The codes of pruned weights are dropped: the caller knows that they are the zero points.
+    """
+    offsets, real = _layout(mask)
+    nibbles = torch.zeros(real.shape[0], dtype=torch.uint8)
+    nibbles[real] = codes[mask]
+    return pack_mask(mask), pack_nibbles(nibbles), offsets
+
+
+def compact_unpack(
+    bitmask: Tensor, values: Tensor, row_offsets: Tensor, zero_point: Tensor, in_features: int
+) -> tuple[Tensor, Tensor]:
+    """The inverse of `compact_pack` → codes uint8 [out, in] and mask bool [out, in].
+
+    zero_point: uint8 [out, groups], which the pruned weights get. Raises CheckpointError where `values` or
+    `row_offsets` are not those of the mask.
+    """
+    mask = unpack_mask(bitmask, in_features)
+    offsets, real = _layout(mask)
+    if not torch.equal(offsets, row_offsets) or values.shape != (int(offsets[-1]),):
+        raise CheckpointError("row_offsets are not those of the bitmask")
+    codes = zero_point.repeat_interleave(in_features // zero_point.shape[1], dim=1)  # [out, in]
+    codes[mask] = unpack_nibbles(values)[real]
+    return codes, mask
+
+
+def pack_nibbles(nibbles: Tensor) -> Tensor:
+    """uint8 [..., 2 n], 0..15 → uint8 [..., n], the first of two in the low bits."""
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`: uint8 [..., n] → uint8 [..., 2 n]."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+
+
+def _layout(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The row offsets int64 [out + 1] in bytes, and bool [2 * bytes]: which half bytes hold a code (False: the last one
+    of a row with an odd count)."""
+    kept = mask.sum(1)  # int64 [out]
+    offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64)
+    torch.cumsum((kept + 1) // 2, 0, out=offsets[1:])
+    real = torch.ones(2 * int(offsets[-1]), dtype=torch.bool)
+    real[2 * offsets[1:][kept % 2 == 1] - 1] = False
+    return offsets, real

@@ -1,0 +1,263 @@
+"""Both ways between an INT4 folder and its compact form (compact_folder.py), bit for bit, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.checkpoint.compact import compact_pack, pack_nibbles
+from sqft_plugins.checkpoint.compact_folder import BITMASK, COMPACT, COMPACT_VERSION, METHOD, ORIGINAL, PREFIX, Compact
+from sqft_plugins.checkpoint.files import check_output, write_folder
+from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.formats import PackQuantized
+from sqft_plugins.checkpoint.int4 import int4_tensors
+from sqft_plugins.checkpoint.shards import BY_NAME, ShardFile, TensorSpec
+from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp
+from sqft_plugins.checkpoint.writer import copy_side_files, write_config
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.mask import mask_hash
+from sqft_plugins.progress import track
+
+HEADER = ".header"
+"""Ends the name of a file's own header under `ORIGINAL`."""
+
+
+def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
+    """Writes the compact form of an INT4 folder that has a mask.
+
+    Returns out, modules, weights, sparsity (of the masks), bits_per_weight and bits_per_weight_before (codes, scales,
+    zero points and mask of those modules), bytes and bytes_before (weight and mask files), seconds.
+    Raises SQFTError for a folder that is not `pack-quantized` or has no mask, MismatchError for a mask that is not the
+    stamp's or that prunes a weight that is not zero.
+    """
+    start = time.perf_counter()
+    check_output(out, overwrite)
+    source = ModelFolder(model)
+    if source.grid is None or source.format_name != PackQuantized.name:
+        kind = "float" if source.grid is None else source.format_name
+        raise SQFTError(f"model {model} is {kind}, not pack-quantized INT4: make it one with `sqft quantize`")
+    modules = [module for module in source.quantized_modules if module in source.packed_masks]
+    if not modules or source.stamp is None:
+        raise SQFTError(f"model {model} has no masks of INT4 weights: prune it first, or ship it as it is")
+    if mask_hash(source.packed_masks) != source.stamp.mask_hash:
+        raise MismatchError(f"{model}/{FOLDER}/{MASK_FILE} has not the mask_hash of the stamp: copy the model again")
+    kept = {module: _mask(source, module).sum(1) for module in modules}  # int64 [out]
+    with write_folder(out, overwrite) as target:
+        shards = _compact_shards(source, target, kept)
+        where = {name: shard for shard in shards for name in shard.specs}
+        inside = {part for module in modules for part in source.parts(module)}
+        for module in track(modules, "compact"):
+            for name, tensor in compact_tensors(source, module).items():
+                where[name].write(name, tensor)
+        for name in source.files:
+            if name not in inside:
+                where[name].write(name, source.tensor(name))
+        for module in source.packed_masks:
+            if module not in kept:
+                where[f"{module}{BITMASK}"].write(f"{module}{BITMASK}", source.packed_masks[module])
+        _compact_side(source, target)
+    weights = sum(math.prod(source.quantized_shape(module)) for module in modules)
+    mask_bytes = sum(source.packed_masks[module].numel() for module in modules)
+    done = ModelFolder(out)
+    return {
+        "out": str(out),
+        "modules": len(modules),
+        "weights": weights,
+        "sparsity": 1 - sum(int(rows.sum()) for rows in kept.values()) / weights,
+        "bits_per_weight": 8 * _bytes(done, modules) / weights,
+        "bits_per_weight_before": 8 * (_bytes(source, modules) + mask_bytes) / weights,
+        "bytes": done.weight_bytes,
+        "bytes_before": source.weight_bytes + (source.path / FOLDER / MASK_FILE).stat().st_size,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
+    """Restores the INT4 folder that a compact one was made from, every file byte for byte.
+
+    Returns out, modules, bytes (weight and mask files), seconds. Raises SQFTError for a folder that is not compact,
+    CheckpointError for one that is damaged.
+    """
+    start = time.perf_counter()
+    check_output(out, overwrite)
+    source = ModelFolder(model)
+    if source.grid is None or source.format_name != Compact.name:
+        raise SQFTError(f"model {model} is not in the compact form: give what `sqft compact` wrote")
+    original = source.path / ORIGINAL
+    headers = {file.name.removesuffix(HEADER): file for file in sorted(original.glob(f"*{HEADER}"))}
+    if not headers or MASK_FILE not in headers or not (original / "config.json").is_file():
+        raise CheckpointError(f"{original} lacks headers or config.json: copy the whole compact folder again")
+    modules = [module for module in source.quantized_modules if f"{module}{BITMASK}" in source.files]
+    with write_folder(out, overwrite) as target:
+        copy_side_files(source, target)
+        shutil.copytree(source.path / FOLDER, target / FOLDER, ignore=shutil.ignore_patterns(original.name))
+        files = {
+            name: Restored(target / (f"{FOLDER}/{name}" if name == MASK_FILE else name), file)
+            for name, file in headers.items()
+        }
+        masks = files.pop(MASK_FILE)
+        where = {name: file for file in files.values() for name in file.specs}
+        packed: set[str] = set()
+        for module in track(modules, "expand"):
+            dtype = source.scale_spec(module).dtype
+            for name, tensor in int4_tensors(module, source.quantized(module), _grid(source), dtype).items():
+                packed.add(name)
+                where[name].write(name, tensor)
+        for name in where:
+            if name not in packed:
+                where[name].write(name, source.tensor(name))
+        for module in masks.specs:
+            masks.write(module, source.packed_masks[module])
+        for file in original.iterdir():
+            if not file.name.endswith(HEADER):
+                shutil.copyfile(file, target / file.name)
+    done = ModelFolder(out)
+    return {
+        "out": str(out),
+        "modules": len(modules),
+        "bytes": done.weight_bytes + masks.size,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def compact_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, TensorSpec]:
+    """What a masked INT4 module becomes; kept: int64 [out], how many weights of each row the mask keeps."""
+    rows, columns = source.quantized_shape(module)
+    scales = source.scale_spec(module)
+    specs = {
+        "bitmask": TensorSpec(torch.uint8, (rows, -(-columns // 8))),
+        "values": TensorSpec(torch.uint8, (int(((kept + 1) // 2).sum()),)),
+        "row_offsets": TensorSpec(torch.int64, (rows + 1,)),
+        "scales": scales,
+        "shape": TensorSpec(torch.int64, (2,)),
+    }
+    if not _grid(source).symmetric:
+        specs["zeros"] = TensorSpec(torch.uint8, (rows, -(-scales.shape[1] // 2)))
+    return {f"{module}.weight.{part}": spec for part, spec in specs.items()}
+
+
+def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
+    """The tensors of `compact_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
+    grid, weight, mask = _grid(source), source.quantized(module), _mask(source, module)
+    broken = int(((weight.steps() != 0) & ~mask).sum())
+    if broken:
+        raise MismatchError(
+            f"model {source.path}: {broken} weights of {module} are nonzero although its mask prunes them: "
+            f"merge a masked adapter, or ship the folder as it is"
+        )
+    again = int4_tensors(module, weight, grid, source.scale_spec(module).dtype)
+    for name, tensor in again.items():
+        if not torch.equal(tensor, source.tensor(name)):
+            raise CheckpointError(f"{name} of {source.files[name]} could not be restored: quantize the model again")
+    bitmask, values, row_offsets = compact_pack(weight.codes, mask)
+    tensors = {
+        "bitmask": bitmask,
+        "values": values,
+        "row_offsets": row_offsets,
+        "scales": source.tensor(f"{module}.weight_scale"),
+        "shape": source.tensor(f"{module}.weight_shape"),
+    }
+    if not grid.symmetric:
+        zeros = weight.zero_point
+        tensors["zeros"] = pack_nibbles(torch.nn.functional.pad(zeros, (0, zeros.shape[1] % 2)))
+    return {f"{module}.weight.{part}": tensor for part, tensor in tensors.items()}
+
+
+def _compact_shards(source: ModelFolder, target: Path, kept: Mapping[str, Tensor]) -> list[ShardFile]:
+    layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
+    inside = set()
+    for module in sorted({*kept, *source.packed_masks}):
+        parts = source.parts(module)
+        specs = layouts[source.files[parts[0]].name]
+        if module in kept:
+            specs.update(compact_specs(source, module, kept[module]))
+            inside.update(parts)
+        else:
+            specs[f"{module}{BITMASK}"] = TensorSpec.of(source.packed_masks[module])
+    for name, file in source.files.items():
+        if name not in inside:
+            layouts[file.name][name] = source.spec(name)
+    shards = [ShardFile(target / f"{PREFIX}{name}", specs) for name, specs in layouts.items()]
+    if set(layouts) != {SINGLE}:
+        names = {name: shard.path.name for shard in shards for name in shard.specs}
+        total = sum(spec.nbytes for shard in shards for spec in shard.specs.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+        (target / f"{PREFIX}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
+    return shards
+
+
+def _compact_side(source: ModelFolder, target: Path) -> None:
+    """All but the weights: what INT4 has in their place goes where `expand_folder` finds it."""
+    copy_side_files(source, target)
+    shutil.copytree(source.path / FOLDER, target / FOLDER, ignore=shutil.ignore_patterns(MASK_FILE))
+    original = target / ORIGINAL
+    original.mkdir()
+    for name in ("config.json", INDEX):
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, original / name)
+    for file in (*set(source.files.values()), source.path / FOLDER / MASK_FILE):
+        (original / f"{file.name}{HEADER}").write_bytes(_header(file))
+    config = source.config["quantization_config"]
+    quantization = {
+        "quant_method": METHOD,
+        "format": COMPACT,
+        "version": COMPACT_VERSION,
+        **_grid(source).model_dump(),
+        "ignore": config.get("ignore", []),
+        FOLDER: config.get(FOLDER),
+    }
+    write_config(target, {**source.config, "quantization_config": quantization})
+
+
+def _grid(folder: ModelFolder) -> GridStamp:
+    assert folder.grid is not None
+    return folder.grid
+
+
+def _mask(folder: ModelFolder, module: str) -> Tensor:
+    mask = folder.mask(module)
+    assert mask is not None
+    return mask
+
+
+def _header(file: Path) -> bytes:
+    with open(file, "rb") as handle:
+        length = handle.read(8)
+        return length + handle.read(int.from_bytes(length, "little"))
+
+
+def _bytes(folder: ModelFolder, modules: Iterable[str]) -> int:
+    return sum(folder.nbytes(part) for module in modules for part in folder.parts(module))
+
+
+class Restored(ShardFile):
+    """A safetensors file with a given header, byte for byte, to be filled."""
+
+    def __init__(self, path: Path, header: Path):
+        data = header.read_bytes()
+        try:
+            entries = json.loads(data[8:])
+            entries.pop("__metadata__", None)
+            self.specs = {name: TensorSpec(BY_NAME[e["dtype"]], tuple(e["shape"])) for name, e in entries.items()}
+            self._offsets = {name: len(data) + e["data_offsets"][0] for name, e in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{header} is no safetensors header ({error}): copy the folder again") from error
+        self.path, self.size = path, len(data) + sum(spec.nbytes for spec in self.specs.values())
+        with open(path, "wb") as file:
+            file.write(data)
+            file.truncate(self.size)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Raises CheckpointError for a tensor that the header does not know so."""
+        try:
+            super().write(name, tensor)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{name} is not in {self.path.name}{HEADER}, or another: copy it again") from error

@@ -1,0 +1,148 @@
+"""INT4 folders that transformers cannot open as plain float linears: AutoGPTQ's, the compact form, those of Conv1D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.formats import PackQuantized
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import SYMMETRIC_ZERO_POINT
+from sqft_plugins.progress import say
+
+
+class Lazy:
+    """Stands for a tensor in a state dict as safetensors' slices do: transformers asks for `[...]` when it fills the
+    parameter, so that float weights are in memory once."""
+
+    def __init__(self, read: Callable[[], Tensor]):
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._read()[index]
+
+
+def why_not_stock(folder: ModelFolder) -> str | None:
+    """Why transformers cannot dequantize this INT4 folder; None where it can."""
+    if folder.format_name != PackQuantized.name:
+        return f"transformers does not read {folder.format_name}"
+    from sqft_plugins.compress.find import structure_of_folder
+
+    known = set(folder.quantized_modules)
+    for name in sorted(structure_of_folder(folder.path).transposed):
+        if name in known or name.partition(".")[2] in known:  # the latter in a folder of the bare body of a model
+            return f"compressed-tensors does not decompress a Conv1D ({name})"
+    return None
+
+
+def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
+    """The model with `scale * (code - zero_point)`, rounded once to its dtype, as float weights. INT4 linears carry the
+    grid as those that transformers dequantizes do: see `attach_grid`.
+
+    kwargs: for `from_pretrained`. Raises CheckpointError for tensors that are missing, left over or of another shape.
+    """
+    grid = folder.grid
+    assert grid is not None
+    config = AutoConfig.from_pretrained(folder.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    layers = _int4_layers(empty, folder)
+    transposed = {name for name, path in layers.items() if isinstance(empty.get_submodule(path), Conv1D)}
+    scales: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def dequantized(name: str) -> Tensor:
+        weight = folder.quantized(name)
+        scales[name] = (weight.scale, weight.zero_point)
+        exact = weight.dequantize()
+        return exact.t().contiguous() if name in transposed else exact
+
+    state: dict[str, Lazy] = {f"{name}.weight": Lazy(partial(dequantized, name)) for name in layers}
+    stored = {part for name in layers for part in folder.parts(name)}
+    rest = [name for name in folder.files if name not in stored]
+    state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
+    model, info = type(empty).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `_check` refuses them
+        **kwargs,
+    )
+    _check(folder, info)
+    for name, path in layers.items():
+        attach_grid(model.get_submodule(path), grid, *scales[name])
+    model.name_or_path = model.config._name_or_path = str(folder.path)  # PEFT writes it into the adapter
+    if (folder.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    return model
+
+
+def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Tensor) -> None:
+    """Leaves on a linear layer what transformers' `dequantize=True` leaves: the frozen parameters `weight_scale`
+    [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric, `weight_zero_point` int8
+    [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
+
+    The scale has the weight's dtype where that holds it exactly, else float32: AutoGPTQ's do not fit bf16.
+    """
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
+    from sqft_plugins.checkpoint.int4 import quantization_config
+
+    weight: Tensor = layer.get_parameter("weight")
+    narrow, rows = scale.to(weight.dtype), scale.shape[0]
+    parts = {
+        "weight_scale": narrow if torch.equal(narrow.to(scale.dtype), scale) else scale,
+        "weight_shape": torch.tensor([rows, weight.numel() // rows]),
+    }
+    if not grid.symmetric:
+        parts["weight_zero_point"] = zero_point.to(torch.int8) - SYMMETRIC_ZERO_POINT
+    for name, part in parts.items():
+        layer.register_parameter(name, nn.Parameter(part.to(weight.device), requires_grad=False))
+    (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
+    vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
+
+
+def _int4_layers(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
+    """INT4 module of the folder → path in the model: a folder of the bare body of a model lacks the first part."""
+    paths = {name for name, _ in model.named_modules()}
+    layers = {}
+    for name in folder.quantized_modules:
+        found = [path for path in (name, f"{model.base_model_prefix}.{name}") if path in paths]
+        if not found:
+            raise CheckpointError(
+                f"model {folder.path}: {name} is INT4 but {type(model).__name__} has no such layer: check config.json"
+            )
+        layers[name] = found[0]
+    return layers
+
+
+def _check(folder: ModelFolder, info: Mapping[str, Any]) -> None:
+    left_over = []
+    for name in sorted(info["unexpected_keys"]):
+        # AutoGPTQ gives a bias of zeros to layers that have none
+        if name.endswith(".bias") and name in folder.files and not bool(folder.tensor(name).any()):
+            say(f"{folder.path}: {name} is zero and the model has no such bias: left out")
+        else:
+            left_over.append(name)
+    problems = {
+        "lacks": sorted(info["missing_keys"]),
+        "has, but the model does not know,": left_over,
+        "has in another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+        "has damaged": sorted(info["conversion_errors"]) if "conversion_errors" in info else [],
+    }
+    for what, names in problems.items():
+        if names:
+            raise CheckpointError(
+                f"model {folder.path} {what} the tensor {names[0]} ({len(names)} in all): copy the whole model again"
+            )

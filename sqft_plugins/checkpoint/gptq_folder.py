@@ -1,0 +1,153 @@
+"""AutoGPTQ and GPTQModel folders as bases (the published SQFT bases are such: transformers' GPTQConfig(bits=4)).
+
+Of a linear layer `m`, 4-bit, codes eight to an int32, the first in the lowest bits:
+
+    m.qweight  int32 [in / 8, out]       codes, packed along `in`
+    m.qzeros   int32 [groups, out / 8]   zero points, packed along `out`
+    m.scales   fp16  [groups, out]
+    m.g_idx    int32 [in]                the group of each column; not in every folder
+
+`checkpoint_format` "gptq" (v1, also where it is missing) stores `zero_point - 1`, "gptq_v2" stores `zero_point`.
+GPTQModel goes from v2 to v1 by subtracting 1 from all eight zero points of a word at once, so a zero point of 0 borrows
+from its neighbour (gptqmodel/utils/model.py, convert_gptq_v2_to_v1_format_module); adding to the whole word, as here,
+is the exact inverse. AutoGPTQ's own packer loses such a word (AutoGPTQ pull request 640): nobody can read it back.
+
+Some folders with `sym: true` store 8 under the name of v1, or 7 under that of v2 (vLLM pull request 38966). A symmetric
+grid has the zero point 8, so what is stored decides there.
+
+Scales are fp16 numbers of 11 bits, not of 8 as those we make: they are kept exactly, as float32. They stay exact in
+fp16 (GGUF's `d`, an INT4 folder of an fp16 model), not in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.checkpoint.formats import expect_shape
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.errors import CheckpointError, GridError
+from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, group_width, unpack
+from sqft_plugins.progress import say
+
+if TYPE_CHECKING:
+    from sqft_plugins.checkpoint.folder import ModelFolder
+
+CONFIG_FILE = "quantize_config.json"
+FORMATS = {"gptq": 1, "gptq_v2": 0}
+"""`checkpoint_format` → what is added to a stored zero point."""
+ONES = 0x11111111
+"""1 for each of the eight codes of a word."""
+
+
+class Zeros(NamedTuple):
+    """added: to each stored zero point. symmetric: whether all zero points of the folder are then 8."""
+
+    added: int
+    symmetric: bool
+
+
+class AutoGPTQ:
+    """The reader of one folder. All `g_idx` and `qzeros`, which are small, are looked at once, before any weight."""
+
+    name = "AutoGPTQ"
+    marks: tuple[str, ...] = (".qweight",)
+    parts: tuple[str, ...] = (".qweight", ".qzeros", ".scales", ".g_idx")
+
+    def __init__(self, folder: ModelFolder, config: Mapping[str, Any]):
+        self._folder, self._config = folder, config
+
+    @cached_property
+    def grid(self) -> GridStamp:
+        """Raises CheckpointError for other than 4 bits, another layout, settings of single layers, and act-order."""
+        path, config = self._folder.path, self._config
+        size, layout = config.get("group_size"), self._layout
+        if layout not in FORMATS or config.get("is_marlin_format"):
+            raise CheckpointError(f"model {path} has checkpoint_format {layout}: save it as gptq or gptq_v2")
+        if config.get("bits") != 4:
+            raise CheckpointError(f"model {path} has bits={config.get('bits')}: give one that is quantized to 4 bits")
+        if not isinstance(size, int) or (size <= 0 and size != PER_CHANNEL):
+            raise CheckpointError(f"model {path} has group_size={size}: give one with groups, or with -1 (per channel)")
+        changed = {"bits", "group_size", "desc_act", "sym"}
+        for pattern, settings in (config.get("dynamic") or {}).items():
+            if changed & set(settings):
+                raise CheckpointError(f"model {path} has settings of its own for {pattern!r}: give one with one grid")
+        self._check_order(size)
+        return GridStamp(group_size=size, symmetric=self._zeros.symmetric)
+
+    def scales(self, module: str) -> str:
+        return f"{module}.scales"
+
+    def shape(self, module: str) -> tuple[int, int]:
+        words, rows = self._folder.shape(f"{module}.qweight")
+        return rows, 8 * words
+
+    def quantized(self, module: str) -> QuantizedWeight:
+        folder = self._folder
+        size = self.grid.group_size
+        rows, columns = self.shape(module)
+        groups = columns // group_width(columns, size, module)
+        codes = unpack(folder.tensor(f"{module}.qweight").t().contiguous(), columns)  # [out, in]
+        stored = expect_shape(folder, f"{module}.qzeros", (groups, -(-rows // 8)))
+        scale = expect_shape(folder, f"{module}.scales", (groups, rows)).t().contiguous().to(torch.float32)
+        if not bool(torch.isfinite(scale).all()):
+            raise GridError(
+                f"{folder.files[f'{module}.scales']}: {module}.scales holds NaN or infinity: copy the model again"
+            )
+        zero_point = unpack(_add(stored, self._zeros.added), rows).t().contiguous()  # [out, groups]
+        return QuantizedWeight(codes, scale, zero_point)
+
+    @property
+    def _layout(self) -> str:
+        return self._config.get("checkpoint_format") or self._config.get("format") or "gptq"
+
+    @cached_property
+    def _zeros(self) -> Zeros:
+        added = FORMATS[self._layout]
+        if not self._config.get("sym", True):
+            return Zeros(added, symmetric=False)
+        words = set()
+        for module in self._folder.quantized_modules:
+            words.update(self._folder.tensor(f"{module}.qzeros").unique().tolist())
+        for shift in (added, 1 - added):
+            if words == {_word(SYMMETRIC_ZERO_POINT - shift)}:
+                if shift != added:
+                    say(
+                        f"{self._folder.path}: {self._layout} with sym: true, but its zero points are stored as "
+                        f"{SYMMETRIC_ZERO_POINT - shift}: read as {'gptq' if shift else 'gptq_v2'}"
+                    )
+                return Zeros(shift, symmetric=True)
+        say(f"{self._folder.path}: sym: true, but not every zero point is 8: read as asymmetric")
+        return Zeros(added, symmetric=False)
+
+    def _check_order(self, size: int) -> None:
+        for module in self._folder.quantized_modules:
+            _, columns = self.shape(module)
+            width = group_width(columns, size, module)
+            name = f"{module}.g_idx"
+            if name not in self._folder.files:
+                if self._config.get("desc_act"):
+                    raise CheckpointError(f"model {self._folder.path} has desc_act but no tensor {name}: copy it again")
+                continue
+            order = expect_shape(self._folder, name, (columns,))
+            # all zeros: never filled in, as AutoGPTQ and text-generation-inference take it
+            if not torch.equal(order.long(), torch.arange(columns) // width) and bool(order.any()):
+                raise CheckpointError(
+                    f"{name} of {self._folder.files[name]} orders the columns by activation (desc_act): "
+                    f"quantize the model again with desc_act=False"
+                )
+
+
+def _word(code: int) -> int:
+    """Eight times `code`, as the int32 that holds it."""
+    word = code * ONES
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _add(words: Tensor, added: int) -> Tensor:
+    """int32 words with `added` for each of their eight codes, modulo 2^32."""
+    return (words.to(torch.int64) + added * ONES).to(torch.int32)

@@ -1,0 +1,87 @@
+"""Writing a model folder tensor by tensor, sharded like the folder it is made from."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
+from sqft_plugins.checkpoint.stamp import FOLDER
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
+
+
+class FolderWriter:
+    """The weight files of `target`, with the same shards as `source`, laid out at once and filled in any order.
+
+    changed: tensor name in `source` → the tensors that take its place there. renamed: tensor name in `source` → name in
+    `target`, for those that are copied. Opened again on a folder that is half filled, it goes on.
+    """
+
+    def __init__(
+        self,
+        source: ModelFolder,
+        target: Path,
+        changed: Mapping[str, Mapping[str, TensorSpec]],
+        renamed: Mapping[str, str] | None = None,
+    ):
+        self.source, self.target = source, target
+        self._copied: dict[str, str] = {}  # name in the source → name here
+        layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
+        for name, file in source.files.items():
+            if name in changed:
+                layouts[file.name].update(changed[name])
+            else:
+                self._copied[name] = (renamed or {}).get(name, name)
+                layouts[file.name][self._copied[name]] = source.spec(name)
+        self._shards = {file: ShardFile(target / file, specs) for file, specs in layouts.items()}
+        self._where = {name: shard for shard in self._shards.values() for name in shard.specs}
+        if set(layouts) != {SINGLE}:
+            self._write_index()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        self._where[name].write(name, tensor)
+
+    def copy_rest(self) -> None:
+        """Copies every tensor that is not changed, one at a time."""
+        for name, here in self._copied.items():
+            self.write(here, self.source.tensor(name))
+
+    def _write_index(self) -> None:
+        weight_map = {name: shard.path.name for name, shard in sorted(self._where.items())}
+        total = sum(spec.nbytes for shard in self._shards.values() for spec in shard.specs.values())
+        numbers = sum(math.prod(s.shape) for shard in self._shards.values() for s in shard.specs.values())
+        index = {"metadata": {"total_parameters": numbers, "total_size": total}, "weight_map": weight_map}
+        (self.target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def copy_side_files(source: ModelFolder, target: Path) -> None:
+    """Everything beside the weights and config.json: tokenizer, generation config, licence.
+
+    Copies of the model in other weight formats stay behind: they would be of the old weights, and vLLM loads every
+    `*.safetensors` it finds.
+    """
+    for file in source.path.iterdir():
+        if file.name in {"config.json", FOLDER} or file.name.startswith(".") or _matches(file.name, WEIGHT_FILES):
+            continue
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+        else:
+            shutil.copytree(
+                file, target / file.name, ignore=shutil.ignore_patterns(".*", *WEIGHT_FILES), dirs_exist_ok=True
+            )
+
+
+def write_config(target: Path, config: Mapping) -> None:
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

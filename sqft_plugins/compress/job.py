@@ -1,0 +1,130 @@
+"""A long compression that survives being killed: what is finished stays, and the same command goes on from there.
+
+Beside the output `OUT` lies a hidden folder `.OUT.sqft-job` with the model folder as far as it is written, the
+calibration states before the next block, and what was asked. It goes when the output is there, when something else is
+asked for, and after an error in the input.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint.files import check_output, replace_folder, translate_full_disk
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.errors import DiskFullError, SQFTError
+from sqft_plugins.progress import say
+
+REQUEST, PROGRESS = "request.json", "progress.json"
+
+
+class Job:
+    """folder: the model folder that is being written. done: blocks that are finished. rows: their layers' reports.
+    notes: anything JSON that the next blocks need. states: the calibration states before block `done`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.folder = path / "model"
+        self.done = 0
+        self.rows: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = {}
+        self.states: list[Tensor] | None = None
+        self.resumed = False
+
+    def save(self, states: Sequence[Tensor] | None) -> None:
+        """One more block is finished; `states` are the inputs of the next."""
+        self.done += 1
+        if states is not None:
+            save_file({str(i): state.contiguous() for i, state in enumerate(states)}, self._states_file(self.done))
+        progress = {"done": self.done, "rows": self.rows, "notes": self.notes, "calibrated": states is not None}
+        beside = self.path / f"{PROGRESS}.new"
+        beside.write_text(json.dumps(progress))
+        os.replace(beside, self.path / PROGRESS)  # from here on the block counts as done
+        self._states_file(self.done - 1).unlink(missing_ok=True)
+
+    def load(self) -> None:
+        """Takes up what an earlier run has saved, if it has."""
+        file = self.path / PROGRESS
+        if not file.is_file():
+            return
+        progress = json.loads(file.read_text())
+        self.done, self.rows, self.notes = progress["done"], progress["rows"], progress["notes"]
+        if progress["calibrated"]:
+            stored = load_file(self._states_file(self.done))
+            self.states = [stored[str(index)] for index in range(len(stored))]
+        self.resumed = True
+
+    def _states_file(self, block: int) -> Path:
+        return self.path / f"states-{block}.safetensors"
+
+
+def fingerprint(source: ModelFolder) -> dict[str, list[int]]:
+    """File name → size and time of change, of the files that a result depends on."""
+    files = [*sorted(set(source.files.values())), *sorted(source.path.glob("*.json"))]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+@contextmanager
+def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argument: str = "--out") -> Iterator[Job]:
+    """Yields the job that writes `out`; on success its folder becomes `out`.
+
+    request: everything that the result depends on, as JSON; where it differs from that of a job left behind, the job
+    starts anew. After Ctrl-C, a kill or a full disk the finished blocks stay; after a mistake in the input
+    (SQFTError) nothing does. Raises SQFTError where another process is at it.
+    """
+    shown, path = out, check_output(out, overwrite, argument).resolve()
+    if path.exists() and not path.is_dir():
+        raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
+    work = path.with_name(f".{path.name}.sqft-job")
+    work.mkdir(parents=True, exist_ok=True)
+    asked = json.loads(json.dumps({"version": VERSION, **request}))
+    with _locked(work, shown, argument):
+        left_behind = work / REQUEST
+        if left_behind.is_file() and json.loads(left_behind.read_text()) != asked:
+            say(f"{work} is of another command or another model: starting anew")
+            _empty(work)
+        job = Job(work)
+        try:
+            if not left_behind.is_file():
+                job.folder.mkdir(exist_ok=True)
+                left_behind.write_text(json.dumps(asked))
+            job.load()
+            with translate_full_disk(path, argument, f"{job.done} finished blocks stay, run the same command to go on"):
+                yield job
+                replace_folder(job.folder, path)
+        except DiskFullError:
+            raise
+        except SQFTError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(work: Path, shown: str | Path, argument: str) -> Iterator[None]:
+    # the lock lies beside the folder's contents, so that emptying the folder does not lose it; a kill releases it
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SQFTError(
+                f"{argument} {shown} is being written by another process: wait for it, or choose another path"
+            ) from error
+        yield
+
+
+def _empty(work: Path) -> None:
+    for entry in work.iterdir():
+        if entry.name == "lock":
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -1,0 +1,109 @@
+"""What is asked of a source folder before the long work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.load import load_tokenizer
+from sqft_plugins.compress.blocks import check_tokens
+from sqft_plugins.compress.calibration import calibration_texts, token_batch
+from sqft_plugins.compress.find import Structure, structure_of
+from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.compress.skeleton import Skeleton
+from sqft_plugins.errors import GridError, SQFTError
+from sqft_plugins.names import select
+from sqft_plugins.plugins.protocols import Statistic
+from sqft_plugins.progress import track
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """texts: a text file, a JSONL, the name of a data set, or None for the built-in text. `sequences` of `length`
+    tokens."""
+
+    texts: str | Path | None = None
+    sequences: int = 32
+    length: int = 128
+
+    def tokens(self, model: Path, statistic: Statistic, skeleton: Skeleton) -> Tensor | None:
+        """The batch, int64 [sequences, length]; None for a method that looks at no inputs. Raises SQFTError, also for
+        the tokenizer of another model."""
+        if statistic == "none":
+            return None
+        tokens = token_batch(calibration_texts(self.texts), load_tokenizer(model), self.sequences, self.length)
+        return check_tokens(skeleton.model, tokens)
+
+
+class Source:
+    """A float model to be compressed: its folder, its skeleton, its structure, and the layers that are meant.
+
+    Raises SQFTError for a quantized model and for an `exclude` that matches nothing.
+    """
+
+    def __init__(self, model: str | Path, exclude: Sequence[str] = ()):
+        self.name = str(model)
+        self.path = local_folder(model)
+        self.folder = ModelFolder(self.path)
+        if self.folder.files and self.folder.grid is not None:
+            raise SQFTError(f"model {model} is INT4 already: give the float model it was made from")
+        self.skeleton = Skeleton(self.folder)
+        self.structure: Structure = structure_of(self.skeleton.model)
+        excluded = set(select(exclude, list(self.structure.shapes), "--exclude"))
+        self.modules = {m: shape for m, shape in self.structure.shapes.items() if m not in excluded}
+        if not self.modules:
+            raise SQFTError(f"--exclude {' '.join(exclude)} leaves no layer to work on: exclude less")
+
+    def stored(self, module: str) -> str:
+        """The name of the module's weight in the folder's files."""
+        return self.skeleton.names[f"{module}.weight"]
+
+    def weight(self, module: str) -> Tensor:
+        """The module's weight [out, in], in the folder's dtype."""
+        return self.turned(module, self.folder.tensor(self.stored(module)))
+
+    def turned(self, module: str, weight: Tensor) -> Tensor:
+        """[out, in] from the layout of the files, or back: those of Conv1D are [in, out]."""
+        return weight.t().contiguous() if module in self.structure.transposed else weight
+
+    @property
+    def outside(self) -> list[str]:
+        """The linear modules that are left alone: those outside the blocks and those that are excluded."""
+        return sorted({*self.structure.outside, *(self.structure.shapes.keys() - self.modules.keys())})
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Tensor name in the files → parameter name in the model, where they differ."""
+        first: dict[str, str] = {}
+        for parameter, stored in self.skeleton.names.items():
+            first.setdefault(stored, parameter)
+        return first
+
+    def check(self, more: Callable[[str, Tensor], None] | None = None) -> None:
+        """Reads every weight once. more: is called with the module and its weight [out, in].
+
+        Raises GridError, naming the tensor, for NaN and infinity.
+        """
+        for module in track(list(self.modules), "check"):
+            weight = self.weight(module)
+            if not bool(torch.isfinite(weight).all()):
+                raise GridError(f"tensor {module}.weight holds NaN or infinity: copy or convert the model again")
+            if more is not None:
+                more(module, weight)
+
+
+def hash_of(tokens: Tensor | None) -> str | None:
+    """SHA-256 of a calibration batch."""
+    return None if tokens is None else hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
+
+
+def describe_calibration(calibration: Calibration, tokens: Tensor | None) -> dict[str, Any] | None:
+    """For the report: where the text came from and how much of it was used."""
+    return None if tokens is None else {"source": str(calibration.texts or "built-in"), "tokens": list(tokens.shape)}
