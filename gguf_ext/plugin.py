@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.plugins import hookimpl
+
+if TYPE_CHECKING:
+    from sqft_plugins.checkpoint import GridStamp
 
 
 class GGUFExporter:
@@ -35,6 +39,11 @@ class GGUFExporter:
             "bits_per_weight": 8 * report.masked_bytes / max(report.masked_weights, 1),
         }
 
+    def estimate(self, model: Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
+        from gguf_ext.estimate import estimate_gguf
+
+        return estimate_gguf(model, modules, grid)
+
 
 @hookimpl
 def sqft_exporters():
@@ -46,6 +55,13 @@ def sqft_engines():
     from gguf_ext.runtime import LlamaCpp
 
     return [LlamaCpp()]
+
+
+@hookimpl
+def sqft_inspectors():
+    from gguf_ext.inspect import GGUFInspector
+
+    return [GGUFInspector()]
 
 
 @hookimpl

@@ -12,30 +12,37 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.mask import unpack_mask
 
-STORED = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-"""The tensors in which a folder keeps one linear weight, float or INT4."""
+
+def module_weight(folder: ModelFolder, module: str) -> Tensor:
+    """One module's weight [out, in]: dequantized to float32, or as stored, a Conv1D turned round.
+
+    Raises CheckpointError for a module that the folder does not have and for a config that transformers does not know.
+    """
+    if module in folder.quantized_modules:
+        return folder.quantized(module).dequantize()
+    weight = folder.weight(module)
+    from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
+
+    return weight.t() if module in structure_of_folder(folder.path).transposed else weight
 
 
 def module_bytes(folder: ModelFolder, module: str) -> int:
-    """Bytes on disk of one module's weight: with scales and zero points, without the mask."""
-    return sum(folder.nbytes(f"{module}.{end}") for end in STORED if f"{module}.{end}" in folder.files)
+    """Bytes on disk of one module's weight, in whatever format: with scales and zero points, without the mask file."""
+    return sum(folder.nbytes(name) for name in folder.parts(module))
 
 
 def module_shape(folder: ModelFolder, module: str) -> tuple[int, int]:
-    """(out, in) of one module's weight, float or INT4."""
-    if f"{module}.weight_packed" in folder.files:
-        rows, columns = (int(n) for n in folder.tensor(f"{module}.weight_shape"))
-        return rows, columns
-    if f"{module}.weight" not in folder.files:
-        folder.tensor(f"{module}.weight")  # raises, naming it
-    rows, columns = folder.shape(f"{module}.weight")
+    """(out, in) of one module's weight, float (a Conv1D as it is stored: [in, out]) or INT4."""
+    if module in folder.quantized_modules:
+        return folder.quantized_shape(module)
+    rows, columns = folder.spec(folder.weight_name(module)).shape
     return rows, columns
 
 
 def bits_per_weight(folder: ModelFolder, modules: Iterable[str]) -> float:
     """Bits on disk per weight over `modules`: their tensors with scales and zero points, without the mask file.
 
-    Headers only. Raises CheckpointError for a module that the folder does not have.
+    Raises CheckpointError for a module that the folder does not have.
     """
     names = list(modules)
     weights = sum(math.prod(module_shape(folder, module)) for module in names)
@@ -51,12 +58,13 @@ def zeros_kept(folder: ModelFolder, packed_masks: Mapping[str, Tensor]) -> float
     """
     pruned = zero = 0
     for module, packed in packed_masks.items():
-        rows, columns = module_shape(folder, module)
+        weight = module_weight(folder, module)
+        rows, columns = weight.shape
         if packed.shape != (rows, -(-columns // 8)):
             raise MismatchError(
                 f"mask of {module} is {tuple(packed.shape)} but its weight {(rows, columns)}: give its own mask"
             )
         positions = ~unpack_mask(packed, columns)  # [out, in]
         pruned += int(torch.count_nonzero(positions))
-        zero += int(torch.count_nonzero(positions & (folder.weight(module) == 0)))
+        zero += int(torch.count_nonzero(positions & (weight == 0)))
     return zero / pruned if pruned else 1.0

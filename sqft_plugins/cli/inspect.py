@@ -1,4 +1,4 @@
-"""sqft inspect: what is in a folder."""
+"""sqft inspect: what is in a folder or a file."""
 
 from __future__ import annotations
 
@@ -14,91 +14,119 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
     epilog=examples(
         "sqft inspect models/gemma-50",
         "sqft inspect models/gemma-50-int4 --plot sparsity.png",
+        "sqft inspect models/gemma-24 --pattern 1:2",
+        "sqft inspect model.gguf",
         "sqft inspect adapters/math --json",
     )
 )
 @click.argument("path", type=click.Path())
+@click.option("--pattern", metavar="N:M", help="Look for this N:M, too; 1:4, 2:4 and 4:8 are always looked for.")
 @click.option(
     "--plot", type=click.Path(), metavar="FILE.png", help="Write a heat map of zeros, blocks × kind of layer."
 )
 @overwrite_option
 @json_option
-def command(path, plot, overwrite, as_json) -> None:
+def command(path, pattern, plot, overwrite, as_json) -> None:
     """Show what is in PATH, layer by layer.
 
-    PATH is a model folder, float or INT4, or an adapter.
+    PATH is a model folder, float or INT4, an adapter, or a GGUF file.
 
-    Zeros, the mask and weights that break it, INT4 codes and scales, bits a weight on disk, the GGUF type.
+    Zeros and their N:M, the mask and weights that break it, INT4 codes and scales, bits a weight, the GGUF type.
     """
     from sqft_plugins.inspect import check_plot, inspect_path, plot_sparsity
 
     if plot:
         check_plot(plot, overwrite)
-    report = inspect_path(path)
+    report = inspect_path(path, pattern)
     if plot:
         plot_sparsity(report, plot, overwrite)
-    emit(as_json, report, lambda: _show_model(report) if report["kind"] == "model" else _show_adapter(report))
+    emit(as_json, report, lambda: _show_adapter(report) if report["kind"] == "adapter" else _show_model(report))
 
 
 def _show_model(report: Mapping[str, Any]) -> None:
+    from sqft_plugins.inspect.report import conforming
+
     total, stamp = report["total"], report["stamp"] or {}
-    rows = [_model_row(row) for row in report["layers"]]
-    table(["layer", "shape", "type", "zeros %", "pruned %", "broken", "bits", "scale", "GGUF"], rows)
+    columns = ["layer", "shape", "type", "zeros %", "N:M", "pruned %", "broken", "bits", "scale", "GGUF"]
+    table(columns, [_model_row(row, conforming(row["patterns"])) for row in report["layers"]])
     click.echo(
         f"{report['path']}: {report['model_type']}, {total['weights'] / 1e6:.1f} M weights in {total['layers']} layers"
     )
-    click.echo(f"zeros            {total['zeros']:.2%}")
-    if total["pruned"] is None:
-        click.echo("mask             none")
+    _line("types", _counted(total["dtypes"]))
+    _line("zeros", f"{total['zeros']:.2%}")
+    _line("groups of N:M", ", ".join(f"{name} {fraction:.2%}" for name, fraction in total["patterns"].items()))
+    if report["kind"] == "gguf":
+        _line("mask", "not in a GGUF file: compare with its model folder, `sqft verify`")
+    elif total["pruned"] is None:
+        _line("mask", "none")
     else:
-        broken = total["violations"]
-        click.echo(f"mask             {total['pruned']:.2%} pruned, {broken} pruned weights are not zero")
-    click.echo(f"bits a weight    {total['bits_per_weight']:.4g}")
-    click.echo(f"file             {report['bytes'] / 2**20:.1f} MiB")
-    click.echo(f"as GGUF          {', '.join(f'{count} {kind}' for kind, count in total['gguf'].items())}")
+        broken, zero = total["violations"], total["kept_zero"]
+        _line("mask", f"{total['pruned']:.2%} pruned, {broken} pruned weights are not zero, {zero} kept ones are zero")
+        if report["mask_is_the_stamps"] is not None:
+            _line("mask hash", "that of the stamp" if report["mask_is_the_stamps"] else "NOT that of the stamp")
+    _line("bits a weight", f"{total['bits_per_weight']:.4g}")
+    _line("file", f"{report['bytes'] / 2**20:.1f} MiB, of which the layers {total['bytes'] / 2**20:.1f} MiB")
+    if report["kind"] == "gguf":
+        _line("other tensors", _counted(report["other_dtypes"]))
+    else:
+        _line("as GGUF", _counted(total["gguf"]) + ("" if total["gguf_exact"] else ", scales not exact in fp16"))
+    if report["grid"]:
+        size = "per channel" if report["grid"]["group_size"] == -1 else f"group {report['grid']['group_size']}"
+        _line("grid", f"INT4, {size}, {'symmetric' if report['grid']['symmetric'] else 'asymmetric'}")
+    if "scale" in total:
+        _line("scale", f"{total['scale'][0]:.3g} to {total['scale'][1]:.3g}")
     if "codes" in total:
-        grid = report["grid"]
-        size = "per channel" if grid["group_size"] == -1 else f"group {grid['group_size']}"
-        click.echo(f"grid             INT4, {size}, {'symmetric' if grid['symmetric'] else 'asymmetric'}")
-        click.echo(f"scale            {total['scale'][0]:.3g} to {total['scale'][1]:.3g}")
-        click.echo(
-            "codes 0..15      " + " ".join(f"{100 * n / sum(total['codes']):.1f}" for n in total["codes"]) + " %"
-        )
+        share = " ".join(f"{100 * n / sum(total['codes']):.1f}" for n in total["codes"])
+        _line(f"codes 0..{len(total['codes']) - 1}", f"{share} %")
     if total["not_finite"]:
-        click.echo(f"not finite       {total['not_finite']} weights are NaN or infinite")
+        _line("not finite", f"{total['not_finite']} weights are NaN or infinite")
     if stamp:
-        click.echo(f"pipeline         {' → '.join(stamp['pipeline'])} (from {stamp.get('base')})")
+        _line("pipeline", f"{' → '.join(stamp['pipeline'])} (from {stamp.get('base')})")
 
 
-def _model_row(row: Mapping[str, Any]) -> list[Any]:
-    scale = f"{row['scale'][0]:.2g}..{row['scale'][1]:.2g}" if "scale" in row else ""
-    pruned = "" if row["pruned"] is None else f"{100 * row['pruned']:.2f}"
-    broken = "" if row["violations"] is None else row["violations"]
-    shape = "×".join(map(str, row["shape"]))
+def _model_row(row: Mapping[str, Any], pattern: str) -> list[Any]:
     return [
         row["name"],
-        shape,
+        "×".join(map(str, row["shape"])),
         row["dtype"],
         f"{100 * row['zeros']:.2f}",
-        pruned,
-        broken,
+        pattern,
+        "" if row["pruned"] is None else f"{100 * row['pruned']:.2f}",
+        "" if row["violations"] is None else row["violations"],
         row["bits_per_weight"],
-        scale,
+        f"{row['scale'][0]:.2g}..{row['scale'][1]:.2g}" if "scale" in row else "",
         row["gguf"],
     ]
 
 
 def _show_adapter(report: Mapping[str, Any]) -> None:
-    total = report["total"]
+    total, training = report["total"], report["training"]
     columns = ["rank", "in", "out", "dtype", "parameters"]
     table(["module", *columns], [[row["name"], *(row[c] for c in columns)] for row in report["layers"]])
     click.echo(
         f"{report['path']}: {report['type']} adapter, {total['parameters']:,} parameters in {total['modules']} modules"
     )
-    for key in ("base", "alpha", "rank_choices", "sparse", "quantization_aware", "mask_hash"):
+    for key in ("base", "alpha", "rank_choices", "sparse", "quantization_aware", "mask_hash", "scale_hash"):
         if report[key] is not None:
-            click.echo(f"{key:16} {report[key]}")
-    click.echo(f"{'ranks':16} {', '.join(f'{count} of rank {rank}' for rank, count in total['ranks'].items())}")
-    click.echo(f"{'file':16} {report['bytes'] / 2**20:.2f} MiB")
+            _line(key, report[key])
+    _line("ranks", ", ".join(f"{number} of rank {rank}" for rank, number in total["ranks"].items()))
+    _line("file", f"{report['bytes'] / 2**20:.2f} MiB")
+    if training:
+        settings = training["training"] or {}
+        _line(
+            "trained",
+            f"{settings.get('steps')} steps of {settings.get('batch_size')} at {settings.get('learning_rate')}, "
+            f"loss {training['first_loss']:.3f} → {training['last_loss']:.3f}, {training['seconds']:.0f} s",
+        )
+    if total["not_finite"]:
+        _line("not finite", f"{total['not_finite']} parameters are NaN or infinite")
     if report["stamp"]:
-        click.echo(f"{'pipeline':16} {' → '.join(report['stamp'].get('pipeline', []))}")
+        _line("pipeline", " → ".join(report["stamp"].get("pipeline", [])))
+
+
+def _line(name: str, value: Any) -> None:
+    click.echo(f"{name:16} {value}")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items())

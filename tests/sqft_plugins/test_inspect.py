@@ -17,6 +17,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, DependencyError, MismatchError, OutputExistsError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.inspect import gguf_type, inspect_path, plot_sparsity
+from sqft_plugins.inspect.model import float_type
 from sqft_plugins.mask import pack_mask
 from sqft_plugins.measure import bits_per_weight, zeros_kept
 
@@ -38,7 +39,12 @@ def test_a_dense_folder(folders):
     total = report["total"]
     assert (total["pruned"], total["violations"], report["stamp"], report["grid"]) == (None, None, None, None)
     assert total["bits_per_weight"] == 16
-    assert total["gguf"] == {"BF16": 14}
+    exact = {
+        row["name"]: float_type(load_file(folders["dense"] / "model.safetensors")[f"{row['name']}.weight"])
+        for row in report["layers"]
+    }
+    assert {row["name"]: row["gguf"] for row in report["layers"]} == exact
+    assert sum(total["gguf"].values()) == 14
     assert report["bytes"] == (folders["dense"] / "model.safetensors").stat().st_size
 
 
@@ -160,7 +166,7 @@ def make_adapter(path, ranks):
 def test_an_adapter(tmp_path):
     report = inspect_path(make_adapter(tmp_path / "adapter", [8, 4, 4]))
     assert report["kind"] == "adapter"
-    assert report["total"] == {"modules": 3, "parameters": 16 * 192, "ranks": {"8": 1, "4": 2}}
+    assert report["total"] == {"modules": 3, "parameters": 16 * 192, "not_finite": 0, "ranks": {"8": 1, "4": 2}}
     expected = {
         "name": "model.layers.1.mlp.up_proj",
         "rank": 4,
@@ -168,9 +174,31 @@ def test_an_adapter(tmp_path):
         "out": 128,
         "dtype": "float32",
         "parameters": 768,
+        "not_finite": 0,
     }
     assert report["layers"][1] == expected
     assert (report["base"], report["alpha"], report["mask_hash"], report["stamp"]) == ("base", 16, "h", None)
+
+
+def test_an_adapter_says_how_it_was_trained(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", [4])
+    assert inspect_path(adapter)["training"] is None
+    told = {"tuner": "sqft", "training": {"steps": 2}, "dtype": "float32", "tokens": 9, "seconds": 1.5}
+    (adapter / "training.json").write_text(json.dumps({**told, "losses": [3.0, 2.5, 2.0]}))
+    assert inspect_path(adapter)["training"] == {**told, "first_loss": 3.0, "last_loss": 2.0}
+    (adapter / "training.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"training\.json is not JSON"):
+        inspect_path(adapter)
+
+
+def test_broken_numbers_of_an_adapter_are_counted(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", [4, 4])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][3, 2] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    report = inspect_path(adapter)
+    assert [row["not_finite"] for row in report["layers"]] == [0, 1]
+    assert report["total"]["not_finite"] == 1
 
 
 def test_damaged_adapters(tmp_path):

@@ -1,0 +1,113 @@
+"""sqft plan: sizes, memory and time before the long run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from sqft_plugins.cli.common import assignment, emit, examples, exclude_option, json_option, table
+
+
+@click.command(
+    epilog=examples(
+        "sqft plan models/gemma",
+        "sqft plan models/gemma --sparsity 2:4 --method sparsegpt --quantize-method gptq --group-size 64",
+        "sqft plan models/gemma --rank 32 --rank-choices 32,24,16 --target-modules q_proj,v_proj --steps 300",
+        "sqft plan models/gemma --json && sqft prune models/gemma --sparsity 0.5 --out models/gemma-50",
+    )
+)
+@click.argument("model", type=click.Path())
+@click.option("--sparsity", default="0.5", show_default=True, help="As for `sqft prune`: a fraction, or N:M.")
+@click.option("--sparsity-of", multiple=True, metavar="PATTERN=SPARSITY", help="As for `sqft prune`. Repeatable.")
+@exclude_option
+@click.option("--method", default="wanda", show_default=True, help="Of `sqft prune`.")
+@click.option("--quantize-method", default="round-to-nearest", show_default=True, help="Of `sqft quantize`.")
+@click.option("--group-size", default=32, show_default=True, help="Of `sqft quantize`.")
+@click.option("--asymmetric", is_flag=True, help="Of `sqft quantize`.")
+@click.option("--sequences", default=32, show_default=True, help="Calibration sequences.")
+@click.option("--length", default=128, show_default=True, help="Tokens of each.")
+@click.option("--rank", default=32, show_default=True, help="Of `sqft train`.")
+@click.option("--rank-choices", metavar="R,R,…", help="Of `sqft train`.")
+@click.option("--target-modules", metavar="NAME,…", help="Of `sqft train`, or all-linear.")
+@click.option("--steps", default=100, show_default=True, help="Of `sqft train`.")
+@click.option("--batch-size", default=16, show_default=True, help="Of `sqft train`.")
+@click.option("--example-tokens", default=64, show_default=True, help="Tokens of one training example, for the times.")
+@json_option
+def command(model, sparsity_of, rank_choices, target_modules, asymmetric, as_json, **options) -> None:
+    """Say what compressing and tuning MODEL will take.
+
+    MODEL is a float model folder; only its headers are read, and about a second is spent on measuring this machine.
+
+    Sizes on disk are exact; peak memory and time are estimates. What a step would refuse is refused here. Exit code 1
+    where memory or disk are too small.
+    """
+    from sqft_plugins.plan import PlanSettings, plan_folder
+
+    settings = PlanSettings(
+        overrides=dict(assignment(text, "--sparsity-of") for text in sparsity_of),
+        rank_choices=rank_choices.split(",") if rank_choices else None,
+        target_modules=target_modules.split(",") if target_modules else None,
+        symmetric=not asymmetric,
+        **options,
+    )
+    report = plan_folder(model, settings)
+    emit(as_json, report, lambda: _show(report))
+    if not report["fits"]:
+        click.get_current_context().exit(1)
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    machine = report["machine"]
+    click.echo(
+        f"{report['model']}: {report['model_type']}, {report['weights'] / 1e6:.1f} M weights in {report['modules']} "
+        "linear layers"
+    )
+    rows = [
+        [
+            stage["stage"],
+            f"{'' if stage['exact'] else '≤ '}{stage['bytes'] / 1e6:.1f}",
+            f"{stage['other'] / 1e6:.1f}",
+            f"{stage['bits_per_weight']:.2f}",
+        ]
+        for stage in report["stages"]
+    ]
+    table(["on disk", "weights MB", "mask, tokenizer MB", "bits/weight"], rows)
+    rows = [
+        [
+            step["step"],
+            f"{step['peak_memory'] / 2**30:.1f}",
+            "" if step["seconds"] is None else _duration(step["seconds"]),
+            "" if step["fits"] else "does not fit",
+        ]
+        for step in report["steps"]
+    ]
+    table(["step (estimates)", "peak GiB", "time", ""], rows)
+    rows = [
+        [
+            row["format"],
+            row["of"],
+            ", ".join(f"{count} {kind}" for kind, count in row["types"].items()),
+            {True: "yes", False: "no", None: ""}[row["exact"]],
+            "" if row["bytes"] is None else f"≤ {row['bytes'] / 1e6:.1f}",
+            row["reason"],
+        ]
+        for row in report["exports"]
+    ]
+    table(["export", "of", "types", "exact", "MB", "why not"], rows)
+    if not report["targets"]:
+        click.echo("no adapter: the model has none of the default layers, name some with --target-modules")
+    click.echo(
+        f"{machine['memory_available'] / 2**30:.1f} GiB of memory available; {machine['disk_free'] / 1e9:.0f} GB of "
+        f"disk free, {report['disk_needed'] / 1e9:.2f} GB needed for all of it; {machine['threads']} thread(s), "
+        f"{machine['gemm_gflops']:.0f} GFLOP/s (measured in {machine['measured_seconds']:.1f} s, at a load of "
+        f"{machine['load']:.1f}: the times are those of a machine as busy as now)"
+    )
+    click.echo("fits" if report["fits"] else "does not fit")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,52 @@
+"""What is in a path: per layer and in total. Reads headers and one tensor at a time.
+
+Model folders, float and INT4, and adapter folders are the core's; other kinds of path, such as `*.gguf`, come through
+the hook `sqft_inspectors`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.inspect.adapter import ADAPTER_CONFIG, inspect_adapter
+from sqft_plugins.inspect.model import gguf_type, inspect_layer, inspect_model, layer_names
+from sqft_plugins.inspect.plot import check_plot, plot_sparsity
+from sqft_plugins.inspect.report import asked_patterns, total_of
+from sqft_plugins.plugins.protocols import Inspector
+
+__all__ = [
+    "check_plot",
+    "gguf_type",
+    "inspect_adapter",
+    "inspect_layer",
+    "inspect_model",
+    "inspect_path",
+    "layer_names",
+    "plot_sparsity",
+    "total_of",
+]
+
+
+def inspect_path(path: str | Path, pattern: str | None = None) -> dict[str, Any]:
+    """The report of a model folder (`inspect_model`), an adapter (`inspect_adapter`) or of what a plug-in opens.
+
+    pattern: an N:M to look for beside 2:4, 4:8 and 1:4. Raises SQFTError for one that is none, CheckpointError for a
+    path that nobody reads or that is damaged.
+    """
+    patterns, path = asked_patterns(pattern), Path(path)
+    if (path / ADAPTER_CONFIG).is_file():
+        return inspect_adapter(path)
+    if not (path / "config.json").is_file():
+        from sqft_plugins.plugins import get_manager
+
+        inspectors = cast(dict[str, Inspector], get_manager().collect("sqft_inspectors"))
+        for inspector in inspectors.values():
+            if inspector.opens(path):
+                return dict(inspector.inspect(path, patterns))
+        if path.is_file():
+            known = ", ".join(inspectors) or "none"
+            raise CheckpointError(f"{path} is a file that nothing here reads: give a folder; plug-ins read: {known}")
+    return inspect_model(ModelFolder(path), patterns)

@@ -1,0 +1,100 @@
+"""Model folders, float and INT4 in any format that `ModelFolder` reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import MAX_CODE, QuantizedWeight
+from sqft_plugins.inspect.report import PATTERNS, Row, total_of, zeros_of
+from sqft_plugins.mask import Pattern, mask_hash
+from sqft_plugins.measure import module_bytes, module_weight
+from sqft_plugins.progress import track
+
+GGUF_BLOCK = 32
+GGUF_FLOAT = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -> dict[str, Any]:
+    """path, kind "model", model_type, bytes, stamp, mask_is_the_stamps (whether the stored masks have the stamp's hash,
+    None without a stamp), grid, total and layers.
+
+    A layer has name, shape [out, in], dtype, weights, zeros (fraction exactly 0), patterns (see `zeros_of`), pruned
+    (fraction the mask prunes, None without a mask), violations (pruned weights that are not 0), kept_zero (weights that
+    the mask keeps but that are 0, as INT4 rounding makes them), not_finite, bits_per_weight (on disk, scales and zero
+    points included), gguf (the type it would become) and gguf_exact; INT4 layers also codes (how many weights have each
+    code) and scale (smallest, largest). `total` sums them up.
+    """
+    modules = layer_names(folder)
+    if not modules:
+        raise CheckpointError(f"model {folder.path} has no linear layers to look at: give a decoder language model")
+    layers = [inspect_layer(folder, module, patterns) for module in track(modules, "inspect")]
+    stamp = folder.stamp
+    return {
+        "path": str(folder.path),
+        "kind": "model",
+        "model_type": folder.config.get("model_type"),
+        "bytes": folder.weight_bytes,
+        "stamp": stamp.model_dump(exclude_none=True) if stamp else None,
+        "mask_is_the_stamps": mask_hash(folder.packed_masks) == stamp.mask_hash if stamp else None,
+        "grid": folder.grid.model_dump() if folder.grid else None,
+        "total": total_of(layers),
+        "layers": layers,
+    }
+
+
+def layer_names(folder: ModelFolder) -> list[str]:
+    """The modules that are masked or INT4, in model order; where there are none, the linear layers of the blocks."""
+    names = {*folder.packed_masks, *folder.quantized_modules}
+    if not names:
+        from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
+
+        return list(structure_of_folder(folder.path).shapes)
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] = PATTERNS) -> Row:
+    """One layer of the report, see `inspect_model`."""
+    quantized = folder.quantized(module) if module in folder.quantized_modules else None
+    weight = module_weight(folder, module) if quantized is None else quantized.dequantize()  # [out, in]
+    mask = folder.mask(module)
+    kept = weight != 0
+    row: Row = {
+        "name": module,
+        "shape": list(weight.shape),
+        "dtype": "int4" if quantized else str(weight.dtype).removeprefix("torch."),
+        **zeros_of(weight, patterns),
+        "pruned": None if mask is None else int(torch.count_nonzero(~mask)) / mask.numel(),
+        "violations": None if mask is None else int(torch.count_nonzero(kept & ~mask)),
+        "kept_zero": None if mask is None else int(torch.count_nonzero(mask & ~kept)),
+        "bits_per_weight": 8 * module_bytes(folder, module) / weight.numel(),
+        "gguf": float_type(weight) if quantized is None else gguf_type(quantized),
+        "gguf_exact": quantized is None or bool((quantized.scale == quantized.scale.to(torch.float16)).all()),
+    }
+    if quantized is not None:
+        row["codes"] = torch.bincount(quantized.codes.flatten(), minlength=MAX_CODE + 1).tolist()
+        row["scale"] = [float(quantized.scale.min()), float(quantized.scale.max())]
+    return row
+
+
+def gguf_type(weight: QuantizedWeight) -> str:
+    """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, else
+    Q5_0; F32 where a row or a group is no multiple of their block of 32."""
+    columns, groups = weight.codes.shape[1], weight.scale.shape[1]
+    if (columns // groups) % GGUF_BLOCK:
+        return "F32"
+    return "Q4_0" if weight.fits_signed() else "Q5_0"
+
+
+def float_type(weight: Tensor) -> str:
+    """The narrowest of GGUF's F16, BF16 and F32 that holds every weight exactly (F16 where both do)."""
+    for name, dtype in GGUF_FLOAT.items():
+        if weight.dtype == dtype or torch.equal(weight.to(dtype).to(torch.float32), weight.to(torch.float32)):
+            return name
+    return "F32"

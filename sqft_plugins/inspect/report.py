@@ -1,0 +1,96 @@
+"""What the reports of `sqft inspect` are made of: what a weight shows by itself, and the layers summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.mask import Pattern, conforms
+
+Row = dict[str, Any]
+PATTERNS = (Pattern.parse("1:4"), Pattern.parse("2:4"), Pattern.parse("4:8"))
+"""The N:M looked for, strictest first: what conforms to 1:4 conforms to 2:4, and that to 4:8."""
+
+
+def asked_patterns(pattern: str | None) -> tuple[Pattern, ...]:
+    """`PATTERNS` and the one that was asked for. Raises SQFTError where that is no N:M."""
+    if pattern is None:
+        return PATTERNS
+    if ":" not in pattern:
+        raise SQFTError(f"--pattern {pattern} is no N:M: give one such as 2:4 (2 kept of every 4 neighbours)")
+    asked = Pattern.parse(pattern)
+    return tuple(sorted({*PATTERNS, asked}, key=lambda one: (-one.sparsity, one.group or 0)))
+
+
+def zeros_of(weight: Tensor, patterns: Sequence[Pattern]) -> Row:
+    """weights, zeros (fraction exactly 0), not_finite (how many) and patterns of a weight [out, in].
+
+    patterns: "2:4" → the fraction of groups of 4 neighbours along `in` with at most 2 nonzeros; an M that does not
+    divide `in` is left out.
+    """
+    nonzero, total = weight != 0, weight.numel()
+    return {
+        "weights": total,
+        "zeros": (total - int(torch.count_nonzero(nonzero))) / total,
+        "not_finite": total - int(torch.count_nonzero(torch.isfinite(weight))),
+        "patterns": {
+            str(pattern): conforms(nonzero, pattern.keep, pattern.group)
+            for pattern in patterns
+            if pattern.keep is not None and pattern.group is not None and weight.shape[1] % pattern.group == 0
+        },
+    }
+
+
+def conforming(patterns: dict[str, float]) -> str:
+    """The strictest N:M that every group of a layer conforms to, "" where there is none."""
+    return next((name for name, fraction in patterns.items() if fraction == 1), "")
+
+
+def total_of(layers: Sequence[Row]) -> Row:
+    """The layers summed up: layers, weights, bytes, zeros, pruned, violations, kept_zero, not_finite, patterns (over
+    the layers whose `in` they divide), bits_per_weight, dtypes, gguf, gguf_exact, and for INT4 codes and scale."""
+    weights = sum(row["weights"] for row in layers)
+    masked = [row for row in layers if row["pruned"] is not None]
+    total: Row = {
+        "layers": len(layers),
+        "weights": weights,
+        "bytes": round(sum(row["bits_per_weight"] * row["weights"] for row in layers) / 8),
+        "zeros": _mean(layers, "zeros"),
+        "pruned": _mean(masked, "pruned") if masked else None,
+        "violations": sum(row["violations"] for row in masked) if masked else None,
+        "kept_zero": sum(row["kept_zero"] for row in masked) if masked else None,
+        "not_finite": sum(row["not_finite"] for row in layers),
+        "patterns": {},
+        "bits_per_weight": _mean(layers, "bits_per_weight"),
+        "dtypes": count(row["dtype"] for row in layers),
+        "gguf": count(row["gguf"] for row in layers),
+        "gguf_exact": all(row["gguf_exact"] for row in layers),
+    }
+    for name in dict.fromkeys(name for row in layers for name in row["patterns"]):
+        judged = [{"weights": row["weights"], **row["patterns"]} for row in layers if name in row["patterns"]]
+        total["patterns"][name] = _mean(judged, name)
+    quantized = [row for row in layers if "scale" in row]
+    if quantized:
+        total["scale"] = [min(row["scale"][0] for row in quantized), max(row["scale"][1] for row in quantized)]
+        if len({len(row["codes"]) for row in quantized}) == 1:  # a GGUF file may mix 16 codes and 32
+            total["codes"] = [sum(counts) for counts in zip(*(row["codes"] for row in quantized), strict=True)]
+    return total
+
+
+def count(names: Iterable[str]) -> dict[str, int]:
+    """name → how often."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    """Over all weights: exact where every row says the same."""
+    if len({row[key] for row in rows}) == 1:
+        return rows[0][key]
+    return sum(row[key] * row["weights"] for row in rows) / sum(row["weights"] for row in rows)

@@ -1,0 +1,151 @@
+"""Bytes on disk of what each step writes: exact, from the headers of the source's files and the layouts of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
+from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
+from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
+from sqft_plugins.checkpoint.writer import WEIGHT_FILES
+from sqft_plugins.compress.source import Source
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import group_width
+from sqft_plugins.mask import Pattern
+
+Specs = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What lies on disk after a step. bytes: of the weight files. other: mask, tokenizer and the like. bits_per_weight:
+    of the linear layers, scales included, the mask not; of an adapter, of its parameters. exact: whether `bytes` is to
+    the byte, else it is at most."""
+
+    stage: str
+    bytes: int
+    other: int
+    bits_per_weight: float
+    exact: bool = True
+
+
+class Sizes:
+    """The stages of one source folder."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.stored = stored_specs(source)
+        self.side = side_bytes(source.path)
+        self.weights = sum(rows * columns for rows, columns in source.modules.values())
+
+    def of_source(self) -> Stage:
+        names = [self.source.stored(module) for module in self.source.modules]
+        bits = self._bits({name: {name: self.stored[name]} for name in names})
+        return Stage("source", self.source.folder.weight_bytes, self.side, bits)
+
+    def pruned(self, name: str = "pruned") -> Stage:
+        """In the dtype of the source, with a mask of one bit a weight."""
+        changed = {
+            self.source.stored(module): {f"{module}.weight": self.stored[self.source.stored(module)]}
+            for module in self.source.modules
+        }
+        return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
+
+    def int4(self, grid: GridStamp, name: str = "INT4") -> Stage:
+        changed = {
+            self.source.stored(module): int4_specs(module, shape, grid, self._dtype(module))
+            for module, shape in self.source.modules.items()
+        }
+        return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
+
+    def compact(self, grid: GridStamp, patterns: Mapping[str, Pattern]) -> Stage:
+        """The compact form, which is its own mask. At most: weights that were 0 before need no code."""
+        changed = {
+            self.source.stored(module): compact_specs(module, shape, patterns[module], grid, self._dtype(module))
+            for module, shape in self.source.modules.items()
+        }
+        return Stage("compact", self._bytes(changed), self.side, self._bits(changed), exact=False)
+
+    def adapter(self, targets: Iterable[str], rank: int, name: str = "adapter") -> Stage:
+        """A super-adapter in float32, as PEFT saves it."""
+        specs = {}
+        for module in targets:
+            rows, columns = self.source.structure.shapes[module]
+            specs[f"base_model.model.{module}.lora_A.weight"] = TensorSpec(torch.float32, (rank, columns))
+            specs[f"base_model.model.{module}.lora_B.weight"] = TensorSpec(torch.float32, (rows, rank))
+        return Stage(name, file_bytes(specs), 0, 32.0)
+
+    def mask_bytes(self) -> int:
+        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in self.source.modules.items()}
+        return file_bytes({name: TensorSpec(torch.uint8, shape) for name, shape in shapes.items()})
+
+    def _dtype(self, module: str) -> torch.dtype:
+        return self.stored[self.source.stored(module)].dtype
+
+    def _bytes(self, changed: Mapping[str, Specs]) -> int:
+        """The files as FolderWriter lays them out: what is not changed is copied, under the model's own names."""
+        renamed = self.source.renamed
+        files: dict[Path, dict[str, TensorSpec]] = {}
+        for name, file in self.source.folder.files.items():
+            new = changed.get(name) or {renamed.get(name, name): self.stored[name]}
+            files.setdefault(file, {}).update(new)
+        return sum(file_bytes(specs) for specs in files.values())
+
+    def _bits(self, changed: Mapping[str, Specs]) -> float:
+        return 8 * sum(spec.nbytes for specs in changed.values() for spec in specs.values()) / self.weights
+
+
+def stored_specs(source: Source) -> dict[str, TensorSpec]:
+    """Tensor name → dtype and shape of every tensor of the folder; each header is read once."""
+    specs = {}
+    for file in sorted(set(source.folder.files.values())):
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                part = handle.get_slice(name)
+                if part.get_dtype() not in BY_NAME:
+                    raise CheckpointError(
+                        f"tensor {name} of {file} has the unknown type {part.get_dtype()}: convert the model"
+                    )
+                specs[name] = TensorSpec(BY_NAME[part.get_dtype()], tuple(part.get_shape()))
+    return specs
+
+
+def compact_specs(
+    module: str, shape: tuple[int, int], pattern: Pattern, grid: GridStamp, dtype: torch.dtype
+) -> dict[str, TensorSpec]:
+    """What the compact form stores of a module (checkpoint/compact.py) where `pattern` prunes all that it can."""
+    rows, columns = shape
+    groups = columns // group_width(columns, grid.group_size, module)
+    kept = columns - round(pattern.sparsity * columns)  # of each row, for N:M too
+    parts = {
+        "bitmask": TensorSpec(torch.uint8, (rows, -(-columns // 8))),
+        "values": TensorSpec(torch.uint8, (rows * -(-kept // 2),)),
+        "row_offsets": TensorSpec(torch.int64, (rows + 1,)),
+        "scales": TensorSpec(scale_dtype(dtype), (rows, groups)),
+        "shape": TensorSpec(torch.int64, (2,)),
+    }
+    if not grid.symmetric:
+        parts["zeros"] = TensorSpec(torch.uint8, (rows, -(-groups // 2)))
+    return {f"{module}.weight.{part}": spec for part, spec in parts.items()}
+
+
+def file_bytes(specs: Specs) -> int:
+    """A safetensors file with these tensors, its header included."""
+    return len(layout(specs)[0]) + sum(spec.nbytes for spec in specs.values())
+
+
+def side_bytes(path: Path) -> int:
+    """The files that are copied along: tokenizer, generation config, licence, and config.json."""
+    files = [file for file in path.rglob("*") if file.is_file()]
+    copied = [file for file in files if not {part for part in file.relative_to(path).parts if part.startswith(".")}]
+    return sum(
+        file.stat().st_size
+        for file in copied
+        if file.relative_to(path).parts[0] != FOLDER and not any(fnmatch(file.name, kind) for kind in WEIGHT_FILES)
+    )
