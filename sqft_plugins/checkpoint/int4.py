@@ -14,16 +14,21 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.errors import GridError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, pack, pack_zero_point
 
 SCALE_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
 
 def int4_tensors(module: str, weight: QuantizedWeight, grid: GridStamp, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The stored tensors of one module. The scale is exact in each `dtype` (8 significant bits)."""
+    """The stored tensors of one module of a model in `dtype`. Our scales, of 8 significant bits, are exact in each;
+    raises GridError for one that is not (AutoGPTQ's have 11 bits, which bf16 does not hold)."""
+    scale = weight.scale.to(scale_dtype(dtype))
+    if not torch.equal(scale.to(torch.float32), weight.scale):
+        raise GridError(f"the scales of {module} are not exact in {scale.dtype}: save the model in float16")
     stored = {
         f"{module}.weight_packed": pack(weight.codes),
-        f"{module}.weight_scale": weight.scale.to(scale_dtype(dtype)),
+        f"{module}.weight_scale": scale,
         f"{module}.weight_shape": torch.tensor(weight.codes.shape),
     }
     if not grid.symmetric:

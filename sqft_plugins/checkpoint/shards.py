@@ -54,12 +54,15 @@ class ShardFile:
     """A safetensors file of a fixed layout. `write` puts a tensor into its place."""
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]):
-        """Opens `path`, or makes it where it is not there or of another size: then every tensor is zeros."""
+        """Opens `path`, or makes it where it is not there or laid out otherwise: then every tensor is zeros."""
         self.path, self.specs = path, dict(specs)
         header, self._offsets = layout(self.specs)
         size = len(header) + sum(spec.nbytes for spec in self.specs.values())
-        if path.is_file() and path.stat().st_size == size:
-            return
+        if path.is_file():
+            with open(path, "rb") as file:
+                if path.stat().st_size == size and file.read(len(header)) == header:
+                    return
+            path.unlink()  # not cut off: tensors that were read from it may still be views of it
         with open(path, "wb") as file:
             file.write(header)
             file.truncate(size)

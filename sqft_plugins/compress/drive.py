@@ -23,6 +23,7 @@ from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.report import Row, describe, output_error
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.compress.visit import visit_linears
+from sqft_plugins.hardware import release_memory
 from sqft_plugins.mask import pack_mask
 from sqft_plugins.plugins.protocols import Statistic
 from sqft_plugins.progress import Steps, say
@@ -71,6 +72,7 @@ class Compression:
 
         def finished(block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
             skeleton.free(block)
+            release_memory()
             job.rows += rows
             if run is not None:
                 job.notes["returns_tuple"] = run.returns_tuple

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,4 +51,10 @@ def describe(rows: Sequence[Row]) -> str:
 
 def peak_memory_mib() -> int:
     """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kib >> (20 if sys.platform == "darwin" else 10)
+    # Linux's ru_maxrss begins with that of the process that started this one
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) >> 10

@@ -266,7 +266,7 @@ def test_other_quantized_formats_are_refused(int4, tmp_path):
         return {**quantization, "config_groups": {"group_0": {**group, "weights": {**group["weights"], **changes}}}}
 
     cases = [
-        ({"quant_method": "gptq"}, "is quantized as gptq/None"),
+        ({"quant_method": "awq"}, "is quantized as awq/None: this release reads compressed-tensors/pack-quan"),
         ({**quantization, "format": "float-quantized"}, "compressed-tensors/float-quantized"),
         (with_weights(num_bits=8), "not 4-bit"),
         (with_weights(type="float"), "not 4-bit"),
