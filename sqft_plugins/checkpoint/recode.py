@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError
@@ -18,10 +19,11 @@ END = ".weight_packed"
 
 def check_recodable(source: ModelFolder) -> None:
     """Raises CheckpointError for a folder that is not `pack-quantized`."""
-    if source.grid is None or not any(name.endswith(END) for name in source.files):
+    if source.grid is None or source.format_name != PackQuantized.name:
+        found = "float" if source.grid is None else source.format_name
         raise CheckpointError(
-            f"model {source.path} is not compressed-tensors/pack-quantized, the INT4 format that a merge writes: "
-            "quantize the sparse base with `sqft quantize`, or expand a compact folder with `sqft compact --expand`"
+            f"model {source.path} is {found}, a merge writes {PackQuantized.name}: expand a compact folder with "
+            "`sqft compact --expand`, or make it from the sparse base with `sqft quantize`"
         )
 
 

@@ -33,14 +33,9 @@ class FolderWriter:
         renamed: Mapping[str, str] | None = None,
     ):
         self.source, self.target = source, target
-        self._copied: dict[str, str] = {}  # name in the source → name here
-        layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
-        for name, file in source.files.items():
-            if name in changed:
-                layouts[file.name].update(changed[name])
-            else:
-                self._copied[name] = (renamed or {}).get(name, name)
-                layouts[file.name][self._copied[name]] = source.spec(name)
+        self._copied = {name: (renamed or {}).get(name, name) for name in source.files if name not in changed}
+        copied = {name: {here: source.spec(name)} for name, here in self._copied.items()}
+        layouts = shard_layouts(source, {**changed, **copied})
         self._shards = {file: ShardFile(target / file, specs) for file, specs in layouts.items()}
         self._where = {name: shard for shard in self._shards.values() for name in shard.specs}
         if set(layouts) != {SINGLE}:
@@ -60,6 +55,17 @@ class FolderWriter:
         numbers = sum(math.prod(s.shape) for shard in self._shards.values() for s in shard.specs.values())
         index = {"metadata": {"total_parameters": numbers, "total_size": total}, "weight_map": weight_map}
         (self.target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def shard_layouts(
+    source: ModelFolder, tensors: Mapping[str, Mapping[str, TensorSpec]]
+) -> dict[str, dict[str, TensorSpec]]:
+    """File name → its tensors, for a folder with the shards of `source`. tensors: for every tensor name in the source,
+    what takes its place."""
+    layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
+    for name, file in source.files.items():
+        layouts[file.name].update(tensors[name])
+    return layouts
 
 
 def copy_side_files(source: ModelFolder, target: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
 from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
-from sqft_plugins.checkpoint.writer import WEIGHT_FILES
+from sqft_plugins.checkpoint.writer import WEIGHT_FILES, shard_layouts
 from sqft_plugins.compress.source import Source
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import group_width
@@ -91,11 +91,9 @@ class Sizes:
     def _bytes(self, changed: Mapping[str, Specs]) -> int:
         """The files as FolderWriter lays them out: what is not changed is copied, under the model's own names."""
         renamed = self.source.renamed
-        files: dict[Path, dict[str, TensorSpec]] = {}
-        for name, file in self.source.folder.files.items():
-            new = changed.get(name) or {renamed.get(name, name): self.stored[name]}
-            files.setdefault(file, {}).update(new)
-        return sum(file_bytes(specs) for specs in files.values())
+        copied = {name: {renamed.get(name, name): spec} for name, spec in self.stored.items()}
+        layouts = shard_layouts(self.source.folder, {**copied, **changed})
+        return sum(file_bytes(specs) for specs in layouts.values())
 
     def _bits(self, changed: Mapping[str, Specs]) -> float:
         return 8 * sum(spec.nbytes for specs in changed.values() for spec in specs.values()) / self.weights
