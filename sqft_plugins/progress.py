@@ -27,15 +27,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     if total is None and isinstance(items, Sized):
         total = len(items)
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
+        with _bar() as bar:
             yield from bar.track(items, total=total, description=what)
         return
     start = last = time.monotonic()
@@ -46,6 +38,20 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             last = now
             left = (now - start) / done * (total - done)
             print(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def _bar(*more: TextColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        *more,
+        console=console,
+        transient=True,
+    )
 
 
 class Steps:
@@ -59,16 +65,7 @@ class Steps:
         self._start = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar = _bar(TextColumn("{task.fields[text]}"))
             self._bar.start()
             self._task = self._bar.add_task(self._what, total=self._total, completed=self._done, text="")
         return self
