@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from peft_ext.card import write_card
 from peft_ext.registry import LoraConfig, peft_type
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
@@ -29,7 +31,14 @@ class SQFTConfig(LoraConfig):
         },
     )
     quantization_aware: bool = field(
-        default=False, metadata={"help": "Train through the base's INT4 grid (QA-SparsePEFT). Not in this release."}
+        default=False,
+        metadata={"help": "Train through the base's INT4 grid, so that a merge is INT4 again (QA-SparsePEFT)."},
+    )
+    grid: str | None = field(
+        default=None,
+        metadata={
+            "help": "The INT4 folder made from this float base (quantization_aware). None: the base is an INT4 folder."
+        },
     )
     rank_choices: list[int] | None = field(
         default=None, metadata={"help": "The search space of ranks; its maximum is `r`. None: a fixed rank."}
@@ -41,6 +50,10 @@ class SQFTConfig(LoraConfig):
     mask_hash: str | None = field(
         default=None,
         metadata={"help": "Hash of the base's masks under the adapted modules. Filled in; checked when loading."},
+    )
+    grid_stamp: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "The grid trained through and the base under it. Filled in; checked when loading."},
     )
 
     def __post_init__(self) -> None:
@@ -57,9 +70,9 @@ class SQFTConfig(LoraConfig):
                 f"share_rank={self.share_rank!r} is unknown: {nearest(str(self.share_rank), ('layer', 'module'))}"
             )
         if self.quantization_aware:
-            raise SQFTError(
-                "quantization_aware=True is not in this release: tune the float base, then run `sqft quantize`"
-            )
+            self._check_quantization_aware()
+        elif self.grid is not None:
+            raise SQFTError(f"grid={str(self.grid)!r} needs quantization_aware=True: set it, or leave grid out")
         init = self.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
             raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
@@ -67,6 +80,29 @@ class SQFTConfig(LoraConfig):
             raise SQFTError(
                 f"target_parameters={self.target_parameters} is not supported: adapt linear layers by target_modules"
             )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Also writes README.md where the adapter's weights are: PEFT's own does not tell how to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_card(Path(save_directory), self)
+
+    def _check_quantization_aware(self) -> None:
+        if not self.sparse:
+            raise SQFTError(
+                "sparse=False cannot be used with quantization_aware: a dense delta would fill the zeros of the INT4 "
+                "base. Leave sparse=True, or leave quantization_aware out and keep the adapter unmerged"
+            )
+        if self.lora_dropout:
+            raise SQFTError(
+                f"lora_dropout={self.lora_dropout} cannot be used with quantization_aware: the adapter is inside the "
+                "quantized weight and has no input of its own. Use lora_dropout=0"
+            )
+        if self.lora_bias or self.bias != "none":
+            raise SQFTError(
+                f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "
+                "changes INT4 codes only. Use bias='none' and lora_bias=False"
+            )
+        self.grid = None if self.grid is None else str(self.grid)  # a Path cannot be saved as JSON
 
 
 def _name_unknown_fields(original):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from peft_ext.requantize import block_rows, fake_quantized_blocks
+
 
 def masked_delta(A: Tensor, B: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
     """s · (B @ A) ⊙ M → [out, in] in the dtype of A and B; M None is all ones."""
@@ -29,35 +31,49 @@ def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, mask: Te
 
 
 class MaskedLinear(torch.autograd.Function):
-    """y = x @ (W + s · (B @ A) ⊙ M).T with gradients for x, A and B; W is frozen.
+    """y = x @ W'.T, W' = W + s · (B @ A) ⊙ M, with gradients for x, A and B; W is frozen.
 
     Everything is computed in the dtype of x. M is `mask`, or W's nonzero pattern where `mask` is None and `sparse`.
+    With `scale` and `zero_point` W' is put on that INT4 grid (`requantize`), in float32 whatever x is, and only then
+    cast; the gradient passes straight through the rounding and the clamp.
     Nothing of size [out, in] is kept for the backward pass, nor ever made on a CPU: the merged weight is made block of
     rows by block of rows, small enough to stay in the cache, and made again in the backward pass.
     """
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        sparse: bool,
+        mask: Tensor | None,
+        scale: Tensor | None = None,
+        zero_point: Tensor | None = None,
+        on_grid: bool = False,
     ):
-        ctx.save_for_backward(x, weight, A, B, mask)
-        ctx.scaling, ctx.sparse = scaling, sparse
+        ctx.save_for_backward(x, weight, A, B, mask, scale, zero_point)
+        ctx.scaling, ctx.sparse, ctx.on_grid = scaling, sparse, on_grid
         tokens = x.flatten(0, -2)  # [tokens, in]
         y = x.new_empty(len(tokens), len(weight))  # [tokens, out]
-        for rows, merged, _ in _merged_blocks(x.dtype, weight, A, B * scaling, sparse, mask):
+        blocks = _blocks(x.dtype, weight, A, B, scaling, sparse, mask, scale, zero_point, on_grid)
+        for rows, merged, _ in blocks:
             torch.mm(tokens, merged.t(), out=y[:, rows])
         return y.unflatten(0, x.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        x, weight, A, B, mask = ctx.saved_tensors
+        x, weight, A, B, mask, scale, zero_point = ctx.saved_tensors
         tokens, grad_y = x.flatten(0, -2), grad_out.to(x.dtype).flatten(0, -2)  # [tokens, in], [tokens, out]
         grad_x = torch.zeros_like(tokens) if ctx.needs_input_grad[0] else None
         adapter = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grad_A, grad_B = torch.zeros_like(A, dtype=x.dtype), torch.empty_like(B, dtype=x.dtype)
         A_t, B_x = A.to(x.dtype).t(), B.to(x.dtype)
-        for rows, merged, kept in _merged_blocks(x.dtype, weight, A, B * ctx.scaling, ctx.sparse, mask):
+        grid = mask, scale, zero_point, ctx.on_grid
+        for rows, merged, kept in _blocks(x.dtype, weight, A, B, ctx.scaling, ctx.sparse, *grid):
             block = grad_y[:, rows]  # [tokens, rows]
             if grad_x is not None:
                 grad_x.addmm_(block, merged)
@@ -70,44 +86,68 @@ class MaskedLinear(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x.unflatten(0, x.shape[:-1])
         if not adapter:
-            return grad_x, None, None, None, None, None, None
+            return (grad_x, *(None,) * 9)
         grad_A, grad_B = (gradient.mul_(ctx.scaling).to(A.dtype) for gradient in (grad_A, grad_B))
-        return grad_x, None, grad_A, grad_B, None, None, None
+        return (grad_x, None, grad_A, grad_B, *(None,) * 6)
 
 
 def masked_linear(
-    x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, mask: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    sparse: bool,
+    mask: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    on_grid: bool = False,
 ) -> Tensor:
     """`MaskedLinear`, under autocast in the autocast dtype as F.linear would be."""
+    arguments = (weight, A, B, scaling, sparse, mask, scale, zero_point, on_grid)
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            return MaskedLinear.apply(x, weight, A, B, scaling, sparse, mask)
-    return MaskedLinear.apply(x, weight, A, B, scaling, sparse, mask)
+            return MaskedLinear.apply(x, *arguments)
+    return MaskedLinear.apply(x, *arguments)
 
 
-BLOCK = 2**17
-"""Weights in one block: with its mask, 1 MiB in float32, half of a core's second-level cache."""
+Block = tuple[slice, Tensor, Tensor | None]
+"""(rows, the merged weight of those rows, M of those rows as 0 and 1 or None)."""
+
+
+def _blocks(
+    dtype: torch.dtype,
+    weight: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    sparse: bool,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    on_grid: bool,
+) -> Iterator[Block]:
+    if scale is None or zero_point is None:
+        return _merged_blocks(dtype, weight, A, B * scaling, sparse, mask)
+    return fake_quantized_blocks(dtype, weight, A, B, scaling, mask, scale, zero_point, on_grid)
 
 
 def _merged_blocks(
     dtype: torch.dtype, weight: Tensor, A: Tensor, scaled_B: Tensor, sparse: bool, mask: Tensor | None
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+) -> Iterator[Block]:
     """(rows, W + (s · B) @ A ⊙ M of those rows, M as 0 and 1) in `dtype`; the tensors are reused by the next block.
 
     sign(W)² is the nonzero pattern as 0 and 1: multiplying by it takes a fifth of masked_fill_'s time on a CPU, where
     boolean masks are not vectorized.
     """
-    size, width = weight.shape
-    step = max(BLOCK // width, 64) if weight.device.type == "cpu" else size
     A, scaled_B = A.to(dtype), scaled_B.to(dtype)
     merged_space, kept_space = (
-        torch.empty(min(step, size), width, dtype=dtype, device=weight.device) for _ in range(2)
+        torch.empty(block_rows(weight)[0].stop, weight.shape[1], dtype=dtype, device=weight.device) for _ in range(2)
     )
-    for start in range(0, size, step):
-        rows = slice(start, min(start + step, size))
-        count = rows.stop - start
+    for rows in block_rows(weight):
+        count = rows.stop - rows.start
         merged, kept = merged_space[:count], kept_space[:count]
         block = weight[rows].to(dtype)
         torch.mm(scaled_B[rows], A, out=merged)

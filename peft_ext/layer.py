@@ -9,11 +9,16 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
+from peft_ext.grids import LayerGrid, holds_codes
 from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
+from peft_ext.requantize import requantized
 from sqft_plugins.elastic import slice_lora
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
 
 
@@ -22,12 +27,19 @@ class ElasticState:
     """What a layer knows of one adapter beside A and B.
 
     rank_choices: largest first. chosen: the rank of evaluation and merging. sampled: that of the current training step.
+    rows: `sampled` as 0 and 1, bool [r, 1], for compiled code. resting: sampled and rows, kept over a forward without
+    gradients.
+    quantization_aware: the weight is put on `grid`, which the model fills in once it is whole.
     """
 
     sparse: bool
     rank_choices: list[int]
     chosen: int
     sampled: int | None = None
+    rows: Tensor | None = None
+    resting: tuple[int | None, Tensor | None] = (None, None)
+    quantization_aware: bool = False
+    grid: LayerGrid | None = None
 
 
 class ElasticMaskedVariant(LoraVariant):
@@ -41,7 +53,9 @@ class ElasticMaskedVariant(LoraVariant):
         assert isinstance(module, Linear)
         rank = module.r[adapter_name]
         choices = [rank] if config.rank_choices is None else list(config.rank_choices)
-        module.elastic[adapter_name] = ElasticState(config.sparse, choices, max(choices))
+        module.elastic[adapter_name] = ElasticState(
+            config.sparse, choices, max(choices), quantization_aware=config.quantization_aware
+        )
 
     @staticmethod
     def merge_safe(module: Linear, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
@@ -53,6 +67,11 @@ class ElasticMaskedVariant(LoraVariant):
 
     @staticmethod
     def forward(module: Linear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        if module.elastic[active_adapter].quantization_aware:
+            raise SQFTError(
+                f"adapter {active_adapter!r} is quantization-aware and rounds the whole weight, so it works alone: "
+                "activate one adapter, without adapter_names, on plain linear layers in their own dtype"
+            )
         x = module.lora_dropout[active_adapter](x)
         A, B, scaling = module.sub_adapter(active_adapter)
         if module.elastic[active_adapter].sparse:
@@ -76,7 +95,7 @@ class Linear(LoraLinear):
         if "elastic" not in self.__dict__:
             self.elastic: dict[str, ElasticState] = {}
             self._kept: tuple[Tensor, Tensor | None] | None = None
-            self._evaluated: tuple[tuple, Tensor] | None = None
+            self._evaluated: tuple[tuple, tuple[Tensor, ...], Tensor] | None = None
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     @property
@@ -92,7 +111,12 @@ class Linear(LoraLinear):
 
     def sub_adapter(self, adapter: str) -> tuple[Tensor, Tensor, float]:
         """A [rank, in], B [out, rank] and the scaling of the super-adapter."""
-        A, B = slice_lora(self.factor("A", adapter), self.factor("B", adapter), self.rank_of(adapter))
+        A, B = self.factor("A", adapter), self.factor("B", adapter)
+        rows = self.elastic[adapter].rows
+        if rows is not None and self.training and torch.compiler.is_compiling():
+            return A * rows, B, self.scaling[adapter]  # one graph for all: dynamo makes one for each int it meets
+        if len(self.elastic[adapter].rank_choices) > 1:  # a fixed rank is the whole, also after a hotswap to another
+            A, B = slice_lora(A, B, self.rank_of(adapter))
         return A, B, self.scaling[adapter]
 
     def factor(self, name: Literal["A", "B"], adapter: str) -> Tensor:
@@ -103,23 +127,62 @@ class Linear(LoraLinear):
         """The base layer: nn.Linear, or Conv1D with its weight [in, out]."""
         return cast(nn.Linear, self.get_base_layer())
 
-    def base_mask(self) -> Tensor:
-        """bool [out, in]: the nonzero pattern of the unmerged base, whatever is merged now."""
-        weight = self._kept[0] if self._kept is not None else self.base().weight.data
-        return nonzero_mask(self._as_out_in(weight))
+    def unmerged_weight(self) -> Tensor:
+        """[out, in]: the base weight, whatever is merged now."""
+        return self._as_out_in(self._kept[0] if self._kept is not None else self.base().weight.data)
+
+    def base_mask(self, adapter: str | None = None) -> Tensor:
+        """bool [out, in]: the mask stored with the INT4 base under a quantization-aware adapter, else the nonzero
+        pattern of the unmerged base."""
+        grid = self._grid(adapter) if adapter else None
+        return nonzero_mask(self.unmerged_weight()) if grid is None or grid.mask is None else grid.mask
+
+    def quantized(self, adapter: str, merged: bool = True) -> QuantizedWeight:
+        """The codes [out, in] of the base with a quantization-aware adapter merged in at the rank in force, or those
+        of the base alone, on their grid."""
+        grid = self._grid(adapter)
+        if grid is None:
+            raise SQFTError(
+                f"adapter {adapter!r} is not quantization-aware and has no codes: merge it as a float model, or train "
+                "with quantization_aware=True"
+            )
+        A, B, scaling = self.sub_adapter(adapter)
+        weight = self.unmerged_weight()
+        with torch.no_grad():
+            codes = requantized(weight, A, B, scaling if merged else 0.0, grid.mask, *grid.scales(), grid.on_grid)
+        return QuantizedWeight(codes, *grid.scales())
 
     def merged_weight(self, adapter: str, weight: Tensor) -> Tensor:
         """`weight` (in the base layer's own layout) with the adapter merged in, same layout and dtype."""
+        if self.elastic[adapter].quantization_aware:
+            return self._as_out_in(self.quantized(adapter).dequantize(weight.dtype))
         A, B, scaling = self.sub_adapter(adapter)
         mask = self.base_mask() if self.elastic[adapter].sparse else None
         with torch.no_grad():
             return self._as_out_in(merged_weight(self._as_out_in(weight), A, B, scaling, mask))
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """s · (B @ A) ⊙ M at the rank in force, in the base layer's layout and the adapter's dtype."""
+        """s · (B @ A) ⊙ M at the rank in force, in the base layer's layout and the adapter's dtype; what a
+        quantization-aware adapter changes the weight by."""
         A, B, scaling = self.sub_adapter(adapter)
+        if self.elastic[adapter].quantization_aware:
+            change = self.quantized(adapter).dequantize() - self.unmerged_weight()
+            return self._as_out_in(change.to(A.dtype))
         mask = self.base_mask() if self.elastic[adapter].sparse else None
         return self._as_out_in(masked_delta(A, B, scaling, mask))
+
+    def _grid(self, adapter: str) -> LayerGrid | None:
+        """The grid on the device of the base weight; None where the adapter is not quantization-aware."""
+        state = self.elastic[adapter]
+        if not state.quantization_aware:
+            return None
+        if state.grid is None:
+            raise SQFTError(
+                f"adapter {adapter!r} has no grid yet: the base had no weights when it was added, load them"
+            )
+        if state.grid.scale.device != self.base().weight.device:
+            state.grid = state.grid.to(self.base().weight.device)
+        return state.grid
 
     def add_lora_bias(self, adapter: str, output: Tensor) -> Tensor:
         if not self.lora_bias[adapter]:
@@ -136,7 +199,9 @@ class Linear(LoraLinear):
         if self.training or torch.is_grad_enabled():
             A, B, scaling = self.sub_adapter(adapter)
             weight = self._as_out_in(base.weight)
-            output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse)
+            grid = self._grid(adapter)
+            quantization = () if grid is None else (grid.mask, *grid.scales(), grid.on_grid)
+            output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse, *quantization)
             if base.bias is not None:
                 output = output + base.bias.to(output.dtype)
         else:
@@ -166,12 +231,19 @@ class Linear(LoraLinear):
     def _evaluation_weight(self, adapter: str) -> Tensor:
         """The merged weight, kept until a parameter, the rank or the scaling changes: made anew at every token,
         generation was ten times slower than from a merged model. Costs one more copy of the weight."""
-        tensors = (self.base().weight, self.factor("A", adapter), self.factor("B", adapter))
-        state = tuple((id(t), t.data_ptr(), t._version, t.dtype) for t in tensors)
-        key = (adapter, self.rank_of(adapter), self.scaling[adapter], state)
-        if self._evaluated is None or self._evaluated[0] != key:
-            self._evaluated = (key, self.merged_weight(adapter, self.base().weight.data))
-        return self._evaluated[1]
+        if torch.compiler.is_compiling() or getattr(self, "_is_fsdp_managed_module", False):
+            # What is kept and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
+            # tensor, whose version does not tell that they changed; and a copy of every layer on every process is what
+            # sharding is to avoid.
+            return self.merged_weight(adapter, self.base().weight.data)
+        base, factors = self.base().weight, (self.factor("A", adapter), self.factor("B", adapter))
+        key = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), id(base), base.data_ptr(), base._version)
+        kept = self._evaluated
+        # the factors are compared as numbers: PEFT's hotswap writes through `.data`, which no version counter sees
+        if kept is None or kept[0] != key or not all(map(_same, kept[1], factors)):
+            copies = tuple(factor.detach().clone() for factor in factors)
+            kept = self._evaluated = (key, copies, self.merged_weight(adapter, base.data))
+        return kept[2]
 
     def train(self, mode: bool = True):
         self._evaluated = None  # training would keep the copy for nothing
@@ -184,6 +256,12 @@ class Linear(LoraLinear):
         names = check_adapters_to_merge(self, adapter_names)
         if not names:
             return
+        self._check_merge(names)
+        if safe_merge and isinstance(self.base().weight, DTensor):
+            raise SQFTError(
+                "safe_merge=True does nothing to a sharded weight: merge without it, or merge the saved adapter in one "
+                "process"
+            )
         self._evaluated = None
         if self._kept is None:
             base = self.base()
@@ -196,6 +274,21 @@ class Linear(LoraLinear):
         finally:
             self.training = training
 
+    def _check_merge(self, names: list[str]) -> None:
+        together = [name for name in (*self.merged_adapters, *names) if name in self.elastic]
+        aware = [name for name in together if self.elastic[name].quantization_aware]
+        if aware and len(together) > 1:
+            raise SQFTError(
+                f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: merge it alone, not "
+                f"{together} together"
+            )
+        if together and not aware and holds_codes(self.base()):
+            raise SQFTError(
+                f"adapter {together[0]!r} is not quantization-aware and its base is INT4: rounded to the grid a small "
+                "delta is lost, and a dense one fills the zeros. Keep it unmerged, or train with "
+                "quantization_aware=True"
+            )
+
     def unmerge(self) -> None:
         """Puts the kept base weight back, bit for bit."""
         if not self.merged:
@@ -203,9 +296,10 @@ class Linear(LoraLinear):
             return
         assert self._kept is not None
         base = self.base()
-        base.weight.data, bias = self._kept
+        weight, bias = self._kept
+        base.weight.data.copy_(weight)  # not `.data = weight`, which does nothing to a sharded parameter
         if bias is not None:
-            base.bias.data = bias
+            base.bias.data.copy_(bias)
         self.merged_adapters.clear()
         self._kept = None
 
@@ -214,3 +308,7 @@ class Linear(LoraLinear):
 
     def __repr__(self) -> str:
         return super().__repr__().replace("lora.", "sqft.", 1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from peft_ext.checks import check_combination, check_is_called
+from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
 from peft_ext.registry import BaseTunerLayer, LoraModel
 from sqft_plugins.elastic import Rank, configuration, sample_configuration
 from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, pack_mask
 
 DENSE_BELOW = 0.10
@@ -29,35 +34,93 @@ class SQFTModel(LoraModel):
     def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         name = kwargs.get("target_name", "")
+        if getattr(lora_config, "_custom_modules", None):
+            raise SQFTError(
+                "custom modules (_register_custom_module) are not supported: SQFT has its one layer for linears"
+            )
         if not isinstance(base, nn.Linear | Conv1D):
             raise SQFTError(
                 f"target_modules matches {name}, a {type(base).__name__}: SQFT adapts linear layers only, "
                 "leave it out with exclude_modules"
             )
+        if isinstance(getattr(base, "weight", None), DTensor):
+            raise SQFTError(
+                f"{name} is sharded already (DTensor): add the adapter first and shard the whole model after it "
+                "(accelerate does), and do not load the base with tp_plan, tensor parallel training is not supported"
+            )
+        if hasattr(getattr(base, "weight", None), "ds_id"):  # ZeRO-3 gathers a module's weight in its own call only
+            raise SQFTError(f"{name} is partitioned by DeepSpeed ZeRO-3, which was not tried: use FSDP2, DDP or ZeRO-2")
         if getattr(base, "weight", None) is None:
             raise SQFTError(f"{name} is still compressed: load the base with CompressedTensorsConfig(dequantize=True)")
-        # transformers leaves compressed-tensors' mark on linears that it has dequantized
-        if lora_config.sparse and getattr(base, "quantization_status", None) is not None:
+        if lora_config.sparse and not lora_config.quantization_aware and holds_codes(base):
             raise SQFTError(
-                f"sparse=True over a quantized base ({name}) cannot merge back to INT4 in this release: "
-                "tune the float base, or use sparse=False and keep the adapter unmerged"
+                f"sparse=True over an INT4 base ({name}) cannot merge back to INT4: train through its grid with "
+                "quantization_aware=True, or use sparse=False and keep the adapter unmerged"
             )
         conv1d = isinstance(base, Conv1D)
         lora_config.fan_in_fan_out = conv1d
         return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)
 
-    def _post_injection_hook(self, model: nn.Module, config, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def _check_target_module_compatiblity(self, peft_config, model: nn.Module, target_name: str) -> None:
+        check_is_called(model, target_name)
+        super()._check_target_module_compatiblity(peft_config, model, target_name)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         if draw_ranks not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(draw_ranks)
-        if config.sparse:
-            _check_base(model, config, adapter_name)
+            model.register_forward_hook(take_up_ranks)
+        config: Any = self.peft_config[adapter_name]
+        layers = dict(sqft_layers(model, adapter_name))
+        try:
+            if config.quantization_aware:
+                attach_grids(model, config, adapter_name, layers)
+            elif config.sparse:
+                _check_base(layers, config, adapter_name)
+        except SQFTError:
+            for layer in layers.values():
+                layer.delete_adapter(adapter_name)
+            raise
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        aware = [name for name in names if self._is_quantization_aware(name)]
+        if aware and len(names) > 1:
+            raise SQFTError(
+                f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: activate it alone, not "
+                f"{list(names)} together"
+            )
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        for name in adapters:
+            if self._is_quantization_aware(name):
+                raise SQFTError(
+                    f"adapter {name!r} is quantization-aware: what it adds depends on the rounding of the whole "
+                    "weight, so it cannot be combined. Merge it, or combine adapters trained over the float base"
+                )
+        configs = {name: self.peft_config[name] for name in adapters if name in self.peft_config}
+        check_combination(configs, ((n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)))
+        before: Any = self.peft_config.get(adapters[0])
+        if before is not None:
+            # PEFT derives the new configuration from the first one: other modules may have other masks, and of several
+            # nested ranks only the whole can be combined
+            self.peft_config[adapters[0]] = replace(before, mask_hash=None, rank_choices=None)
+        try:
+            super().add_weighted_adapter(adapters, *args, **kwargs)
+        finally:
+            if before is not None:
+                self.peft_config[adapters[0]] = before
+
+    def _is_quantization_aware(self, adapter: str) -> bool:
+        return getattr(self.peft_config.get(adapter), "quantization_aware", False)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
-        for key, hook in list(model._forward_pre_hooks.items()):
-            if hook is draw_ranks:  # nothing of ours stays behind
-                del model._forward_pre_hooks[key]
+        for hooks, ours in ((model._forward_pre_hooks, draw_ranks), (model._forward_hooks, take_up_ranks)):
+            for key in [key for key, hook in hooks.items() if hook is ours]:  # nothing of ours stays behind
+                del hooks[key]
         return model
 
     def set_active_rank(self, rank: Rank, adapter_name: str | None = None) -> dict[str, int]:
@@ -88,7 +151,28 @@ class SQFTModel(LoraModel):
     def masks(self, adapter_name: str | None = None) -> dict[str, Tensor]:
         """Module name → mask (bool [out, in]) of the unmerged base under the adapter."""
         adapter = adapter_name or self.active_adapters[0]
-        return {name: layer.base_mask() for name, layer in sqft_layers(self.model, adapter)}
+        return {name: layer.base_mask(adapter) for name, layer in sqft_layers(self.model, adapter)}
+
+    def quantized(self, adapter_name: str | None = None, merged: bool = True) -> dict[str, QuantizedWeight]:
+        """Module name → INT4 weight of the base with a quantization-aware adapter merged in at its chosen ranks, or,
+        with `merged` False, of the base alone. Raises SQFTError for an adapter that is not quantization-aware."""
+        adapter = adapter_name or self.active_adapters[0]
+        layers = list(sqft_layers(self.model, adapter))
+        if not layers:
+            raise SQFTError(
+                f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
+            )
+        return {name: layer.quantized(adapter, merged) for name, layer in layers}
+
+    def put_rest_on_grid(self, adapter_name: str | None = None) -> list[str]:
+        """Writes the INT4 weights of the grid's folder into the base's modules that are INT4 there but not adapted, in
+        place, so that the model computes what it will after a merge → their names. Nothing to do over an INT4 base."""
+        adapter = adapter_name or self.active_adapters[0]
+        config: Any = self.peft_config[adapter]
+        folder = int4_folder(self.model, config)
+        rest = rest_off_grid(self.model, folder, dict(sqft_layers(self.model, adapter)))
+        put_on_grid(self.model, folder, rest)
+        return rest
 
 
 NAMED = ("max", "min", "median", "heuristic")
@@ -98,27 +182,53 @@ def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:
     """(module name in the base model, layer) for every layer that carries `adapter`."""
     for name, module in model.named_modules():
         if isinstance(module, Linear) and adapter in module.elastic:
-            yield name, module
+            yield name.replace("_orig_mod.", ""), module  # the same name with and without torch.compile
 
 
 def draw_ranks(model: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of the whole model: draws the ranks of a training step, clears them otherwise.
+    """Forward pre-hook of the whole model: draws the ranks of a training step, puts them aside otherwise.
 
     Once per forward and not inside the layers, because gradient checkpointing runs layers a second time and must see
     the same rank. Without gradients (`generate`, evaluation) nothing is drawn, also in training mode. The seed comes
     from torch's global generator, which Trainer saves and restores, so that a resumed run draws on as it would have;
     data-parallel processes take that of the first.
     """
-    configs: Mapping = getattr(model, "peft_config", None) or {}
-    sampling = model.training and torch.is_grad_enabled()
-    for adapter, config in configs.items():
-        if getattr(config, "rank_choices", None) is None:
+    for adapter, config in _elastic_adapters(model):
+        if model.training and torch.is_grad_enabled():
+            _draw(model, adapter, config)
             continue
-        layers = dict(sqft_layers(model, adapter))
-        if sampling:
-            drawn = sample_configuration(layers, config.rank_choices, config.share_rank, random.Random(_shared_seed()))
-        for name, layer in layers.items():
-            layer.elastic[adapter].sampled = drawn[name] if sampling else None
+        for _, layer in sqft_layers(model, adapter):
+            state = layer.elastic[adapter]
+            state.resting, state.sampled, state.rows = (state.sampled, state.rows), None, None
+
+
+def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
+    """Forward hook of the whole model: after a forward without gradients, the ranks drawn before are in force again.
+
+    A trainer may ask a reference model (DPO) or log something between forward and backward, and gradient checkpointing
+    still has to run the layers a second time.
+    """
+    for adapter, _ in _elastic_adapters(model):
+        if model.training and torch.is_grad_enabled():
+            continue
+        for _, layer in sqft_layers(model, adapter):
+            state = layer.elastic[adapter]
+            (state.sampled, state.rows), state.resting = state.resting, (None, None)
+
+
+def _elastic_adapters(model: nn.Module) -> list[tuple[str, Any]]:
+    configs: Mapping = getattr(model, "peft_config", None) or {}
+    return [(name, config) for name, config in configs.items() if getattr(config, "rank_choices", None) is not None]
+
+
+@torch.compiler.disable(reason="the ranks of a training step are drawn outside the graph")
+def _draw(model: nn.Module, adapter: str, config: Any) -> None:
+    layers = dict(sqft_layers(model, adapter))
+    drawn = sample_configuration(layers, config.rank_choices, config.share_rank, random.Random(_shared_seed()))
+    for name, layer in layers.items():
+        state, A = layer.elastic[adapter], layer.factor("A", adapter)
+        # a tensor of its own for each layer: of shared ones dynamo notes who shares, and that changes with every draw
+        state.sampled, state.rows = drawn[name], torch.arange(len(A), device=A.device).unsqueeze(1) < drawn[name]
 
 
 def _shared_seed() -> int:
@@ -129,9 +239,8 @@ def _shared_seed() -> int:
     return int(seed)
 
 
-def _check_base(model: nn.Module, config, adapter_name: str) -> None:
+def _check_base(layers: Mapping[str, Linear], config, adapter_name: str) -> None:
     """Fills in or checks the hash of the base's masks, and warns about a base that was never pruned."""
-    layers = dict(sqft_layers(model, adapter_name))
     if any(layer.get_base_layer().weight.is_meta for layer in layers.values()):
         return  # no weights yet, so nothing to compare
     kept = total = 0
@@ -140,6 +249,8 @@ def _check_base(model: nn.Module, config, adapter_name: str) -> None:
         mask = layer.base_mask()
         kept, total = kept + int(mask.sum()), total + mask.numel()
         packed[name] = pack_mask(mask)
+    if not kept:
+        return  # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
     found = mask_hash(packed)
     if config.mask_hash is None:
         config.mask_hash = found

@@ -36,6 +36,7 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge  # noqa: E402
 from peft.utils import PeftType, register_peft_method  # noqa: E402
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK  # noqa: E402
+from peft.utils.other import get_pattern_key  # noqa: E402
 
 __all__ = [
     "BaseTunerLayer",
@@ -46,6 +47,7 @@ __all__ = [
     "LoraVariant",
     "PeftType",
     "check_adapters_to_merge",
+    "get_pattern_key",
     "peft_type",
     "register",
 ]
@@ -72,4 +74,6 @@ def register(config_cls: type, model_cls: type) -> None:
     if kind in PEFT_TYPE_TO_CONFIG_MAPPING:
         return
     register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_")
-    CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], "sparse", "quantization_aware"]
+    # what hotswap compares: an adapter for other zeros, another grid or another search space is not swapped in
+    ours = ("sparse", "quantization_aware", "rank_choices", "mask_hash", "grid_stamp")
+    CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], *ours]

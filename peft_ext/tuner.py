@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from peft_ext.config import SQFTConfig
+from peft_ext.grids import check_grid
 from peft_ext.model import SQFTModel
+from peft_ext.registry import get_pattern_key
+from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_alpha
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.progress import say
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
@@ -27,10 +34,15 @@ class PeftTuner:
 
     name: str
 
-    def load(self, model: Any, adapter: Path) -> nn.Module:
-        """Raises MismatchError for a base with another mask, CheckpointError for one of another shape."""
+    def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
+        """Raises MismatchError for a base with another mask or grid, CheckpointError for one of another shape."""
+        config = PeftConfig.from_pretrained(str(adapter))
+        if grid is not None:
+            if not getattr(config, "quantization_aware", False):
+                raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
+            config.grid = str(grid)
         try:
-            return PeftModel.from_pretrained(model, str(adapter)).eval()
+            return PeftModel.from_pretrained(model, str(adapter), config=config).eval()
         except RuntimeError as error:  # torch's word for weights that do not fit
             first = str(error).strip().split("\n")[-1].strip()
             raise CheckpointError(
@@ -57,12 +69,47 @@ class PeftTuner:
         sub_adapter_config(config, ranks).save_pretrained(str(target))
         return ranks
 
+    def grid_of(self, adapter: Path, base: Path) -> Path | None:
+        config = PeftConfig.from_pretrained(str(adapter))
+        return Path(config.grid or base) if getattr(config, "quantization_aware", False) else None
+
 
 class SQFTTuner(PeftTuner):
     name = "sqft"
 
+    def check(self, base: Path, settings: Any) -> None:
+        """Raises SQFTError for a field that cannot work, for quantization_aware without an INT4 folder, and for a
+        masked adapter over one that is not."""
+        config, folder = self._config(settings), ModelFolder(base)
+        if config.quantization_aware:
+            check_grid(folder, config)
+        elif config.sparse and folder.grid is not None:
+            raise SQFTError(
+                f"model {base} is INT4, and a masked adapter cannot merge back to it: train with --quantization-aware, "
+                "or with --dense and keep the adapter unmerged"
+            )
+
     def attach(self, model: Any, settings: Any) -> nn.Module:
-        config = SQFTConfig(
+        with _no_advice():
+            tuned = get_peft_model(model, self._config(settings))
+        return self._on_grid(tuned)
+
+    def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
+        with _no_advice():
+            tuned = super().load(model, adapter, grid)
+        return self._on_grid(tuned)
+
+    def _on_grid(self, model: Any) -> nn.Module:
+        """The model with all that is INT4 in the adapter's grid put there: what is tuned and judged is what a merge
+        gives."""
+        if model.active_peft_config.quantization_aware:
+            rest = model.base_model.put_rest_on_grid()
+            if rest:
+                say(f"{rest[0]} and {len(rest) - 1} more modules are not adapted: they run as INT4, as after a merge")
+        return model
+
+    def _config(self, settings: Any) -> SQFTConfig:
+        return SQFTConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
@@ -70,9 +117,10 @@ class SQFTTuner(PeftTuner):
             rank_choices=settings.rank_choices,
             share_rank=settings.share_rank,
             sparse=settings.sparse,
+            quantization_aware=settings.quantization_aware,
+            grid=settings.grid,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         return model.set_active_rank(rank)
@@ -83,13 +131,19 @@ class SQFTTuner(PeftTuner):
         masks = tuner.masks() if sparse else {}
         return model.merge_and_unload(), masks
 
+    def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
+        return model.base_model.quantized(merged=merged)
+
 
 class LoraTuner(PeftTuner):
     name = "lora"
 
+    def check(self, base: Path, settings: Any) -> None:
+        for field in ("rank_choices", "quantization_aware", "grid"):
+            if getattr(settings, field):
+                raise SQFTError(f"{field} needs --tuner sqft: a plain LoRA has one rank and knows no grid")
+
     def attach(self, model: Any, settings: Any) -> nn.Module:
-        if settings.rank_choices:
-            raise SQFTError("rank_choices needs --tuner sqft: a plain LoRA has one rank")
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -106,6 +160,17 @@ class LoraTuner(PeftTuner):
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:
         return model.merge_and_unload(), {}
+
+    def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
+        raise SQFTError("a plain LoRA has no codes: it was not trained through a grid")
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without the advice to call put_rest_on_grid, which is taken here anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*put_rest_on_grid")
+        yield
 
 
 def read_tensors(adapter: Path) -> dict[str, Tensor]:
@@ -128,16 +193,22 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
 
     A dense sub-adapter becomes a plain LoRA, which stock PEFT, vLLM and llama.cpp load; a masked one stays SQFT.
     """
+    own = config.alpha_pattern
     alphas = {
-        module: sub_adapter_alpha(config.lora_alpha, rank, config.r, config.use_rslora)
+        module: sub_adapter_alpha(
+            own.get(get_pattern_key(own, module), config.lora_alpha), rank, config.r, config.use_rslora
+        )
         for module, rank in ranks.items()
     }
     most = max(ranks.values())
+    alpha = sub_adapter_alpha(config.lora_alpha, most, config.r, config.use_rslora)
     changes: dict[str, Any] = {
         "r": most,
-        "lora_alpha": sub_adapter_alpha(config.lora_alpha, most, config.r, config.use_rslora),
+        "lora_alpha": alpha,
         "rank_pattern": {module: rank for module, rank in ranks.items() if rank != most},
-        "alpha_pattern": {module: alphas[module] for module, rank in ranks.items() if rank != most},
+        "alpha_pattern": {
+            module: alphas[module] for module in ranks if (ranks[module], alphas[module]) != (most, alpha)
+        },
     }
     if not isinstance(config, SQFTConfig):
         return replace(config, **changes)

@@ -10,26 +10,34 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @click.command(
     epilog=examples(
         "sqft merge models/gemma-50 adapters/math --out models/gemma-50-math",
-        "sqft merge models/gemma-50 adapters/math --rank max --out models/gemma-50-math",
+        "sqft merge models/gemma-50-int4 adapters/math-qa --rank max --out models/gemma-50-math-int4",
         "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
     )
 )
 @click.argument("model", type=click.Path())
 @click.argument("adapter", type=click.Path())
 @rank_option
+@click.option(
+    "--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER, if moved."
+)
 @out_option
 @overwrite_option
 @json_option
-def command(model, adapter, rank, out, overwrite, as_json) -> None:
-    """Merge ADAPTER into MODEL at a rank. A masked adapter keeps every zero; the merge is checked in float32."""
+def command(model, adapter, rank, grid, out, overwrite, as_json) -> None:
+    """Merge ADAPTER into MODEL at a rank.
+
+    A masked adapter keeps every zero, a quantization-aware one the INT4 grid, too. MODEL is what the adapter was
+    trained over. The merge is checked in float32.
+    """
     from sqft_plugins.tune.merge import merge_folder
 
-    report = merge_folder(model, adapter, out, rank, overwrite)
+    report = merge_folder(model, adapter, out, rank, overwrite, grid)
     emit(as_json, report, lambda: click.echo(_line(report)))
 
 
 def _line(report) -> str:
+    codes = f"{report['codes_changed']:.1%} of the kept INT4 codes changed, " if "codes_changed" in report else ""
     return (
-        f"{report['out']}: {report['modules']} modules merged, {report['zeros_lost']:,} zeros lost, "
+        f"{report['out']}: {report['modules']} modules merged, {codes}{report['zeros_lost']:,} zeros lost, "
         f"max |dlogit| {report['max_logit_difference']:.1e} in float32"
     )

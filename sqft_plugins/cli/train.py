@@ -11,6 +11,8 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
     epilog=examples(
         "sqft train models/gemma-50 --data train.jsonl --rank 32 --rank-choices 32,24,16 --out adapters/math",
         "sqft train models/gemma-50 --data train.jsonl --text-fraction 0.2 --steps 300 --out adapters/math",
+        "sqft train models/gemma-50-int4 --data train.jsonl --quantization-aware --out adapters/math-qa",
+        "sqft train models/gemma-50 --data d.jsonl --quantization-aware --grid models/gemma-50-int4 --out adapters/qa",
         "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
     )
 )
@@ -28,6 +30,12 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @click.option("--dropout", default=0.0, show_default=True)
 @click.option("--dense", is_flag=True, help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.")
 @click.option(
+    "--quantization-aware", is_flag=True, help="Train through the INT4 grid of MODEL, so that a merge is INT4 again."
+)
+@click.option(
+    "--grid", type=click.Path(), metavar="DIR", help="With --quantization-aware over a float MODEL: its INT4 folder."
+)
+@click.option(
     "--target-modules", metavar="NAME,…", help="Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's)."
 )
 @click.option("--steps", default=100, show_default=True)
@@ -43,7 +51,19 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
 @overwrite_option
 @json_option
 def command(
-    model, data, tuner, rank, rank_choices, share_rank, alpha, dropout, dense, target_modules, **options
+    model,
+    data,
+    tuner,
+    rank,
+    rank_choices,
+    share_rank,
+    alpha,
+    dropout,
+    dense,
+    quantization_aware,
+    grid,
+    target_modules,
+    **options,
 ) -> None:
     """Tune an elastic adapter over MODEL.
 
@@ -62,6 +82,8 @@ def command(
         "dropout": dropout,
         "share_rank": share_rank,
         "sparse": not dense,
+        "quantization_aware": quantization_aware,
+        "grid": grid,
         "rank_choices": _ranks(rank_choices),
     }
     if target_modules:

@@ -20,16 +20,17 @@ tags: [sqft, lora, sparse]
 ```python
 import peft_ext  # first: it teaches PEFT the adapter type SQFT
 from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("PATH OF THIS FOLDER")
+{imports}
+model = AutoPeftModelForCausalLM.from_pretrained("PATH OF THIS FOLDER"{options})
 model.set_active_rank("median")  # any rank of the search space, "max", "min"
 ```
 
 | | |
 |---|---|
+| pipeline | {pipeline} |
 | ranks | {ranks} |
 | alpha | {alpha} (the scaling is alpha / {rank} at every rank) |
-| masked | {masked} |
+| merge | {merge} |
 | target modules | {targets} |
 | trained parameters | {parameters:,} |
 | steps × batch, learning rate | {steps} × {batch}, {rate:g} |
@@ -44,15 +45,18 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     elastic = report["tuner"] == "sqft"
     choices = adapter["rank_choices"] or [adapter["rank"]]
     targets = adapter["target_modules"]
+    pipeline, merge = describe(report)
+    int4 = report["base_is_int4"]
     text = TEMPLATE.format(
         base=report["base"],
         tuner=report["tuner"],
         ranks=", ".join(map(str, choices)) if elastic else adapter["rank"],
         rank=adapter["rank"],
         alpha=adapter["alpha"],
-        masked="yes, a merge keeps every zero of the base"
-        if elastic and adapter["sparse"]
-        else "no, a merge fills the zeros",
+        imports="from transformers import CompressedTensorsConfig\n" if int4 else "",
+        options=", quantization_config=CompressedTensorsConfig(dequantize=True)" if int4 else "",
+        pipeline=pipeline,
+        merge=merge,
         targets=targets if isinstance(targets, str) else ", ".join(targets),
         parameters=report["trained_parameters"],
         steps=training["steps"],
@@ -67,6 +71,20 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
             line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active"))
         )
     (folder / "README.md").write_text(text)
+
+
+def describe(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The paper's name of what was done, and what a merge of it gives."""
+    adapter, int4 = report["adapter"], report["base_is_int4"]
+    if report["tuner"] == "sqft" and adapter["quantization_aware"]:
+        beside = "" if int4 else f", through the grid of {adapter['grid']}"
+        return f"QA-SparsePEFT{beside}", f"`sqft merge {report['base']}` writes INT4 again: zeros, scales and mask stay"
+    if report["tuner"] == "sqft" and adapter["sparse"]:
+        return "SparsePEFT", f"`sqft merge {report['base']}` keeps every zero of the base"
+    elastic = bool(adapter["rank_choices"])
+    if int4:
+        return "SQFT" if elastic else "LoRA over INT4", "none: the adapter stays beside the INT4 base"
+    return "Shears" if elastic else "LoRA", "fills the zeros of the base, so it stays unmerged"
 
 
 def plot_losses(losses: Sequence[float], file: Path) -> None:

@@ -21,29 +21,52 @@ from sqft_plugins.checkpoint import (
     write_sidecar,
 )
 from sqft_plugins.elastic import Rank
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+from sqft_plugins.tune.merge_int4 import merge_quantized
 
 PROBE = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
 
 
 def merge_folder(
-    model_path: str | Path, adapter: str | Path, out: str | Path, rank: Rank = "heuristic", overwrite: bool = False
+    model_path: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    rank: Rank = "heuristic",
+    overwrite: bool = False,
+    grid: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the base with the adapter merged in at `rank`, in the base's dtype.
+    """Writes the base with the adapter merged in at `rank`: in the base's dtype, or, where the adapter is
+    quantization-aware, as INT4 again (`merge_int4.merge_quantized`).
 
-    The merge and its check run in float32: `max_logit_difference` is between the unmerged forward pass of training and
-    the merged model on a short text. `zeros_lost` counts pruned weights of the base that are no longer zero: 0 for a
-    masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no stamp. Raises
-    MismatchError for an adapter of another base.
+    grid: the INT4 folder of a quantization-aware adapter trained over the float base, where it is not at the path that
+    the adapter remembers. The float merge and its check run in float32: `max_logit_difference` is between the unmerged
+    forward pass of training and the merged model on a short text. `zeros_lost` counts pruned weights of the base that
+    are no longer zero: 0 for a masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no
+    stamp. Raises MismatchError for an adapter of another base, and SQFTError for one that INT4 would lose.
     """
     base, adapter = ModelFolder(model_path), check_adapter(adapter)
     tokenizer = load_tokenizer(model_path)
-    if base.grid is not None:
-        raise SQFTError(f"model {model_path} is INT4: merge into its float base, then run `sqft quantize`")
     tuner = tuner_of(adapter)
+    int4 = tuner.grid_of(adapter, base.path)
+    if int4 is not None:
+        found = ModelFolder(grid or int4)
+        if found.grid is None:
+            raise MismatchError(
+                f"model {found.path} is float, but {adapter} was trained through an INT4 grid: merge into the INT4 "
+                "folder that it was trained over, or name that with --grid"
+            )
+        return merge_quantized(base, found, adapter, tuner, Path(out), rank, overwrite, PROBE)
+    if grid is not None:
+        raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
+    if base.grid is not None:
+        raise SQFTError(
+            f"model {model_path} is INT4 and {adapter} is not quantization-aware: rounded to the grid a small delta is "
+            "lost, and a dense one fills the zeros. Keep it unmerged, merge into the float base and quantize again, or "
+            "train with --quantization-aware"
+        )
     with write_folder(out, overwrite) as folder:
         start = time.monotonic()
         stored = next(tensor.dtype for _, tensor in base.tensors() if tensor.is_floating_point())

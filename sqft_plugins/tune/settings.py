@@ -34,7 +34,9 @@ class Settings(BaseModel):
 
 
 class AdapterSettings(Settings):
-    """An adapter. rank_choices: the search space, its maximum is `rank`; None: a fixed rank. sparse: mask the delta."""
+    """An adapter. rank_choices: the search space, its maximum is `rank`; None: a fixed rank. sparse: mask the delta.
+    quantization_aware: train through the INT4 grid of the base, or, where the base is float, of the INT4 folder `grid`
+    that was made from it."""
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(64, gt=0)
@@ -43,6 +45,8 @@ class AdapterSettings(Settings):
     rank_choices: list[int] | None = None
     share_rank: Literal["layer", "module"] = "layer"
     sparse: bool = True
+    quantization_aware: bool = False
+    grid: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -144,9 +144,12 @@ def test_training_draws_a_rank_per_forward_and_group(sparse_llama, tokens, share
 def test_evaluation_and_generation_do_not_draw(sparse_llama, tokens) -> None:
     model = fill_adapter(get_peft_model(sparse_llama(), elastic())).train()
     model(input_ids=tokens)
-    assert all(sampled(model).values())
+    drawn, seen = sampled(model), []
+    assert all(drawn.values())
+    model.base_model.model.model.register_forward_pre_hook(lambda *_: seen.extend(sampled(model).values()))
     model.generate(input_ids=tokens, max_new_tokens=2, do_sample=False)  # in training mode, without gradients
-    assert not any(sampled(model).values())
+    assert set(seen) == {None}
+    assert sampled(model) == drawn  # for a backward pass that is still to come
     model.eval()
     model.set_active_rank("min")
     first = logits(model, tokens)
@@ -169,7 +172,8 @@ def test_draws_follow_the_global_seed(sparse_llama, tokens) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_sees_the_same_rank(sparse_llama, tokens, reentrant) -> None:
+@pytest.mark.parametrize("interrupted", [False, True], ids=["", "by a forward without gradients"])
+def test_gradient_checkpointing_sees_the_same_rank(sparse_llama, tokens, reentrant, interrupted) -> None:
     gradients = []
     for checkpointing in (False, True):
         model = fill_adapter(get_peft_model(sparse_llama(), elastic(share_rank="module"))).train()
@@ -177,7 +181,11 @@ def test_gradient_checkpointing_sees_the_same_rank(sparse_llama, tokens, reentra
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.manual_seed(11)
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        loss = model(input_ids=tokens, labels=tokens).loss
+        if interrupted:  # as trainers with a reference model do
+            with torch.no_grad(), model.disable_adapter():
+                model(input_ids=tokens)
+        loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert set(gradients[0]) == set(gradients[1])
     for name, gradient in gradients[0].items():
@@ -208,6 +216,18 @@ def test_the_evaluation_cache_follows_the_parameters(sparse_llama, tokens) -> No
                 parameter.mul_(2)
     second = logits(model, tokens)
     assert not torch.equal(first, second)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data.neg_()  # as PEFT's hotswap writes: past the version counter
+    third = logits(model, tokens)
+    assert not torch.equal(second, third)
+    for layer in dict(sqft_layers(model.base_model.model, "default")).values():
+        layer.scaling["default"] = torch.tensor(layer.scaling["default"])  # prepare_model_for_compiled_hotswap
+    assert torch.equal(logits(model, tokens), third)
+    for layer in dict(sqft_layers(model.base_model.model, "default")).values():
+        layer.scaling["default"].mul_(-1)
+    torch.testing.assert_close(logits(model, tokens), second, rtol=1e-6, atol=1e-6)
+    second = logits(model, tokens)
     fresh = copy.deepcopy(model)
     for _, layer in sqft_layers(fresh.base_model.model, "default"):
         layer._evaluated = None
@@ -327,7 +347,6 @@ def test_a_training_step_under_autocast(sparse_llama, tokens) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base weight"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changes the base weight"),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters=.* is not supported"),
-        ({"quantization_aware": True}, "quantization_aware=True is not in this release"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(changes, message) -> None:

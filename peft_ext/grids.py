@@ -1,0 +1,284 @@
+"""The INT4 grid under quantization-aware adapters: finding it, and checking that the base is the one trained over.
+
+There are two kinds of base. "int4": an INT4 folder loaded as plain linears, whose weights are its dequantized codes;
+the mask is the one stored with it, because INT4 has rounded kept weights to zero. "float": the sparse float model that
+the INT4 folder was made from, whose nonzero pattern is the mask; only scales and zero points come from the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from peft_ext.registry import BaseTunerLayer
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.int4 import combined_hash
+from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.grid import QuantizedWeight, quantize
+from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
+
+if TYPE_CHECKING:
+    from peft_ext.config import SQFTConfig
+    from peft_ext.layer import Linear
+
+Kind = Literal["int4", "float"]
+
+
+@dataclass
+class LayerGrid:
+    """The grid of one layer. scale: float32 [out, groups]. zero_point: uint8 [out, groups]. mask: bool [out, in], a
+    byte a weight; None where it is the nonzero pattern of a float base."""
+
+    scale: Tensor
+    zero_point: Tensor
+    mask: Tensor | None
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the base weight is on the grid already."""
+        return self.mask is not None
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        return self.scale, self.zero_point
+
+    def to(self, device: torch.device) -> LayerGrid:
+        mask = None if self.mask is None else self.mask.to(device)
+        return LayerGrid(self.scale.to(device), self.zero_point.to(device), mask)
+
+
+def holds_codes(base: nn.Module) -> bool:
+    """Whether a linear layer was dequantized from INT4 when it was loaded: its scale is still there."""
+    return getattr(base, "quantization_status", None) is not None or hasattr(base, "weight_scale")
+
+
+def attach_grids(model: nn.Module, config: SQFTConfig, adapter: str, layers: Mapping[str, Linear]) -> None:
+    """Gives each layer its grid, and fills in or checks `config.mask_hash` and `config.grid_stamp`.
+
+    Reads every adapted module of the INT4 folder once. Raises CheckpointError and GridError for a folder that is none
+    or does not fit, MismatchError for a base that is not the adapter's own.
+    """
+    if not layers:
+        return
+    for name, layer in layers.items():
+        if layer.unmerged_weight().is_meta or layer.unmerged_weight().numel() == 0:
+            raise SQFTError(f"{name} has no weight here: quantization_aware needs the base loaded before the adapter")
+    folder = int4_folder(model, config)
+    if not any(bool(layer.unmerged_weight().any()) for layer in layers.values()):
+        # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
+        for name, layer in layers.items():
+            layer.elastic[adapter].grid = _unchecked(folder, name, on_grid=config.grid is None)
+        return
+    kinds: set[Kind] = set()
+    masks: dict[str, Tensor] = {}
+    scales: dict[str, str] = {}
+    codes: dict[str, str] = {}
+    for name, layer in layers.items():
+        weight = layer.unmerged_weight()
+        kind, grid, own_codes, mask = _layer_grid(folder, name, weight.detach().cpu(), holds_codes(layer.base()))
+        kinds.add(kind)
+        layer.elastic[adapter].grid = grid.to(weight.device)
+        masks[name] = pack_mask(mask)
+        scales[name] = _digest(grid.scale, grid.zero_point)
+        codes[name] = _digest(own_codes)
+    if len(kinds) > 1:
+        raise MismatchError(
+            f"some adapted weights are the codes of the INT4 folder {folder.path} and some are not: load the base again"
+        )
+    assert folder.grid is not None
+    found = {
+        "base": kinds.pop(),
+        "group_size": folder.grid.group_size,
+        "symmetric": folder.grid.symmetric,
+        "scale_hash": combined_hash(scales),
+        "code_hash": combined_hash(codes),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+    }
+    _check(config, adapter, mask_hash(masks), found, folder.path)
+    config.mask_hash, config.grid_stamp = mask_hash(masks), found
+    rest = rest_off_grid(model, folder, layers) if found["base"] == "float" else []
+    if rest:
+        warnings.warn(
+            f"{rest[0]} and {len(rest) - 1} more modules are INT4 in {folder.path} but not adapted: they are float "
+            "here and would be INT4 after a merge. Call model.base_model.put_rest_on_grid() to train as it will be",
+            stacklevel=2,
+        )
+
+
+def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
+    """What can be known of a grid before the model folder `base` is loaded. Raises SQFTError."""
+    folder = _open(config.grid or str(base.path), config)
+    if base.grid is not None and not base.packed_masks:
+        raise _no_mask(base)
+    if base.grid is None:
+        missing = set(folder.quantized_modules) - {name.removesuffix(".weight") for name in base.files}
+        if missing:
+            raise MismatchError(
+                f"{sorted(missing)[0]} is INT4 in {folder.path} but not in {base.path}: "
+                "give the INT4 folder made from this base"
+            )
+
+
+def int4_folder(model: nn.Module, config: SQFTConfig) -> ModelFolder:
+    """The INT4 folder of `config.grid`, or the one that `model` was loaded from."""
+    name = config.grid or getattr(model, "name_or_path", "") or ""
+    if not name:
+        raise SQFTError(
+            "quantization_aware=True needs the INT4 grid, but this model was not loaded from a folder: "
+            "name the INT4 folder made from it with grid='…'"
+        )
+    return _open(name, config)
+
+
+def _open(name: str, config: SQFTConfig) -> ModelFolder:
+    try:
+        folder = ModelFolder(local_folder(name))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"grid={name!r} cannot be read ({error}): config = SQFTConfig.from_pretrained(adapter), set config.grid, "
+            "and give config=config to PeftModel.from_pretrained; or sqft … --grid"
+        ) from error
+    if folder.grid is None:
+        stamp = config.grid_stamp or {}
+        own = f" or load the adapter on {config.base_model_name_or_path}" if stamp.get("base") == "int4" else ""
+        raise MismatchError(
+            f"quantization_aware=True needs the INT4 grid, but {name} is a float model: name the INT4 folder made from "
+            f"it with grid='…' (`sqft quantize` makes one){own}"
+        )
+    return folder
+
+
+def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Mapping[str, Any]) -> list[str]:
+    """The modules that are INT4 in the folder, not adapted, and not on the grid in `model`."""
+    modules = dict(model.named_modules())
+    names = [name for name in folder.quantized_modules if name not in adapted and name in modules]
+    return [name for name in names if not _holds(_out_in(modules[name]), folder.quantized(name))]
+
+
+def put_on_grid(model: nn.Module, folder: ModelFolder, names: list[str]) -> None:
+    """Writes the dequantized codes of the folder into these modules, in place."""
+    modules = dict(model.named_modules())
+    for name in names:
+        weight = _out_in(modules[name])
+        weight.copy_(folder.quantized(name).dequantize(weight.dtype))
+
+
+def _layer_grid(
+    folder: ModelFolder, name: str, weight: Tensor, dequantized: bool
+) -> tuple[Kind, LayerGrid, Tensor, Tensor]:
+    """kind, grid, the codes of the base alone [out, in], and the mask [out, in] of one module."""
+    if name not in folder.quantized_modules:
+        raise CheckpointError(
+            f"target_modules adapts {name}, which is not INT4 in {folder.path}: leave it out with exclude_modules"
+        )
+    stored = folder.quantized(name)
+    if stored.codes.shape != weight.shape:
+        raise MismatchError(
+            f"{name} is {tuple(weight.shape)} here but {tuple(stored.codes.shape)} in {folder.path}: "
+            "give the INT4 folder made from this base"
+        )
+    mask = folder.mask(name)
+    if _holds(weight, stored):
+        if mask is None:
+            raise _no_mask(folder)
+        _check_zeros(folder, name, stored, mask)
+        return "int4", LayerGrid(stored.scale, stored.zero_point, mask), stored.codes, mask
+    if dequantized:
+        raise MismatchError(
+            f"{name} holds INT4 codes, but not those of {folder.path}: give the INT4 folder that this base was loaded "
+            "from, or the sparse float base that grid='…' was made from"
+        )
+    pattern = nonzero_mask(weight)
+    if mask is not None and not torch.equal(mask, pattern):
+        raise MismatchError(
+            f"{int((mask != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
+            "way round: give the INT4 folder made from this base with grid='…'"
+        )
+    _check_zeros(folder, name, stored, pattern)
+    own = quantize(weight, stored.scale, stored.zero_point)
+    return "float", LayerGrid(stored.scale, stored.zero_point, None), own, pattern
+
+
+def _no_mask(folder: ModelFolder) -> MismatchError:
+    return MismatchError(
+        f"{folder.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not tell which weights were "
+        "pruned: train over the sparse float base with grid='…', or quantize it with `sqft quantize`, which stores the "
+        "mask"
+    )
+
+
+def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
+    stored = folder.quantized(name)
+    return LayerGrid(stored.scale, stored.zero_point, folder.mask(name) if on_grid else None)
+
+
+def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
+    """Whether `weight` [out, in] is the dequantized codes, in its own dtype."""
+    return weight.shape == stored.codes.shape and torch.equal(weight.cpu(), stored.dequantize(weight.dtype))
+
+
+def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor) -> None:
+    filled = int((stored.steps()[~mask] != 0).sum())
+    if filled:
+        raise MismatchError(
+            f"{filled} pruned weights of {name} are not zero in {folder.path}: its mask is another model's, "
+            "quantize the sparse base again with `sqft quantize`"
+        )
+
+
+def _check(config: SQFTConfig, adapter: str, masks: str, found: dict[str, Any], path: Path) -> None:
+    """Raises MismatchError where the adapter was trained over another base or through another grid."""
+    trained = config.grid_stamp
+    if trained is None:
+        return
+    own = config.base_model_name_or_path or "its own base"
+    kind = {
+        "int4": "the dequantized codes of an INT4 folder",
+        "float": "the sparse float base beside its INT4 folder (grid='…')",
+    }
+    if trained["base"] != found["base"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over {kind[trained['base']]}, this base is {kind[found['base']]}: "
+            f"load it on {own}"
+        )
+    if config.mask_hash not in (None, masks):
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over a base with other zeros (mask {str(config.mask_hash)[:12]}, "
+            f"this base {masks[:12]}): load it on {own}"
+        )
+    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
+        if trained[key] != found[key]:
+            raise MismatchError(
+                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
+                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
+            )
+    if trained["code_hash"] != found["code_hash"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "
+            f"{_short(trained['code_hash'])}; this base {found['dtype']}, {_short(found['code_hash'])}; a model that "
+            f"was merged into has other codes, too): load it on {own} in its own dtype"
+        )
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]
+
+
+def _out_in(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as [out, in]; a view."""
+    base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return base.weight.data if isinstance(base, nn.Linear) else base.weight.data.t()  # transformers' Conv1D
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
