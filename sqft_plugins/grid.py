@@ -114,16 +114,15 @@ def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """
     groups = scale.shape[1]
     grouped = _as_exact(weight).unflatten(1, (groups, -1))  # [out, groups, group_size]
-    steps = torch.round(grouped / scale.to(grouped.dtype).unsqueeze(-1))
-    codes = (steps + zero_point.unsqueeze(-1)).clamp_(0, MAX_CODE)
-    return codes.to(torch.uint8).flatten(1)
+    steps = (grouped / scale.to(grouped.dtype).unsqueeze(-1)).round_()  # in place from here: training calls this often
+    return steps.add_(zero_point.unsqueeze(-1)).clamp_(0, MAX_CODE).to(torch.uint8).flatten(1)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`scale * (codes - zero_point)` → [out, in] in `dtype`; computed, and exact, in float32."""
     groups = scale.shape[1]
-    steps = codes.to(torch.float32).unflatten(1, (groups, -1)) - zero_point.to(torch.float32).unsqueeze(-1)
-    return (steps * scale.to(torch.float32).unsqueeze(-1)).flatten(1).to(dtype)
+    steps = codes.to(torch.float32).unflatten(1, (groups, -1)).sub_(zero_point.unsqueeze(-1))
+    return steps.mul_(scale.to(torch.float32).unsqueeze(-1)).flatten(1).to(dtype)
 
 
 def round_to_nearest(

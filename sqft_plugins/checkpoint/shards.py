@@ -71,7 +71,7 @@ class ShardFile:
         """Raises ValueError for a tensor that is not what the layout says."""
         if TensorSpec.of(tensor) != self.specs[name]:
             raise ValueError(f"{name} is {TensorSpec.of(tensor)}, laid out as {self.specs[name]}")
-        data = memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with open(self.path, "r+b") as file:
             file.seek(self._offsets[name])
             file.write(data)

@@ -6,7 +6,7 @@ stands in `sqft_plugins.plugins.protocols`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -70,6 +70,11 @@ def sqft_engines() -> Iterable[Engine]:
 def sqft_inspectors() -> Iterable[Inspector]:
     """Readers for `sqft inspect PATH` of paths that are no model or adapter folder; the first that says it opens the
     path is used."""
+
+
+@hookspec
+def sqft_gguf_architectures() -> Iterable[Any]:
+    """Model architectures for `sqft export gguf`: `gguf_ext.arch.Architecture` tables, for classes that it lacks."""
 
 
 @hookspec
