@@ -10,7 +10,9 @@ from typing import Any
 
 _PLACES = {
     "ExportReport": "gguf_ext.export",
+    "compare_logits": "gguf_ext.compare",
     "export_gguf": "gguf_ext.export",
+    "export_lora": "gguf_ext.lora",
     "GGUFError": "gguf_ext.errors",
     "GGUFFile": "gguf_ext.reader",
     "LlamaCpp": "gguf_ext.runtime",

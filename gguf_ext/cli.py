@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
@@ -50,25 +52,70 @@ def export_command(model: str, out: str, pre: str | None, float_type: str, overw
 
 
 @click.command(
+    "gguf-lora",
+    epilog=examples(
+        "sqft export gguf-lora adapters/math-heuristic --out math.gguf",
+        "sqft export gguf-lora adapters/math-heuristic --base models/sparse --out math.gguf --json",
+        "llama-cli -m sparse.gguf --lora math.gguf",
+    ),
+)
+@click.argument("adapter", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), metavar="FILE.gguf", help="Where to write. Must not exist.")
+@click.option("--base", type=click.Path(), metavar="MODEL", help="Folder of the base. Default: the adapter's own.")
+@overwrite_option
+@json_option
+def lora_command(adapter: str, out: str, base: str | None, overwrite: bool, as_json: bool) -> None:
+    """Write a dense ADAPTER for llama.cpp.
+
+    ADAPTER is a plain LoRA, such as `sqft extract` makes of a dense one. Masked and quantization-aware adapters are
+    merged instead.
+    """
+    from gguf_ext.lora import export_lora
+
+    report = export_lora(adapter, out, base=base, overwrite=overwrite)
+    ranks = ", ".join(f"{count} of rank {rank}" for rank, count in report.ranks.items())
+    line = f"{report.path}: {report.bytes / 1e6:.1f} MB, {report.architecture}, {report.modules} modules ({ranks})"
+    emit(as_json, report.as_dict(), lambda: click.echo(line))
+
+
+@click.command(
     "verify",
     epilog=examples(
         "sqft verify merged-int4 model.gguf",
         "sqft verify merged-int4 model.gguf --json",
-        "sqft verify merged model-f32.gguf && echo equal",
+        "sqft verify merged model-f32.gguf --logits --text prose.txt",
     ),
 )
 @click.argument("model", type=click.Path())
 @click.argument("file", type=click.Path(), metavar="FILE.gguf")
+@click.option("--logits", is_flag=True, help="Also run both on a text: KL divergence, top-1 agreement, perplexity.")
+@click.option(
+    "--text", type=click.Path(), metavar="FILE", help="For --logits. Default: held-out text that Python ships."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=2), default=1024, show_default=True, help="Of the text, for --logits."
+)
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, model: str, file: str, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, model: str, file: str, logits: bool, text: str | None, max_tokens: int, as_json: bool
+) -> None:
     """Compare MODEL with FILE.gguf.
 
-    Every weight of the folder is compared. Exit code 1 where anything differs.
+    Every weight of the folder is compared. Exit code 1 where anything differs; logits, which llama.cpp computes with
+    activations of 8 bits, are only told.
     """
     from gguf_ext.verify import verify_gguf
 
+    if text is not None and not logits:
+        raise click.UsageError("--text needs --logits: add it, or leave --text out")
+    prose = _prose(text) if logits else ""
     report = verify_gguf(model, file)
+    result = report.as_dict()
+    if logits:
+        from gguf_ext.compare import compare_logits
+
+        result["logits"] = compare_logits(model, file, prose, max_tokens).as_dict()
 
     def show() -> None:
         if report.differences:
@@ -76,8 +123,26 @@ def verify_command(ctx: click.Context, model: str, file: str, as_json: bool) -> 
         rounded = f", {report.rounded} of them rounded to the type in the file" if report.rounded else ""
         click.echo(f"{report.equal} of {report.tensors} tensors bit-equal{rounded}")
         click.echo(f"{report.pruned - report.pruned_nonzero} of {report.pruned} pruned weights are 0")
+        if logits:
+            _show_logits(result["logits"])
         click.echo("equal" if report.ok else "different")
 
-    emit(as_json, report.as_dict(), show)
+    emit(as_json, result, show)
     if not report.ok:
         ctx.exit(1)
+
+
+def _prose(text: str | None) -> str:
+    from sqft_plugins.compress.calibration import builtin_text, read_texts
+
+    return "\n\n".join(read_texts(text, "--text") if text else builtin_text("heldout"))
+
+
+def _show_logits(found: dict[str, Any]) -> None:
+    cut = "cut alike by both" if found["same_tokens"] else "CUT DIFFERENTLY by llama.cpp"
+    click.echo(f"{found['tokens']} tokens of text, {cut}; the file against the model in float32:")
+    click.echo(
+        f"KL divergence mean {found['mean_kl']:.3g}, p99 {found['p99_kl']:.3g}; top-1 agreement "
+        f"{found['top1']:.1%}; largest |dlogit| {found['largest']:.3g}"
+    )
+    click.echo(f"perplexity {found['perplexity_model']:.4f} (model), {found['perplexity_file']:.4f} (file)")

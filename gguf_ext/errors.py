@@ -19,6 +19,10 @@ class UnmappedTensorError(GGUFError):
     """A tensor of the model has no place in the GGUF file, or one that the file needs is missing."""
 
 
+class AdapterError(GGUFError):
+    """An adapter that no LoRA file can hold: masked, quantization-aware, elastic, or of a kind that llama.cpp lacks."""
+
+
 class MissingTokenizerError(GGUFError):
     """The model folder has no tokenizer."""
 

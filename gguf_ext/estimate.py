@@ -86,15 +86,15 @@ def _planned(folder: ModelFolder, source: Source, quantized: set[str], grid: Gri
     if source.constant is not None:
         return Planned(source, TensorType.F32, tuple(source.constant.shape))
     spec = folder.spec(source.tensor)
-    module = source.tensor.removesuffix(".weight")
-    if module in quantized:
-        width = group_width(spec.shape[-1], grid.group_size, module)
+    shape, module = spec.shape[::-1] if source.transposed else spec.shape, source.owner
+    if source.is_weight and module in quantized:
+        width = group_width(shape[-1], grid.group_size, module)
         if width % BLOCK:
             raise BlockSizeError(
-                f"{module}: in={spec.shape[-1]} in groups of {width} does not fit blocks of {BLOCK}: "
+                f"{module}: in={shape[-1]} in groups of {width} does not fit blocks of {BLOCK}: "
                 "use a group size of 32, 64 or 128, or exclude the layer"
             )
-        return Planned(source, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, spec.shape)
+        return Planned(source, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
     half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
     kind = TensorType.F32 if len(spec.shape) == 1 or source.add else half.get(spec.dtype, TensorType.F32)
-    return Planned(source, kind, spec.shape)
+    return Planned(source, kind, shape)

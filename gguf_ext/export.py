@@ -13,7 +13,7 @@ import numpy as np
 from gguf_ext.arch import Entry, find_architecture, read_config
 from gguf_ext.errors import VerificationError, missing_package
 from gguf_ext.metadata import general_entries, model_entries, sqft_entries
-from gguf_ext.plan import Planned, plan, sources
+from gguf_ext.plan import Planned, plan, sources, zero_biases
 from gguf_ext.transcode import check_float_type
 from gguf_ext.verify import verify_gguf
 from gguf_ext.vocab import read_vocabulary
@@ -57,18 +57,22 @@ def export_gguf(
     start = time.monotonic()
     check_float_type(float_type)
     target = check_output(target, overwrite)
-    gguf = _package()
+    require_gguf()
     folder = ModelFolder(model)
     architecture = find_architecture(folder.config, folder.path)
     config = read_config(folder.path, architecture)
     found = sources(folder, architecture, config)
+    if note := architecture.note(config):
+        say(note)
+    if biases := zero_biases(folder, found):
+        say(f"{len(biases)} biases of INT4 layers are all 0 and left out, as of {biases[0]}")
     say(f"reading the tokenizer of {folder.path}")
     vocabulary = read_vocabulary(folder.path, config, pre)
     planned = plan(folder, found, float_type)
     entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"] + vocabulary.entries()
     with write_file(target, overwrite) as temporary:
-        _write(gguf, temporary, architecture.name, entries, planned, folder)
+        write_tensors(temporary, architecture.name, entries, planned, folder)
         report = verify_gguf(folder.path, temporary)
         if not report.ok:
             raise VerificationError(
@@ -87,9 +91,11 @@ def export_gguf(
     )
 
 
-def _write(
-    gguf: Any, path: Path, architecture: str, entries: list[Entry], planned: list[Planned], folder: ModelFolder
+def write_tensors(
+    path: Path, architecture: str, entries: list[Entry], planned: list[Planned], folder: ModelFolder
 ) -> None:
+    """The file itself, streamed: one tensor in memory."""
+    gguf = require_gguf()
     writer = gguf.GGUFWriter(path, architecture)
     value_type = gguf.GGUFValueType
     items = {
@@ -124,7 +130,8 @@ def _write(
         writer.close()
 
 
-def _package() -> Any:
+def require_gguf() -> Any:
+    """The gguf package. Raises DependencyError."""
     try:
         import gguf
     except ImportError as error:

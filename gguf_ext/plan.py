@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gguf_ext.arch import Architecture, Config, Rule, rotary_order
+from gguf_ext.arch import Architecture, Config, Rule
 from gguf_ext.blocks import TensorType, row_bytes
 from gguf_ext.errors import UnmappedTensorError
 from gguf_ext.transcode import block_bytes, block_type, float_bytes, matrix_type, row_slices
@@ -19,23 +19,29 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import track
 
-INT4_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-
 
 @dataclass(frozen=True)
 class Source:
     """One tensor of the file and where it comes from.
 
-    name: in the file. tensor: its name in the checkpoint, "" for a constant. module: set where it is INT4. add: added
-    to the weight. order: int64 [out], the row of the checkpoint in each row of the file. constant: the tensor itself.
+    name: in the file. tensor: its name in the checkpoint, "" for a constant. owner: the module as the model names it,
+    which is how masks are named (a checkpoint of the bare body lacks the first part of the name). module: its name in
+    the checkpoint where it is INT4. transposed: whether the float tensor is [in, out]. add: added to the weight.
+    order: int64 [out], the row of the checkpoint in each row of the file. constant: the tensor itself.
     """
 
     name: str
     tensor: str
+    owner: str = ""
     module: str | None = None
+    transposed: bool = False
     add: float = 0.0
     order: Tensor | None = None
     constant: Tensor | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        return self.constant is None and self.name.endswith(".weight")
 
     def quantized(self, folder: ModelFolder) -> QuantizedWeight:
         """Codes, scales and zero points in the order of the file."""
@@ -46,13 +52,15 @@ class Source:
     def float_weight(self, folder: ModelFolder) -> Tensor:
         """The float tensor as the file means it, in its own dtype, or float32 where something is added."""
         tensor = folder.tensor(self.tensor) if self.constant is None else self.constant
+        if self.transposed:
+            tensor = tensor.t()
         if self.add:
             tensor = tensor.to(torch.float32) + self.add
         return self.reorder(tensor)
 
     def mask(self, folder: ModelFolder) -> Tensor | None:
         """bool [out, in] in the order of the file, True = kept; None where there is none."""
-        mask = folder.mask(self.tensor.removesuffix(".weight")) if self.tensor.endswith(".weight") else None
+        mask = folder.mask(self.owner) if self.is_weight else None
         return None if mask is None else self.reorder(mask)
 
     def reorder(self, part: Tensor) -> Tensor:
@@ -93,15 +101,18 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     layers = int(config["num_hidden_layers"])
     tied = bool(config.get("tie_word_embeddings"))
     mapped: dict[str, Source] = {}
-    quantized = set(folder.quantized_modules)
+    packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
+    quantized = set(packed.values())
     for name in sorted(folder.files):
-        module, _, part = name.rpartition(".")
         if any(re.fullmatch(pattern, name) for pattern in architecture.ignored):
             continue
-        if part in INT4_PARTS and module in quantized:
-            part = "weight"
-        rule, layer = _match(architecture, module)
-        if rule is None or part not in ("weight", "bias") or (layer is not None and layer >= layers):
+        module, _, part = (packed[name], "", "weight") if name in packed else name.rpartition(".")
+        rule, layer, owner = match_rule(architecture, module)
+        dispensable = part == "bias" and module in quantized and (rule is None or rule.bias != "required")
+        if dispensable and not bool(folder.tensor(name).any()):
+            continue  # AutoGPTQ gives each of its layers a bias, of zeros where the model has none
+        placed = part == "weight" or (part == "bias" and rule is not None and rule.bias != "none")
+        if rule is None or not placed or (layer is not None and layer >= layers):
             raise UnmappedTensorError(
                 f"tensor {name} of model {folder.path} has no place in a {architecture.name} file: "
                 f"export a model without it, or report the architecture"
@@ -109,12 +120,15 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
         if tied and rule.source == "lm_head":
             continue  # a copy of the embedding: llama.cpp takes the embedding itself
         target = f"{rule.target.format(i=layer)}.{part}"
+        is_int4 = part == "weight" and module in quantized
         mapped[target] = Source(
             name=target,
             tensor=f"{module}.{part}",
-            module=module if part == "weight" and module in quantized else None,
+            owner=owner,
+            module=module if is_int4 else None,
+            transposed=rule.transposed and part == "weight" and not is_int4,
             add=rule.add if part == "weight" else 0.0,
-            order=_order(rule, config),
+            order=None if rule.rows is None else rule.rows(config),
         )
     expected = list(_targets(architecture, layers))
     missing = [target for target, needed in expected if needed and target not in mapped]
@@ -143,30 +157,28 @@ def plan(folder: ModelFolder, found: list[Source], float_type: str = "auto") -> 
     return planned
 
 
-def _match(architecture: Architecture, module: str) -> tuple[Rule | None, int | None]:
-    for rule in architecture.rules:
-        if found := rule.pattern.fullmatch(module):
-            layer = found.groupdict().get("i")
-            return rule, None if layer is None else int(layer)
-    return None, None
+def zero_biases(folder: ModelFolder, found: list[Source]) -> list[str]:
+    """Biases of the checkpoint that `sources` left out: AutoGPTQ gives its layers one, of zeros."""
+    biases = {f"{module}.bias" for module in folder.quantized_modules} & set(folder.files)
+    return sorted(biases - {source.tensor for source in found})
+
+
+def match_rule(architecture: Architecture, module: str) -> tuple[Rule | None, int | None, str]:
+    """The rule, the layer, and the whole name of the module."""
+    for name in (module, *(f"{body}.{module}" for body in sorted(architecture.bodies))):
+        for rule in architecture.rules:
+            if found := rule.pattern.fullmatch(name):
+                layer = found.groupdict().get("i")
+                return rule, None if layer is None else int(layer), name
+    return None, None, module
 
 
 def _targets(architecture: Architecture, layers: int) -> Iterator[tuple[str, bool]]:
     """Every name that the file may have, and whether it must."""
-    for rule in architecture.rules:
-        if "{i}" not in rule.source:
-            yield f"{rule.target}.weight", rule.required
-            yield f"{rule.target}.bias", False
-    for layer in range(layers):
-        for rule in architecture.rules:
-            if "{i}" in rule.source:
-                yield f"{rule.target.format(i=layer)}.weight", rule.required
-                yield f"{rule.target.format(i=layer)}.bias", False
-
-
-def _order(rule: Rule, config: Config) -> Tensor | None:
-    if rule.heads is None:
-        return None
-    heads = int(config[rule.heads])
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return rotary_order(heads * int(head), heads)
+    places = [(rule, 0) for rule in architecture.rules if "{i}" not in rule.source]
+    places += [(rule, i) for i in range(layers) for rule in architecture.rules if "{i}" in rule.source]
+    for rule, layer in places:
+        target = rule.target.format(i=layer)
+        yield f"{target}.weight", rule.required
+        if rule.bias != "none":
+            yield f"{target}.bias", rule.bias == "required"

@@ -45,9 +45,26 @@ class GGUFExporter:
         return estimate_gguf(model, modules, grid)
 
 
+class LoraExporter:
+    """`sqft export gguf-lora`. The `model` of its functions is an adapter folder."""
+
+    name = "gguf-lora"
+
+    @property
+    def command(self) -> Any:
+        from gguf_ext.cli import lora_command
+
+        return lora_command
+
+    def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
+        from gguf_ext.lora import export_lora
+
+        return export_lora(model, target, overwrite=overwrite).as_dict()
+
+
 @hookimpl
 def sqft_exporters():
-    return [GGUFExporter()]
+    return [GGUFExporter(), LoraExporter()]
 
 
 @hookimpl

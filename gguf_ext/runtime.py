@@ -10,7 +10,7 @@ import ctypes
 import inspect
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class LlamaSession:
         flash_attention: bool | None = None,
     ):
         self._model = self._context = None
+        self._adapters: dict[str, Any] = {}
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
         self._c = _llama_cpp()
@@ -82,6 +83,25 @@ class LlamaSession:
                 f"llama.cpp cannot run {path} with context={context} ({_last_error()}): use a smaller context"
             )
         self._batch = self._c.llama_batch_init(CHUNK, 0, 1)
+
+    def set_adapters(self, adapters: Mapping[str | Path, float]) -> None:
+        """Makes these LoRA files (file → scale) the active ones, and no others; `{}` is the bare model. A file is read
+        once and stays until the session is closed. Raises RuntimeFailedError for one that does not fit the model."""
+        for file in adapters:
+            if not Path(file).is_file():
+                raise GGUFError(f"{file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
+            if str(file) not in self._adapters:
+                loaded = self._c.llama_adapter_lora_init(self._model, str(file).encode())
+                if not loaded:
+                    raise RuntimeFailedError(
+                        f"llama.cpp cannot add {file} to {self.path} ({_last_error()}): export it for this base"
+                    )
+                self._adapters[str(file)] = loaded  # freed with the model
+        count = len(adapters)
+        handles = (self._c.llama_adapter_lora_p_ctypes * count)(*(self._adapters[str(file)] for file in adapters))
+        scales = (ctypes.c_float * count)(*adapters.values())
+        if code := self._c.llama_set_adapters_lora(self._context, handles, count, scales):
+            raise RuntimeFailedError(f"llama.cpp cannot use {', '.join(map(str, adapters))} (code {code})")
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """The greedy completion of each prompt in order, without the prompt. It ends at an end token, after

@@ -14,6 +14,8 @@ Config = Mapping[str, Any]
 """The configuration as transformers normalizes it (`AutoConfig(...).to_dict()`), so that defaults are filled in."""
 
 Kind = Literal["uint32", "int32", "float32", "bool", "string", "strings", "floats", "ints", "bools"]
+Bias = Literal["none", "optional", "required"]
+"""Whether llama.cpp's graph adds a bias after the module."""
 
 
 class Entry(NamedTuple):
@@ -37,13 +39,16 @@ class Key:
 class Rule:
     """One kind of module. source: its name in the checkpoint, `{i}` for the layer. target: its name in the GGUF file.
 
-    heads: the entry of config.json that counts the heads whose rows are put into llama.cpp's rotary order, None where
-    rows stay. add: added to the weight, in float32. required: whether a model without it is refused.
+    rows: the row of the checkpoint in each row of the file, int64 [out], from the configuration; None where rows stay.
+    transposed: whether the float weight is stored [in, out], as in a Conv1D (an INT4 one is always [out, in]). bias:
+    whether llama.cpp has one. add: added to the weight, in float32. required: whether a model without it is refused.
     """
 
     source: str
     target: str
-    heads: str | None = None
+    rows: Callable[[Config], Tensor] | None = None
+    transposed: bool = False
+    bias: Bias = "none"
     add: float = 0.0
     required: bool = True
 
@@ -56,6 +61,10 @@ def _nothing(config: Config) -> list[Any]:
     return []
 
 
+def _no_note(config: Config) -> str:
+    return ""
+
+
 def _no_tensors(config: Config) -> dict[str, Tensor]:
     return {}
 
@@ -63,6 +72,7 @@ def _no_tensors(config: Config) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Architecture:
     """name: llama.cpp's. classes: the `architectures` of config.json. reason: a line why not, empty where it is fine.
+    note: a line that the user should read although it is fine, empty where there is none.
 
     entries: metadata beyond `keys`. constants: tensors that stand in no checkpoint, such as rope factors.
     ignored: tensors of the checkpoint that the file does not need (regular expressions).
@@ -75,7 +85,13 @@ class Architecture:
     reason: Callable[[Config], str]
     entries: Callable[[Config], list[Entry]] = _nothing
     constants: Callable[[Config], dict[str, Tensor]] = _no_tensors
+    note: Callable[[Config], str] = _no_note
     ignored: tuple[str, ...] = field(default=(r".*\.rotary_emb\.inv_freq",))
+
+    @property
+    def bodies(self) -> set[str]:
+        """First parts of module names, which a checkpoint of the bare body of the model lacks."""
+        return {rule.source.partition(".")[0] for rule in self.rules if "." in rule.source}
 
     def metadata(self, config: Config) -> list[Entry]:
         """The hyper-parameters, `general.architecture` left to the writer."""
@@ -92,6 +108,16 @@ def rotary_order(rows: int, heads: int) -> Tensor:
     """
     order = torch.arange(rows).view(heads, 2, rows // heads // 2)
     return order.transpose(1, 2).reshape(-1)
+
+
+def head_width(config: Config) -> int:
+    """Columns of one head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def rotary(heads: str) -> Callable[[Config], Tensor]:
+    """Rows in llama.cpp's rotary order. heads: the entry of config.json that counts the heads of the module."""
+    return lambda config: rotary_order(int(config[heads]) * head_width(config), int(config[heads]))
 
 
 DECODER_KEYS = (

@@ -48,7 +48,8 @@ def test_every_table_has_its_own_names():
 
 def test_unknown_architectures_name_the_known():
     with pytest.raises(
-        UnsupportedArchitectureError, match=r"is FalconForCausalLM.*known: Gemma3ForCausalLM, LlamaForCausalLM"
+        UnsupportedArchitectureError,
+        match=r"is FalconForCausalLM.*known: BloomForCausalLM, GPT2LMHeadModel, Gemma3ForCausalLM",
     ):
         find_architecture({"architectures": ["FalconForCausalLM"]}, "m")
     with pytest.raises(UnsupportedArchitectureError, match="did you mean 'LlamaForCausalLM'"):

@@ -70,7 +70,7 @@ def test_logits_of_an_f32_file_are_those_of_transformers(variant, request, make,
 
 
 def test_the_logits_do_tell_a_wrong_row_order(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("gguf_ext.plan.rotary_order", lambda rows, heads: torch.arange(rows))
+    monkeypatch.setattr("gguf_ext.arch.spec.rotary_order", lambda rows, heads: torch.arange(rows))
     export_gguf(llama, tmp_path / "m.gguf", float_type="f32")
     largest, divergence = _compare(llama, tmp_path / "m.gguf", list(range(4, 120)))
     assert largest > 1

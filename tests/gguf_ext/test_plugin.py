@@ -26,8 +26,8 @@ def test_importing_imports_no_other_surface():
 
 
 def test_the_hooks():
-    (exporter,) = gguf_ext.plugin.sqft_exporters()
-    assert exporter.name == exporter.command.name == "gguf"
+    names = [(exporter.name, exporter.command.name) for exporter in gguf_ext.plugin.sqft_exporters()]
+    assert names == [("gguf", "gguf"), ("gguf-lora", "gguf-lora")]
     (engine,) = gguf_ext.plugin.sqft_engines()
     assert engine.name == "llama.cpp"
 

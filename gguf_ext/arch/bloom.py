@@ -1,0 +1,59 @@
+"""Bloom: transformers `BloomForCausalLM` → llama.cpp `bloom` (ALiBi instead of positions)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, head_width
+
+CONTEXT = 2048
+"""Bloom's own training length: ALiBi sets no limit, and not every config.json tells."""
+
+
+def _reason(config: Config) -> str:
+    if config.get("apply_residual_connection_post_layernorm"):
+        return "apply_residual_connection_post_layernorm does not exist in llama.cpp's bloom: only models without it"
+    return ""
+
+
+def _entries(config: Config) -> list[Entry]:
+    context = config.get("seq_length") or config.get("max_position_embeddings") or CONTEXT
+    return [
+        Entry("bloom.context_length", int(context), "uint32"),
+        Entry("bloom.feed_forward_length", 4 * int(config["hidden_size"]), "uint32"),
+    ]
+
+
+def qkv_order(config: Config) -> Tensor:
+    """int64 [3 · hidden]: Bloom stores q, k, v of head 0, then those of head 1, …; the file all q, all k, all v."""
+    heads, width = int(config["num_attention_heads"]), head_width(config)
+    return torch.arange(3 * heads * width).view(heads, 3, width).transpose(0, 1).reshape(-1)
+
+
+BLOOM = Architecture(
+    name="bloom",
+    classes=("BloomForCausalLM",),
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("embedding_length", "hidden_size"),
+        Key("block_count", "num_hidden_layers"),
+        Key("attention.head_count", "num_attention_heads"),
+        Key("attention.head_count_kv", "num_attention_heads"),
+        Key("attention.layer_norm_epsilon", "layer_norm_epsilon", "float32"),
+    ),
+    rules=(
+        Rule("transformer.word_embeddings", "token_embd"),
+        Rule("transformer.word_embeddings_layernorm", "token_embd_norm", bias="required"),
+        Rule("transformer.ln_f", "output_norm", bias="required"),
+        Rule("lm_head", "output", required=False),
+        Rule("transformer.h.{i}.input_layernorm", "blk.{i}.attn_norm", bias="required"),
+        Rule("transformer.h.{i}.self_attention.query_key_value", "blk.{i}.attn_qkv", rows=qkv_order, bias="required"),
+        Rule("transformer.h.{i}.self_attention.dense", "blk.{i}.attn_output", bias="required"),
+        Rule("transformer.h.{i}.post_attention_layernorm", "blk.{i}.ffn_norm", bias="required"),
+        Rule("transformer.h.{i}.mlp.dense_h_to_4h", "blk.{i}.ffn_up", bias="required"),
+        Rule("transformer.h.{i}.mlp.dense_4h_to_h", "blk.{i}.ffn_down", bias="required"),
+    ),
+    reason=_reason,
+    entries=_entries,
+)

@@ -1,0 +1,79 @@
+"""What Llama, Mistral, Qwen and Phi have in common: RMS norms, rotary positions, a gated MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gguf_ext.arch.spec import Bias, Config, Entry, Rule, head_width, rotary
+
+
+def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
+    """The modules of a Llama-shaped model. rotated: whether llama.cpp wants q and k in its own rotary order. bias: of
+    the output projection and the MLP."""
+    q, k = (rotary("num_attention_heads"), rotary("num_key_value_heads")) if rotated else (None, None)
+    layer, block = "model.layers.{i}", "blk.{i}"
+    return (
+        Rule("model.embed_tokens", "token_embd"),
+        Rule("model.norm", "output_norm"),
+        Rule("lm_head", "output", required=False),
+        Rule(f"{layer}.input_layernorm", f"{block}.attn_norm"),
+        Rule(f"{layer}.self_attn.q_proj", f"{block}.attn_q", rows=q, bias=qkv_bias),
+        Rule(f"{layer}.self_attn.k_proj", f"{block}.attn_k", rows=k, bias=qkv_bias),
+        Rule(f"{layer}.self_attn.v_proj", f"{block}.attn_v", bias=qkv_bias),
+        Rule(f"{layer}.self_attn.o_proj", f"{block}.attn_output", bias=bias),
+        Rule(f"{layer}.post_attention_layernorm", f"{block}.ffn_norm"),
+        Rule(f"{layer}.mlp.gate_proj", f"{block}.ffn_gate", bias=bias),
+        Rule(f"{layer}.mlp.up_proj", f"{block}.ffn_up", bias=bias),
+        Rule(f"{layer}.mlp.down_proj", f"{block}.ffn_down", bias=bias),
+    )
+
+
+def why_not(name: str, config: Config, rope_types: Sequence[str], partial: bool = False) -> str:
+    """A line why llama.cpp's architecture `name` cannot run the model, empty where it can. partial: whether it may
+    rotate a part of each head."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] not in rope_types:
+        return f"rope_type={rope['rope_type']!r} has no table for {name}: use one of {', '.join(rope_types)}"
+    if not partial and float(rope.get("partial_rotary_factor") or 1) != 1:
+        return f"partial_rotary_factor has no table for {name}: only models that rotate whole heads"
+    if config.get("hidden_act") != "silu":
+        return f"hidden_act={config.get('hidden_act')!r} does not exist in llama.cpp's {name}: only silu"
+    return ""
+
+
+def rope_entries(name: str, config: Config) -> list[Entry]:
+    """Widths of heads, rotary base, and linear scaling where there is one."""
+    rope, head = config["rope_parameters"], head_width(config)
+    rotated = int(head * float(rope.get("partial_rotary_factor") or 1))
+    entries = [
+        Entry(f"{name}.rope.dimension_count", rotated, "uint32"),
+        Entry(f"{name}.attention.key_length", head, "uint32"),
+        Entry(f"{name}.attention.value_length", head, "uint32"),
+        Entry(f"{name}.rope.freq_base", float(rope["rope_theta"]), "float32"),
+    ]
+    if rope["rope_type"] == "linear":
+        entries.append(Entry(f"{name}.rope.scaling.type", "linear", "string"))
+        entries.append(Entry(f"{name}.rope.scaling.factor", float(rope["factor"]), "float32"))
+    return entries
+
+
+def window(config: Config) -> int | None:
+    """The sliding window, where the context is longer than it. llama.cpp's llama and phi3 attend to everything."""
+    size = config.get("sliding_window")
+    return int(size) if size and int(size) < int(config["max_position_embeddings"]) else None
+
+
+def windowed_context(name: str, config: Config) -> Entry:
+    """The context up to which llama.cpp, which has no window here, computes what the model does."""
+    return Entry(f"{name}.context_length", window(config) or int(config["max_position_embeddings"]), "uint32")
+
+
+def window_note(config: Config) -> str:
+    """For `Architecture.note`."""
+    size = window(config)
+    return (
+        f"sliding_window={size} of the model does not exist in llama.cpp: the file's context is {size} tokens, up to "
+        f"which both compute the same"
+        if size
+        else ""
+    )

@@ -1,0 +1,49 @@
+"""GPT-2: transformers `GPT2LMHeadModel` → llama.cpp `gpt2`. Its linears are Conv1D: float weights are [in, out]."""
+
+from __future__ import annotations
+
+from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+
+
+def _reason(config: Config) -> str:
+    if config.get("activation_function") not in ACTIVATIONS:
+        return f"activation_function={config.get('activation_function')!r} does not exist in llama.cpp's gpt2"
+    if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx"):
+        return "scale_attn_weights, scale_attn_by_inverse_layer_idx: llama.cpp's gpt2 scales by the root of the head"
+    return ""
+
+
+def _entries(config: Config) -> list[Entry]:
+    inner = config.get("n_inner") or 4 * int(config["hidden_size"])
+    return [Entry("gpt2.feed_forward_length", int(inner), "uint32")]
+
+
+GPT2 = Architecture(
+    name="gpt2",
+    classes=("GPT2LMHeadModel",),
+    keys=(
+        Key("vocab_size", "vocab_size"),
+        Key("context_length", "max_position_embeddings"),
+        Key("embedding_length", "hidden_size"),
+        Key("block_count", "num_hidden_layers"),
+        Key("attention.head_count", "num_attention_heads"),
+        Key("attention.layer_norm_epsilon", "layer_norm_epsilon", "float32"),
+    ),
+    rules=(
+        Rule("transformer.wte", "token_embd"),
+        Rule("transformer.wpe", "position_embd"),
+        Rule("transformer.ln_f", "output_norm", bias="required"),
+        Rule("lm_head", "output", required=False),
+        Rule("transformer.h.{i}.ln_1", "blk.{i}.attn_norm", bias="required"),
+        Rule("transformer.h.{i}.attn.c_attn", "blk.{i}.attn_qkv", transposed=True, bias="required"),
+        Rule("transformer.h.{i}.attn.c_proj", "blk.{i}.attn_output", transposed=True, bias="required"),
+        Rule("transformer.h.{i}.ln_2", "blk.{i}.ffn_norm", bias="required"),
+        Rule("transformer.h.{i}.mlp.c_fc", "blk.{i}.ffn_up", transposed=True, bias="required"),
+        Rule("transformer.h.{i}.mlp.c_proj", "blk.{i}.ffn_down", transposed=True, bias="required"),
+    ),
+    reason=_reason,
+    entries=_entries,
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # the causal mask, in older checkpoints
+)

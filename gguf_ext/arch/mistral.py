@@ -1,0 +1,25 @@
+"""Mistral: transformers `MistralForCausalLM` → llama.cpp `llama`, which has the same graph but no sliding window."""
+
+from __future__ import annotations
+
+from gguf_ext.arch.decoder import decoder_rules, rope_entries, why_not, window_note, windowed_context
+from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry
+
+
+def _reason(config: Config) -> str:
+    return why_not("llama", config, ("default", "linear"))
+
+
+def _entries(config: Config) -> list[Entry]:
+    return [windowed_context("llama", config), *rope_entries("llama", config)]
+
+
+MISTRAL = Architecture(
+    name="llama",
+    classes=("MistralForCausalLM",),
+    keys=tuple(key for key in DECODER_KEYS if key.name != "context_length"),
+    rules=decoder_rules(rotated=True),
+    reason=_reason,
+    entries=_entries,
+    note=window_note,
+)

@@ -1,0 +1,185 @@
+"""`sqft export gguf-lora`: a dense sub-adapter as a LoRA file that llama.cpp adds to a GGUF of its base.
+
+Of a module with weight `w`, the file holds `w.lora_a` [r, in] and `w.lora_b` [out, r], each module with its own r.
+llama.cpp scales by alpha / r, or not at all where alpha is 0; with ranks that differ, one alpha cannot be right for
+all, so the scaling is folded into B and alpha is 0. Rows of B are put into the order that the rows of the weight have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
+from gguf_ext.blocks import TensorType
+from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
+from gguf_ext.export import require_gguf, write_tensors
+from gguf_ext.plan import Planned, Source, match_rule
+from gguf_ext.reader import GGUFFile
+from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
+from sqft_plugins.errors import CheckpointError, MismatchError
+from sqft_plugins.tune.adapters import check_adapter
+
+PREFIX = "base_model.model."
+ENDS = (".lora_A.weight", ".lora_B.weight")
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """ranks: rank → number of modules. base: the model folder that names and shapes were taken from."""
+
+    path: str
+    base: str
+    architecture: str
+    modules: int
+    ranks: dict[int, int]
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export_lora(
+    adapter: str | Path, target: str | Path, *, base: str | Path | None = None, overwrite: bool = False
+) -> LoraReport:
+    """Writes an adapter folder of PEFT (plain LoRA, or a dense SQFT adapter of fixed rank) as a LoRA file in float32.
+
+    base: the model folder, float or INT4; None for the one that the adapter names. Raises AdapterError for what no LoRA
+    file can hold, UnmappedTensorError, MismatchError for another base, CheckpointError, OutputExistsError.
+    """
+    path = check_adapter(adapter)
+    config = _read_config(path)
+    check_dense(config, path)
+    target = check_output(target, overwrite)
+    require_gguf()
+    named = base if base is not None else config.get("base_model_name_or_path")
+    if not named or not Path(named).is_dir():
+        raise AdapterError(f"adapter {adapter} has the base {named}, which is no folder here: name it with --base")
+    folder = ModelFolder(named)
+    architecture = find_architecture(folder.config, folder.path)
+    planned = _plan(path, config, folder, architecture, read_config(folder.path, architecture))
+    entries = [
+        Entry("general.type", "adapter", "string"),
+        Entry("general.name", path.resolve().name, "string"),
+        Entry("general.base_model.count", 1, "uint32"),
+        Entry("general.base_model.0.name", folder.path.resolve().name, "string"),
+        Entry("adapter.type", "lora", "string"),
+        Entry("adapter.lora.alpha", 0.0, "float32"),
+        Entry("sqft.version", VERSION, "string"),
+    ]
+    with write_file(target, overwrite) as temporary:
+        write_tensors(temporary, architecture.name, entries, planned, folder)
+        _verify(temporary, planned, target)
+    counted = [tensor.shape[0] for tensor in planned if tensor.name.endswith(".lora_a")]
+    return LoraReport(
+        path=str(target),
+        base=str(folder.path),
+        architecture=architecture.name,
+        modules=len(counted),
+        ranks={rank: counted.count(rank) for rank in sorted(set(counted))},
+        bytes=target.stat().st_size,
+    )
+
+
+def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
+    """Raises AdapterError, naming the way out, for an adapter whose delta is not scale * (B @ A) of one rank."""
+    kind = str(config.get("peft_type"))
+    merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
+    if kind not in ("LORA", "SQFT"):
+        raise AdapterError(f"adapter {adapter} is {kind}: llama.cpp has LoRA only; {merge}")
+    if config.get("quantization_aware"):
+        raise AdapterError(f"adapter {adapter} is quantization-aware: base + LoRA is not the trained model; {merge}")
+    if kind == "SQFT" and config.get("sparse", True):
+        raise AdapterError(f"adapter {adapter} is masked: its delta has full rank, no LoRA file holds it; {merge}")
+    if len(config.get("rank_choices") or []) > 1:
+        raise AdapterError(
+            f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
+            f"--out DIR` and export that"
+        )
+    for name, plain in (("use_dora", False), ("lora_bias", False), ("bias", "none"), ("modules_to_save", None)):
+        if config.get(name, plain) not in (plain, None, []):
+            raise AdapterError(f"adapter {adapter} has {name}={config[name]!r}, which llama.cpp lacks: {merge}")
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / r as PEFT computes it: alpha of the first pattern that matches the end of the module's name."""
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(found, config["lora_alpha"]))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _read_config(adapter: Path) -> dict[str, Any]:
+    try:
+        return json.loads((adapter / "adapter_config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{adapter}/adapter_config.json is not JSON ({error}): copy it again") from error
+
+
+def _plan(
+    adapter: Path, config: Mapping[str, Any], folder: ModelFolder, architecture: Architecture, base: Config
+) -> list[Planned]:
+    try:
+        tensors = load_file(adapter / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise CheckpointError(f"{adapter}/adapter_model.safetensors is damaged ({error}): copy it again") from error
+    planned = []
+    for name in sorted(tensors):
+        if ".base_layer." in name:
+            continue  # PEFT saves the frozen weight of an adapted lm_head along
+        if not name.startswith(PREFIX) or not name.endswith(ENDS):
+            raise UnmappedTensorError(
+                f"tensor {name} of adapter {adapter} has no place in a LoRA file: merge it instead"
+            )
+        if not name.endswith(ENDS[0]):
+            continue
+        module = name.removeprefix(PREFIX).removesuffix(ENDS[0])
+        A, B = tensors[name].float(), tensors[PREFIX + module + ENDS[1]].float()  # [r, in], [out, r]
+        rule, layer, owner = match_rule(architecture, module)
+        tied = bool(base.get("tie_word_embeddings")) and module == "lm_head"
+        if rule is None or tied:
+            why = "shares its weight with the embedding" if tied else f"has no place in a {architecture.name} file"
+            raise UnmappedTensorError(f"module {module} of adapter {adapter} {why}: merge it instead")
+        _check_shape(folder, owner, rule.transposed, (B.shape[0], A.shape[1]), adapter)
+        B = B * scaling(config, module, A.shape[0])
+        B = B if rule.rows is None else B[rule.rows(base)]
+        for end, part in (("lora_a", A), ("lora_b", B)):
+            if not bool(torch.isfinite(part).all()):
+                raise NonFiniteWeightError(f"{module} of adapter {adapter} holds NaN or infinity: train it again")
+            place = Source(f"{rule.target.format(i=layer)}.weight.{end}", "", constant=part.contiguous())
+            planned.append(Planned(place, TensorType.F32, tuple(part.shape)))
+    return planned
+
+
+def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tuple[int, int], adapter: Path) -> None:
+    stored = next((name for name in (module, module.partition(".")[2]) if name in folder.quantized_modules), None)
+    there: tuple[int, ...]
+    if stored is not None:
+        there = folder.quantized_shape(stored)
+    else:
+        there = folder.shape(folder.weight_name(module))
+        there = there[::-1] if transposed else there
+    if there != shape:
+        raise MismatchError(
+            f"{module} is {shape} in adapter {adapter} but {there} in {folder.path}: name its own base with --base"
+        )
+
+
+def _verify(file: Path, planned: list[Planned], target: Path) -> None:
+    read = GGUFFile(file)
+    for tensor in planned:
+        wanted: Tensor = tensor.source.constant  # type: ignore[assignment]
+        if not np.array_equal(read.dequantize(tensor.name).view(np.uint32), wanted.numpy().view(np.uint32)):
+            raise VerificationError(f"--out {target}: {tensor.name} differs: nothing was written, report this as a bug")

@@ -1,0 +1,184 @@
+"""LoRA files: llama.cpp with the file against PEFT, switched, scaled, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import peft_ext  # noqa: F401 (registers SQFT with PEFT)
+from gguf_ext import GGUFError, LlamaSession, export_gguf, export_lora
+from gguf_ext.errors import AdapterError, RuntimeFailedError, UnmappedTensorError
+from gguf_ext.reader import GGUFFile
+from peft_ext import SQFTConfig
+from sqft_plugins.cli import main
+from sqft_plugins.errors import MismatchError, OutputExistsError
+from sqft_plugins.tune.extract import extract_adapter
+
+TARGETS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "down_proj", "lm_head"],
+    "qwen2": ["q_proj", "k_proj", "up_proj"],
+    "gpt2": ["c_attn", "c_fc"],
+    "bloom": ["query_key_value", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
+}
+TOKENS = torch.randint(4, 600, (120,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+@pytest.fixture(scope="module")
+def bases(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """`bases(family)` → (model folder, its F32 file), made once."""
+    made = {}
+
+    def base(family):
+        if family not in made:
+            place = tmp_path_factory.mktemp(family)
+            tiny_model(family).save_pretrained(place / "model")
+            tiny_tokenizer("byte-level").save_pretrained(place / "model")
+            export_gguf(place / "model", place / "m.gguf", float_type="f32")
+            made[family] = place / "model", place / "m.gguf"
+        return made[family]
+
+    return base
+
+
+def _adapter(base, folder, targets, seed=0, config=LoraConfig, **settings):
+    """A saved adapter whose B is not zero."""
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(loaded, config(target_modules=targets, **{"r": 8, "lora_alpha": 16, **settings}))
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.1
+    model.save_pretrained(folder)
+    return folder
+
+
+def _peft_logits(base, adapter):
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+        return model.merge_and_unload()(torch.tensor([TOKENS])).logits[0]
+
+
+def _logits(session):
+    return torch.cat([chunk.clone() for chunk in session.logits(TOKENS)])
+
+
+def _session(file):
+    return LlamaSession(file, threads=1, kv_type="f32", flash_attention=False)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_logits_with_ranks_that_differ_are_those_of_the_merged_model(family, bases, tmp_path):
+    base, file = bases(family)
+    first = TARGETS[family][0]
+    patterns = {"rank_pattern": {first: 4}, "alpha_pattern": {rf"[01]\.\w+\.{first}": 24}}
+    adapter = _adapter(base, tmp_path / "adapter", TARGETS[family], **patterns)
+    report = export_lora(adapter, tmp_path / "lora.gguf")
+    assert set(report.ranks) == {4, 8}
+    wanted = _peft_logits(base, adapter)
+    with _session(file) as session:
+        bare = _logits(session)
+        session.set_adapters({tmp_path / "lora.gguf": 1.0})
+        largest = float((_logits(session) - wanted).abs().max())
+    tolerance = 2e-3 if family in ("gpt2", "bloom") else 1e-4  # llama.cpp's gelu goes through a table in fp16
+    assert largest < tolerance
+    assert float((bare - wanted).abs().max()) > 20 * tolerance
+
+
+def test_two_adapters_are_switched_and_scaled(bases, tmp_path):
+    base, file = bases("llama")
+    one, two = (_adapter(base, tmp_path / str(seed), TARGETS["llama"], seed=seed) for seed in (1, 2))
+    files = [tmp_path / "one.gguf", tmp_path / "two.gguf"]
+    for adapter, target in zip((one, two), files, strict=True):
+        export_lora(adapter, target, base=base)
+    with _session(file) as session:
+        bare = _logits(session)
+        for adapter, target in ((one, files[0]), (two, files[1]), (one, files[0])):
+            session.set_adapters({target: 1.0})
+            torch.testing.assert_close(_logits(session), _peft_logits(base, adapter), rtol=0, atol=1e-4)
+        session.set_adapters({files[0]: 0.5})
+        config = json.loads((one / "adapter_config.json").read_text())
+        (one / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+        torch.testing.assert_close(_logits(session), _peft_logits(base, one), rtol=0, atol=1e-4)
+        session.set_adapters({})
+        torch.testing.assert_close(_logits(session), bare, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_sub_adapter_of_a_dense_sqft_adapter(use_rslora, bases, tmp_path):
+    base, file = bases("llama")
+    settings = {"sparse": False, "rank_choices": [8, 6, 4], "use_rslora": use_rslora}
+    adapter = _adapter(base, tmp_path / "super", ["q_proj", "v_proj"], config=SQFTConfig, **settings)
+    with pytest.raises(AdapterError, match="is elastic: write one of its ranks with `sqft extract"):
+        export_lora(adapter, tmp_path / "lora.gguf")
+    extract_adapter(adapter, tmp_path / "sub", 6)
+    export_lora(tmp_path / "sub", tmp_path / "lora.gguf")
+    with _session(file) as session:
+        session.set_adapters({tmp_path / "lora.gguf": 1.0})
+        found = _logits(session)
+    torch.testing.assert_close(found, _peft_logits(base, tmp_path / "sub"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "SQFT", "sparse": True}, "is masked: its delta has full rank.*merge it with `sqft merge"),
+        ({"peft_type": "SQFT", "quantization_aware": True}, "is quantization-aware.*merge it with `sqft merge"),
+        ({"peft_type": "LOHA"}, "is LOHA: llama.cpp has LoRA only"),
+        ({"use_dora": True}, "has use_dora=True"),
+        ({"bias": "all"}, "has bias='all'"),
+        ({"base_model_name_or_path": "nowhere"}, "name it with --base"),
+    ],
+)
+def test_what_no_lora_file_can_hold_is_refused(changes, words, bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(AdapterError, match=words):
+        export_lora(adapter, tmp_path / "lora.gguf")
+    assert not (tmp_path / "lora.gguf").exists()
+
+
+def test_another_base_and_modules_without_a_place_are_refused(bases, tiny_gemma, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["down_proj"])
+    other = _other(base, tmp_path / "other", intermediate_size=96)
+    with pytest.raises(MismatchError, match="name its own base with --base"):
+        export_lora(adapter, tmp_path / "lora.gguf", base=other)
+    with pytest.raises(UnmappedTensorError, match=r"model\.layers\.0\.mlp\.down_proj .* no place in a gpt2 file"):
+        export_lora(adapter, tmp_path / "lora.gguf", base=bases("gpt2")[0])
+    tied = _adapter(tiny_gemma, tmp_path / "tied", ["lm_head"])
+    with pytest.raises(UnmappedTensorError):
+        export_lora(tied, tmp_path / "lora.gguf")
+    export_lora(adapter, tmp_path / "lora.gguf")
+    with pytest.raises(OutputExistsError):
+        export_lora(adapter, tmp_path / "lora.gguf")
+    with _session(bases("qwen2")[1]) as session:
+        with pytest.raises(RuntimeFailedError, match="export it for this base"):
+            session.set_adapters({tmp_path / "lora.gguf": 1.0})
+        with pytest.raises(GGUFError, match="is not a file"):
+            session.set_adapters({tmp_path / "none.gguf": 1.0})
+
+
+def _other(base, folder, **changes):
+    config = AutoConfig.from_pretrained(base)
+    config.update(changes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_from_the_command_line(bases, tmp_path, capsys):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
+    with pytest.raises(SystemExit) as done:
+        main(["export", "gguf-lora", str(adapter), "--out", str(tmp_path / "lora.gguf")])
+    assert done.value.code == 0
+    assert "llama, 2 modules (2 of rank 8)" in capsys.readouterr().out
+    metadata = GGUFFile(tmp_path / "lora.gguf").metadata
+    assert (metadata["general.type"], metadata["adapter.type"]) == ("adapter", "lora")
+    assert metadata["adapter.lora.alpha"] == 0
