@@ -32,6 +32,7 @@ from install_llama import (
     cmake_flags,  # noqa: F401
     wheel_folder,
 )
+from install_peft_tests import fetch_peft_tests
 from install_pins import (
     LOCK_HEADER,  # noqa: F401
     applicable,  # noqa: F401
@@ -295,6 +296,15 @@ def install(name: str) -> None:
     say(f".venv is ready ({name}) after {time.monotonic() - start:.0f} s")
 
 
+def fetch_test_sources() -> None:
+    """What the set `test` has beside .venv. Looked for at every run, because .cache may be removed alone."""
+    installer = Installer()
+    try:
+        fetch_peft_tests(installer, pin(CONSTRAINTS.read_text(), "peft"))
+    finally:
+        installer.kill()
+
+
 def read_state() -> dict:
     try:
         return json.loads(STATE.read_text())
@@ -325,6 +335,8 @@ def main(arguments: list[str]) -> int:
             lock()
         else:
             install(arguments[0])
+            if arguments[0] == "test":
+                fetch_test_sources()
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

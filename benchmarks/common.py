@@ -13,12 +13,19 @@ from typing import Any
 import torch
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, `rounds` times, one after the other in every round, so that a busy moment of the
-    machine hits all of them. One round before is not counted."""
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, limit: float = float("inf")
+) -> dict[str, list[float]]:
+    """Seconds of each candidate, `rounds` times, one after the other in every round, every second round backwards, so
+    that a busy moment of the machine hits all of them. One round before is not counted. After `limit` seconds no
+    further round begins, but there are three at least."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    begin = time.perf_counter()
     for number in range(rounds + 1):
-        for name, call in candidates.items():
+        if number > 3 and time.perf_counter() - begin > limit:
+            break
+        order = list(candidates.items())
+        for name, call in order if number % 2 else reversed(order):
             start = time.perf_counter()
             call()
             if number:

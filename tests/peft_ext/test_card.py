@@ -1,0 +1,62 @@
+"""The README beside a saved adapter tells how to load it; what it says is executed here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from helpers_peft import fill_adapter
+from helpers_training import make_config
+from huggingface_hub import ModelCard
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture
+def saved(sparse_llama, tokens, tmp_path):
+    """A saved adapter over a saved base, and its logits at the median rank."""
+    sparse_llama().save_pretrained(tmp_path / "base")
+    model = fill_adapter(get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), make_config()))
+    model.save_pretrained(tmp_path / "adapter")
+    model.eval().set_active_rank("median")
+    with torch.no_grad():
+        return tmp_path / "adapter", model(tokens).logits
+
+
+def test_the_code_in_the_card_loads_the_adapter(saved, tokens) -> None:
+    folder, expected = saved
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    found: dict = {}
+    exec(code.replace("PATH OF THIS FOLDER", str(folder)), found)
+    with torch.no_grad():
+        assert torch.equal(found["model"].eval()(tokens).logits, expected)
+
+
+def test_the_card_says_base_pipeline_and_ranks(saved) -> None:
+    folder, _ = saved
+    text = (folder / "README.md").read_text()
+    assert "More Information Needed" not in text
+    for line in ("| pipeline | SparsePEFT |", "| ranks | 8, 6, 4 |", "| merge | keeps every zero of the base |"):
+        assert line in text
+    assert f"| base | {folder.parent / 'base'} |" in text
+    card = ModelCard.load(folder / "README.md")
+    assert card.data["base_model"] == str(folder.parent / "base")
+    assert "sqft" in card.data["tags"]
+
+
+def test_a_card_of_somebody_else_is_kept_and_told_how_to_load(saved, sparse_llama) -> None:
+    folder, _ = saved
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My adapter\n\nIt counts sheep.\n")
+    get_peft_model(sparse_llama(), make_config()).save_pretrained(folder)
+    text = (folder / "README.md").read_text()
+    assert text.index("It counts sheep.") < text.index("## Loading this adapter") < text.index("import peft_ext")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data["license"] == "mit"
+    get_peft_model(sparse_llama(), make_config()).save_pretrained(folder)
+    assert (folder / "README.md").read_text().count("import peft_ext") == 1
+
+
+def test_a_configuration_alone_gets_no_card(tmp_path) -> None:
+    make_config().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]

@@ -1,0 +1,7 @@
+"""PEFT's test_lorafa, aimed at SQFTConfig."""
+
+from __future__ import annotations
+
+from aim import reaim
+
+reaim("test_lorafa", globals())
