@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write two lines to stderr at each use
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -162,12 +164,13 @@ class Linear(LoraLinear):
             return self._as_out_in(merged_weight(self._as_out_in(weight), A, B, scaling, mask))
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """s · (B @ A) ⊙ M at the rank in force, in the base layer's layout and the adapter's dtype; what a
+        """s · (B @ A) ⊙ M at the chosen rank, in the base layer's layout and the adapter's dtype; what a
         quantization-aware adapter changes the weight by."""
-        A, B, scaling = self.sub_adapter(adapter)
-        if self.elastic[adapter].quantization_aware:
-            change = self.quantized(adapter).dequantize() - self.unmerged_weight()
-            return self._as_out_in(change.to(A.dtype))
+        with self._at_chosen_rank():
+            A, B, scaling = self.sub_adapter(adapter)
+            if self.elastic[adapter].quantization_aware:
+                change = self.quantized(adapter).dequantize() - self.unmerged_weight()
+                return self._as_out_in(change.to(A.dtype))
         mask = self.base_mask() if self.elastic[adapter].sparse else None
         return self._as_out_in(masked_delta(A, B, scaling, mask))
 
@@ -267,10 +270,15 @@ class Linear(LoraLinear):
             base = self.base()
             bias = base.bias
             self._kept = (base.weight.data.clone(), None if bias is None else bias.data.clone())
-        training = self.training
-        self.training = False  # merge the chosen rank, not one that a training step has sampled
-        try:
+        with self._at_chosen_rank():
             super().merge(safe_merge=safe_merge, adapter_names=names)
+
+    @contextmanager
+    def _at_chosen_rank(self) -> Iterator[None]:
+        """Here the rank in force is the chosen one, not one that a training step has sampled."""
+        training, self.training = self.training, False
+        try:
+            yield
         finally:
             self.training = training
 

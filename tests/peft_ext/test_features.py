@@ -254,6 +254,19 @@ def test_concatenating_adapters_is_their_exact_weighted_sum(sparse_llama, tokens
     assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
 
 
+def test_a_delta_is_that_of_the_chosen_rank_also_after_a_training_step(sparse_llama, tokens) -> None:
+    """Which `add_weighted_adapter` combines; the step has drawn another rank."""
+    model = fill_adapter(get_peft_model(sparse_llama(), elastic())).train()
+    layer = layers(model)["model.model.layers.0.mlp.up_proj"]
+    whole = layer.get_delta_weight("default")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model(input_ids=tokens)
+        assert torch.equal(layer.get_delta_weight("default"), whole)
+    model.set_active_rank(4)
+    assert not torch.equal(layer.get_delta_weight("default"), whole)
+
+
 def test_svd_of_full_rank_is_the_weighted_sum(sparse_llama, tokens) -> None:
     """A masked delta has full rank, so only an SVD of full rank keeps all of it; smaller ones approximate."""
     model = two_adapters(sparse_llama(), config(target_modules=["q_proj"]), config(target_modules=["q_proj"]))

@@ -76,7 +76,10 @@ def test_an_interrupted_run_leaves_nothing(tiny_llama, tmp_path) -> None:
     (tmp_path / "d.jsonl").write_text('{"prompt": "What is it?", "completion": " a test"}\n' * 64)
     command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", "train", str(tiny_llama)]
     command += ["--data", str(tmp_path / "d.jsonl"), "--steps", "100000", "--out", str(tmp_path / "out"), "--overwrite"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".out.*")) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -100,8 +100,9 @@ def test_a_killed_process_leaves_no_target_and_keeps_the_old(tmp_path, number, o
     if old:
         old_folder(target)
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline().strip() == b"writing"
     process.send_signal(number)

@@ -26,11 +26,7 @@ def judged(item: pytest.Function, expected: bool = False) -> Iterator[None]:
     A configuration that was refused once is not tried again in every other test of it: hundreds would do nothing but
     run into the same message.
     """
-    if not SLOW_TOO and (reason := listed(item, SLOW)):
-        pytest.skip(f"slow, run with SQFT_SLOW=1: {reason}")
     settings = settings_of(item)
-    if settings in _refused_settings:
-        pytest.skip(_refused_settings[settings])
     try:
         result = yield
     except (Exception, pytest.fail.Exception) as error:
@@ -44,6 +40,11 @@ def judged(item: pytest.Function, expected: bool = False) -> Iterator[None]:
         if reason := listed(item, MAY_FAIL):
             pytest.skip(f"left out: {reason}")
         raise
+    # in the set-up phase, and after it: pytest tears down what it has set up, so a set-up is not left out
+    if not SLOW_TOO and (reason := listed(item, SLOW)):
+        pytest.skip(f"slow, run with SQFT_SLOW=1: {reason}")
+    if settings in _refused_settings:
+        pytest.skip(_refused_settings[settings])
     if expected and (reason := listed(item, MUST_FAIL)):
         pytest.fail(f"passes, but left_out.py lists it ({reason}): remove it from the list")
     return result
