@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8 questions, 6 small steps: does it run")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--int4-only", action="store_true", help="Without QA-SparsePEFT over the float base")
     parser.add_argument("--steps", type=int, default=STEPS, help="Training steps of 16 examples")
     parser.add_argument("--answer", nargs=3, metavar=("MODEL", "ADAPTER", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,13 +49,13 @@ def main() -> None:
         print(json.dumps(answer(*options.answer)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = table(options.base, options.int4, options.out, options.quick, options.steps)
+    rows = table(options.base, options.int4, options.out, options.quick, options.steps, not options.int4_only)
     show(rows)
     if options.json:
         Path(options.json).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
 
 
-def table(base: Path, int4: Path | None, out: Path, quick: bool, steps: int) -> list[dict[str, Any]]:
+def table(base: Path, int4: Path | None, out: Path, quick: bool, steps: int, over_float: bool) -> list[dict[str, Any]]:
     """One row for each way from an adapter to a merged model."""
     from sqft_plugins.checkpoint import ModelFolder
     from sqft_plugins.compress.quantize import quantize_folder
@@ -100,7 +101,8 @@ def table(base: Path, int4: Path | None, out: Path, quick: bool, steps: int) -> 
     row("plain LoRA, merged into float", base, "lora", PLAIN, lambda a, m: merge_folder(base, a, m, "max"))
     row("plain LoRA, rounded to INT4", int4, "lora", PLAIN, lambda a, m: round_lora(int4, a, m))
     beside = {**qa, "grid": str(int4)}
-    row("QA-SparsePEFT over the float base", base, "sqft", beside, lambda a, m: merge_folder(base, a, m, RANK))
+    if over_float:
+        row("QA-SparsePEFT over the float base", base, "sqft", beside, lambda a, m: merge_folder(base, a, m, RANK))
     return rows
 
 

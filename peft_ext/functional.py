@@ -37,7 +37,7 @@ class MaskedLinear(torch.autograd.Function):
     With `scale` and `zero_point` W' is put on that INT4 grid (`requantize`), in float32 whatever x is, and only then
     cast; the gradient passes straight through the rounding and the clamp.
     Nothing of size [out, in] is kept for the backward pass, nor ever made on a CPU: the merged weight is made block of
-    rows by block of rows, small enough to stay in the cache, and made again in the backward pass.
+    rows by block of rows (`requantize.BLOCK`), and made again in the backward pass.
     """
 
     @staticmethod
