@@ -20,6 +20,7 @@ from sqft_plugins.checkpoint import (
     write_folder,
     write_sidecar,
 )
+from sqft_plugins.compress.find import weight_of
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import mask_hash, pack_mask, sparsity_of
@@ -115,7 +116,7 @@ def merge_folder(
 
 def _count_lost(weights: Mapping[str, Any], masks: Iterable[tuple[str, torch.Tensor | None]]) -> int:
     """Weights that a mask prunes and that are not zero."""
-    return sum(int((weights[name].weight[~mask] != 0).sum()) for name, mask in masks if mask is not None)
+    return sum(int((weight_of(weights[name])[~mask] != 0).sum()) for name, mask in masks if mask is not None)
 
 
 def _drop_flag(folder: Path) -> None:

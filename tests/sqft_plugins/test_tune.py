@@ -222,3 +222,15 @@ def test_a_dense_elastic_adapter_over_an_int4_base_trains(pruned, tmp_path) -> N
     assert report["losses"][-1] < report["losses"][0]
     session = open_session(tmp_path / "int4", adapter=tmp_path / "dense", rank="min")
     assert len(list(session.generate(["What follows 3?"], 4))) == 1
+
+
+def test_gpt2_whose_weights_are_transposed_is_pruned_tuned_and_merged(tiny_model, tiny_tokenizer, tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer("byte-level").save_pretrained(tmp_path / "gpt2")
+    prune_folder(tmp_path / "gpt2", tmp_path / "pruned", sparsity=0.5, sequences=4, length=32)
+    adapter = AdapterSettings.make({"rank": 4, "target_modules": ["c_attn", "c_fc"]})
+    training = TrainSettings.make({"steps": 2, "batch_size": 2})
+    train_adapter(tmp_path / "pruned", tmp_path / "adapter", [Example("1 + 1 =", " 2")] * 4, adapter, training)
+    report = merge_folder(tmp_path / "pruned", tmp_path / "adapter", tmp_path / "merged", "max")
+    assert report["zeros_lost"] == 0
+    assert zeros_kept(ModelFolder(tmp_path / "merged"), ModelFolder(tmp_path / "pruned").packed_masks) == 1.0
