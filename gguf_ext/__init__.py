@@ -12,11 +12,13 @@ _PLACES = {
     "ExportReport": "gguf_ext.export",
     "compare_logits": "gguf_ext.compare",
     "export_gguf": "gguf_ext.export",
+    "export_model": "gguf_ext.export",
     "export_lora": "gguf_ext.lora",
     "GGUFError": "gguf_ext.errors",
     "GGUFFile": "gguf_ext.reader",
     "LlamaCpp": "gguf_ext.runtime",
     "LlamaSession": "gguf_ext.runtime",
+    "load": "gguf_ext.llama",
     "VerifyReport": "gguf_ext.verify",
     "verify_gguf": "gguf_ext.verify",
 }

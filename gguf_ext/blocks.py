@@ -1,4 +1,4 @@
-"""Q4_0 and Q5_0: integer steps and scales to raw block bytes and back, bit for bit.
+"""Q4_0 and Q5_0: integer steps and scales to raw block bytes and back, bit for bit. Q8_0, for embeddings, is only read.
 
 A row of a GGUF tensor is cut into blocks of 32 weights, each `d * step` with one fp16 `d`. A weight on our grid is
 `scale * (code - zero_point)`, so `step = code - zero_point` and `d = scale` give the same number, exactly, and a pruned
@@ -6,6 +6,7 @@ weight (`code == zero_point`) is step 0. Layouts, from ggml's `block_q4_0` and `
 
     Q4_0, 18 bytes: d fp16 | 16 bytes, byte j = (step[j] + 8) | (step[j + 16] + 8) << 4               steps -8..7
     Q5_0, 22 bytes: d fp16 | u32, bit j = fifth bit of step[j] + 16 | 16 bytes of low nibbles as above   steps -16..15
+    Q8_0, 34 bytes: d fp16 | 32 signed bytes
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ class TensorType(IntEnum):
     F16 = 1
     Q4_0 = 2
     Q5_0 = 6
+    Q8_0 = 8
     BF16 = 30
 
     @property
     def is_block(self) -> bool:
-        return self in (TensorType.Q4_0, TensorType.Q5_0)
+        """Whether its rows are cut into blocks of 32."""
+        return self in BLOCK_BYTES
+
+    @property
+    def holds_steps(self) -> bool:
+        """Whether it holds INT4 weights exactly: Q4_0 and Q5_0."""
+        return self in OFFSET
 
 
-BLOCK_BYTES = {TensorType.Q4_0: 18, TensorType.Q5_0: 22}
+BLOCK_BYTES = {TensorType.Q4_0: 18, TensorType.Q5_0: 22, TensorType.Q8_0: 34}
 FLOAT_BYTES = {TensorType.F32: 4, TensorType.F16: 2, TensorType.BF16: 2}
 OFFSET = {TensorType.Q4_0: 8, TensorType.Q5_0: 16}
 """What is added to a step before it is stored unsigned."""
@@ -94,7 +102,7 @@ def dequantize(raw: NDArray[np.uint8], kind: TensorType) -> NDArray[np.float32]:
     """Raw rows of any TensorType, uint8 [out, row_bytes] → float32 [out, in], as llama.cpp computes them."""
     rows = raw.shape[0]
     if kind.is_block:
-        steps, d = decode(raw, kind)
+        steps, d = _signed_bytes(raw) if kind is TensorType.Q8_0 else decode(raw, kind)
         weights = steps.reshape(rows, -1, BLOCK).astype(np.float32)
         weights *= d.astype(np.float32)[:, :, None]
         return weights.reshape(rows, -1)
@@ -104,3 +112,11 @@ def dequantize(raw: NDArray[np.uint8], kind: TensorType) -> NDArray[np.float32]:
     if kind is TensorType.F16:
         return raw.view("<f2").astype(np.float32)
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)  # bf16 is the upper half of fp32
+
+
+def _signed_bytes(raw: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Rows of Q8_0 → int8 [out, in], d fp16 [out, in / 32]."""
+    rows = raw.shape[0]
+    blocks = np.ascontiguousarray(raw).reshape(rows, -1, BLOCK_BYTES[TensorType.Q8_0])
+    d = np.ascontiguousarray(blocks[:, :, 0:2]).view("<f2").reshape(rows, -1)
+    return np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1), d

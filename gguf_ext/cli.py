@@ -14,7 +14,8 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
     epilog=examples(
         "sqft export gguf merged-int4 --out model.gguf",
         "sqft export gguf merged --float-type f32 --out model-f32.gguf",
-        "sqft export gguf llama-int4 --out llama.gguf --pre llama-bpe --overwrite --json",
+        "sqft export gguf merged-int4 --embedding-type q8_0 --split-max-size 2G --out model.gguf",
+        "sqft export gguf olmo-int4 --template-gguf olmo-base.gguf --out olmo.gguf",
     ),
 )
 @click.argument("model", type=click.Path())
@@ -27,24 +28,48 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
     show_default=True,
     help="Of matrices that are not INT4: auto (the narrowest that is exact), f32, f16 or bf16.",
 )
+@click.option(
+    "--embedding-type",
+    default="auto",
+    metavar="TYPE",
+    show_default=True,
+    help="Of the token embedding and the output head: auto (as --float-type), f32, f16, bf16 or q8_0.",
+)
+@click.option(
+    "--rounding",
+    default="refuse",
+    metavar="refuse|allow",
+    show_default=True,
+    help="Of INT4 scales that fp16 does not hold exactly; the largest error is told.",
+)
+@click.option("--split-max-size", metavar="SIZE", help="Write a larger file in parts, such as 2G or 500M.")
+@click.option(
+    "--template-gguf",
+    type=click.Path(),
+    metavar="BASE.gguf",
+    help="A file of the same base: its tokenizer and, where sqft has no table for the model, its names and metadata.",
+)
 @overwrite_option
 @json_option
-def export_command(model: str, out: str, pre: str | None, float_type: str, overwrite: bool, as_json: bool) -> None:
+def export_command(model: str, out: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write MODEL for llama.cpp.
 
-    MODEL is a folder with float or INT4 weights; the GGUF file holds the very same ones.
+    MODEL is a folder with float or INT4 weights; the GGUF file holds the very same ones. Where an option makes it
+    round some, the largest error is told.
     """
     from gguf_ext.export import export_gguf
 
-    report = export_gguf(model, out, overwrite=overwrite, pre=pre, float_type=float_type)
+    report = export_gguf(model, out, overwrite=overwrite, **options)
 
     def show() -> None:
         types = ", ".join(f"{count} {name}" for name, count in sorted(report.types.items()))
+        parts = f"{len(report.parts)} parts, " if report.parts else ""
         click.echo(
-            f"{report.path}: {report.bytes / 1e6:.1f} MB in {report.seconds:g} s, {report.architecture}, {types}"
+            f"{report.path}: {parts}{report.bytes / 1e6:.1f} MB in {report.seconds:g} s, {report.architecture}, {types}"
         )
+        equal = "bit-equal" if report.exact else f"equal but for rounding, by {report.largest_error:.3g} at most"
         click.echo(
-            f"verified: {report.verified} tensors bit-equal, {report.pruned} pruned weights all 0; "
+            f"verified: {report.verified} tensors {equal}; {report.pruned} pruned weights all 0; "
             f"tokenizer {report.tokenizer}"
         )
 
@@ -82,12 +107,19 @@ def lora_command(adapter: str, out: str, base: str | None, overwrite: bool, as_j
     "verify",
     epilog=examples(
         "sqft verify merged-int4 model.gguf",
-        "sqft verify merged-int4 model.gguf --json",
+        "sqft verify merged model-f16.gguf --rounding allow --json",
         "sqft verify merged model-f32.gguf --logits --text prose.txt",
     ),
 )
 @click.argument("model", type=click.Path())
 @click.argument("file", type=click.Path(), metavar="FILE.gguf")
+@click.option(
+    "--rounding",
+    default="refuse",
+    metavar="refuse|allow",
+    show_default=True,
+    help="allow: weights that the file holds rounded to its types are no difference.",
+)
 @click.option("--logits", is_flag=True, help="Also run both on a text: KL divergence, top-1 agreement, perplexity.")
 @click.option(
     "--text", type=click.Path(), metavar="FILE", help="For --logits. Default: held-out text that Python ships."
@@ -98,15 +130,24 @@ def lora_command(adapter: str, out: str, base: str | None, overwrite: bool, as_j
 @json_option
 @click.pass_context
 def verify_command(
-    ctx: click.Context, model: str, file: str, logits: bool, text: str | None, max_tokens: int, as_json: bool
+    ctx: click.Context,
+    model: str,
+    file: str,
+    rounding: str,
+    logits: bool,
+    text: str | None,
+    max_tokens: int,
+    as_json: bool,
 ) -> None:
     """Compare MODEL with FILE.gguf.
 
-    Every weight of the folder is compared. Exit code 1 where anything differs; logits, which llama.cpp computes with
-    activations of 8 bits, are only told.
+    Every weight of the folder is compared; of a file in parts, give the first. Exit code 1 where anything differs;
+    logits, which llama.cpp computes with activations of 8 bits, are only told.
     """
+    from gguf_ext.transcode import check_choice
     from gguf_ext.verify import verify_gguf
 
+    check_choice("rounding", rounding, ("refuse", "allow"))
     if text is not None and not logits:
         raise click.UsageError("--text needs --logits: add it, or leave --text out")
     prose = _prose(text) if logits else ""
@@ -120,15 +161,16 @@ def verify_command(
     def show() -> None:
         if report.differences:
             table(["name", "difference"], [(item.name, item.what) for item in report.differences])
-        rounded = f", {report.rounded} of them rounded to the type in the file" if report.rounded else ""
-        click.echo(f"{report.equal} of {report.tensors} tensors bit-equal{rounded}")
+        click.echo(f"{report.equal - report.rounded} of {report.tensors} tensors bit-equal")
+        if report.rounded:
+            click.echo(f"{report.rounded} rounded to their type in the file, by {report.largest_error:.3g} at most")
         click.echo(f"{report.pruned - report.pruned_nonzero} of {report.pruned} pruned weights are 0")
         if logits:
             _show_logits(result["logits"])
-        click.echo("equal" if report.ok else "different")
+        click.echo("equal" if report.exact else "equal but for rounding" if report.ok else "different")
 
     emit(as_json, result, show)
-    if not report.ok:
+    if not (report.ok if rounding == "allow" else report.exact):
         ctx.exit(1)
 
 

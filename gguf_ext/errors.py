@@ -1,8 +1,11 @@
-"""What can go wrong on the way to a GGUF file: one class a case, all raised before a byte is written."""
+"""What can go wrong on the way to a GGUF file: one class a case, all raised before a byte is written.
+
+Where the core has a class for the same case, ours is one of both: either name catches it.
+"""
 
 from __future__ import annotations
 
-from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.errors import CheckpointError, DependencyError, GridError, MismatchError, OutputExistsError, SQFTError
 
 INSTALL = "pip install 'sqft-plugins[gguf]'"
 
@@ -39,7 +42,7 @@ class NonFiniteWeightError(GGUFError):
     """A weight is NaN or infinite, or becomes so in the wanted type."""
 
 
-class ScaleRangeError(GGUFError):
+class ScaleRangeError(GGUFError, GridError):
     """A scale is outside fp16, where the blocks of a GGUF keep it."""
 
 
@@ -49,6 +52,22 @@ class ScaleNotExactError(GGUFError):
 
 class BlockSizeError(GGUFError):
     """A row or a group is not a multiple of 32, the block of Q4_0 and Q5_0."""
+
+
+class ActOrderError(GGUFError, CheckpointError):
+    """The columns of an INT4 weight are not grouped in order, as the blocks of a GGUF are."""
+
+
+class TargetExistsError(GGUFError, OutputExistsError):
+    """The file to write, or a part of its split form, is there and `overwrite` was not asked for."""
+
+
+class TemplateError(GGUFError):
+    """A template GGUF does not fit the model: another base, another shape, or weights in an order that nobody knows."""
+
+
+class ModelInMemoryError(GGUFError):
+    """A model in memory that no folder could hold as it is: with an adapter, off its grid, or not loaded."""
 
 
 class DamagedFileError(GGUFError):
@@ -61,6 +80,14 @@ class VerificationError(GGUFError):
 
 class RuntimeFailedError(GGUFError):
     """llama.cpp could not load or run a file."""
+
+
+class AdapterMismatchError(RuntimeFailedError, MismatchError):
+    """A LoRA file belongs to another base than the loaded model, or is no LoRA file."""
+
+
+class UnknownAdapterError(GGUFError):
+    """No adapter of that name is loaded."""
 
 
 def missing_package(package: str) -> DependencyError:

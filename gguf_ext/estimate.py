@@ -18,15 +18,16 @@ from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.errors import BlockSizeError
 from gguf_ext.metadata import general_entries, model_entries, sqft_entries
 from gguf_ext.plan import Planned, Source, sources
+from gguf_ext.split import aligned, table_bytes
 from gguf_ext.vocab import read_vocabulary
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
 from sqft_plugins.progress import say
 
-ALIGNMENT = 32
 HEADER = 24
-SCALAR_BYTES = {"uint32": 4, "int32": 4, "float32": 4, "bool": 1}
-ITEM_BYTES = {"floats": 4, "ints": 4, "bools": 1}
+SCALAR_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8, "int64": 8}
+SCALAR_BYTES |= {"float32": 4, "float64": 8, "bool": 1}
+ITEM_BYTES = {f"{kind}s": size for kind, size in SCALAR_BYTES.items()} | {"floats": 4, "ints": 4}
 
 
 def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     planned = [_planned(folder, source, quantized, grid) for source in sources(folder, architecture, config)]
     entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
-    entries.append(Entry("general.architecture", architecture.name, "string"))
-    table = sum(8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8 for tensor in planned)
+    entries += [Entry("sqft.exact", True, "bool"), Entry("general.architecture", architecture.name, "string")]
+    table = sum(map(table_bytes, planned))
     head = HEADER + sum(map(entry_bytes, entries)) + vocabulary_bytes(folder.path) + table
     size = aligned(head) + sum(aligned(tensor.bytes) for tensor in planned)
     return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
@@ -72,10 +73,6 @@ def entry_bytes(entry: Entry) -> int:
     items: Iterable[Any] = entry.value
     each = sum(map(_text, items)) if entry.kind == "strings" else len(entry.value) * ITEM_BYTES[entry.kind]
     return head + 4 + 8 + each
-
-
-def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _text(value: Any) -> int:

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_ext.arch import Entry, find_architecture, read_config
-from gguf_ext.errors import VerificationError, missing_package
-from gguf_ext.metadata import general_entries, model_entries, sqft_entries
-from gguf_ext.plan import Planned, plan, sources, zero_biases
-from gguf_ext.transcode import check_float_type
-from gguf_ext.verify import verify_gguf
-from gguf_ext.vocab import read_vocabulary
-from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
+from gguf_ext.arch import Entry
+from gguf_ext.errors import GGUFError, MissingTokenizerError, VerificationError
+from gguf_ext.estimate import HEADER, entry_bytes
+from gguf_ext.layout import Layout, find_layout
+from gguf_ext.memory import ModelInMemory
+from gguf_ext.metadata import general_entries, sqft_entries
+from gguf_ext.plan import Planned, plan, zero_biases
+from gguf_ext.reader import GGUFFile
+from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, split_parts, write_parts
+from gguf_ext.template import check_tokens
+from gguf_ext.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
+from gguf_ext.verify import EXACT, VerifyReport, compare
+from gguf_ext.vocab import from_tokenizer, read_vocabulary
+from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.progress import say, track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """path, bytes and seconds of the file. types: type name → number of tensors. tokenizer: llama.cpp's model/pre.
-    pruned: weights that the mask prunes, all seen to be 0 in the file. verified: tensors seen to be equal."""
+    """path: the file, or the first of its `parts`. bytes (of all parts) and seconds. types: type name → number of
+    tensors. tokenizer: llama.cpp's model/pre. pruned: weights that the mask prunes, all seen to be 0 in the file.
+    verified: tensors seen to be equal. exact: whether no weight is rounded; largest_error: the largest |difference|."""
 
     path: str
+    parts: list[str]
     architecture: str
     tokenizer: str
     types: dict[str, int]
     verified: int
     pruned: int
+    exact: bool
+    largest_error: float
     bytes: int
     seconds: float
 
@@ -39,78 +53,173 @@ class ExportReport:
         return asdict(self)
 
 
-def export_gguf(
-    model: str | Path,
-    target: str | Path,
-    *,
-    overwrite: bool = False,
-    pre: str | None = None,
-    float_type: str = "auto",
-) -> ExportReport:
-    """Writes a model folder, float or INT4, as a GGUF file with the very same weights.
+@dataclass(frozen=True)
+class Options:
+    """How to export. Raises GGUFError for a value that is none.
 
     pre: llama.cpp's name of the pre-tokenizer, where the tokenizer does not tell. float_type: what matrices that are
-    not INT4 become: "auto" (the narrowest of F16, BF16, F32 that holds every value), "f32", "f16" or "bf16". Raises a
-    GGUFError, CheckpointError, OutputExistsError or DependencyError before a byte is written; after an error
-    while writing there is no target, or the old one.
+    not INT4 become: "auto" (the narrowest of F16, BF16, F32 that holds every value), "f32", "f16" or "bf16".
+    embedding_type: the same of the token embedding and the output head, and "q8_0"; "auto" leaves them to float_type.
+    rounding: "allow" rounds INT4 scales that fp16 does not hold, "refuse" refuses them. split_max_size: bytes, or such
+    as "2G"; a larger file is written in parts. template_gguf: a GGUF file of the same base that gives the tokenizer
+    and, for a model that has no table, names, order and hyper-parameters.
     """
-    start = time.monotonic()
-    check_float_type(float_type)
-    target = check_output(target, overwrite)
+
+    pre: str | None = None
+    float_type: str = "auto"
+    embedding_type: str = "auto"
+    rounding: str = "refuse"
+    split_max_size: int | str | None = None
+    template_gguf: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("float_type", self.float_type, FLOAT_TYPES)
+        check_choice("embedding_type", self.embedding_type, EMBEDDING_TYPES)
+        check_choice("rounding", self.rounding, ("refuse", "allow"))
+        if self.pre is not None and self.template_gguf is not None:
+            raise GGUFError(f"--pre {self.pre}: the template has a tokenizer with its own: leave one of both out")
+        _ = self.limit
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of a file, None where there is no limit."""
+        return None if self.split_max_size is None else parse_size(str(self.split_max_size))
+
+
+def export_gguf(model: str | Path, target: str | Path, *, overwrite: bool = False, **options: Any) -> ExportReport:
+    """Writes a model folder, float or INT4, as a GGUF file with the very same weights.
+
+    options: the fields of `Options`. Raises a GGUFError, CheckpointError, OutputExistsError or DependencyError before a
+    byte is written; after an error while writing there is no target, or the old one.
+    """
+    chosen = Options(**options)
+    checked = check_target(target, overwrite, chosen.limit is not None)
     require_gguf()
-    folder = ModelFolder(model)
-    architecture = find_architecture(folder.config, folder.path)
-    config = read_config(folder.path, architecture)
-    found = sources(folder, architecture, config)
-    if note := architecture.note(config):
-        say(note)
-    if biases := zero_biases(folder, found):
+    return _export(ModelFolder(model), None, checked, overwrite, chosen)
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    target: str | Path,
+    *,
+    like: str | Path | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> ExportReport:
+    """Writes a model that is in memory: the file that `export_gguf` would write of the folder it was saved as, to the
+    bit, without the folder.
+
+    model: float, packed INT4, or float with the INT4 grid on its layers, as `load_model` and a quantization-aware merge
+    leave it. tokenizer: may be None with `template_gguf`. like: a folder whose stamp and masks are the model's, so that
+    the file tells what was done and its zeros are checked. name: for `general.name`. options: the fields of `Options`.
+    Raises ModelInMemoryError and what `export_gguf` raises.
+    """
+    chosen = Options(**options)
+    checked = check_target(target, overwrite, chosen.limit is not None)
+    require_gguf()
+    if tokenizer is None and chosen.template_gguf is None:
+        raise MissingTokenizerError("tokenizer=None: give the tokenizer of the model, or a template_gguf")
+    return _export(ModelInMemory(model, like, name), tokenizer, checked, overwrite, chosen)
+
+
+def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, options: Options) -> ExportReport:
+    start = time.monotonic()
+    template = None if options.template_gguf is None else GGUFFile(options.template_gguf)
+    layout = find_layout(folder, template)
+    if layout.note:
+        say(layout.note)
+    if biases := zero_biases(folder, layout.sources):
         say(f"{len(biases)} biases of INT4 layers are all 0 and left out, as of {biases[0]}")
-    say(f"reading the tokenizer of {folder.path}")
-    vocabulary = read_vocabulary(folder.path, config, pre)
-    planned = plan(folder, found, float_type)
-    entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
-    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"] + vocabulary.entries()
-    with write_file(target, overwrite) as temporary:
-        write_tensors(temporary, architecture.name, entries, planned, folder)
-        report = verify_gguf(folder.path, temporary)
-        if not report.ok:
-            raise VerificationError(
-                f"--out {target}: {report.first_difference}: nothing was written, report this as a bug"
-            )
-    types = Counter(tensor.type.name for tensor in planned)
+    described = _vocabulary(folder, tokenizer, layout, template, options)
+    planned = plan(folder, layout.sources, options.float_type, options.embedding_type, options.rounding)
+    if template is not None:
+        check_tokens(template, next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0))
+    entries = _entries(folder, planned, layout, described)
+    head = HEADER + sum(map(entry_bytes, entries))
+    parts = split_parts(planned, head, options.limit)
+    if len(parts) == 1:
+        with write_file(target, overwrite) as temporary:
+            write_tensors(temporary, layout.architecture, entries, planned, folder)
+            report = _verified(folder, layout, temporary, target)
+        written = [target]
+    else:
+        with write_parts(target, len(parts)) as paths:
+            for index, (path, tensors) in enumerate(zip(paths, parts, strict=True)):
+                split = _split_entries(index, len(parts), len(planned))
+                write_tensors(path, layout.architecture, [*(entries if not index else []), *split], tensors, folder)
+            report = _verified(folder, layout, paths[0], target)
+        written = [target.with_name(path.name) for path in paths]
+    told = {entry.key: entry.value for entry in entries}
     return ExportReport(
-        path=str(target),
-        architecture=architecture.name,
-        tokenizer=f"{vocabulary.model}/{vocabulary.pre}",
-        types=dict(types),
+        path=str(written[0]),
+        parts=[str(path) for path in written] if len(written) > 1 else [],
+        architecture=layout.architecture,
+        tokenizer=f"{told.get('tokenizer.ggml.model')}/{told.get('tokenizer.ggml.pre', 'default')}",
+        types=dict(Counter(tensor.type.name for tensor in planned)),
         verified=report.equal,
         pruned=report.pruned,
-        bytes=target.stat().st_size,
+        exact=report.exact,
+        largest_error=report.largest_error,
+        bytes=sum(path.stat().st_size for path in written),
         seconds=round(time.monotonic() - start, 2),
     )
 
 
+def _vocabulary(
+    folder: ModelFolder, tokenizer: Any, layout: Layout, template: GGUFFile | None, options: Options
+) -> list[Entry]:
+    """The `tokenizer.*` entries, and what a template says of its base."""
+    if layout.config is None:
+        return layout.described
+    if template is not None:
+        items = template.metadata.items()
+        return [Entry(key, value, template.kinds[key]) for key, value in items if key.startswith("tokenizer.")]
+    say(f"reading the tokenizer of {folder.path}")
+    if tokenizer is not None:
+        return from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre).entries()
+    return read_vocabulary(folder.path, layout.config, options.pre).entries()
+
+
+def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: list[Entry]) -> list[Entry]:
+    """The metadata of the file, each key once: what we say of it before what a template says."""
+    error = max((tensor.error for tensor in planned), default=0.0)
+    entries = general_entries(folder, planned) + layout.entries
+    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
+    entries.append(Entry(EXACT, not error, "bool"))
+    if error:
+        entries.append(Entry("sqft.largest_error", error, "float32"))
+    known = {entry.key for entry in entries}
+    return entries + [entry for entry in described if entry.key not in known]
+
+
+def _split_entries(index: int, count: int, tensors: int) -> list[Entry]:
+    return [Entry(INDEX, index, "uint16"), Entry(COUNT, count, "uint16"), Entry(TENSORS, tensors, "int32")]
+
+
+def _verified(folder: ModelFolder, layout: Layout, file: Path, target: Path) -> VerifyReport:
+    report = compare(folder, layout, GGUFFile(file))
+    if not report.ok:
+        raise VerificationError(f"--out {target}: {report.first_difference}: nothing was written, report this as a bug")
+    return report
+
+
 def write_tensors(
-    path: Path, architecture: str, entries: list[Entry], planned: list[Planned], folder: ModelFolder
+    path: Path, architecture: str, entries: Sequence[Entry], planned: Sequence[Planned], folder: ModelFolder
 ) -> None:
     """The file itself, streamed: one tensor in memory."""
     gguf = require_gguf()
     writer = gguf.GGUFWriter(path, architecture)
     value_type = gguf.GGUFValueType
-    items = {
-        "strings": value_type.STRING,
-        "floats": value_type.FLOAT32,
-        "ints": value_type.INT32,
-        "bools": value_type.BOOL,
-    }
+    named = {"floats": "FLOAT32", "ints": "INT32"}
     try:
         for key, value, kind in entries:
-            if kind in items:
-                if value:  # GGUF has no empty arrays
-                    writer.add_key_value(key, value, value_type.ARRAY, sub_type=items[kind])
-            else:
+            if not kind.endswith("s"):
                 writer.add_key_value(key, value, value_type[kind.upper()])
+            elif value:  # GGUF has no empty arrays
+                items = value_type[named.get(kind, kind.removesuffix("s").upper())]
+                writer.add_key_value(key, value, value_type.ARRAY, sub_type=items)
         for tensor in planned:
             kind = gguf.GGMLQuantizationType(int(tensor.type))
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=kind)
@@ -128,12 +237,3 @@ def write_tensors(
             writer.write_padding(out, written)
     finally:
         writer.close()
-
-
-def require_gguf() -> Any:
-    """The gguf package. Raises DependencyError."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise missing_package("gguf") from error
-    return gguf

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from gguf_ext.blocks import BLOCK_BYTES, OFFSET, TensorType, decode, dequantize, row_bytes
-from gguf_ext.errors import DamagedFileError, GGUFError, missing_package
+from gguf_ext.blocks import OFFSET, TensorType, decode
+from gguf_ext.errors import GGUFError
+from gguf_ext.foreign import bytes_of, weights
 from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
 from sqft_plugins.inspect.report import PATTERNS, Row, count, total_of, zeros_of
 from sqft_plugins.mask import Pattern
@@ -20,7 +19,9 @@ from sqft_plugins.progress import track
 
 LAYER = "blk."
 """How the names of the blocks' tensors begin; matrices among them are the layers, as in a model folder."""
-STAMP = ("pipeline", "sparsity", "mask_hash", "scale_hash", "base", "version")
+STAMP = {"pipeline": list, "sparsity": float, "mask_hash": str, "scale_hash": str, "base": str, "version": str}
+STAMP |= {"exact": bool, "largest_error": float}
+"""`sqft.*` keys that are shown, and what they hold."""
 
 
 class GGUFInspector:
@@ -46,8 +47,8 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
     code of zero in the middle) and scale (of the blocks) only of these two types. No mask is in the file: pruned,
     violations and kept_zero are None. other: name, shape, dtype and bytes of the remaining tensors, from the header.
 
-    Raises DamagedFileError for a file that is cut off, GGUFError for a type that nobody decodes, DependencyError where
-    a type needs the gguf package and it is not installed.
+    A file in parts is given by its first. Raises DamagedFileError for a file that is cut off, GGUFError for a type that
+    nobody decodes, DependencyError where a type needs the gguf package and it is not installed.
     """
     file = GGUFFile(path)
     layers: list[Row] = []
@@ -57,16 +58,16 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
             layers.append(_layer(file, info, patterns))
         else:
             row = {"name": info.name, "shape": list(info.shape), "dtype": info.type_name}
-            other.append({**row, "bytes": _bytes(file, info)})
+            other.append({**row, "bytes": bytes_of(file, info)})
     if not layers:
         raise GGUFError(f"{path} has no matrices called {LAYER}*: it holds no decoder model, give another file")
-    sqft = {key: file.metadata.get(f"sqft.{key}") for key in STAMP}
-    group_size, symmetric = (file.metadata.get(f"sqft.{key}") for key in ("group_size", "symmetric"))
+    sqft = {key: _told(file, key, kind) for key, kind in STAMP.items()}
+    group_size, symmetric = _told(file, "group_size", int), _told(file, "symmetric", bool)
     return {
         "path": str(path),
         "kind": "gguf",
-        "model_type": file.metadata.get("general.architecture"),
-        "bytes": file.path.stat().st_size,
+        "model_type": str(file.metadata.get("general.architecture")),
+        "bytes": file.bytes,
         "stamp": {key: value for key, value in sqft.items() if value is not None} if sqft["pipeline"] else None,
         "mask_is_the_stamps": None,
         "grid": None if group_size is None else {"bits": 4, "group_size": group_size, "symmetric": symmetric},
@@ -78,8 +79,8 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
 
 
 def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row:
-    size = _bytes(file, info)
-    weight = torch.from_numpy(_weights(file, info)).reshape(-1, info.shape[-1])  # [out, in]
+    size = bytes_of(file, info)
+    weight = torch.from_numpy(weights(file, info)).reshape(-1, info.shape[-1])  # [out, in]
     row: Row = {
         "name": info.name,
         "shape": list(info.shape),
@@ -90,7 +91,7 @@ def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row
         "gguf": info.type_name,
         "gguf_exact": True,
     }
-    if info.type in set(BLOCK_BYTES):
+    if info.type in set(OFFSET):
         kind = TensorType(info.type)
         steps, d = decode(file.raw(info.name), kind)
         row["codes"] = np.bincount(steps.ravel() + OFFSET[kind], minlength=2 * OFFSET[kind]).tolist()
@@ -98,44 +99,9 @@ def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row
     return row
 
 
-def _weights(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
-    if info.type in set(TensorType):
-        return dequantize(file.raw(info.name), TensorType(info.type))
-    gguf = _package()
-    data = np.memmap(file.path, np.uint8, "r", info.offset, (math.prod(info.shape[:-1]), _row_bytes(file, info)))
-    try:
-        return gguf.quants.dequantize(data, gguf.GGMLQuantizationType(info.type)).astype(np.float32, copy=False)
-    except NotImplementedError as error:
-        raise GGUFError(
-            f"{file.path}: tensor {info.name} is {info.type_name}, which the installed gguf cannot decode: "
-            "upgrade it, or give another file"
-        ) from error
-
-
-def _bytes(file: GGUFFile, info: TensorInfo) -> int:
-    size = math.prod(info.shape[:-1]) * _row_bytes(file, info)
-    if info.offset + size > file.path.stat().st_size:
-        raise DamagedFileError(f"{file.path} is cut off within tensor {info.name}: copy or export it again")
-    return size
-
-
-def _row_bytes(file: GGUFFile, info: TensorInfo) -> int:
-    if info.type in set(TensorType):
-        return row_bytes(info.shape[-1], TensorType(info.type))
-    gguf = _package()
-    try:
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.type)]
-    except (ValueError, KeyError) as error:
-        raise GGUFError(
-            f"{file.path}: tensor {info.name} has the type {info.type}, which the installed gguf does not know: "
-            "upgrade it, or give another file"
-        ) from error
-    return -(-info.shape[-1] // block) * size
-
-
-def _package() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise missing_package("gguf") from error
-    return gguf
+def _told(file: GGUFFile, key: str, kind: type) -> Any:
+    """The entry `sqft.<key>`; None where there is none, or it is of another type than we write."""
+    value = file.metadata.get(f"sqft.{key}")
+    if isinstance(value, list):
+        value = [str(item) for item in value]
+    return value if isinstance(value, kind) else None

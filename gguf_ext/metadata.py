@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gguf_ext.arch import Architecture, Config, Entry
 from gguf_ext.blocks import TensorType
+from gguf_ext.card import card_entries
 from gguf_ext.plan import Planned
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder
@@ -15,11 +16,12 @@ from sqft_plugins.checkpoint import ModelFolder
 QUANTIZATION_VERSION = 2
 """ggml's version of the block formats (GGML_QNT_VERSION)."""
 FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q5_0: 8, TensorType.BF16: 32}
+FILE_TYPES |= {TensorType.Q8_0: 7}
 """The type of most weights → `general.file_type` (llama.h, enum llama_ftype)."""
 
 
 def general_entries(folder: ModelFolder, planned: list[Planned]) -> list[Entry]:
-    """Name, size and types. `general.architecture` is left to the writer."""
+    """Name, size, types, and what the model card tells. `general.architecture` is left to the writer."""
     name = _name(folder)
     count = sum(_weights(tensor) for tensor in planned)
     entries = [
@@ -30,11 +32,7 @@ def general_entries(folder: ModelFolder, planned: list[Planned]) -> list[Entry]:
         Entry("general.file_type", FILE_TYPES[main_type(planned)], "uint32"),
         Entry("general.quantization_version", QUANTIZATION_VERSION, "uint32"),
     ]
-    base = folder.stamp.base if folder.stamp else None
-    if base:
-        entries.append(Entry("general.base_model.count", 1, "uint32"))
-        entries.append(Entry("general.base_model.0.name", Path(base).name, "string"))
-    return entries
+    return entries + card_entries(folder)
 
 
 def sqft_entries(folder: ModelFolder) -> list[Entry]:
@@ -69,7 +67,7 @@ def main_type(planned: Iterable[Planned]) -> TensorType:
     for tensor in planned:
         if len(tensor.shape) > 1:
             weights[tensor.type] += _weights(tensor)
-    blocks = Counter({kind: count for kind, count in weights.items() if kind.is_block})
+    blocks = Counter({kind: count for kind, count in weights.items() if kind.holds_steps})
     return (blocks or weights or Counter([TensorType.F32])).most_common(1)[0][0]
 
 

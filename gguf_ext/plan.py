@@ -13,11 +13,23 @@ from torch import Tensor
 
 from gguf_ext.arch import Architecture, Config, Rule
 from gguf_ext.blocks import TensorType, row_bytes
-from gguf_ext.errors import UnmappedTensorError
-from gguf_ext.transcode import block_bytes, block_type, float_bytes, matrix_type, row_slices
+from gguf_ext.errors import ActOrderError, ScaleRangeError, UnmappedTensorError
+from gguf_ext.transcode import (
+    block_bytes,
+    block_type,
+    float_bytes,
+    float_error,
+    matrix_type,
+    row_slices,
+    step_error,
+)
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import CheckpointError, GridError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import track
+
+EMBEDDINGS = ("token_embd.weight", "output.weight")
+"""The matrices with a row for each token: the embedding, which is the head too where they are tied, and the head."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,12 @@ class Source:
     def quantized(self, folder: ModelFolder) -> QuantizedWeight:
         """Codes, scales and zero points in the order of the file."""
         assert self.module is not None
-        weight = folder.quantized(self.module)
+        try:
+            weight = folder.quantized(self.module)
+        except GridError as error:
+            if "outside the exact range" not in str(error):
+                raise
+            raise ScaleRangeError(str(error)) from None
         return QuantizedWeight(*(self.reorder(part) for part in weight))
 
     def float_weight(self, folder: ModelFolder) -> Tensor:
@@ -70,11 +87,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor with its type and shape ([out, in] or [n])."""
+    """A tensor with its type and shape ([out, in] or [n]). error: the largest |difference| that its type makes."""
 
     source: Source
     type: TensorType
     shape: tuple[int, ...]
+    error: float = 0.0
 
     @property
     def name(self) -> str:
@@ -87,7 +105,7 @@ class Planned:
 
     def pieces(self, folder: ModelFolder) -> Iterator[NDArray[np.uint8]]:
         """The raw bytes, [rows, row_bytes] a piece, so that a large embedding needs no second copy in memory."""
-        if self.type.is_block:
+        if self.source.module is not None:
             yield block_bytes(self.source.quantized(folder), self.type)
             return
         tensor = self.source.float_weight(folder)
@@ -142,19 +160,43 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     return constants + [mapped[target] for target, _ in expected if target in mapped]
 
 
-def plan(folder: ModelFolder, found: list[Source], float_type: str = "auto") -> list[Planned]:
-    """Reads every tensor once, decides its type and raises for whatever cannot be held exactly."""
+def plan(
+    folder: ModelFolder,
+    found: list[Source],
+    float_type: str = "auto",
+    embedding_type: str = "auto",
+    rounding: str = "refuse",
+) -> list[Planned]:
+    """Reads every tensor once, decides its type and raises for whatever cannot be held as it was asked for."""
     planned = []
     for source in track(found, "checking the weights"):
         label = source.tensor or source.name
         if source.module is not None:
             weight = source.quantized(folder)
-            planned.append(Planned(source, block_type(weight, label), tuple(weight.codes.shape)))
-        else:
-            tensor = source.float_weight(folder)
-            kind = TensorType.F32 if source.constant is not None else matrix_type(tensor, label, float_type)
-            planned.append(Planned(source, kind, tuple(tensor.shape)))
+            kind = block_type(weight, label, rounding)
+            error = step_error(weight) if rounding == "allow" else 0.0
+            planned.append(Planned(source, kind, tuple(weight.codes.shape), error))
+            continue
+        tensor = source.float_weight(folder)
+        wanted, argument = float_type, "--float-type"
+        if source.name in EMBEDDINGS and embedding_type != "auto":
+            wanted, argument = embedding_type, "--embedding-type"
+        kind = TensorType.F32 if source.constant is not None else matrix_type(tensor, label, wanted, argument)
+        error = 0.0 if wanted == "auto" else float_error(tensor, kind)
+        planned.append(Planned(source, kind, tuple(tensor.shape), error))
     return planned
+
+
+def check_order(folder: ModelFolder) -> None:
+    """Raises ActOrderError for INT4 weights whose columns are ordered by activation."""
+    try:
+        _ = folder.grid
+    except CheckpointError as error:
+        groups = ((folder.quantization or {}).get("config_groups") or {}).values()
+        act_ordered = any((group.get("weights") or {}).get("actorder") for group in groups)
+        if not act_ordered and "by activation" not in str(error):
+            raise
+        raise ActOrderError(str(error)) from None
 
 
 def zero_biases(folder: ModelFolder, found: list[Source]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gguf_ext.errors import UnknownPreTokenizerError
+from sqft_plugins.progress import say
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `ByteLevel(use_regex=true)` applies (tokenizers, byte_level.rs)."""
@@ -32,6 +33,19 @@ SEED_CODER = (
     + "\r\n"
     + r"]+|\s+(?!\S)|\s+"
 )
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+"""Of bigscience/bloom's tokenizer.json; llama.cpp has the inner brackets resolved."""
+DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
+    + "\r\n"
+    + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+["
+    + "\r\n"
+    + r"]*|\s*["
+    + "\r\n"
+    + r"]+|\s+(?!\S)|\s+",
+)
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", DIGITS)
 
 # (expressions, whether a whole word of the vocabulary needs no merges) → name
@@ -45,7 +59,13 @@ KNOWN: dict[tuple[tuple[str, ...], bool], str] = {
     ((GPT4O,), False): "gpt-4o",
     ((SEED_CODER,), False): "seed-coder",
     (DEEPSEEK_CODER, False): "deepseek-coder",
+    (DEEPSEEK3, False): "deepseek-v3",
+    ((BLOOM,), False): "bloom",
 }
+
+MARKS = "cuts words at combining marks, as of Devanagari and Thai, where the model's tokenizer does not"
+DEVIATIONS = {"tekken": MARKS, "gpt-4o": MARKS}
+"""What llama.cpp does otherwise under a name, seen in 0.3.36; it has no better one."""
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
@@ -53,6 +73,8 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
     expressions = tuple(_expressions(tokenizer.get("pre_tokenizer")))
     skips = bool(tokenizer["model"].get("ignore_merges"))
     if name := KNOWN.get((expressions, skips)):
+        if name in DEVIATIONS:
+            say(f"pre-tokenizer {name}: llama.cpp {DEVIATIONS[name]}")
         return name
     raise UnknownPreTokenizerError(
         f"pre_tokenizer {' | '.join(expressions)[:120]!r} (ignore_merges={skips}) of {source} is none that sqft knows: "

@@ -1,7 +1,7 @@
-"""Reading a GGUF file: metadata and raw tensors. Ours, so that a file is verified by other code than wrote it.
+"""Reading a GGUF file, whole or in parts. Ours, so that a file is verified by other code than wrote it.
 
-Every count, length and offset is checked against the size of the file before it is used: a damaged file is an error in
-bounded time and memory. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every count, length and offset is checked against the size of the file before it is used, and tensors may not overlap: a
+damaged file is an error in bounded time and memory. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -10,31 +10,39 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
-from gguf_ext.errors import DamagedFileError, GGUFError
+from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
+from gguf_ext.split import COUNT, INDEX, TENSORS, shard_names
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """GGUF value type → struct format."""
+KINDS = {0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32", 7: "bool"}
+KINDS |= {STRING: "string", 10: "uint64", 11: "int64", 12: "float64"}
+"""GGUF value type → `gguf_ext.arch.Entry.kind`; an array has the plural."""
+PLURALS = {"string": "strings", "float32": "floats", "int32": "ints", "bool": "bools"}
 MAX_DIMENSIONS = 4
-OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
+OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """type: ggml's number. shape: [out, in] or [n] (GGUF stores it reversed). offset: from the start of the file."""
+    """type: ggml's number. shape: [out, in] or [n] (GGUF stores it reversed). offset: from the start of the file.
+    room: bytes up to the next tensor or the end of the file. part: which of the files has it, from 0."""
 
     name: str
     type: int
     shape: tuple[int, ...]
     offset: int
+    room: int = 0
+    part: int = 0
 
     @property
     def type_name(self) -> str:
@@ -43,53 +51,53 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """path, metadata (key → value) and tensors (name → TensorInfo) of a file. Raises DamagedFileError."""
+    """path, metadata (key → value), kinds (key → `Entry.kind`), tensors (name → TensorInfo) and bytes of a file; of one
+    in parts, path is the first and the rest is of all. Raises DamagedFileError; GGUFError for a path that is no file or
+    a later part."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
-        self._size = self.path.stat().st_size
-        if self._size < 24:
-            raise DamagedFileError(f"{path} has {self._size} bytes, too few for a GGUF file: copy or export it again")
-        self._data = np.memmap(self.path, np.uint8, mode="r")
-        self._at = 4
-        if self._data[:4].tobytes() != MAGIC:
-            raise DamagedFileError(f"{path} does not begin with GGUF: it is no GGUF file, give another")
-        version = self._number("I")
-        if version not in VERSIONS:
-            raise DamagedFileError(f"{path} has GGUF version {version}, this release reads {VERSIONS}: export it again")
-        tensors, entries = self._number("Q"), self._number("Q")
-        self._bounded(tensors, 24, "tensors")  # name length, dimensions, one dimension, type and offset take more
-        self._bounded(entries, 12, "metadata entries")
-        self.metadata: dict[str, Any] = {}
-        for _ in range(entries):
-            key = self._string()
-            self.metadata[key] = self._value(self._number("I"))
-        infos = [self._tensor_info() for _ in range(tensors)]
-        alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            self._damaged(f"alignment {alignment}")
-        start = -(-self._at // alignment) * alignment
+        first = _Part(self.path)
+        self.metadata, self.kinds = first.metadata, first.kinds
+        self._parts = [first, *(_Part(self.path.with_name(name)) for name in self._others())]
+        self.bytes = sum(part.size for part in self._parts)
         self.tensors: dict[str, TensorInfo] = {}
-        for info in infos:
-            info = TensorInfo(info.name, info.type, info.shape, start + info.offset)
-            if info.name in self.tensors:
-                self._damaged(f"two tensors called {info.name}")
-            if info.offset % alignment or info.offset + self._bytes(info) > self._size:
-                self._damaged(f"tensor {info.name} lies outside the file")
-            self.tensors[info.name] = info
+        for index, part in enumerate(self._parts):
+            if index and (part.metadata.get(INDEX), part.metadata.get(COUNT)) != (index, len(self._parts)):
+                raise DamagedFileError(
+                    f"{part.path} is not part {index + 1} of {self.path} inside: copy or export all parts again"
+                )
+            for info in part.located(index):
+                if info.name in self.tensors:
+                    raise DamagedFileError(
+                        f"{part.path} is damaged (two tensors called {info.name}): copy or export it again"
+                    )
+                self.tensors[info.name] = info
+        wanted = self.metadata.get(TENSORS)
+        if len(self._parts) > 1 and wanted is not None and wanted != len(self.tensors):
+            raise DamagedFileError(
+                f"the parts of {self.path} have {len(self.tensors)} tensors, not {wanted}: copy or export all again"
+            )
 
-    def raw(self, name: str, rows: slice = slice(None)) -> NDArray[np.uint8]:
+    def raw(self, name: str, rows: Any = slice(None)) -> NDArray[np.uint8]:
         """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read. Raises GGUFError for a type
         that this package does not know."""
         info = self.tensors[name]
-        kind = self.kind(name)
-        count = math.prod(info.shape[:-1])
-        width = row_bytes(info.shape[-1], kind)
-        return self._data[info.offset : info.offset + count * width].reshape(count, width)[rows]
+        return self.mapped(info, row_bytes(info.shape[-1], self.kind(name)))[rows]
 
-    def dequantize(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
+    def mapped(self, info: TensorInfo, width: int) -> NDArray[np.uint8]:
+        """uint8 [rows, width]: a tensor whose rows take `width` bytes; mapped, not read. Raises DamagedFileError."""
+        count = math.prod(info.shape[:-1])
+        if count * width > info.room:
+            raise DamagedFileError(
+                f"{self._parts[info.part].path} is cut off within tensor {info.name}: copy or export it again"
+            )
+        if not count * width:
+            return np.empty((count, width), np.uint8)
+        # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
+        return np.memmap(self._parts[info.part].path, np.uint8, "r", info.offset, (count, width))
+
+    def dequantize(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
         """float32 [rows, in] of a tensor, [1, n] of a vector."""
         return dequantize(self.raw(name, rows), self.kind(name))
 
@@ -104,22 +112,86 @@ class GGUFFile:
                 f"{self.path}: tensor {name} is {info.type_name}, not one of {kinds}: give a file that sqft wrote"
             ) from None
 
-    # --- parsing ---
+    def _others(self) -> list[str]:
+        """The names of the parts after the first."""
+        count, index = self.metadata.get(COUNT, 0), self.metadata.get(INDEX, 0)
+        if not isinstance(count, int) or not isinstance(index, int) or count < 2:
+            return []
+        named = shard_names(self.path.name)
+        if named is None or named.count != count or named.index != index:
+            raise GGUFError(
+                f"{self.path} is part {index + 1} of {count} but not called so: give it back its name, "
+                f"NAME-{index + 1:05}-of-{count:05}.gguf"
+            )
+        others = (named.name(i) for i in range(count))
+        if index:
+            raise GGUFError(f"{self.path} is part {index + 1} of {count}: give the first, {next(others)}")
+        names = []
+        for name in list(others)[1:]:
+            if not self.path.with_name(name).is_file():
+                raise GGUFError(f"{self.path} has {count} parts but {name} is not beside it: copy all parts")
+            names.append(name)
+        return names
 
-    def _damaged(self, what: str) -> None:
+
+class _Part:
+    """One file, parsed: metadata, kinds, and where its tensors are."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
+        self.size = path.stat().st_size
+        if self.size < 24:
+            raise DamagedFileError(f"{path} has {self.size} bytes, too few for a GGUF file: copy or export it again")
+        self.data = np.memmap(path, np.uint8, mode="r")
+        self._at = 4
+        if self.data[:4].tobytes() != MAGIC:
+            raise DamagedFileError(f"{path} does not begin with GGUF: it is no GGUF file, give another")
+        version = self._number("I")
+        if version not in VERSIONS:
+            raise DamagedFileError(f"{path} has GGUF version {version}, this release reads {VERSIONS}: export it again")
+        tensors, entries = self._number("Q"), self._number("Q")
+        self._bounded(tensors, 24, "tensors")  # name length, dimensions, one dimension, type and offset take more
+        self._bounded(entries, 12, "metadata entries")
+        self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
+        for _ in range(entries):
+            key = self._string()
+            self.metadata[key], self.kinds[key] = self._value(self._number("I"))
+        self._infos = [self._tensor_info() for _ in range(tensors)]
+        self._alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(self._alignment, int) or self._alignment < 1 or self._alignment & (self._alignment - 1):
+            self._damaged(f"alignment {self._alignment}")
+        self._start = -(-self._at // self._alignment) * self._alignment
+
+    def located(self, part: int) -> list[TensorInfo]:
+        """The tensors with their place in the file, in the order of the header."""
+        order = sorted(self._infos, key=lambda info: (info.offset, self._bytes(info)))
+        ends = [*(self._start + info.offset for info in order[1:]), self.size]
+        room = {id(info): end - self._start - info.offset for info, end in zip(order, ends, strict=False)}
+        found = []
+        for info in self._infos:
+            if info.offset % self._alignment or self._bytes(info) > room[id(info)] or room[id(info)] < 0:
+                self._damaged(f"tensor {info.name} lies outside the file or on the next one")
+            offset = self._start + info.offset
+            found.append(TensorInfo(info.name, info.type, info.shape, offset, room[id(info)], part))
+        return found
+
+    def _damaged(self, what: str) -> NoReturn:
         raise DamagedFileError(
-            f"{self.path} is damaged ({what}, near byte {self._at} of {self._size}): copy or export it again"
+            f"{self.path} is damaged ({what}, near byte {self._at} of {self.size}): copy or export it again"
         )
 
     def _take(self, count: int) -> NDArray[np.uint8]:
-        if count > self._size - self._at:
-            self._damaged(f"{count} bytes wanted, {self._size - self._at} left")
-        piece = self._data[self._at : self._at + count]
+        if count > self.size - self._at:
+            self._damaged(f"{count} bytes wanted, {self.size - self._at} left")
+        piece = self.data[self._at : self._at + count]
         self._at += count
         return piece
 
     def _bounded(self, count: int, smallest: int, what: str) -> None:
-        if count * smallest > self._size - self._at:
+        if count * smallest > self.size - self._at:
             self._damaged(f"{count} {what}")
 
     def _number(self, code: str) -> Any:
@@ -128,28 +200,30 @@ class GGUFFile:
     def _string(self) -> str:
         return self._take(self._number("Q")).tobytes().decode("utf-8", errors="replace")
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int) -> tuple[Any, str]:
         if kind in SCALARS:
-            return self._number(SCALARS[kind])
+            return self._number(SCALARS[kind]), KINDS[kind]
         if kind == STRING:
-            return self._string()
+            return self._string(), KINDS[kind]
         if kind != ARRAY:
             self._damaged(f"value type {kind}")
         item, count = self._number("I"), self._number("Q")
+        if item not in KINDS:
+            self._damaged(f"array of type {item}")
+        plural = PLURALS.get(KINDS[item], f"{KINDS[item]}s")
         if item == STRING:
             self._bounded(count, 8, "strings")
-            return self._strings(count)
-        if item not in SCALARS:
-            self._damaged(f"array of type {item}")
+            return self._strings(count), plural
         code = SCALARS[item]
         width = struct.calcsize("<" + code)
-        return self._take(count * width).view(np.dtype(f"<{code}" if width > 1 else code)).tolist()
+        values = self._take(count * width)
+        return (values != 0 if code == "?" else values.view(np.dtype(f"<{code}"))).tolist(), plural
 
     def _strings(self, count: int) -> list[str]:
         """A vocabulary has some hundred thousand: a tight loop over one buffer."""
-        buffer = self._data.data
+        buffer = self.data.data
         read = struct.Struct("<Q").unpack_from
-        at, size, found = self._at, self._size, []
+        at, size, found = self._at, self.size, []
         for _ in range(count):
             end = at + 8 + read(buffer, at)[0] if at + 8 <= size else size + 1
             if end > size:
@@ -164,12 +238,13 @@ class GGUFFile:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             self._damaged(f"tensor {name} with {dimensions} dimensions")
         shape = [self._number("Q") for _ in range(dimensions)]
-        if math.prod(shape) > self._size * 32:  # the densest type has more than a quarter of a bit a weight
+        if math.prod(shape) > self.size * 32 or max(shape) > self.size * 32:
+            # the densest type has more than a quarter of a bit a weight
             self._damaged(f"tensor {name} of shape {shape}")
         return TensorInfo(name, self._number("I"), tuple(reversed(shape)), self._number("Q"))
 
     def _bytes(self, info: TensorInfo) -> int:
         try:
             return math.prod(info.shape[:-1]) * row_bytes(info.shape[-1], TensorType(info.type))
-        except ValueError:  # a type we do not know, or one whose blocks do not fit: `raw` refuses it
+        except (ValueError, BlockSizeError):  # a type we do not know, or blocks that do not fit: `raw` refuses it
             return 0

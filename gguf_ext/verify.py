@@ -1,14 +1,15 @@
 """`sqft verify`: whether a GGUF file holds the very weights of a model, and every pruned one is 0.
 
 The file is read by our own reader and dequantized by our own code, neither of which wrote it. Equal means equal bits:
-an INT4 weight is compared with fp32 `scale * (code - zero_point)`, a float one with the model's, rounded to the type it
-has in the file (no rounding happens where that type is exact, as the exporter chooses it).
+an INT4 weight is compared with fp32 `scale * (code - zero_point)`, a float one with the model's. What is not equal only
+because it was rounded to the type it has in the file (scales to fp16, floats to a narrower type) is told apart from
+what is different.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gguf_ext.arch import find_architecture, read_config
 from gguf_ext.blocks import TensorType, row_bytes
 from gguf_ext.errors import GGUFError
-from gguf_ext.metadata import model_entries
-from gguf_ext.plan import Source, sources
+from gguf_ext.layout import Layout, find_layout
+from gguf_ext.plan import Source
 from gguf_ext.reader import GGUFFile
-from gguf_ext.transcode import TORCH_TYPES, row_slices
+from gguf_ext.transcode import row_slices, stored_floats, stored_steps
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import track
+
+EXACT = "sqft.exact"
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class Difference:
 
 @dataclass
 class VerifyReport:
-    """tensors: in the model. equal: bit-equal in the file. rounded: of these, float tensors whose type in the file is
-    narrower than in the model and not exact. pruned: weights the mask prunes. pruned_nonzero: of these, those that are
-    not 0 in the file."""
+    """tensors: in the model. equal: in the file, bit-equal but for rounding to the type there. rounded: of these, those
+    that the type does round; largest_error: the largest |difference| of a weight that this makes. pruned: weights the
+    mask prunes. pruned_nonzero: of these, those that are not 0 in the file."""
 
     tensors: int = 0
     equal: int = 0
     rounded: int = 0
+    largest_error: float = 0.0
     pruned: int = 0
     pruned_nonzero: int = 0
     masked_weights: int = 0
@@ -54,7 +58,13 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """No difference but of rounding."""
         return not self.differences and not self.pruned_nonzero
+
+    @property
+    def exact(self) -> bool:
+        """No difference at all."""
+        return self.ok and not self.rounded
 
     @property
     def first_difference(self) -> str:
@@ -64,24 +74,28 @@ class VerifyReport:
         return f"{self.pruned_nonzero} pruned weights are not 0" if self.pruned_nonzero else "no difference"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
+        return {"ok": self.ok, "exact": self.exact, **asdict(self)}
 
 
 def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
-    """Compares every tensor and the metadata that both have. Raises a GGUFError or CheckpointError only where one of
-    them cannot be read; a difference is a line in the report."""
-    folder = ModelFolder(model)
-    architecture = find_architecture(folder.config, folder.path)
-    config = read_config(folder.path, architecture)
-    read = GGUFFile(file)
-    found = sources(folder, architecture, config)
-    report = VerifyReport(tensors=len(found))
+    """Compares every tensor and the metadata that both have; of a file in parts `file` is the first. Raises a GGUFError
+    or CheckpointError only where one of them cannot be read; a difference is a line in the report.
+
+    Of a model without a table the file itself tells which tensor stands where (see template.py).
+    """
+    folder, read = ModelFolder(model), GGUFFile(file)
+    return compare(folder, find_layout(folder, read), read)
+
+
+def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport:
+    """What `verify_gguf` reports, of a model whose layout is known."""
+    report = VerifyReport(tensors=len(layout.sources))
     named = read.metadata.get("general.architecture")
-    if named != architecture.name:
+    if named != layout.architecture:
         report.differences.append(
-            Difference("general.architecture", f"{named!r} in the file, {architecture.name!r} in the model")
+            Difference("general.architecture", f"{named!r} in the file, {layout.architecture!r} in the model")
         )
-    for key, value, kind in model_entries(folder, architecture, config):
+    for key, value, kind in layout.entries:
         there = read.metadata.get(key)
         if kind == "float32" and isinstance(there, float):
             same = np.float32(there) == np.float32(value)
@@ -89,10 +103,12 @@ def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
             same = there == value
         if not same:
             report.differences.append(Difference(key, f"{there!r} in the file, {value!r} in the model"))
-    for name in sorted(set(read.tensors) - {source.name for source in found}):
+    for name in sorted(set(read.tensors) - {source.name for source in layout.sources}):
         report.differences.append(Difference(name, "is in the file but not in the model"))
-    for source in track(found, "comparing the tensors"):
+    for source in track(layout.sources, "comparing the tensors"):
         _compare(folder, read, source, report)
+    if read.metadata.get(EXACT) is True and report.rounded:
+        report.differences.append(Difference(EXACT, f"True in the file, but {report.rounded} tensors are rounded"))
     return report
 
 
@@ -105,30 +121,27 @@ def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: Verify
     except GGUFError as error:
         report.differences.append(Difference(source.name, str(error)))
         return
-    expected = source.float_weight(folder) if source.module is None else source.quantized(folder).dequantize()
+    expected, wanted_shape = _expected(folder, source, kind)
     shape = read.tensors[source.name].shape
-    if tuple(expected.shape) != shape:
-        report.differences.append(
-            Difference(source.name, f"is {shape} in the file, {tuple(expected.shape)} in the model")
-        )
+    if wanted_shape != shape:
+        report.differences.append(Difference(source.name, f"is {shape} in the file, {wanted_shape} in the model"))
         return
-    wrong, largest, rounded = 0, 0.0, False
+    wrong, largest, rounded = 0, 0.0, 0.0
     for rows, there in _parts(read, source.name, shape):
-        part = expected[rows]
-        wanted = _as_stored(part, kind, source)
-        rounded = rounded or (source.module is None and not torch.equal(wanted, part.to(torch.float32)))
-        unequal = wanted.view(torch.int32) != there.view(torch.int32)
+        exact, stored = expected(rows)
+        unequal = stored.view(torch.int32) != there.view(torch.int32)
         if bool(unequal.any()):
             wrong += int(unequal.sum())
-            gap = float((wanted - there)[unequal].abs().max())
-            largest = math.inf if math.isnan(gap) else max(largest, gap)
+            largest = max(largest, _largest(exact[unequal], there[unequal]))
+        elif stored is not exact:
+            rounded = max(rounded, _largest(exact, stored))
     if wrong:
-        what = f"{wrong} of {expected.numel()} weights differ, by {largest:g} at most"
+        what = f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most"
         report.differences.append(Difference(source.name, what, largest))
     else:
         report.equal += 1
-        report.rounded += rounded
-    del expected
+        report.rounded += rounded > 0
+        report.largest_error = max(report.largest_error, rounded)
     mask = source.mask(folder)
     if mask is not None:
         report.pruned += int((~mask).sum())
@@ -138,15 +151,40 @@ def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: Verify
             report.pruned_nonzero += int((there[~mask[rows]] != 0).sum())
 
 
+def _largest(one: Tensor, other: Tensor) -> float:
+    gap = float((one - other).abs().max())
+    return math.inf if math.isnan(gap) else gap
+
+
+def _expected(
+    folder: ModelFolder, source: Source, kind: TensorType
+) -> tuple[Callable[[slice], tuple[Tensor, Tensor]], tuple[int, ...]]:
+    """Rows → float32 (the model's weights, what a file of type `kind` holds of them), and the shape. Both are the same
+    object where nothing is rounded."""
+    if source.module is not None:
+        weight = source.quantized(folder)
+
+        def steps(rows: slice) -> tuple[Tensor, Tensor]:
+            part = QuantizedWeight(*(piece[rows] for piece in weight))
+            exact, rounded = part.dequantize(), stored_steps(part) if kind.holds_steps else part
+            return exact, exact if torch.equal(rounded.scale, part.scale) else rounded.dequantize()
+
+        return steps, tuple(weight.codes.shape)
+    tensor = source.float_weight(folder)
+
+    def floats(rows: slice) -> tuple[Tensor, Tensor]:
+        exact = tensor[rows].to(torch.float32)
+        if kind.holds_steps:  # it was float in the model: rounding to steps is a difference
+            return exact, exact
+        stored = stored_floats(tensor[rows], kind)
+        same = torch.equal(stored.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
+        return exact, exact if same else stored
+
+    return floats, tuple(tensor.shape)
+
+
 def _parts(read: GGUFFile, name: str, shape: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
     """Some rows of a tensor at a time, float32, in the shape that the model has them."""
     for rows in row_slices(shape):
         part = read.dequantize(name, rows if len(shape) > 1 else slice(None))
         yield rows, torch.from_numpy(part.reshape(-1) if len(shape) == 1 else part)
-
-
-def _as_stored(part: Tensor, kind: TensorType, source: Source) -> Tensor:
-    """float32: what the file should hold."""
-    if source.module is not None or kind.is_block:
-        return part.to(torch.float32)
-    return part.to(TORCH_TYPES[kind]).to(torch.float32)

@@ -104,7 +104,9 @@ def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Voc
     UnknownPreTokenizerError, UnsupportedTokenizerError.
     """
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
-        vocabulary = _from_transformers(folder, pre)
+        from sqft_plugins.checkpoint import load_tokenizer
+
+        vocabulary = _from_transformers(load_tokenizer(folder), str(folder), pre)
     elif (folder / "tokenizer.model").is_file():
         from gguf_ext.sentencepiece import read_sentencepiece
 
@@ -117,12 +119,21 @@ def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Voc
         raise MissingTokenizerError(
             f"model {folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it"
         )
+    return _completed(vocabulary, str(folder), config)
+
+
+def from_tokenizer(tokenizer: Any, source: str, config: Config, pre: str | None = None) -> Vocabulary:
+    """`read_vocabulary` of a tokenizer of transformers in memory. source: for messages."""
+    return _completed(_from_transformers(tokenizer, source, pre), source, config)
+
+
+def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabulary:
     eos = config.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
     if "eos" not in vocabulary.special and isinstance(eos, int):
         vocabulary = replace(vocabulary, special={**vocabulary.special, "eos": eos})
     vocabulary = vocabulary.resized(int(config["vocab_size"]))
-    check(vocabulary, str(folder))
+    check(vocabulary, source)
     return vocabulary
 
 
@@ -151,19 +162,16 @@ def check(vocabulary: Vocabulary, source: str) -> None:
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def _from_transformers(folder: Path, pre: str | None) -> Vocabulary:
-    from sqft_plugins.checkpoint import load_tokenizer
-
-    tokenizer: Any = load_tokenizer(folder)
+def _from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabulary:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UnsupportedTokenizerError(
-            f"tokenizer of {folder} is a Python class ({type(tokenizer).__name__}): save it as tokenizer.json"
+            f"tokenizer of {source} is a Python class ({type(tokenizer).__name__}): save it as tokenizer.json"
         )
     data = json.loads(backend.to_str())
     if data["model"]["type"] != "BPE":
         raise UnsupportedTokenizerError(
-            f"tokenizer of {folder} is {data['model']['type']}: only BPE tokenizers are supported"
+            f"tokenizer of {source} is {data['model']['type']}: only BPE tokenizers are supported"
         )
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL_KEYS}
     special = {name: int(token) for name, token in special.items() if token is not None}
@@ -180,10 +188,10 @@ def _from_transformers(folder: Path, pre: str | None) -> Vocabulary:
     if data["model"].get("byte_fallback"):
         if pre is not None:
             raise GGUFError(
-                f"--pre {pre}: the tokenizer of {folder} has byte fallback and no pre-tokenizer: leave it out"
+                f"--pre {pre}: the tokenizer of {source} has byte fallback and no pre-tokenizer: leave it out"
             )
-        return _fallback_bpe(data, common, str(folder))
-    return _byte_level_bpe(data, common, str(folder), pre)
+        return _fallback_bpe(data, common, source)
+    return _byte_level_bpe(data, common, source, pre)
 
 
 def _byte_level_bpe(data: dict[str, Any], common: dict[str, Any], source: str, pre: str | None) -> Vocabulary:

@@ -27,6 +27,7 @@ __all__ = [
     "find_architecture",
     "head_width",
     "known_architectures",
+    "normalized",
     "read_config",
     "rotary",
     "rotary_order",
@@ -70,7 +71,11 @@ def read_config(model: str | Path, architecture: Architecture) -> Config:
     UnsupportedArchitectureError for an option that llama.cpp's version of the architecture lacks."""
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(model)
+    return normalized(AutoConfig.from_pretrained(model), model, architecture)
+
+
+def normalized(found: Any, model: str | Path, architecture: Architecture) -> Config:
+    """What `read_config` gives, of a configuration object of transformers. model: for the message."""
     common = {name: getattr(found, own) for name, own in found.attribute_map.items() if hasattr(found, own)}
     config = {**found.to_dict(), **common}
     if reason := architecture.reason(config):

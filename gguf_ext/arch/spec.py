@@ -13,7 +13,9 @@ from torch import Tensor
 Config = Mapping[str, Any]
 """The configuration as transformers normalizes it (`AutoConfig(...).to_dict()`), so that defaults are filled in."""
 
-Kind = Literal["uint32", "int32", "float32", "bool", "string", "strings", "floats", "ints", "bools"]
+Kind = str
+"""A GGUF value type: uint32, int32, float32, bool, string, …; of an array its plural: strings, floats, ints, bools,
+uint32s, …"""
 Bias = Literal["none", "optional", "required"]
 """Whether llama.cpp's graph adds a bias after the module."""
 

@@ -85,11 +85,12 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 
 
 def make_byte_level(
-    pattern: str | None = LLAMA3, ignore_merges: bool = True, bos: bool = True
+    pattern: str | tuple[str, ...] | None = LLAMA3, ignore_merges: bool = True, bos: bool = True
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE as Llama 3 has it."""
+    """Byte-level BPE as Llama 3 has it; with several patterns one after the other; None is GPT-2's own."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+    patterns = (pattern,) if isinstance(pattern, str) else pattern or ()
+    split = [pre_tokenizers.Split(Regex(one), "isolated") for one in patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, last])
     tokenizer.decoder = decoders.ByteLevel()

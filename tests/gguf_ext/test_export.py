@@ -129,11 +129,13 @@ def test_int4_is_exact(name, request, tmp_path):
     assert verified.rounded == 0
 
 
-@pytest.mark.parametrize(("group", "symmetric"), [(64, True), (-1, True), (32, False), (-1, False)])
+@pytest.mark.parametrize(
+    ("group", "symmetric"), [(64, True), (128, True), (128, False), (-1, True), (32, False), (-1, False)]
+)
 def test_other_grids_are_exact(group, symmetric, llama, make, byte_level, tmp_path):
     source = llama
-    if group == 64:  # which does not divide the 96 of the fixture
-        source = make["llama"](byte_level, tmp_path / "float", intermediate_size=128)
+    if group > 32:  # which does not divide the 96 of the fixture
+        source = make["llama"](byte_level, tmp_path / "float", hidden_size=128, intermediate_size=128)
     model = make["int4"](source, tmp_path / "int4", group, symmetric)
     export_gguf(model, tmp_path / "m.gguf")
     _assert_bits(model, tmp_path / "m.gguf", {"Q4_0"} if symmetric else {"Q5_0"})
@@ -221,17 +223,20 @@ def pieces(self, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     yield from original(self, folder)
 Planned.pieces = pieces
-export_gguf(sys.argv[1], sys.argv[2])
+export_gguf(sys.argv[1], sys.argv[2], overwrite=True)
 """
 
 
-def test_killed_while_writing_leaves_no_target(llama, tmp_path):
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_killed_while_writing_leaves_no_target_or_the_old_one(old, llama, tmp_path):
+    if old is not None:
+        (tmp_path / "m.gguf").write_bytes(old)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, llama, tmp_path / "m.gguf"], env=environment, check=False, timeout=120
     )
     assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "m.gguf").exists()
+    assert (tmp_path / "m.gguf").read_bytes() == old if old else not (tmp_path / "m.gguf").exists()
 
 
 def test_a_file_that_does_not_verify_is_not_kept(llama_int4, tmp_path, monkeypatch):

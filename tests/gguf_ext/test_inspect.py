@@ -113,7 +113,7 @@ def test_types_of_others_are_read(name, tmp_path):
 
 
 def test_types_of_others_need_the_gguf_package(tmp_path, monkeypatch):
-    write_foreign(tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q8_0)
+    write_foreign(tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q4_1)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DependencyError, match="package gguf is not installed"):
         inspect_gguf(tmp_path / "m.gguf")
@@ -126,8 +126,8 @@ def test_a_file_that_is_cut_off_is_named(llama_int4, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(DamagedFileError, match=r"cut\.gguf"):
             inspect_path(tmp_path / "cut.gguf")
-    write_foreign(tmp_path / "q8.gguf", gguf.GGMLQuantizationType.Q8_0)
-    (tmp_path / "cut.gguf").write_bytes((tmp_path / "q8.gguf").read_bytes()[:-100])
+    write_foreign(tmp_path / "foreign.gguf", gguf.GGMLQuantizationType.Q4_1)
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "foreign.gguf").read_bytes()[:-100])
     with pytest.raises(DamagedFileError, match=r"cut off within tensor blk\.0\.ffn_up\.weight"):
         inspect_path(tmp_path / "cut.gguf")
 

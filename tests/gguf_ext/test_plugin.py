@@ -36,7 +36,7 @@ def test_missing_packages_are_named(llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DependencyError, match=r"pip install 'sqft-plugins\[gguf\]'"):
         export_gguf(llama, tmp_path / "m.gguf")
-    monkeypatch.setattr("gguf_ext.runtime._backend", {})
+    monkeypatch.setattr("gguf_ext.backend._backend", {})
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(DependencyError, match="llama-cpp-python"):
@@ -79,7 +79,7 @@ def test_export_command(llama_int4, tmp_path):
         export_command, [str(llama_int4), "--out", str(tmp_path / "n.gguf"), "--float-type", "f32"]
     )
     assert "pruned weights all 0" in shown.stdout
-    assert CliRunner().invoke(export_command, ["--help"]).output.count("sqft export gguf") == 3
+    assert CliRunner().invoke(export_command, ["--help"]).output.count("sqft export gguf") == 4
 
 
 def _run(*arguments: str) -> int:

@@ -1,0 +1,60 @@
+"""Which tensor of a model stands where in its file, and the hyper-parameters that both must agree on: from a table, or,
+where there is none for the model, from a GGUF file of the same base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
+from gguf_ext.errors import UnsupportedArchitectureError
+from gguf_ext.memory import ModelInMemory
+from gguf_ext.metadata import model_entries, sqft_entries
+from gguf_ext.plan import Source, check_order, sources
+from gguf_ext.reader import GGUFFile
+from gguf_ext.template import copied_entries, template_sources
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.progress import say
+
+
+@dataclass(frozen=True)
+class Layout:
+    """architecture: llama.cpp's. sources: every tensor of the file. entries: what must agree between a model and its
+    file, whenever it was written. described: further metadata, of a template. config: None without a table. note: a
+    line for the user."""
+
+    architecture: str
+    sources: list[Source]
+    entries: list[Entry]
+    described: list[Entry] = field(default_factory=list)
+    config: Config | None = None
+    note: str = ""
+
+
+def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout:
+    """The layout by the table of the model's class; without one by `template`. Raises UnsupportedArchitectureError,
+    UnmappedTensorError, TemplateError, ActOrderError."""
+    check_order(folder)
+    try:
+        architecture = find_architecture(folder.config, folder.path)
+        config = _config(folder, architecture)
+    except UnsupportedArchitectureError as error:
+        if template is None:
+            raise
+        return _of_template(folder, template, str(error))
+    entries = model_entries(folder, architecture, config)
+    found = sources(folder, architecture, config)
+    return Layout(architecture.name, found, entries, config=config, note=architecture.note(config))
+
+
+def _config(folder: ModelFolder, architecture: Architecture) -> Config:
+    if isinstance(folder, ModelInMemory):
+        return folder.normalized(architecture)
+    return read_config(folder.path, architecture)
+
+
+def _of_template(folder: ModelFolder, template: GGUFFile, why: str) -> Layout:
+    found = template_sources(folder, template)
+    say(f"{why.partition(': known')[0]}: its tensors are named and ordered as in {template.path}")
+    described, model = copied_entries(template)
+    model += [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
+    return Layout(str(template.metadata["general.architecture"]), found, model, described)

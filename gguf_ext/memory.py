@@ -1,0 +1,156 @@
+"""A transformers model in memory, read as if it were the folder that it would be saved as.
+
+Float weights are taken as they are. INT4 comes in two forms: packed, as transformers loads a compressed-tensors folder
+before its first use, and as float weights with the grid on the layers (`weight_scale`), as `load_model` leaves them and
+a QA merge does: there the codes are computed from weight and grid, and must give the weight back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gguf_ext.arch import Architecture, Config, normalized
+from gguf_ext.errors import ModelInMemoryError
+from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
+from sqft_plugins.checkpoint.shards import TensorSpec
+from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize
+
+GRID_PARTS = (".weight_scale", ".weight_shape", ".weight_zero_point")
+
+
+class ModelInMemory(ModelFolder):
+    """model: a whole causal language model, on any device. like: a folder whose stamp and masks are this model's, such
+    as the sparse base it was tuned from; None where it has none. name: for `general.name` and for messages.
+
+    Raises ModelInMemoryError for a model with an adapter, without its weights (offloaded, meta), or off its grid.
+    """
+
+    def __init__(self, model: PreTrainedModel, like: str | Path | None = None, name: str | None = None):
+        if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+            raise ModelInMemoryError("model holds an adapter: give what its merge_and_unload() returns")
+        self.model = model
+        self.path = Path(name or Path(str(model.config._name_or_path or "")).name or type(model).__name__)
+        self.config: dict[str, Any] = model.config.to_dict()
+        self.config["architectures"] = [type(model).__name__]
+        self.like = None if like is None else ModelFolder(like)
+        self._tensors: dict[str, Tensor] = dict(model.state_dict())
+        lost = [key for key, tensor in self._tensors.items() if tensor.is_meta]
+        if lost:
+            raise ModelInMemoryError(
+                f"{lost[0]} of the model ({len(lost)} in all) is not in memory: load it without offloading"
+            )
+        self._layers = self._layers_on_grid()
+        if self._layers:
+            for key in [key for key in self._tensors if key.endswith(GRID_PARTS)]:
+                del self._tensors[key]
+            self.config.pop("quantization_config", None)
+
+    def normalized(self, architecture: Architecture) -> Config:
+        """As `gguf_ext.arch.read_config` gives it of a folder."""
+        return normalized(self.model.config, self.path, architecture)
+
+    def check(self) -> None:
+        """Raises ModelInMemoryError for the first INT4 layer whose weight is not on its grid."""
+        for module in self._layers:
+            self.quantized(module)
+
+    # --- what ModelFolder reads from files ---
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        return dict.fromkeys(self._tensors, self.path)
+
+    def tensor(self, name: str) -> Tensor:
+        self._file(name)
+        return self._tensors[name].detach().cpu()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def spec(self, name: str) -> TensorSpec:
+        return TensorSpec.of(self._tensors[name])
+
+    @cached_property
+    def quantization(self) -> dict[str, Any] | None:
+        return self.config.get("quantization_config")
+
+    @cached_property
+    def stamp(self) -> Stamp | None:
+        return None if self.like is None else self.like.stamp
+
+    @cached_property
+    def packed_masks(self) -> Mapping[str, Tensor]:
+        return {} if self.like is None else self.like.packed_masks
+
+    @cached_property
+    def grid(self) -> GridStamp | None:
+        if not self._layers:
+            return super().grid
+        groups = {(self._group_size(layer), hasattr(layer, "weight_zero_point")) for layer in self._layers.values()}
+        if len(groups) > 1:
+            raise ModelInMemoryError(f"layers of the model have {len(groups)} kinds of grids: quantize it with one")
+        ((size, asymmetric),) = groups
+        return GridStamp(group_size=size, symmetric=not asymmetric)
+
+    @cached_property
+    def quantized_modules(self) -> list[str]:
+        return sorted(self._layers) if self._layers else super().quantized_modules
+
+    def quantized_shape(self, module: str) -> tuple[int, int]:
+        if not self._layers:
+            return super().quantized_shape(module)
+        rows, columns = (int(size) for size in self._layers[module].weight_shape)
+        return rows, columns
+
+    def parts(self, module: str) -> list[str]:
+        return [f"{module}.weight"] if self._layers else super().parts(module)
+
+    def mask(self, module: str) -> Tensor | None:
+        if not self._layers or module not in self._layers or module not in self.packed_masks:
+            return super().mask(module)
+        from sqft_plugins.mask import unpack_mask
+
+        return unpack_mask(self.packed_masks[module], self.quantized_shape(module)[1])
+
+    def quantized(self, module: str) -> QuantizedWeight:
+        if module not in self._layers:
+            return super().quantized(module)
+        layer = self._layers[module]
+        weight = layer.weight.detach().cpu()
+        weight = weight.t() if isinstance(layer, Conv1D) else weight  # [out, in]
+        scale = layer.weight_scale.detach().cpu().to(torch.float32)
+        zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+        if hasattr(layer, "weight_zero_point"):
+            zero_point = (layer.weight_zero_point.detach().cpu() + SYMMETRIC_ZERO_POINT).to(torch.uint8)
+        found = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
+        if not torch.equal(found.dequantize(weight.dtype), weight):
+            wrong = int((found.dequantize(weight.dtype) != weight).sum())
+            raise ModelInMemoryError(
+                f"{wrong} weights of {module} are not on the grid of the layer (weight_scale): merge a "
+                f"quantization-aware adapter, or quantize the model again with `sqft quantize`"
+            )
+        return found
+
+    # --- inside ---
+
+    def _layers_on_grid(self) -> dict[str, Any]:
+        """Name → layer with a float weight and a grid."""
+        modules = self.model.named_modules()
+        return {name: layer for name, layer in modules if hasattr(layer, "weight_scale") and hasattr(layer, "weight")}
+
+    @staticmethod
+    def _group_size(layer: Any) -> int:
+        groups, columns = layer.weight_scale.shape[1], int(layer.weight_shape[1])
+        return PER_CHANNEL if groups == 1 else columns // groups
+
+    def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
+        shape = self.shape(self.weight_name(module))
+        return shape[::-1] if isinstance(self.model.get_submodule(module), Conv1D) else shape
