@@ -34,7 +34,7 @@ class GGUFExporter:
         report = verify_gguf(model, target)
         return {
             **report.as_dict(),
-            "equal": report.ok,
+            "equal": report.exact,
             "zeros_kept": 1 - report.pruned_nonzero / max(report.pruned, 1),
             "bits_per_weight": 8 * report.masked_bytes / max(report.masked_weights, 1),
         }
@@ -91,5 +91,7 @@ def sqft_checks():
 @hookimpl
 def sqft_commands(group):
     from gguf_ext.cli import verify_command
+    from gguf_ext.cli_chat import chat_command
 
     group.add_command(verify_command)
+    group.add_command(chat_command)

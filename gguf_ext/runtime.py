@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gguf_ext.errors import GGUFError, RuntimeFailedError, missing_package
+from gguf_ext.adapters import Adapters
+from gguf_ext.backend import last_error, library
+from gguf_ext.errors import GGUFError, RuntimeFailedError
 
 CONTEXT = 4096
 CHUNK = 64
 """Tokens that go through at once: at most that many rows of logits are in memory."""
-
-_log: deque[str] = deque(maxlen=8)
-_backend: dict[str, Any] = {}
 
 
 class LlamaCpp:
@@ -62,16 +60,15 @@ class LlamaSession:
         flash_attention: bool | None = None,
     ):
         self._model = self._context = None
-        self._adapters: dict[str, Any] = {}
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
-        self._c = _llama_cpp()
+        self._c = library()
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
         self._model = self._c.llama_model_load_from_file(str(path).encode(), settings)
         if not self._model:
             raise RuntimeFailedError(
-                f"llama.cpp cannot load {path} ({_last_error()}): export it again, or check it with `sqft verify`"
+                f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"
             )
         self._vocab = self._c.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._c.llama_vocab_n_tokens(self._vocab))
@@ -80,28 +77,19 @@ class LlamaSession:
         if not self._context:
             self.close()
             raise RuntimeFailedError(
-                f"llama.cpp cannot run {path} with context={context} ({_last_error()}): use a smaller context"
+                f"llama.cpp cannot run {path} with context={context} ({last_error()}): use a smaller context"
             )
         self._batch = self._c.llama_batch_init(CHUNK, 0, 1)
+        self._adapters = Adapters(self._model, self._context, self.path)
 
     def set_adapters(self, adapters: Mapping[str | Path, float]) -> None:
         """Makes these LoRA files (file → scale) the active ones, and no others; `{}` is the bare model. A file is read
-        once and stays until the session is closed. Raises RuntimeFailedError for one that does not fit the model."""
+        once and stays until the session is closed. Raises GGUFError for a missing or damaged file,
+        AdapterMismatchError for one that does not fit the model."""
         for file in adapters:
-            if not Path(file).is_file():
-                raise GGUFError(f"{file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
-            if str(file) not in self._adapters:
-                loaded = self._c.llama_adapter_lora_init(self._model, str(file).encode())
-                if not loaded:
-                    raise RuntimeFailedError(
-                        f"llama.cpp cannot add {file} to {self.path} ({_last_error()}): export it for this base"
-                    )
-                self._adapters[str(file)] = loaded  # freed with the model
-        count = len(adapters)
-        handles = (self._c.llama_adapter_lora_p_ctypes * count)(*(self._adapters[str(file)] for file in adapters))
-        scales = (ctypes.c_float * count)(*adapters.values())
-        if code := self._c.llama_set_adapters_lora(self._context, handles, count, scales):
-            raise RuntimeFailedError(f"llama.cpp cannot use {', '.join(map(str, adapters))} (code {code})")
+            if str(file) not in self._adapters.files:
+                self._adapters.add(str(file), file)
+        self._adapters.set({str(file): scale for file, scale in adapters.items()})
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """The greedy completion of each prompt in order, without the prompt. It ends at an end token, after
@@ -147,7 +135,9 @@ class LlamaSession:
         return b"".join(self._piece(token) for token in tokens).decode("utf-8", errors="replace")
 
     def close(self) -> None:
-        """Frees the model; a second call does nothing."""
+        """Frees the adapters and the model; a second call does nothing."""
+        if hasattr(self, "_adapters"):
+            self._adapters.close()
         if self._context:
             self._c.llama_batch_free(self._batch) if hasattr(self, "_batch") else None
             self._c.llama_free(self._context)
@@ -210,8 +200,7 @@ class LlamaSession:
             batch.logits[index] = all_logits or index == len(tokens) - 1
         if code := self._c.llama_decode(self._context, batch):
             raise RuntimeFailedError(
-                f"llama.cpp failed at token {start} of {self.path} (code {code}, {_last_error()}): "
-                f"use a smaller context"
+                f"llama.cpp failed at token {start} of {self.path} (code {code}, {last_error()}): use a smaller context"
             )
 
     def _rows(self, count: int) -> Tensor:
@@ -242,28 +231,3 @@ def _first(text: str, stop: Sequence[str]) -> str | None:
     """The text before the earliest stop, None where there is none."""
     places = [place for end in stop if (place := text.find(end)) >= 0]
     return text[: min(places)] if places else None
-
-
-def _llama_cpp() -> Any:
-    """The C functions, with llama.cpp's log kept to the last lines instead of printed."""
-    if "module" not in _backend:
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise missing_package("llama-cpp-python") from error
-        _backend["module"] = llama_cpp
-
-        @llama_cpp.llama_log_callback
-        def keep(level: int, text: bytes, data: Any) -> None:
-            if level in (3, 4) or b"error" in text.lower():
-                _log.append(text.decode("utf-8", errors="replace").strip())
-
-        _backend["log"] = keep  # C holds a bare pointer: the object must stay alive
-        llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-    return _backend["module"]
-
-
-def _last_error() -> str:
-    lines = [line for line in _log if line]
-    return lines[-1][:200] if lines else "no reason given"
