@@ -60,7 +60,7 @@ def environment() -> dict[str, Any]:
 
 def report(result: Mapping[str, Any], file: str | None) -> None:
     """Prints the ratios as a table and writes the JSON where a file is named."""
-    width = max(len(name) for name in result["ratios"])
+    width = max((len(name) for name in result["ratios"]), default=0)
     print(f"{'':{width}}  median     min     max    goal")
     for name, row in result["ratios"].items():
         goal = "-" if row["goal"] is None else f"{row['goal']:.2f}"
