@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from sqft_plugins.configurations import read_configuration
+from sqft_plugins.errors import SQFTError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -90,12 +92,9 @@ class RankType(click.ParamType):
         if not isinstance(value, str) or not value.endswith(".json"):
             return value
         try:
-            ranks = json.loads(Path(value).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            self.fail(f"{value} is no JSON file with module name → rank ({error})")
-        if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
-            self.fail(f'{value} is no configuration: write {{"module name or pattern": rank, …}}')
-        return ranks
+            return read_configuration(value)
+        except SQFTError as error:
+            self.fail(str(error))
 
 
 rank_option = click.option(
@@ -104,5 +103,6 @@ rank_option = click.option(
     default="heuristic",
     show_default=True,
     metavar="RANK",
-    help="heuristic (the median), max, min, a number, or a JSON file: module name → rank.",
+    help="heuristic (the median), max, min, a number, a configuration that the adapter carries, or a JSON file: module "
+    "name → rank.",
 )

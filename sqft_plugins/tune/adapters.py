@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.plugins import get_manager
@@ -34,11 +35,12 @@ def tuner_of(path: Path) -> Tuner:
 
 
 def choose_rank(rank: Rank, tuner: Tuner, adapter: Path) -> Rank:
-    """A name that a plug-in offers ("heuristic", "max", …) becomes module name → rank; numbers and mappings stay."""
+    """A name that a plug-in offers ("heuristic", "max", …), or of a configuration that the adapter carries, becomes
+    module name → rank; numbers and mappings stay."""
     if not isinstance(rank, str):
         return rank
     for searchers in get_manager().hook.sqft_searchers():
         if rank in searchers:
             modules, choices = tuner.search_space(adapter)
             return rank if len(choices) == 1 else searchers[rank](modules, choices)
-    return rank
+    return saved_configuration(adapter, rank) if rank in saved_configurations(adapter) else rank
