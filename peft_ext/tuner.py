@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peft_ext.config import SQFTConfig
 from peft_ext.grids import check_grid
-from peft_ext.model import SQFTModel
+from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.registry import get_pattern_key
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_alpha
@@ -124,6 +124,12 @@ class SQFTTuner(PeftTuner):
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         return model.set_active_rank(rank)
+
+    def drawn_ranks(self, model: Any) -> Mapping[str, int]:
+        """Those of the training step that was begun last; empty where none was drawn."""
+        layers = sqft_layers(model.base_model.model, model.active_adapter)
+        drawn = {name: layer.elastic[model.active_adapter].sampled for name, layer in layers}
+        return {name: rank for name, rank in drawn.items() if rank is not None}
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:
         tuner: SQFTModel = model.base_model

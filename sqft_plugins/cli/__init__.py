@@ -15,6 +15,7 @@ from sqft_plugins.errors import SQFTError, nearest
 VERBS = [
     "prune",
     "train",
+    "search",
     "extract",
     "merge",
     "quantize",

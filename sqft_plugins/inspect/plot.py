@@ -24,7 +24,7 @@ def plot_sparsity(report: Mapping[str, Any], file: str | Path, overwrite: bool =
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DependencyError("--plot needs matplotlib: pip install 'sqft-plugins[eval]'") from error
+        raise DependencyError("--plot needs matplotlib: pip install 'sqft-plugins[plot]'") from error
     cells = {block_and_kind(row["name"]): row["zeros"] for row in report["layers"]}
     blocks = sorted({block for block, _ in cells})
     kinds = list(dict.fromkeys(kind for _, kind in cells))

@@ -30,6 +30,13 @@ def sqft_searchers():
 
 
 @hookimpl
+def sqft_search_methods():
+    from sqft_plugins.search.methods import METHODS
+
+    return METHODS
+
+
+@hookimpl
 def sqft_engines():
     from sqft_plugins.evaluate.transformers_engine import TransformersEngine
 

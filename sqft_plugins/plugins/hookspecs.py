@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Pruner,
         Quantizer,
         Searcher,
+        SearchMethod,
         Task,
         Tuner,
     )
@@ -49,6 +50,11 @@ def sqft_tuners() -> Iterable[Tuner]:
 @hookspec
 def sqft_searchers() -> Mapping[str, Searcher]:
     """Sub-adapter choices for `--rank NAME`: name → function from adapted modules and search space to ranks."""
+
+
+@hookspec
+def sqft_search_methods() -> Iterable[SearchMethod]:
+    """Methods for `sqft search --method NAME`, which evaluate configurations and propose the next."""
 
 
 @hookspec

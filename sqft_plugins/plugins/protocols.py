@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqft_plugins.checkpoint.stamp import GridStamp
     from sqft_plugins.grid import QuantizedWeight
     from sqft_plugins.mask import Pattern
+    from sqft_plugins.search.space import Space
 
 Statistic = Literal["none", "norm", "hessian"]
 """What a method wants to know of a linear's inputs X [tokens, in]: nothing, ‖X‖ per column [in], or XᵀX [in, in]; both
@@ -47,6 +48,29 @@ class Quantizer(Protocol):
 
 Searcher = Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]
 """(module names, search space) → module name → rank."""
+
+
+class SearchMethod(Protocol):
+    """A way to search by evaluating. name: as in `sqft search --method`. objectives: how many it can follow, 1 (the
+    score), 2 (score and cost). starts: what is evaluated first: "heuristic", "max", "min", "most-frequent",
+    "lowest-loss". proposes: whether it goes on after these."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def objectives(self) -> Collection[int]: ...
+
+    @property
+    def starts(self) -> Sequence[str]: ...
+
+    @property
+    def proposes(self) -> bool: ...
+
+    def sampler(self, space: Space, seed: int) -> Any:
+        """An `optuna.samplers.BaseSampler`; each group of `space` is a categorical parameter of its ranks. What it
+        proposes a second time is changed before it is evaluated."""
+        ...
 
 
 class Tuner(Protocol):
@@ -91,6 +115,9 @@ class Tuner(Protocol):
     def extract(self, adapter: Path, target: Path, rank: Any) -> Mapping[str, int]:
         """Writes the sub-adapter of that rank into the empty folder `target` → module name → rank."""
         ...
+
+    # May also offer, for `sqft search`: drawn_ranks(model) -> Mapping[str, int], module name → rank of the training
+    # step that was begun last, empty where none was drawn; `sqft train` records them.
 
 
 class Exporter(Protocol):

@@ -90,7 +90,7 @@ def describe(report: Mapping[str, Any]) -> tuple[str, str]:
 def plot_losses(losses: Sequence[float], file: Path) -> None:
     """The loss of every step as a picture; without matplotlib a note says how to get it."""
     if find_spec("matplotlib") is None:
-        say("no loss.png: run pip install 'sqft-plugins[eval]'")
+        say("no loss.png: run pip install 'sqft-plugins[plot]'")
         return
     import matplotlib
 

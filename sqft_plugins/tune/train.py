@@ -23,6 +23,7 @@ from sqft_plugins.progress import quiet_libraries, track
 from sqft_plugins.tune.card import plot_losses, write_card
 from sqft_plugins.tune.data import Collator, Example, Examples, mix, tokenize
 from sqft_plugins.tune.loss import answer_logits, answer_loss
+from sqft_plugins.tune.record import RankRecorder
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 
 
@@ -125,7 +126,7 @@ def train_adapter(
             args=_arguments(training, scratch, dtype),
             train_dataset=Examples(rows),
             data_collator=Collator(tokenizer.pad_token_id or 0),
-            callbacks=[watch],
+            callbacks=[watch, RankRecorder(method, tuned, folder)],
         )
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         with quiet_libraries():

@@ -1,0 +1,114 @@
+"""sqft search: which rank for which layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
+
+
+@click.command(
+    epilog=examples(
+        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --out search/math --save searched",
+        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --method tpe --minutes 30 --out search/tpe",
+        "sqft search models/gemma-50 adapters/math --task word-problems --method nsga2 --against parameters --out f",
+        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --study search/math.journal --worker",
+    )
+)
+@click.argument("model", type=click.Path())
+@click.argument("adapter", type=click.Path())
+@click.option("--data", type=click.Path(), metavar="FILE", help="JSONL of prompt and completion, not trained on.")
+@click.option("--task", help="A task in place of --data; `sqft plugins` lists them.")
+@click.option(
+    "--method", default="hill-climbing", show_default=True, help="hill-climbing, tpe, nsga2, fixed; plug-ins add more."
+)
+@click.option(
+    "--objective",
+    default="nll",
+    show_default=True,
+    help="nll: negative log-likelihood of the gold answers, smooth and cheap. accuracy: greedy answers that are right.",
+)
+@click.option("--against", help="Second objective: parameters, or latency (dense adapters only).")
+@click.option("--evaluations", type=int, help="Budget of the whole study. [default: 60, without --minutes]")
+@click.option("--minutes", type=float, help="Budget of this call's search.")
+@click.option("--subset", type=int, help="Questions that the search sees. [default: 64, at most half]")
+@click.option("--fresh", default=256, show_default=True, help="At most so many others for re-check and final score.")
+@click.option("--finalists", default=3, show_default=True, help="Re-checked beside the heuristic.")
+@click.option("--share-rank", help="layer or module. [default: as the adapter was trained]")
+@click.option("--start", "starts", multiple=True, type=click.Path(), help="A configuration to begin with. Repeatable.")
+@click.option(
+    "--study",
+    metavar="FILE|URL",
+    help="Where the trials are: a journal, *.db (SQLite), or a database; #NAME names one of several. "
+    "[default: OUT.journal]",
+)
+@click.option("--worker", is_flag=True, help="Only evaluate for --study, beside the process that has --out.")
+@click.option("--save", metavar="NAME", help="Also save the chosen ranks in ADAPTER as configurations/NAME.json.")
+@click.option("--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER.")
+@click.option("--batch-size", default=16, show_default=True)
+@click.option("--dtype", default="fast", show_default=True, help="fast (for here), auto (as stored), float32, …")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
+@overwrite_option
+@json_option
+def command(model, adapter, data, task, starts, study, worker, save, grid, out, overwrite, as_json, **options) -> None:
+    """Search the best rank of every layer of ADAPTER over MODEL.
+
+    Finalists are scored again on questions that the search never saw; the score told is of others still, beside the
+    heuristic's on the same questions. Killed, the same command goes on; a second one with --worker shares the work.
+
+    OUT has configuration.json (for --rank), trials.csv, pareto.csv, pareto.png, front/ and search.json.
+    """
+    from sqft_plugins.evaluate.tasks import JsonlTask
+    from sqft_plugins.plugins import get_manager
+    from sqft_plugins.search.run import search_adapter
+    from sqft_plugins.search.settings import SearchSettings
+
+    if (data is None) == (task is None):
+        raise click.UsageError("give the questions: either --data FILE or --task NAME")
+    if worker == (out is not None):
+        raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
+    settings = SearchSettings.make(options)
+    result = search_adapter(
+        model,
+        adapter,
+        JsonlTask(data) if data else get_manager().get("sqft_tasks", task, "--task"),
+        settings,
+        out=out,
+        study=study,
+        starts=starts,
+        save=save,
+        grid=grid,
+        overwrite=overwrite,
+    )
+    emit(as_json, result, lambda: _show(result))
+
+
+def _show(result: dict[str, Any]) -> None:
+    spent = f"{result['evaluations']} of {result['space']['size']} configurations, {result['ended']}"
+    if "chosen" not in result:
+        click.echo(f"{result['study']}: {spent}; {result['evaluations_of_this_call']} by this process")
+        return
+    rows = [
+        [row["name"], _score(row["search"]), _score(row["recheck"]), f"{row['parameters']:,.0f}"]
+        for row in result["finalists"]
+    ]
+    questions = result["finalists"][0]["recheck"]["questions"]
+    columns = ["finalist", "search", f"re-check, {questions} fresh questions", "parameters"]
+    table(columns, rows, title=f"{result['settings']['objective']}, {result['unit']}; {spent}")
+    chosen, heuristic, difference = result["chosen"], result["heuristic"], result["difference"]
+    click.echo(
+        f"{Path(result['out']) / 'configuration.json'}: {chosen['name']}, {_score(chosen)} on {chosen['questions']} "
+        f"questions that no choice was made by; heuristic {_score(heuristic)}, difference {_score(difference)} "
+        f"(paired): {result['verdict']}"
+    )
+    if "saved" in result:
+        saved = Path(result["saved"])
+        click.echo(f"{saved}: as --rank {saved}, and served as {Path(result['adapter']).name}@{saved.stem}")
+
+
+def _score(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{value['score']:.4f} ± {value['stderr']:.4f}"

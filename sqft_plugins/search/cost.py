@@ -1,0 +1,89 @@
+"""What a configuration costs: the parameters of its sub-adapter, or the time that they take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.inspect.adapter import inspect_adapter
+from sqft_plugins.search.space import Space
+
+REPEATS, CALLS = 15, 20
+
+
+class Parameters:
+    """Numbers in A and B of the sub-adapter, rank · (in + out) summed over the modules. Unmerged and dense, these are
+    also its multiply-adds per token."""
+
+    name = "parameters"
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]):
+        self.shapes = shapes
+
+    def __call__(self, ranks: Mapping[str, int]) -> float:
+        return sum(rank * sum(self.shapes[module]) for module, rank in ranks.items())
+
+
+class Latency:
+    """Microseconds a token that A and B add to one decoding step on this machine, unmerged: each shape at each rank is
+    timed once, alone, and summed over the modules."""
+
+    name = "latency"
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], table: Mapping[str, float]):
+        self.shapes, self.table = shapes, table
+
+    def __call__(self, ranks: Mapping[str, int]) -> float:
+        return sum(self.table[_key(*self.shapes[module], rank)] for module, rank in ranks.items())
+
+    @staticmethod
+    def measure(shapes: Mapping[str, tuple[int, int]], space: Space, dtype: torch.dtype) -> dict[str, float]:
+        """ "in x out @ rank" → microseconds: the median of 15 runs of 20 calls."""
+        return {
+            _key(columns, rows, rank): _microseconds(columns, rows, rank, dtype)
+            for columns, rows in sorted(set(shapes.values()))
+            for rank in space.ordered
+        }
+
+
+def adapter_shapes(adapter: Path) -> dict[str, tuple[int, int]]:
+    """Module → (in, out)."""
+    return {row["name"]: (row["in"], row["out"]) for row in inspect_adapter(adapter)["layers"]}
+
+
+def check_latency(adapter: Path) -> None:
+    """Raises SQFTError for an adapter whose rank changes no runtime."""
+    config = inspect_adapter(adapter)
+    if config["quantization_aware"] or config["sparse"]:
+        raise SQFTError(
+            f"--against latency: {adapter} is masked, it is merged before it is served and then as fast at every rank: "
+            "use --against parameters"
+        )
+
+
+def _key(columns: int, rows: int, rank: int) -> str:
+    return f"{columns}x{rows}@{rank}"
+
+
+@torch.no_grad()
+def _microseconds(columns: int, rows: int, rank: int, dtype: torch.dtype) -> float:
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    x, A, B = (
+        torch.zeros(shape, dtype=dtype, device=device) for shape in ((1, columns), (rank, columns), (rows, rank))
+    )
+    seconds = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            F.linear(F.linear(x, A), B)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - start) / CALLS)
+    return 1e6 * statistics.median(seconds[1:])  # the first run warms up

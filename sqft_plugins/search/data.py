@@ -1,0 +1,57 @@
+"""Three parts of the questions: those that the search sees, those that choose among its finalists, and those that give
+the reported score and are used for nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.plugins.protocols import Item
+
+SUBSET, FRESH = 64, 256
+LEAST = 2
+"""Questions of each part: fewer have no standard error."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """search: what every trial is scored on. recheck: what the finalists are scored on. report: the final score."""
+
+    search: Sequence[Item]
+    recheck: Sequence[Item]
+    report: Sequence[Item]
+
+
+def split_items(items: Sequence[Item], subset: int | None = None, fresh: int = FRESH, seed: int = 0) -> Split:
+    """The questions in an order that only their prompts and `seed` decide; equal prompts are in one part.
+
+    subset: different prompts of the search (default: 64, at most half of all). fresh: at most so many others, one half
+    for the re-check and one for the report. Raises SQFTError where a part would have fewer than 2.
+    """
+    prompts: dict[str, list[Item]] = {}
+    for item in items:
+        prompts.setdefault(item.prompt, []).append(item)
+    ordered = sorted(prompts.values(), key=lambda same: _digest([seed, same[0].prompt]))
+    wanted = min(SUBSET, len(ordered) // 2) if subset is None else subset
+    search, rest = ordered[:wanted], ordered[wanted:][:fresh]
+    recheck, report = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    if min(map(len, (search, recheck, report))) < LEAST:
+        raise SQFTError(
+            f"{len(ordered)} different prompts leave {len(search)} for the search (--subset), {len(recheck)} to choose "
+            f"among its finalists and {len(report)} for the score (--fresh {fresh}), each needs {LEAST}: give more "
+            "data or a smaller --subset"
+        )
+    return Split(*(list(itertools.chain.from_iterable(part)) for part in (search, recheck, report)))
+
+
+def digest_of(items: Sequence[Item], more: Mapping[str, object]) -> str:
+    """SHA-256 of the questions, their answers and whatever else decides their score."""
+    return _digest([[[item.prompt, item.answer] for item in items], dict(more)])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,234 @@
+"""The study: every trial of a search, in Optuna's storage. Processes on one or many machines may work on one study, and
+any of them may be killed: what is finished stays, what was not is done again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.progress import say
+from sqft_plugins.search.paired import Direction
+from sqft_plugins.search.samplers import ALIVE, choice_of, distributions, taken
+from sqft_plugins.search.space import Choice, Space
+
+NAME = "sqft-search"
+SQLITE = (".db", ".sqlite", ".sqlite3")
+IDENTITY, OWNER, STARTED = "sqft", "owner", "started"
+DEAD_SECONDS = 900.0
+"""A trial of another machine that is older than this, and than five of the longest finished ones, counts as dead."""
+HOST = f"{socket.gethostname()}:{os.getpid()}"
+_TOKEN = secrets.token_hex(4)  # a process number may come back, in a container it nearly always does
+
+
+@dataclass(frozen=True)
+class Result:
+    """values: what the study optimizes, in the order of its directions. more: further columns of the trial's row."""
+
+    values: list[float]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """evaluations: of the whole study, finished and running, by whatever process. minutes: of this call."""
+
+    evaluations: int | None = None
+    minutes: float | None = None
+
+
+def open_study(target: str | Path, identity: Mapping[str, Any], directions: Sequence[Direction], sampler: Any) -> Study:
+    """The study at `target`, made where there is none. target: FILE, an Optuna journal or, where it ends so, SQLite; or
+    a database URL; with #NAME for one of several studies there.
+
+    identity: what the scores depend on. Raises MismatchError naming what a study made for something else differs in,
+    SQFTError for one with other objectives or of another program, CheckpointError for a file that is no study.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place, _, name = str(target).partition("#")
+    try:
+        study = optuna.create_study(
+            storage=_storage(place),
+            sampler=sampler,
+            study_name=name or NAME,
+            directions=list(directions),
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except SQFTError:
+        raise
+    except Exception as error:  # a damaged journal, no SQLite file, a database that does not answer
+        last = str(error).strip().split("\n")[0][:160]
+        raise CheckpointError(f"--study {target} cannot be opened ({type(error).__name__}: {last})") from error
+    found = study.user_attrs.get(IDENTITY)
+    if found is None:
+        if study.get_trials(deepcopy=False):
+            raise SQFTError(f"--study {target} holds trials of another program: choose another file or #NAME")
+        study.set_user_attr(IDENTITY, dict(identity))
+    else:
+        different = [key for key in identity if found.get(key) != identity[key]]
+        if different:
+            raise MismatchError(
+                f"--study {target} was made with another {' and another '.join(different)}: choose another file or "
+                "#NAME, or search as before"
+            )
+    there = [direction.name.lower() for direction in study.directions]
+    if there != list(directions):
+        raise SQFTError(f"--study {target} optimizes {there}, this search {list(directions)}: choose another file")
+    return study
+
+
+def _storage(place: str) -> BaseStorage:
+    if "://" in place:
+        return _database(place)
+    file = Path(place)
+    if file.is_dir():
+        raise SQFTError(f"--study {place} is a folder, a file goes there: choose another path")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix in SQLITE:
+        # two processes that write at once wait for each other instead of failing
+        return _database(f"sqlite:///{file.resolve()}", connect_args={"timeout": 60})
+    return JournalStorage(JournalFileBackend(str(file.resolve())))
+
+
+def _database(url: str, **options: Any) -> RDBStorage:
+    """Tried again where two processes make its tables at the same moment: the one that comes second fails, and finds
+    them there the next time."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for seconds in (0.5, 1.0, 2.0, 4.0):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            time.sleep(seconds)
+    return RDBStorage(url, engine_kwargs=options)
+
+
+def finished(study: Study) -> list[FrozenTrial]:
+    """The evaluated trials, oldest first."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+
+
+def run_trials(
+    study: Study,
+    space: Space,
+    evaluate: Callable[[dict[str, int]], Result],
+    budget: Budget,
+    *,
+    starts: Mapping[str, Choice],
+    proposes: bool = True,
+    done: Callable[[FrozenTrial], None] = lambda trial: None,
+) -> str:
+    """Evaluates configurations until the budget is spent → why it ended. No configuration is evaluated twice, neither
+    by this process nor by another that works on the study at the same time.
+
+    starts: name → configuration, evaluated first. proposes: whether the study's sampler goes on after them. done: told
+    about every trial that this process has finished. A trial that an exception ends is free to be evaluated again.
+    """
+    release_dead(study, space)
+    there = taken(study.get_trials(deepcopy=False), space)
+    for name, choice in starts.items():
+        if choice not in there:
+            params = dict(zip(space.groups, choice, strict=True))
+            study.enqueue_trial(params, user_attrs={"origin": name})
+            there.add(choice)
+    end = None if budget.minutes is None else time.monotonic() + 60 * budget.minutes
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if budget.evaluations is not None and len(_counted(trials)) >= budget.evaluations:
+            return f"{budget.evaluations} evaluations are done"
+        if end is not None and time.monotonic() >= end:
+            return f"{budget.minutes:g} minutes are over"
+        if not waiting and not proposes:
+            return "all starting configurations are evaluated"
+        if not waiting and len(taken(trials, space)) >= space.size:
+            return f"all {space.size} configurations are evaluated"
+        trial = study.ask(distributions(space))
+        try:
+            if not _claim(study, trial, space, budget.evaluations):
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            choice = tuple(trial.params[group] for group in space.groups)
+            start = time.monotonic()
+            result = evaluate(space.expand(choice))
+            for key, value in {**result.more, "seconds": time.monotonic() - start}.items():
+                trial.set_user_attr(key, value)
+            done(study.tell(trial, result.values))
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+
+
+def release_dead(study: Study, space: Space) -> int:
+    """Marks the running trials of processes that are gone as failed, and lets their configurations wait for whoever
+    comes next → how many."""
+    trials = study.get_trials(deepcopy=False)
+    longest = max((t.user_attrs.get("seconds", 0.0) for t in trials if t.state == TrialState.COMPLETE), default=0.0)
+    gone = [t for t in trials if t.state == TrialState.RUNNING and _is_dead(t, max(DEAD_SECONDS, 5 * longest))]
+    for trial in gone:
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if choice_of(trial, space) is not None:
+            origin = {key: trial.user_attrs[key] for key in ("origin",) if key in trial.user_attrs}
+            study.enqueue_trial(dict(trial.params), user_attrs=origin)
+    if gone:
+        say(f"evaluations of a process that is gone, done again: {len(gone)}")
+    return len(gone)
+
+
+def _is_dead(trial: FrozenTrial, seconds: float) -> bool:
+    host, _, rest = str(trial.user_attrs.get(OWNER, "")).partition(":")
+    pid, _, token = rest.partition(":")
+    if host == socket.gethostname() and pid.isdigit():
+        if int(pid) == os.getpid():
+            return token != _TOKEN
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    begun = trial.user_attrs.get(STARTED)
+    if begun is None:  # killed before it had begun; the two clocks are one machine's, or it counts as alive for longer
+        assert trial.datetime_start is not None
+        begun = trial.datetime_start.timestamp()
+    return time.time() - begun > seconds
+
+
+def _counted(trials: Sequence[FrozenTrial]) -> list[int]:
+    return sorted(t.number for t in trials if t.state in (TrialState.COMPLETE, TrialState.RUNNING))
+
+
+def _claim(study: Study, trial: optuna.Trial, space: Space, limit: int | None) -> bool:
+    """Whether this process is to evaluate the configuration of `trial`: no other has it, and the budget has room.
+
+    Two processes may propose the same one at the same moment. Each wrote its proposal before it reads the other's,
+    so at least one of the two sees the other. The one with the higher number gives way; only if that one did not see
+    the lower number yet and has begun, the lower gives way: it waits until the other has decided.
+    """
+    trial.set_user_attr(OWNER, f"{HOST}:{_TOKEN}")
+    mine = tuple(trial.params[group] for group in space.groups)
+    deadline = time.monotonic() + 10
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        if limit is not None and _counted(trials).index(trial.number) >= limit:
+            return False
+        same = [t for t in trials if t.number != trial.number and t.state in ALIVE and choice_of(t, space) == mine]
+        if any(t.number < trial.number or t.state == TrialState.COMPLETE or STARTED in t.user_attrs for t in same):
+            return False
+        if not any(t.state == TrialState.RUNNING for t in same) or time.monotonic() > deadline:
+            trial.set_user_attr(STARTED, time.time())
+            return True
+        time.sleep(0.02)

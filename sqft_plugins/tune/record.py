@@ -1,0 +1,41 @@
+"""The record of a training run's draws: which ranks each step had, and its loss. `sqft search` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+HISTORY = "sqft_rank_history.jsonl"
+"""In the adapter folder. The first line is {"version": 1, "modules": [module name, …]}, every other one a step:
+{"step": 1, "loss": 2.31, "ranks": [rank of each module, in that order]}."""
+VERSION = 1
+
+
+class RankRecorder(TrainerCallback):
+    """Writes one line a step into `folder`; none for a tuner that draws no ranks, and none where a step accumulates
+    several draws, since its loss is then that of no single configuration. Data-parallel processes share their draws."""
+
+    def __init__(self, tuner: Any, model: nn.Module, folder: Path):
+        self.file = folder / HISTORY
+        self.drawn: Callable[[nn.Module], Mapping[str, int]] = getattr(tuner, "drawn_ranks", lambda model: {})
+        self.model = model
+        self.ranks: dict[str, int] = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ranks = dict(self.drawn(self.model))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        single = args.gradient_accumulation_steps == 1 and args.logging_steps == 1
+        if loss is None or not self.ranks or not single or not state.is_world_process_zero:
+            return
+        with self.file.open("a") as file:
+            if file.tell() == 0:
+                file.write(json.dumps({"version": VERSION, "modules": list(self.ranks)}) + "\n")
+            row = {"step": state.global_step, "loss": float(loss), "ranks": list(self.ranks.values())}
+            file.write(json.dumps(row) + "\n")
