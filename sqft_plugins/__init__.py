@@ -4,8 +4,23 @@ The core: grid, masks, elastic ranks, checkpoints, pruning, quantization, evalua
 surfaces, peft_ext, vllm_ext and gguf_ext, import the core; the core knows them only through plug-in hooks.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sqft_plugins._version import VERSION
 from sqft_plugins.plugins.hookspecs import hookimpl
 
+if TYPE_CHECKING:
+    from sqft_plugins.kernels.accelerate import accelerate
+
 __version__ = VERSION
-__all__ = ["__version__", "hookimpl"]
+__all__ = ["__version__", "accelerate", "hookimpl"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "accelerate":  # late: it brings torch and transformers
+        from sqft_plugins.kernels.accelerate import accelerate
+
+        return accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

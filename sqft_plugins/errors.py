@@ -30,6 +30,10 @@ class GridError(SQFTError):
     """A weight, a scale or a group size does not fit the INT4 grid."""
 
 
+class KernelError(SQFTError):
+    """A packed weight is damaged, or a sparse INT4 kernel cannot do what was asked of it."""
+
+
 class DependencyError(SQFTError):
     """An optional package is missing or of a version outside the supported range."""
 

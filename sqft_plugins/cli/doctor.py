@@ -42,7 +42,8 @@ def machine_checks() -> Iterator[Check]:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
         yield Check("C++ compiler", "ok", f"{compiler} ({''.join(version)})")
     else:
-        yield Check("C++ compiler", "missing", "none", "apt-get install g++ (it compiles llama-cpp-python)")
+        remedy = "apt-get install g++ (it compiles llama-cpp-python and the INT4 kernels)"
+        yield Check("C++ compiler", "missing", "none", remedy)
 
 
 def core_checks() -> Iterator[Check]:
@@ -73,6 +74,23 @@ def core_checks() -> Iterator[Check]:
             yield Check(name, "wrong", f"{version}, outside {wanted}", remedy)
         else:
             yield Check(name, "ok", version + (_accelerator() if name == "torch" else ""))
+    yield kernel_check()
+
+
+def kernel_check() -> Check:
+    """The back end of the sparse INT4 operators on the CPU, and why it is that one."""
+    from sqft_plugins.plugins.protocols import Check
+
+    try:
+        from sqft_plugins.kernels.library import BUILD, FALLBACK, VARIABLE, library
+
+        kernels = library()
+    except Exception as error:  # SQFT_KERNEL may be wrong, and torch may be broken
+        return Check("INT4 kernel", "wrong", _line(error), "correct or unset SQFT_KERNEL")
+    found = f"{kernels.path}: {kernels.why}"
+    if kernels.path == FALLBACK and VARIABLE not in os.environ:
+        return Check("INT4 kernel", "missing", found, BUILD)
+    return Check("INT4 kernel", "ok", found)
 
 
 def plugin_checks() -> Iterator[Check]:

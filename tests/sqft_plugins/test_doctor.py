@@ -13,7 +13,7 @@ from sqft_plugins.cli import doctor
 from sqft_plugins.plugins import hookimpl, manager
 from sqft_plugins.plugins.manager import build_manager
 from sqft_plugins.plugins.protocols import Check
-from vllm_ext import plugin as vllm_plugin
+from vllm_ext import checks, version
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_a_core_package_that_fails_at_import_is_wrong(host, monkeypatch):
     ],
 )
 def test_vllm_is_judged_without_importing_it(monkeypatch, installed, status):
-    monkeypatch.setattr(vllm_plugin, "_version", installed.get)
-    check = vllm_plugin.vllm_check()
+    monkeypatch.setattr(version, "version_of", installed.get)
+    check = checks.vllm_check()
     assert check.status == status
     assert bool(check.remedy) == (status != "ok")
 
@@ -131,7 +131,7 @@ def test_a_torchvision_of_another_torch_is_wrong(monkeypatch, tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (check,) = vllm_plugin.torchvision_check()
+    (check,) = checks.torchvision_check()
     assert check.status == "wrong"
     assert "torchvision::nms" in check.found
     assert check.remedy.startswith("pip uninstall")

@@ -1,0 +1,135 @@
+"""Compiling the kernels: csrc/*.cpp → libsqft_kernels.so beside this file.
+
+`pip install` does it (pyproject.toml names `BuildKernels`), and so does `python -m sqft_plugins.kernels.build`. Any
+C++17 compiler will do, torch's headers are not needed. Without one, or where it fails, a notice says so and the
+installation goes on: plain torch then serves the operators. Each instruction set has its own source and flags and is
+chosen when the program runs, so what is built here runs on every processor of this architecture; a set that the
+compiler does not know is left out.
+
+setuptools loads this file by its path, before anything is installed: only the standard library and setuptools here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools.command.build_ext import build_ext
+
+LIBRARY = "libsqft_kernels.so"
+SOURCES = Path(__file__).with_name("csrc")
+COMMON = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=default", "-Wall")
+"""-ffp-contract=off: every back end gives the same bits, whatever the compiler would fuse."""
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vbmi", "vbmi2", "vnni")))
+FLAGS = {
+    "avx2": ("x86_64", AVX2),
+    "avx512": ("x86_64", AVX512),
+    "amx": ("x86_64", (*AVX512, "-mamx-tile", "-mamx-int8")),
+    "neon": ("aarch64", ("-march=armv8.2-a+dotprod",)),
+}
+"""Source → the architecture and the flags of its instruction set; every other source has none of its own."""
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class BuildError(Exception):
+    """Why there is no library, in one line."""
+
+
+def find_compiler() -> list[str]:
+    """`CXX`, or the first C++ compiler on the path. Raises BuildError."""
+    named = os.environ.get("CXX")
+    for command in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
+        if command and shutil.which(command[0]):
+            return command
+    raise BuildError(f"CXX={named} is not there" if named else "no C++ compiler: apt-get install g++")
+
+
+def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[str]:
+    """Compiles the library into the file `target` and returns the instruction sets that it has.
+
+    extra: more flags for every source and the linker, such as -fsanitize=address. machine: the architecture compiled
+    for, this one's where it is empty. Raises BuildError.
+    """
+    compiler = find_compiler()
+    machine = machine or platform.machine().lower()
+    machine = ARCHITECTURES.get(machine, machine)
+    sets = []
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = []
+        for source in sorted(SOURCES.glob("*.cpp")):
+            architecture, flags = FLAGS.get(source.stem, (machine, ()))
+            if architecture != machine:
+                continue
+            made = Path(scratch) / f"{source.stem}.o"
+            command = [*compiler, *COMMON, *flags, *extra, "-c", str(source), "-o", str(made)]
+            problem = _run(command)
+            if problem is None:
+                objects.append(str(made))
+                sets += [source.stem] * (source.stem in FLAGS)
+            elif source.stem in FLAGS:
+                notice(f"{source.name} is left out, {compiler[0]} does not compile it: {problem}")
+            else:
+                raise BuildError(f"{compiler[0]} does not compile {source.name}: {problem}")
+        linked = Path(scratch) / LIBRARY
+        problem = _run([*compiler, "-shared", *extra, *objects, "-o", str(linked)])
+        if problem is not None:
+            raise BuildError(f"{compiler[0]} does not link {LIBRARY}: {problem}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copyfile(linked, beside)
+        os.replace(beside, target)  # a process that has the old library open keeps it
+    return sets
+
+
+def notice(text: str) -> None:
+    """One line on stderr; pip shows it with -v, and where a build fails."""
+    print(f"sqft-plugins: {text}", file=sys.stderr, flush=True)
+
+
+class BuildKernels(build_ext):
+    """setuptools' command. The extension of pyproject.toml stands for the library, which is no Python module."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
+
+    def build_extension(self, ext: object) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))  # type: ignore[attr-defined]
+        try:
+            sets = build(target)
+            notice(f"compiled {target} ({', '.join(sets) or 'no instruction set but the plain one'})")
+        except BuildError as error:
+            notice(f"the sparse INT4 kernels are not compiled, plain torch will serve, slowly: {error}")
+
+
+def _run(command: list[str]) -> str | None:
+    """None, or the first line of interest of what went wrong."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+    return lines[0].strip()[:300]
+
+
+def main() -> int:
+    target = Path(__file__).with_name(LIBRARY)
+    try:
+        sets = build(target)
+    except BuildError as error:
+        notice(str(error))
+        return 1
+    print(f"{target}: {', '.join(sets) or 'no instruction set but the plain one'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The compiled library: finding it, choosing the back end, giving its operators to torch.
+
+The library knows no header of torch and is linked against nothing of it. It asks here for the addresses of the few
+functions it calls, all of torch's stable C interface (torch/csrc/stable/c/shim.h, torch >= 2.10), so one build serves
+every later torch.
+
+`SQFT_KERNEL=scalar|avx2|avx512|amx|neon|torch` forces a path, "torch" being reference.py; it is read once, when the
+operators are first used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from sqft_plugins.errors import KernelError, nearest
+
+NAMES = ("scalar", "avx2", "avx512", "amx", "neon")
+"""The back ends, numbered as in csrc/kernel.h."""
+FALLBACK = "torch"
+VARIABLE = "SQFT_KERNEL"
+FILE = Path(__file__).with_name("libsqft_kernels.so")
+INTERFACE = 2
+"""Of csrc/binding.cpp; a library of another number was built from other sources."""
+BUILD = "python -m sqft_plugins.kernels.build"
+_Find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)
+
+
+@dataclass(frozen=True)
+class Library:
+    """What serves the operators. handle: None where that is plain torch. why: for the user."""
+
+    handle: ctypes.CDLL | None
+    why: str
+
+    @property
+    def path(self) -> str:
+        """The name of the back end in use."""
+        if self.handle is None:
+            return FALLBACK
+        forced = self.handle.sqft_forced()
+        return NAMES[forced if forced >= 0 else self.handle.sqft_best()]
+
+    def supported(self) -> list[str]:
+        """The compiled back ends that this processor runs."""
+        if self.handle is None:
+            return []
+        return [name for number, name in enumerate(NAMES) if self.handle.sqft_supported(number)]
+
+
+@cache
+def library() -> Library:
+    """Loads the library and registers its operators, once a process. Raises KernelError for a `SQFT_KERNEL` that is
+    unknown, or that this machine cannot run."""
+    wanted = os.environ.get(VARIABLE) or None
+    if wanted not in (None, FALLBACK, *NAMES):
+        raise KernelError(f"{VARIABLE}={wanted!r} is no kernel: {nearest(str(wanted), (*NAMES, FALLBACK))}")
+    if wanted == FALLBACK:
+        return Library(None, f"plain torch, as {VARIABLE} says")
+    handle, problem = _open()
+    if handle is None:
+        if wanted is not None:
+            raise KernelError(f"{VARIABLE}={wanted} cannot be used, {problem}: build the kernels with `{BUILD}`")
+        return Library(None, f"plain torch, slow: {problem}; build the kernels with `{BUILD}`")
+    loaded = Library(handle, "")
+    if wanted is not None and wanted not in loaded.supported():
+        raise KernelError(
+            f"{VARIABLE}={wanted} does not run here: this library on this processor has {', '.join(loaded.supported())}"
+        )
+    if wanted is not None:
+        handle.sqft_force(NAMES.index(wanted))
+        return Library(handle, f"as {VARIABLE} says")
+    return Library(handle, f"the fastest of {', '.join(loaded.supported())} here")
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Within it every call takes the compiled back end `name`, in all threads. Raises KernelError where it cannot."""
+    handle = library().handle
+    if handle is None or name not in library().supported():
+        raise KernelError(f"kernel={name!r} does not run here: {', '.join(library().supported()) or library().why}")
+    before = handle.sqft_forced()
+    handle.sqft_force(NAMES.index(name))
+    try:
+        yield
+    finally:
+        handle.sqft_force(before)
+
+
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The library with its operators registered, or None and why not."""
+    if sys.byteorder != "little":
+        return None, "the packed form needs a little-endian processor"
+    if not FILE.is_file():
+        return None, f"{FILE.name} was not built"
+    try:
+        handle = ctypes.CDLL(str(FILE))
+    except OSError as error:
+        return None, f"{FILE.name} cannot be loaded ({error})"
+    if not hasattr(handle, "sqft_interface") or handle.sqft_interface() != INTERFACE:
+        return None, f"{FILE.name} was built from other sources"
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    handle.sqft_pack_masks.argtypes = [pointer, number, number, pointer, pointer]
+    handle.sqft_pack_masks.restype = number
+    handle.sqft_pack_values.argtypes = [pointer, number, number, pointer, pointer, pointer]
+    handle.sqft_unpack.argtypes = [pointer, pointer, pointer, pointer, number, number, number, pointer, pointer]
+    handle.sqft_register.argtypes = [_Find]
+    handle.sqft_register.restype = ctypes.c_char_p
+    missing = handle.sqft_register(_Find(_address_of_torch))
+    if missing is not None:
+        return None, f"torch {torch.__version__} lacks {missing.decode()}"
+    return handle, ""
+
+
+def _address_of_torch(name: bytes) -> int | None:
+    function = getattr(_torch_library(), name.decode(), None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
+@cache
+def _torch_library() -> ctypes.CDLL:
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    file = Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"
+    return ctypes.CDLL(str(file) if file.exists() else file.name)  # it is loaded already: this only finds it

@@ -1,0 +1,143 @@
+"""accelerate(model): the same results from the packed weights, and all put back by undo()."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sqft_plugins
+from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.compress.find import find_linears, weight_of
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import KernelError
+from sqft_plugins.kernels.accelerate import SparseInt4Linear
+
+PROMPT = torch.arange(5, 25).view(2, 10)
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_model, tmp_path_factory):
+    """`int4(family, symmetric)` → the folder of a tiny model, pruned to 50 % and quantized; each is made once."""
+    made: dict[tuple, Path] = {}
+
+    def make(family: str = "llama", symmetric: bool = True, group_size: int = 32) -> Path:
+        key = (family, symmetric, group_size)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("int4")
+            tiny_model(family).save_pretrained(folder / "float")
+            prune_folder(folder / "float", folder / "pruned", method="magnitude")
+            quantize_folder(folder / "pruned", folder / "int4", symmetric=symmetric, group_size=group_size)
+            made[key] = folder / "int4"
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "symmetric", "group_size"),
+    [("llama", True, 32), ("qwen2", False, 64), ("gpt2", False, 32), ("gemma3", True, -1), ("bloom", True, 64)],
+)
+@torch.no_grad()
+def test_the_model_computes_the_same_from_fewer_bytes_and_undo_puts_all_back(int4, family, symmetric, group_size):
+    path = int4(family, symmetric, group_size)
+    model, untouched = load_model(path, torch.float32), load_model(path, torch.float32)
+    expected = model(PROMPT).logits
+    parameters = dict(model.named_parameters())
+    done = sqft_plugins.accelerate(model)
+    assert sorted(done.layers) == ModelFolder(path).quantized_modules
+    assert all(isinstance(model.get_submodule(name), SparseInt4Linear) for name in done.layers)
+    assert done.packed_bytes < done.float_bytes / 4  # of 32 bits a weight; tiny layers have much padding
+    assert done.skipped == {}
+    # activations lose 2^-16 of the largest of their segment in each of some 14 layers
+    torch.testing.assert_close(model(PROMPT).logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert model.generate(PROMPT, max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 13)
+    done.undo()
+    done.undo()
+    assert done.layers == []
+    state = untouched.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert torch.equal(model(PROMPT).logits, expected)
+
+
+def test_what_was_done_is_said(int4, capsys):
+    done = sqft_plugins.accelerate(load_model(int4(), torch.bfloat16))
+    said = capsys.readouterr().err
+    assert f"accelerate: {len(done.layers)} INT4 layers run packed" in said
+    assert "MB of weights are" in said
+    assert str(done) in said.replace("\n", " ")
+
+
+def test_a_layer_that_was_merged_into_stays_and_is_told(int4, capsys):
+    model = load_model(int4(), torch.float32)
+    name, layer = next(iter(find_linears(model).items()))
+    weight_of(layer)[3, 5] += 0.01
+    changed = layer.weight.clone()
+    hooked = model.get_submodule("model.layers.1.mlp.up_proj")
+    hooked.register_forward_hook(lambda *_: None)
+    done = sqft_plugins.accelerate(model)
+    assert set(done.skipped) == {name, "model.layers.1.mlp.up_proj"}
+    assert "was an adapter merged into it?" in done.skipped[name]
+    assert "hooks" in done.skipped["model.layers.1.mlp.up_proj"]
+    assert f"{name} stays" in capsys.readouterr().err
+    assert model.get_submodule(name) is layer
+    assert torch.equal(layer.weight, changed)
+
+
+def test_what_has_no_int4_layers_is_refused(tiny_model, int4):
+    with pytest.raises(KernelError, match="LlamaForCausalLM has no INT4 layers"):
+        sqft_plugins.accelerate(tiny_model("llama"))
+    model = load_model(int4(), torch.float32)
+    sqft_plugins.accelerate(model)
+    with pytest.raises(KernelError, match="accelerated already"):
+        sqft_plugins.accelerate(model)
+    broken = load_model(int4(), torch.float32)
+    before = dict(broken.named_modules())
+    for layer in find_linears(broken).values():
+        layer.weight.data *= 1.5
+    with pytest.raises(KernelError, match="none of 14 INT4 layers can be swapped"):
+        sqft_plugins.accelerate(broken)
+    assert dict(broken.named_modules()) == before
+
+
+def test_a_gradient_is_refused_only_when_it_is_taken(int4):
+    model = load_model(int4(), torch.float32)
+    done = sqft_plugins.accelerate(model)
+    logits = model(PROMPT).logits  # outside of no_grad: the embeddings ask for a gradient
+    with pytest.raises(KernelError, match="has no gradients: call undo"):
+        logits.sum().backward()
+    done.undo()
+    model(PROMPT).logits.sum().backward()
+
+
+def test_an_accelerated_model_is_not_saved_without_its_weights(int4, tmp_path):
+    model = load_model(int4(), torch.float32)
+    done = sqft_plugins.accelerate(model)
+    with pytest.raises(KernelError, match=r"cannot be saved: call undo"):
+        model.save_pretrained(tmp_path / "saved")
+    done.undo()
+    assert "model.layers.0.mlp.up_proj.weight" in model.state_dict()
+
+
+@torch.no_grad()
+def test_changing_the_dtype_of_the_model_leaves_the_packed_weights_alone(int4):
+    model = load_model(int4(), torch.float32)
+    expected = load_model(int4(), torch.bfloat16)(PROMPT).logits.float()
+    sqft_plugins.accelerate(model)
+    narrow = model.to(torch.bfloat16)(PROMPT).logits
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))  # bf16
+
+
+@torch.no_grad()
+def test_an_accelerated_layer_compiles(int4):
+    model = load_model(int4(), torch.float32)
+    sqft_plugins.accelerate(model)
+    block: nn.Module = model.model.layers[0].mlp
+    x = torch.randn(3, 64)
+    assert torch.equal(torch.compile(block, backend="aot_eager", fullgraph=True)(x), block(x))
