@@ -240,7 +240,9 @@ def read_pyproject() -> dict:
 def inputs(args: str) -> str:
     """The fingerprint of everything that .venv is made from here and now."""
     scripts = sorted(Path(__file__).parent.glob("*.py"))  # this one and what it imports
-    files = [path.read_text() for path in (CONSTRAINTS, *scripts)]
+    kernels = ROOT / "sqft_plugins/kernels"  # compiled by the editable install
+    compiled = sorted([*kernels.glob("build.py"), *kernels.glob("csrc/*")])
+    files = [path.read_text() for path in (CONSTRAINTS, *scripts, *compiled)]
     return fingerprint(read_pyproject(), *files, args, str(shutil.which("nvidia-smi")), sys.version, str(ROOT))
 
 
