@@ -1,0 +1,244 @@
+"""What a directory serves, what it refuses, and the private copies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from helpers_adapters import MODULES, write_adapter, write_configuration
+
+from sqft_plugins.errors import CheckpointError, SQFTError
+from vllm_ext.adapters.copies import AdapterCopies
+from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
+from vllm_ext.adapters.folder import UnknownRankError, open_adapter
+
+Q0, DOWN, Q1 = MODULES
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "adapters"
+    write_adapter(root / "math")
+    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
+    return root
+
+
+# --- which ranks a folder offers ---
+
+
+def test_every_offered_variant_has_its_ranks(root):
+    write_configuration(root / "math", "searched", {".*": 8, "q_proj": 4})
+    folder = open_adapter(root / "math")
+    assert folder.variants == [None, "max", "heuristic", "min", "r8", "r6", "r4", "searched"]
+    expected = {None: 6, "max": 8, "heuristic": 6, "median": 6, "min": 4, "r8": 8, "r6": 6, "r4": 4}
+    for rank, number in expected.items():
+        assert folder.ranks(rank) == dict.fromkeys(MODULES, number)
+    assert folder.ranks("searched") == {Q0: 4, DOWN: 8, Q1: 4}
+    assert folder.max_rank("searched") == 8
+
+
+def test_a_saved_default_is_what_the_plain_name_means(root):
+    write_configuration(root / "math", "default", {".*": 4})
+    assert set(open_adapter(root / "math").ranks(None).values()) == {4}
+
+
+@pytest.mark.parametrize("rank", ["r5", "r0", "r64", "8", "@r8", "best", "R8", "maximum", "r8 ", "r" + "9" * 60])
+def test_a_rank_that_is_not_offered_names_those_that_are(root, rank):
+    with pytest.raises(UnknownRankError, match=r"adapter math is not served at .* use max, heuristic, min, r8, r6, r4"):
+        open_adapter(root / "math").ranks(rank)
+
+
+def test_an_adapter_with_a_fixed_rank_has_its_plain_name_only(root):
+    folder = open_adapter(root / "plain")
+    assert folder.variants == [None]
+    assert folder.ranks(None) == dict.fromkeys(MODULES, 4)
+    with pytest.raises(UnknownRankError, match="fixed rank: ask for plain"):
+        folder.ranks("max")
+
+
+def test_kinds_are_told_apart(root):
+    write_adapter(root / "masked", sparse=True)
+    write_adapter(root / "qa", sparse=True, quantization_aware=True)
+    kinds = {name: open_adapter(root / name).kind for name in ("math", "plain", "masked", "qa")}
+    assert kinds == {"math": "lora", "plain": "lora", "masked": "masked", "qa": "quantization-aware"}
+
+
+def test_configurations_that_do_not_fit_are_errors_of_that_name_only(root):
+    write_configuration(root / "math", "unknown", {"k_proj": 4})
+    write_configuration(root / "math", "outside", {".*": 5})
+    write_configuration(root / "math", "partial", {"q_proj": 4})
+    write_configuration(root / "math", "max", {".*": 4})  # a rank's name is no configuration's
+    file = write_configuration(root / "math", "broken", {})
+    file.write_text('{"q_proj": ')
+    folder = open_adapter(root / "math")
+    assert "max" in folder.variants
+    assert set(folder.ranks("max").values()) == {8}
+    for name in ("unknown", "outside", "partial", "broken"):
+        with pytest.raises(CheckpointError, match=name):
+            folder.ranks(name)
+
+
+# --- folders that are not whole ---
+
+
+def damage(folder, how):
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    if how == "no weights":
+        weights.unlink()
+    elif how == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "empty":
+        weights.write_bytes(b"")
+    elif how == "huge header":
+        weights.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    elif how == "no JSON":
+        config.write_text("{")
+    elif how == "deep JSON":
+        config.write_text("[" * 100_000)
+    elif how == "no object":
+        config.write_text("[]")
+    elif how == "other type":
+        config.write_text(json.dumps({**settings, "peft_type": "IA3"}))
+    elif how == "rank":
+        config.write_text(json.dumps({**settings, "r": "8"}))
+    elif how == "choices":
+        config.write_text(json.dumps({**settings, "rank_choices": [8, "six"]}))
+    elif how == "another rank":
+        config.write_text(json.dumps({**settings, "r": 16, "rank_choices": [16, 8]}))
+    elif how == "half of a pair":
+        write_adapter(folder, {Q0: (64, 64)})
+        raw = weights.read_bytes().replace(b"lora_B.weight", b"lora_C.weight")
+        weights.write_bytes(raw)
+
+
+HARM = [
+    "no weights", "cut off", "empty", "huge header", "no JSON", "deep JSON", "no object", "other type", "rank",
+    "choices", "another rank", "half of a pair",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HARM)
+def test_a_folder_that_is_not_whole_is_one_line_and_leaves_the_others(root, how):
+    write_adapter(root / "bad")
+    damage(root / "bad", how)
+    directory = AdapterDirectory(root)
+    with pytest.raises(CheckpointError, match="bad") as caught:
+        directory.open("bad")
+    assert "\n" not in str(caught.value)
+    assert {name.partition("@")[0] for name, _ in directory.names()} == {"math", "plain"}
+    with pytest.raises(CheckpointError):
+        AdapterCopies(directory).take("bad")
+
+
+def test_a_repaired_folder_is_served_at_once(root):
+    write_adapter(root / "bad")
+    damage(root / "bad", "cut off")
+    directory = AdapterDirectory(root)
+    with pytest.raises(CheckpointError):
+        directory.open("bad")
+    write_adapter(root / "bad")
+    assert directory.open("bad").kind == "lora"
+
+
+# --- nothing outside ---
+
+
+def test_links_out_of_the_directory_are_not_followed(root, tmp_path):
+    secret = write_adapter(tmp_path / "secret")
+    (root / "folder").symlink_to(secret)
+    (root / "ring").symlink_to(root / "ring")
+    (root / "up").symlink_to(root)
+    (root / "file").mkdir()
+    shutil.copy(secret / "adapter_config.json", root / "file")
+    (root / "file" / "adapter_model.safetensors").symlink_to(secret / "adapter_model.safetensors")
+    write_adapter(root / "configured")
+    write_configuration(secret, "searched", {".*": 4})
+    (root / "configured" / "configurations").symlink_to(secret / "configurations")
+    directory = AdapterDirectory(root)
+    assert list(directory) == ["math", "plain"]
+    for name in ("folder", "ring", "up", "file", "configured"):
+        with pytest.raises(UnknownAdapterError):
+            directory.open(name)
+
+
+def test_a_link_within_the_directory_is_another_name(root):
+    (root / "alias").symlink_to(root / "math")
+    assert AdapterDirectory(root).open("alias").modules == open_adapter(root / "math").modules
+
+
+@pytest.mark.parametrize("name", ["../secret", "/tmp", "math/../../secret", "..", ".", "math@max"])
+def test_a_path_is_no_name(root, tmp_path, name):
+    write_adapter(tmp_path / "secret")
+    with pytest.raises(SQFTError):
+        AdapterDirectory(root).find(name)
+
+
+def test_an_unknown_name_names_the_nearest(root):
+    with pytest.raises(UnknownAdapterError, match="did you mean 'math'"):
+        AdapterDirectory(root).open("mathe")
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path):
+    with pytest.raises(SQFTError, match="SQFT_ADAPTERS_DIR"):
+        AdapterDirectory(tmp_path / "none")
+
+
+# --- adapters come and go ---
+
+
+def test_the_signature_changes_with_every_file_and_is_none_when_the_folder_is_gone(root):
+    directory = AdapterDirectory(root)
+    seen = {directory.signature("math")}
+    write_configuration(root / "math", "searched", {".*": 4})
+    seen.add(directory.signature("math"))
+    write_adapter(root / "math", seed=1)
+    seen.add(directory.signature("math"))
+    assert len(seen) == 3
+    shutil.rmtree(root / "math")
+    assert directory.signature("math") is None
+
+
+def test_a_copy_outlives_its_folder_and_a_changed_folder_gets_another(root):
+    directory = AdapterDirectory(root)
+    copies = AdapterCopies(directory)
+    write_configuration(root / "math", "searched", {".*": 4})
+    first = copies.take("math")
+    assert copies.take("math").path == first.path
+    before = (first.path / "adapter_model.safetensors").read_bytes()
+    write_adapter(root / "math", seed=1)
+    second = copies.take("math")
+    assert second.path != first.path
+    shutil.rmtree(root / "math")
+    assert (first.path / "adapter_model.safetensors").read_bytes() == before
+    assert open_adapter(first.path).ranks("searched") == dict.fromkeys(MODULES, 4)
+    with pytest.raises(UnknownAdapterError):
+        copies.take("math")
+
+
+def test_copies_that_no_name_needs_go_after_a_while(root):
+    copies = AdapterCopies(AdapterDirectory(root), kept_seconds=0)
+    math, plain = copies.take("math").path, copies.take("plain").path
+    copies.tidy(in_use={plain})
+    assert not math.exists()
+    assert plain.exists()
+    patient = AdapterCopies(AdapterDirectory(root), kept_seconds=60)
+    kept = patient.take("math").path
+    patient.tidy(in_use=set())
+    assert kept.exists()
+
+
+def test_a_folder_that_changes_under_the_copy_is_refused(root, monkeypatch):
+    directory = AdapterDirectory(root)
+    copies = AdapterCopies(directory)
+    original = shutil.copyfile
+
+    def writes_meanwhile(source, target):
+        write_adapter(root / "math", seed=2)
+        return original(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", writes_meanwhile)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        copies.take("math")
+    assert not [entry for entry in copies.root.iterdir() if entry.name.startswith(".")]

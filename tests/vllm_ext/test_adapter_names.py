@@ -1,0 +1,68 @@
+"""Names from the network."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqft_plugins.errors import SQFTError
+from vllm_ext.adapters.names import MAX_LENGTH, AdapterName, AdapterNameError, parse_name, shown
+from vllm_ext.adapters.path import Variant, parse_path
+
+HOSTILE = [
+    "", "@", "@max", "math@", "math@@max", "math@max@min", "..", ".", "../math", "math/../x", "/etc/passwd", "a/b",
+    "a\\b", "%2e%2e%2fmath", "math%00", "math\0", "math\n", "\nmath", "math@r16\n", "math ", " math", "~root",
+    "math@r16?sub=max", ".hidden", "math@.hidden", "-rf", "mäth", "math@r１６", "http://x/y", "file:math",
+    "m" * 10_000, "math@" + "r" * 10_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_is_no_name_is_refused_in_one_short_line(name):
+    with pytest.raises(AdapterNameError) as caught:
+        parse_name(name)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "adapter", "rank"),
+    [
+        ("math", "math", None),
+        ("math@max", "math", "max"),
+        ("math@r16", "math", "r16"),
+        ("Math-2.v_1@searched.2", "Math-2.v_1", "searched.2"),
+        ("a" * MAX_LENGTH, "a" * MAX_LENGTH, None),
+    ],
+)
+def test_a_name_and_its_rank_are_taken_apart_and_put_together(text, adapter, rank):
+    name = parse_name(text)
+    assert name == AdapterName(adapter, rank)
+    assert str(name) == text
+
+
+@given(st.text(max_size=40))
+def test_whatever_is_accepted_stays_one_entry_of_a_folder(text):
+    try:
+        name = parse_name(text)
+    except SQFTError:
+        return
+    for part in filter(None, (name.adapter, name.rank)):
+        assert not set(part) & set("/\\%:?*~ \0\n\r\t")
+        assert part not in (".", "..")
+    assert str(name) == text
+
+
+def test_a_shown_name_is_short_and_printable():
+    assert len(shown("\x1b" * 10_000)) < 300
+    assert shown("math") == "'math'"
+
+
+def test_a_variant_travels_as_a_path(tmp_path):
+    for rank in (None, "r16", "searched.2"):
+        assert parse_path(str(Variant(tmp_path / "math", rank))) == Variant(tmp_path / "math", rank)
+    assert parse_path(str(tmp_path / "math")) is None
+    with pytest.raises(AdapterNameError):
+        parse_path(f"{tmp_path}?sub=../../x")

@@ -1,0 +1,231 @@
+"""Elastic adapters in a real engine, one process, tiny models in float32."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pytest
+from helpers_adapters import write_adapter, write_configuration
+from safetensors.torch import load_file
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.tune.extract import extract_adapter
+from vllm_ext.adapters import kinds, lora_cpu, lora_request, register
+from vllm_ext.adapters.folder import open_adapter
+from vllm_ext.patching import restore_method
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[2, 17, 100, 45, 300, 9], [2, 64, 64, 3, 12], [2, 500, 401, 33, 8, 19, 77, 5]]
+LORA = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 16, "max_cpu_loras": 4}
+
+
+def linears(folder) -> dict[str, tuple[int, int]]:
+    """module → (in, out) of the decoder's linear layers of a saved model."""
+    shapes = {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
+    return {
+        name.removesuffix(".weight"): (shape[1], shape[0])
+        for name, shape in shapes.items()
+        if name.endswith("_proj.weight")
+    }
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_float, tmp_path_factory):
+    """`adapters(family)` → (base, folder of two super-adapters, `math` with a configuration, and a plain LoRA)."""
+    made = {}
+
+    def make(family="llama"):
+        if family not in made:
+            base = tiny_float(family)
+            root = tmp_path_factory.mktemp(f"adapters-{family}")
+            modules = linears(base)
+            write_adapter(root / "math", modules, r=16, choices=(16, 8, 4))
+            write_adapter(root / "law", modules, r=16, choices=(16, 12, 4), seed=7, use_rslora=True)
+            plain = {name: shape for name, shape in modules.items() if "self_attn" in name}
+            write_adapter(root / "plain", plain, r=4, choices=None, peft_type="LORA", seed=3)
+            end = next(iter(modules)).rpartition(".")[2]
+            write_configuration(root / "math", "searched", {".*": 8, end: 16, ".*mlp.*": 4})
+            made[family] = base, root
+        return made[family]
+
+    return make
+
+
+def difference(one, other) -> float:
+    """The largest difference of the chosen tokens' log-probabilities; infinite where a token differs."""
+    worst = 0.0
+    for steps, expected in zip(one, other, strict=True):
+        for step, target in zip(steps, expected, strict=True):
+            token = next(iter(target))
+            if next(iter(step)) != token:
+                return float("inf")
+            worst = max(worst, abs(step[token] - target[token]))
+    return worst
+
+
+@contextmanager
+def stock_vllm():
+    """vLLM's own methods, none of ours: what a server without the plug-in runs on a float model."""
+    from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    lora_cpu.restore_lora_cpu()
+    restore_method(WorkerLoRAManager, "_load_adapter")
+    restore_method(InputProcessor, "_validate_lora")
+    try:
+        yield
+    finally:
+        register()
+
+
+EXTRACTED = {"math@r8": 8, "math": "heuristic", "math@max": "max", "math@searched": None, "law@r12": 12}
+"""Name → the rank of `sqft extract`; None: the saved configuration."""
+
+
+@pytest.fixture(scope="module")
+def extracted(adapters, tmp_path_factory):
+    """`extracted(family)` → {name: request for the plain LoRA of `sqft extract`}, which vLLM's own loader reads."""
+
+    def make(family):
+        _, root = adapters(family)
+        out = tmp_path_factory.mktemp("extracted")
+        configured = json.loads((root / "math" / "configurations" / "searched.json").read_text())
+        for number, (name, rank) in enumerate(EXTRACTED.items()):
+            folder = out / name.replace("@", "-")
+            extract_adapter(root / name.partition("@")[0], folder, rank or configured)
+            assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+            yield name, LoRARequest(f"extracted {name}", 100 + number, str(folder))
+
+    return lambda family: dict(make(family))
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3", "llama"])  # the last one's engine goes on in the tests below
+def test_a_variant_is_the_extracted_adapter(family, adapters, extracted, engine, ask):
+    base, root = adapters(family)
+    llm = engine(base, **LORA)
+    for name, request in extracted(family).items():
+        ours, theirs = (ask(llm, PROMPTS, lora_request=r) for r in (lora_request(root / name), request))
+        assert difference(ours, theirs) < 1e-3, name
+
+
+def test_a_variant_is_the_extracted_adapter_in_stock_vllm(adapters, extracted, engine, ask):
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    ours = {name: ask(llm, PROMPTS, lora_request=lora_request(root / name)) for name in [*EXTRACTED, "plain"]}
+    ours[None] = ask(llm, PROMPTS)
+    requests = {**extracted("llama"), "plain": LoRARequest("plain", 1, str(root / "plain")), None: None}
+    with stock_vllm():
+        llm = engine(base, **LORA, max_num_seqs=15)  # another setting: a new engine
+        theirs = {name: ask(llm, PROMPTS, lora_request=request) for name, request in requests.items()}
+    for name, answers in ours.items():
+        assert difference(answers, theirs[name]) < 1e-3, name
+    assert difference(ours["math@r8"], ours["math"]) == 0
+    assert difference(ours["math@r8"], ours["math@max"]) > 1e-2
+
+
+MIXED = [None, "math@r16", "law@r4", "math@min", "math", None, "law@r4", "math@r16"]
+"""Base, two adapters, three ranks of one of them: four adapters, as many as max_loras."""
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["no prefix cache", "prefix cache"])
+def test_a_mixed_batch_answers_each_as_alone(cached, adapters, engine, ask):
+    base, root = adapters()
+    llm = engine(base, **LORA, enable_prefix_caching=cached, block_size=32)
+    start = [2, *range(20, 90)]  # more than two blocks, the same for all: only the adapter tells the prefixes apart
+    prompts = [[*start, 100 + index] for index in range(len(MIXED))]
+    requests = [lora_request(root / name) if name else None for name in MIXED]
+    together = ask(llm, prompts, lora_request=requests)
+    alone = [ask(llm, [prompt], lora_request=request)[0] for prompt, request in zip(prompts, requests, strict=True)]
+    again = ask(llm, prompts[::-1], lora_request=requests[::-1])[::-1]
+    for answers in (alone, again):
+        assert difference(answers, together) < 1e-3
+    assert difference([together[1]], [together[3]]) > 1e-2
+
+
+def test_more_variants_than_slots_take_turns(adapters, engine, ask):
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    names = [f"{name}@r{rank}" for name, ranks in (("math", (16, 8, 4)), ("law", (16, 12, 4))) for rank in ranks]
+    requests = [lora_request(root / name) for name in names]
+    alone = [ask(llm, PROMPTS[:1], lora_request=request)[0] for request in requests]
+    together = ask(llm, [PROMPTS[0]] * 24, lora_request=requests * 4)
+    assert difference(together, alone * 4) < 1e-3
+
+
+def spoiled(root, tmp_path, how):
+    """A copy of an adapter that does not fit the model, and what the error says."""
+    modules = open_modules(root)
+    first = next(iter(modules))
+    if how == "narrower":
+        modules[first] = (modules[first][0] // 2, modules[first][1])
+    elif how == "deeper":
+        modules[first.replace("layers.0", "layers.7")] = modules[first]
+    elif how == "other names":
+        modules = {name.replace("self_attn", "attention"): shape for name, shape in modules.items()}
+    rank = 64 if how == "above the limit" else 16
+    return write_adapter(tmp_path / how.replace(" ", "-"), modules, r=rank, choices=(rank, 8))
+
+
+def open_modules(root):
+    return {module: shape[1:] for module, shape in open_adapter(root / "math").modules.items()}
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "message"),
+    [
+        ("narrower", "", "adapter for another base"),
+        ("deeper", "", "layers.7.*adapter for another base"),
+        ("other names", "", "adapter for another base"),
+        ("above the limit", "@max", "--max-lora-rank 64 or more, or ask for above-the-limit@r8"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_and_the_engine_lives(
+    how, rank, message, adapters, engine, ask, tmp_path
+):
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    folder = spoiled(root, tmp_path, how)
+    request = lora_request(f"{folder}{rank}")
+    with pytest.raises(SQFTError, match=message):
+        llm.llm_engine.add_lora(request)  # what the API server does before it admits a request
+    assert difference(ask(llm, PROMPTS), ask(llm, PROMPTS)) == 0
+    good = lora_request(root / "math@r4")
+    assert len(ask(llm, PROMPTS, lora_request=good)) == 3
+
+
+def test_a_rank_within_the_limit_of_an_adapter_above_it_is_served(adapters, engine, ask, tmp_path):
+    base, root = adapters()
+    folder = spoiled(root, tmp_path, "above the limit")
+    assert len(ask(engine(base, **LORA), PROMPTS, lora_request=lora_request(f"{folder}@r8"))) == 3
+
+
+def test_a_variant_that_is_gone_or_damaged_is_refused_before_it_is_queued(adapters, engine, ask, tmp_path):
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    folder = write_adapter(tmp_path / "fleeting", open_modules(root), r=8, choices=(8, 4))
+    request = lora_request(f"{folder}@r4")
+    before = ask(llm, PROMPTS, lora_request=request)
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(weights[:-8])
+    with pytest.raises(VLLMValidationError, match="damaged or cut off"):
+        ask(llm, PROMPTS, lora_request=request)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(VLLMValidationError, match="fleeting"):
+        ask(llm, PROMPTS, lora_request=request)
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    assert difference(ask(llm, PROMPTS, lora_request=request), before) == 0
+
+
+def test_masked_and_quantization_aware_adapters_are_never_served_as_loras(adapters, tmp_path, monkeypatch):
+    _, root = adapters()
+    monkeypatch.setattr("vllm_ext.adapters.kinds.HANDLERS", {"lora": kinds.HANDLERS["lora"]})  # without the planes
+    for name, config in {"masked": {"sparse": True}, "qa": {"sparse": True, "quantization_aware": True}}.items():
+        folder = write_adapter(tmp_path / name, open_modules(root), **config)
+        with pytest.raises(SQFTError, match="sqft merge"):
+            lora_request(folder)

@@ -1,0 +1,180 @@
+"""What vLLM's API server does with names: its own OpenAIServingModels, with an engine that only notes requests."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from helpers_adapters import write_adapter, write_configuration
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolverRegistry
+
+from vllm_ext.adapters import register
+from vllm_ext.adapters.path import parse_path
+from vllm_ext.adapters.resolver import NAME
+from vllm_ext.adapters.serving import unwrapped
+from vllm_ext.adapters.table import VariantTable
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "adapters"
+    write_adapter(root / "math")
+    write_configuration(root / "math", "searched", {".*": 4})
+    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
+    return root
+
+
+@pytest.fixture
+def models(root, monkeypatch):
+    """vLLM's object, made as its server makes it, after the plug-in was registered for `root`."""
+    monkeypatch.setenv("SQFT_ADAPTERS_DIR", str(root))
+    monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
+    register()
+    loaded: list[LoRARequest] = []
+
+    async def add_lora(request):
+        if "refuses" in request.lora_name:
+            raise Exception("Call to add_lora method failed: adapter refuses: it is an adapter for another base")
+        loaded.append(request)
+        return True
+
+    engine = SimpleNamespace(
+        model_config=SimpleNamespace(model="/nowhere", max_model_len=128), renderer=None, input_processor=None,
+        add_lora=add_lora, vllm_config=SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=8)), loaded=loaded,
+    )  # fmt: skip
+    made = OpenAIServingModels(engine, [BaseModelPath(name="base", model_path="/nowhere")])
+    yield made
+    shutil.rmtree(LoRAResolverRegistry.resolvers[NAME].copies.root, ignore_errors=True)
+
+
+def resolve(models, name):
+    """The LoRARequest, or (status, message)."""
+    answer = asyncio.run(models.resolve_lora(name))
+    return answer if isinstance(answer, LoRARequest) else (answer.error.code, answer.error.message)
+
+
+def test_every_listed_name_is_served_under_an_id_and_a_path_of_its_own(models):
+    names = [card.id for card in asyncio.run(models.show_available_models()).data]
+    ranks = ["max", "heuristic", "min", "r8", "r6", "r4", "searched"]
+    assert names == ["base", "math", *(f"math@{rank}" for rank in ranks), "plain"]
+    requests = [resolve(models, name) for name in names[1:]]
+    assert [request.lora_name for request in requests] == names[1:]
+    assert len({request.lora_int_id for request in requests}) == len({request.lora_path for request in requests}) == 9
+    assert models.engine_client.loaded == requests
+    assert resolve(models, "math") is requests[0]  # the second time nothing is loaded
+    assert len(models.engine_client.loaded) == 9
+    listed = [card.id for card in asyncio.run(models.show_available_models()).data]
+    assert sorted(listed) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["../math", "/etc", "m" * 10_000, "%2e%2e%2fmath", "math@../x", "math\0", "."])
+def test_a_hostile_name_is_answered_with_400_and_leaves_nothing_behind(models, name):
+    status, message = resolve(models, name)
+    assert status == 400
+    assert len(message) < 300
+    assert not models.lora_requests
+    assert not len(models.lora_resolver_lock)
+
+
+def test_an_unknown_name_is_404_and_leaves_nothing_behind(models):
+    for index in range(100):
+        assert resolve(models, f"unknown{index}")[0] == 404
+    assert not models.lora_requests
+    assert not len(models.lora_resolver_lock)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("math@r5", "use max, heuristic, min, r8, r6, r4, searched"),
+        ("math@searchd", "is not served at 'searchd'"),
+        ("plain@max", "fixed rank: ask for plain"),
+        ("big", "--max-lora-rank 12 or more, or ask for big@r8"),
+        ("broken", "missing, damaged or cut off"),
+        ("refuses", "adapter refuses: it is an adapter for another base"),
+        ("masked", "sqft merge"),
+    ],
+)
+def test_what_cannot_be_served_is_400_with_the_reason(models, root, name, message):
+    write_adapter(root / "big", r=16, choices=(16, 12, 8))
+    write_adapter(root / "refuses")
+    write_adapter(root / "masked", sparse=True)
+    write_adapter(root / "broken")
+    (root / "broken" / "adapter_model.safetensors").unlink()
+    status, text = resolve(models, name)
+    assert (status, message in text) == (400, True), text
+    assert name not in models.lora_requests
+    assert isinstance(resolve(models, "math"), LoRARequest)
+
+
+def test_an_adapter_that_is_removed_is_gone_and_its_copy_serves_what_was_admitted(models, root):
+    request = resolve(models, "math@r4")
+    shutil.rmtree(root / "math")
+    assert "math@r4" not in models.lora_requests
+    assert resolve(models, "math@r4")[0] == 404
+    assert (parse_path(request.lora_path).folder / "adapter_model.safetensors").is_file()
+
+
+def test_an_adapter_that_is_replaced_gets_another_id_and_path(models, root):
+    before = resolve(models, "math@r4")
+    write_adapter(root / "math", seed=1)
+    after = resolve(models, "math@r4")
+    assert after.lora_int_id != before.lora_int_id
+    assert after.lora_path != before.lora_path
+    assert resolve(models, "math@r4") is after
+
+
+def test_adapters_that_arrive_while_the_server_runs_are_served(models, root):
+    assert resolve(models, "late")[0] == 404
+    write_adapter(root / "late")
+    assert isinstance(resolve(models, "late@min"), LoRARequest)
+
+
+def test_one_name_asked_for_at_once_is_loaded_once(models):
+    async def many():
+        return await asyncio.gather(*(models.resolve_lora("math@r4") for _ in range(8)))
+
+    assert len({id(request) for request in asyncio.run(many())}) == 1
+    assert len(models.engine_client.loaded) == 1
+
+
+def test_a_copy_that_somebody_removed_is_made_again(models):
+    folder = parse_path(resolve(models, "math@r4").lora_path).folder
+    shutil.rmtree(folder)
+    assert parse_path(resolve(models, "math@r4").lora_path).folder == folder
+    assert folder.is_dir()
+
+
+def test_what_vllm_puts_around_the_message_of_a_worker_is_taken_off():
+    inner = "adapter 'x' fits another base, please check"
+    for message in (
+        inner,
+        f"Worker failed with error '{inner}', please check the stack trace above for the root cause",
+    ):
+        assert unwrapped(f"Call to add_lora method failed: {message}") == unwrapped(message) == inner
+
+
+def test_the_table_forgets_the_name_not_asked_for_longest(root):
+    table = VariantTable(SimpleNamespace(signature=lambda name: 1), limit=2, grace_seconds=5.0)
+    now = [0.0]
+    table.clock = lambda: now[0]
+    table["static"] = "vLLM's own"
+    request = SimpleNamespace(lora_path=f"{root / 'math'}?sub=")
+    for name in "abc":
+        table.add(name, request, 1)
+        now[0] += 1
+    assert set(table) == {"static", "a", "b", "c"}  # asked for a moment ago: kept beyond the limit
+    now[0] += 10
+    assert "a" in table  # asked for again
+    table.add("d", request, 1)
+    assert set(table) == {"static", "a", "d"}
+    del table["a"]
+    assert set(table) == {"static", "d"}

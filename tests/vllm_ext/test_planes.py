@@ -1,0 +1,192 @@
+"""Value planes on disk: the codes that `sqft merge` writes, and nothing else. No vLLM needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers_adapters import write_adapter
+from helpers_planes import CHOICES, merged_codes, write_qa_adapter
+from safetensors.torch import load_file, save_file
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.cli import main
+from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError, SQFTError
+from vllm_ext.planes.build import export_planes
+from vllm_ext.planes.format import KEY, PlaneFile, adapter_identity
+from vllm_ext.planes.store import VARIABLE, find_plane, store_folder
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_int4):
+    return tiny_int4("llama")
+
+
+@pytest.fixture(scope="module")
+def adapter(int4, tmp_path_factory):
+    return write_qa_adapter(tmp_path_factory.mktemp("adapters") / "math-qa", int4)
+
+
+@pytest.fixture(scope="module")
+def float_adapter(int4, tmp_path_factory):
+    return write_qa_adapter(tmp_path_factory.mktemp("adapters") / "math-float", int4, int4.with_name("pruned"))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("grid", [{}, {"group_size": 64, "symmetric": False}, {"group_size": -1}])
+@pytest.mark.parametrize("over", ["int4", "float"])
+def test_a_plane_holds_the_codes_of_the_merged_folder(tiny_int4, tmp_path, grid, over) -> None:
+    int4 = tiny_int4("llama", **grid)
+    base = int4.with_name("pruned") if over == "float" else None
+    adapter = write_qa_adapter(tmp_path / "adapter", int4, base)
+    reports = export_planes(int4, adapter, CHOICES, base)
+    folder, seen = ModelFolder(int4), []
+    for rank, report in zip(CHOICES, reports, strict=True):
+        plane = PlaneFile(adapter / "planes" / f"r{rank}.safetensors")
+        expected = merged_codes(base or int4, adapter, tmp_path / f"merged-{rank}", rank)
+        assert report["out"] == str(plane.path)
+        assert report["codes_changed"] > 0.02  # else the test would show nothing
+        assert set(plane.modules) < set(folder.quantized_modules)
+        for module, codes in expected.items():
+            own = plane.codes(module, folder) if module in plane.modules else folder.quantized(module).codes
+            assert torch.equal(own, codes), module
+        seen.append(torch.cat([plane.codes(module, folder).flatten() for module in plane.modules]))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_plane_takes_half_a_byte_for_each_kept_weight(int4, adapter, tmp_path) -> None:
+    (report,) = export_planes(int4, adapter, ["max"], out=tmp_path / "plane.safetensors")
+    folder, stored = ModelFolder(int4), load_file(report["out"])
+    for module, values in stored.items():
+        kept = folder.mask(module).sum(1)  # [out]
+        assert values.shape == (int(((kept + 1) // 2).sum()),)
+        assert values.numel() < 0.27 * folder.mask(module).numel()  # 2 bits a weight at 50 %, rows end on a byte
+
+
+def test_two_names_of_one_rank_are_one_plane_and_patterns_get_a_name_of_their_own(int4, adapter, tmp_path) -> None:
+    mixed = {".*": 4, "mlp.up_proj": 8}
+    reports = export_planes(int4, adapter, ["median", 6, "heuristic", mixed], out=tmp_path / "planes")
+    assert [file.name for file in sorted((tmp_path / "planes").iterdir())][1:] == ["r6.safetensors"]
+    assert len(reports) == 2
+    ranks = PlaneFile(next((tmp_path / "planes").glob("r4-8-*"))).stamp.ranks
+    assert {rank for module, rank in ranks.items() if module.endswith("up_proj")} == {8}
+    assert {rank for module, rank in ranks.items() if not module.endswith("up_proj")} == {4}
+
+
+def test_the_command_line_writes_planes_where_a_server_finds_them(int4, float_adapter, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([
+            "export", "plane", str(int4), str(float_adapter), "--base", str(int4.with_name("pruned")), "--rank", "r6",
+            "--rank", "max", "--json",
+        ])  # fmt: skip
+    assert not end.value.code
+    planes = json.loads(capsys.readouterr().out)["planes"]
+    assert [plane["out"] for plane in planes] == [
+        str(float_adapter / "planes" / f"r{rank}.safetensors") for rank in (6, 8)
+    ]
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        export_planes(int4, float_adapter, ["r6"], int4.with_name("pruned"))
+
+
+def test_what_has_no_plane_is_refused(int4, adapter, float_adapter, tiny_int4, tmp_path) -> None:
+    dense = write_adapter(tmp_path / "dense")
+    with pytest.raises(SQFTError, match="is not quantization-aware"):
+        export_planes(int4, dense)
+    with pytest.raises(MismatchError, match="is float: value planes are of its INT4 folder"):
+        export_planes(int4.with_name("pruned"), adapter)
+    with pytest.raises(MismatchError, match="trained over the sparse float base"):
+        export_planes(int4, float_adapter, out=tmp_path / "planes")
+    with pytest.raises(MismatchError, match="other zeros"):
+        export_planes(tiny_int4("llama", sparsity=0.4), adapter, out=tmp_path / "planes")
+    with pytest.raises(SQFTError, match="is one file, for 2 ranks"):
+        export_planes(int4, adapter, [4, 8], out=tmp_path / "plane.safetensors")
+    shutil.copytree(int4, tmp_path / "unstamped")
+    shutil.rmtree(tmp_path / "unstamped" / "sqft")
+    with pytest.raises(MismatchError, match="has no stamp"):
+        export_planes(tmp_path / "unstamped", adapter)
+    assert not (tmp_path / "planes").exists()
+
+
+def test_damaged_and_foreign_files_are_refused(int4, adapter, tmp_path) -> None:
+    export_planes(int4, adapter, [4], out=tmp_path / "plane.safetensors")
+    whole, folder = (tmp_path / "plane.safetensors").read_bytes(), ModelFolder(int4)
+    module = PlaneFile(tmp_path / "plane.safetensors").modules[0]
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match="damaged or gone"):
+        PlaneFile(cut).codes(module, folder)
+    tensors = load_file(tmp_path / "plane.safetensors")
+    save_file(tensors, cut)
+    with pytest.raises(CheckpointError, match="is no value plane"):
+        _ = PlaneFile(cut).stamp
+    save_file(tensors, cut, metadata={KEY: json.dumps({"version": 2})})
+    with pytest.raises(CheckpointError, match="version 2, this release reads up to 1"):
+        _ = PlaneFile(cut).stamp
+    save_file({module: tensors[module][:-1].contiguous()}, cut)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        PlaneFile(cut).codes(module, folder)
+
+
+def test_an_adapter_is_known_by_its_weights_not_by_its_path(int4, adapter, tmp_path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(adapter, copy)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "moved"}))
+    assert adapter_identity(copy) == adapter_identity(adapter)
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 17}))
+    assert adapter_identity(copy) != adapter_identity(adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, copy / "adapter_model.safetensors")
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    assert adapter_identity(copy) != adapter_identity(adapter)
+
+
+def test_a_plane_is_built_on_first_use_and_found_from_then_on(int4, adapter, tmp_path, store) -> None:
+    folder = ModelFolder(int4)
+    ranks = dict.fromkeys(PlaneFile(_exported(int4, adapter, tmp_path, 6)).modules, 6)
+    built = find_plane(folder, adapter, ranks, "int4")
+    assert built.path.parent == store_folder() == store
+    for module in built.modules:
+        own = PlaneFile(tmp_path / "r6.safetensors").codes(module, folder)
+        assert torch.equal(built.codes(module, folder), own)
+    written = built.path.stat().st_mtime_ns
+    assert find_plane(folder, adapter, ranks, "int4").path.stat().st_mtime_ns == written
+
+
+def test_a_plane_over_the_float_base_has_to_be_exported(int4, tmp_path, store) -> None:
+    base, folder = int4.with_name("pruned"), ModelFolder(int4)
+    adapter = write_qa_adapter(tmp_path / "adapter", int4, base, seed=1)
+    ranks = dict.fromkeys(PlaneFile(_exported(int4, adapter, tmp_path, 4, base)).modules, 4)
+    with pytest.raises(SQFTError, match=r"write its plane once with `sqft export plane .* --base FLOAT --rank r4`$"):
+        find_plane(folder, adapter, ranks, "float")
+    export_planes(int4, adapter, [6], base)
+    with pytest.raises(SQFTError, match=r"r6.safetensors in planes/ is of another base, other weights or other ranks"):
+        find_plane(folder, adapter, ranks, "float")
+    export_planes(int4, adapter, [4], base)
+    found = find_plane(folder, adapter, ranks, "float")
+    shutil.rmtree(adapter)  # removed while it is served: the file it was found in is the server's own
+    assert found.stamp.ranks == ranks
+    assert len(list(store.glob("*.safetensors"))) == 1
+
+
+def test_without_peft_the_message_tells_where_to_build(int4, adapter, monkeypatch) -> None:
+    import vllm_ext.planes.build as build
+
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(SQFTError, match=r"needs PEFT: pip install 'sqft-plugins\[peft\]'"):
+        export_planes(int4, adapter)
+
+
+def _exported(int4, adapter, folder, rank, base=None):
+    export_planes(int4, adapter, [rank], base, out=folder / f"r{rank}.safetensors")
+    return folder / f"r{rank}.safetensors"

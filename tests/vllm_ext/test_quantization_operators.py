@@ -1,0 +1,124 @@
+"""The operators of one INT4 linear, without an engine: the formula, planes, and the choice between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.grid import round_to_nearest
+from vllm_ext.quantization.operators import FORCE, NAMES, Problem, check_pruned, choose, forced_name
+from vllm_ext.quantization.sparse_operator import SparseOperator
+from vllm_ext.quantization.torch_operator import TorchOperator
+
+OPERATORS = [TorchOperator(), SparseOperator()]
+GRIDS = [(32, True), (64, False), (-1, True), (-1, False)]
+
+
+def weight_and_mask(group_size: int, symmetric: bool, out: int = 48, columns: int = 128):
+    generator = torch.Generator().manual_seed(group_size + symmetric)
+    weight = torch.randn(out, columns, generator=generator)
+    mask = torch.rand(out, columns, generator=generator) < 0.5
+    return round_to_nearest(weight, mask, group_size, symmetric), mask
+
+
+def formula(weight, x, bias):
+    """scale * (code - zero_point), x @ W.T + bias, in float64."""
+    group = weight.codes.shape[1] // weight.scale.shape[1]
+    scale = weight.scale.double().repeat_interleave(group, 1)
+    dense = scale * (weight.codes.double() - weight.zero_point.double().repeat_interleave(group, 1))
+    return x.double() @ dense.T + (0 if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize(("group_size", "symmetric"), GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_operator_computes_the_formula(operator, group_size, symmetric, dtype):
+    weight, mask = weight_and_mask(group_size, symmetric)
+    state = operator.prepare(weight, mask, dtype)
+    x, bias = torch.randn(5, 128).to(dtype), torch.randn(48).to(dtype)
+    tolerance = 2e-4 if dtype == torch.float32 else 2e-2  # of the largest output: fixed point; bf16 weights and outputs
+    for given in (bias, None):
+        exact = formula(weight, x, given)
+        y = operator.linear(state, x, given)
+        assert y.dtype == dtype
+        assert float((y.double() - exact).abs().max() / exact.abs().max()) < tolerance
+    assert state.shape == (48, 128)
+    assert state.nbytes > 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize(("group_size", "symmetric"), GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_was_prepared_comes_back_bit_for_bit(operator, group_size, symmetric, dtype):
+    weight, mask = weight_and_mask(group_size, symmetric)
+    again, kept = operator.unpack(operator.prepare(weight, mask, dtype))
+    assert all(torch.equal(one, other) for one, other in zip(again, weight, strict=True))
+    assert torch.equal(kept, mask)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_a_plane_is_the_layer_with_other_codes(operator):
+    weight, mask = weight_and_mask(32, False)
+    moved = torch.where(mask, (weight.codes + 3) % 16, weight.codes)
+    state = operator.prepare(weight, mask, torch.float32)
+    plane = operator.plane(state, moved)
+    x = torch.randn(3, 128)
+    alone = operator.linear(operator.prepare(weight._replace(codes=moved), mask, torch.float32), x, None)
+    assert torch.equal(operator.linear(state, x, None, plane), alone)
+    assert not torch.equal(operator.linear(state, x, None), alone)
+    assert torch.equal(operator.unpack(state, plane)[0].codes, moved)
+    with pytest.raises(SQFTError, match="mask"):
+        operator.plane(state, (weight.codes + 1) % 16)
+
+
+def test_the_sparse_form_of_half_the_weights_is_the_smallest():
+    weight, mask = weight_and_mask(32, True, 256, 512)
+    dense, sparse = (operator.prepare(weight, mask, torch.bfloat16).nbytes for operator in OPERATORS)
+    assert 8 * sparse / mask.numel() < 3.8  # 1 + 2 bits and 16 bits a group of 32, and the uneven halves
+    assert sparse < dense / 4
+    assert SparseOperator().plane(SparseOperator().prepare(weight, mask, torch.bfloat16), weight.codes).nbytes < sparse
+
+
+def test_a_mask_that_does_not_fit_the_codes_is_told():
+    weight, mask = weight_and_mask(32, True)
+    check_pruned(weight.codes, weight.zero_point, mask)
+    with pytest.raises(SQFTError, match=r"layer x is not zero at \d+ places that its mask prunes"):
+        check_pruned(weight.codes, weight.zero_point, mask.roll(1), "layer x")
+
+
+def problem(**changes) -> Problem:
+    return Problem((64, 128), 32, True, 0.5, torch.bfloat16)._replace(**changes)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("changes", "name", "reason"),
+    [
+        ({}, "sparse", "the fastest that fits"),
+        ({"density": 0.8}, "vllm", "more than 75% of the layer is kept"),
+        ({"density": 0.8, "dtype": torch.float32}, "torch", "does not take float32"),
+        ({"density": 0.8, "shape": (40, 128)}, "torch", "multiples of 32"),
+    ],
+)
+def test_the_fastest_that_fits_is_chosen_and_the_reason_said(changes, name, reason, monkeypatch):
+    monkeypatch.delenv(FORCE, raising=False)
+    choice = choose(problem(**changes))
+    assert choice.operator.name == name
+    assert reason in choice.reason
+
+
+@pytest.mark.vllm
+def test_the_variable_forces_an_operator_or_says_why_it_cannot(monkeypatch):
+    for name in NAMES:
+        monkeypatch.setenv(FORCE, name)
+        assert choose(problem()).operator.name == name
+    monkeypatch.setenv(FORCE, "sparse")
+    with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparse: more than 75% of the layer is kept: unset it"):
+        choose(problem(density=1.0))
+
+
+def test_an_unknown_operator_is_named(monkeypatch):
+    monkeypatch.setenv(FORCE, "sparce")
+    with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparce is no operator: did you mean 'sparse'"):
+        forced_name()

@@ -1,0 +1,250 @@
+"""`sqft serve` without a server of vLLM: what would be started, and how a server is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers_adapters import write_adapter
+
+from sqft_plugins.cli import main
+from sqft_plugins.errors import SQFTError
+from vllm_ext.serve.command import api_server, build, max_rank, vllm_serve
+from vllm_ext.serve.guard import NoRuntimeLoading, closed
+from vllm_ext.serve.options import given, option_of
+from vllm_ext.serve.supervise import served_names, started, wait_healthy
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_int4) -> Path:
+    return tiny_int4("llama")
+
+
+def test_the_command_serves_the_folder_by_its_name_and_states_its_choices(int4) -> None:
+    server = build(int4, port=8123, launcher=api_server)
+    words = server.command
+    assert option_of(words, "--model") == str(int4)
+    assert option_of(words, "--served-model-name") == server.name == int4.name
+    assert (option_of(words, "--host"), option_of(words, "--port")) == ("127.0.0.1", "8123")
+    assert server.environment == {"VLLM_CPU_INT4_W4A8": "0"}
+    assert any("VLLM_CPU_INT4_W4A8=0" in note for note in server.notes)
+    assert not given(words, "--enable-lora")
+    assert build(int4.with_name("pruned"), launcher=api_server).environment == {}  # a float model: nothing to choose
+    assert build(int4, launcher=vllm_serve).command[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(int4)]
+
+
+def test_what_the_user_says_wins(int4) -> None:
+    kept = build(int4, launcher=api_server, environment={"VLLM_CPU_INT4_W4A8": "1"})
+    assert kept.environment == {}
+    server = build(int4, launcher=api_server, passed=["--served-model-name=mine", "--max-loras", "9"])
+    assert server.name == "mine"
+    assert server.command[-2:] == ["--max-loras", "9"]
+    assert server.command.count("--served-model-name") == 0
+    for word in ("--port", "--host=0.0.0.0", "--model"):
+        with pytest.raises(SQFTError, match="behind -- is not read by sqft serve"):
+            build(int4, launcher=api_server, passed=[word, "1"])
+
+
+def test_adapters_are_named_by_directory_and_sized_by_what_is_there(int4, tmp_path) -> None:
+    with pytest.raises(SQFTError, match=r"--adapters .* is not a folder"):
+        build(int4, tmp_path / "no", launcher=api_server)
+    assert max_rank(tmp_path) == 32
+    write_adapter(tmp_path / "small", r=8)
+    write_adapter(tmp_path / "plain", r=40, choices=None, peft_type="LORA")
+    write_adapter(tmp_path / "qa", r=300, choices=None, sparse=True, quantization_aware=True)  # needs no slot of vLLM's
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "adapter_config.json").write_text("{")
+    server = build(int4, tmp_path, slots=7, plane_bytes=123, plane_dir=tmp_path / "planes", launcher=api_server)
+    assert option_of(server.command, "--max-lora-rank") == "64"
+    assert option_of(server.command, "--max-loras") == "7"
+    assert option_of(server.command, "--middleware") == "vllm_ext.serve.guard.NoRuntimeLoading"
+    assert server.environment["SQFT_ADAPTERS_DIR"] == str(tmp_path)
+    assert server.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert server.environment["SQFT_PLANE_CACHE_BYTES"] == "123"
+    assert server.environment["SQFT_PLANE_DIR"] == str(tmp_path / "planes")
+
+
+def test_a_dry_run_prints_what_a_shell_can_run(int4, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("vllm_ext.serve.command.find_launcher", lambda: api_server)
+    folder = int4.parent / "with space"
+    folder.exists() or folder.symlink_to(int4)
+    for words in (["--json"], []):
+        with pytest.raises(SystemExit) as end:
+            main(
+                [
+                    "serve",
+                    str(folder),
+                    "--dry-run",
+                    "--plane-cache-bytes",
+                    "1.5GiB",
+                    *words,
+                    "--",
+                    "--max-model-len",
+                    "9",
+                ]
+            )
+        assert not end.value.code
+        shown = capsys.readouterr().out
+        if words:
+            plan = json.loads(shown)
+            assert plan["environment"]["SQFT_PLANE_CACHE_BYTES"] == str(3 << 29)
+            assert plan["command"][-2:] == ["--max-model-len", "9"]
+        else:
+            assert shlex.split(shown.splitlines()[-1]) == [
+                *(f"{key}={value}" for key, value in plan["environment"].items()),
+                *plan["command"],
+            ]
+            assert option_of(plan["command"], "--model") == str(folder)
+
+
+def test_words_that_are_handed_on_are_read_as_vllm_reads_them() -> None:
+    words = ["--a", "1", "--long_name=2", "--a=3"]
+    assert (option_of(words, "--a"), option_of(words, "--long-name"), option_of(words, "--b")) == ("3", "2", None)
+    assert given(words, "--long-name")
+    assert not given(words, "--long")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "//v1//load_lora_adapter/", "/proxy/v1/load_lora_adapter",
+     "/adapters", "/adapters/math", "/v1/./load_lora_adapter"],
+)  # fmt: skip
+def test_endpoints_that_load_any_path_are_closed(path) -> None:
+    assert closed(path)
+    assert asyncio.run(_status(path)) == 403
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/health", "/", "/metrics"])
+def test_other_endpoints_stay_open(path) -> None:
+    assert not closed(path)
+    assert asyncio.run(_status(path)) == 200
+
+
+async def _status(path: str) -> int:
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    await NoRuntimeLoading(app)({"type": "http", "path": path}, None, send)
+    return sent[0]["status"]
+
+
+SERVER = """
+import http.server, json, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+time.sleep(float(sys.argv[2]))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": "base"}, {"id": "math@r16"}]}).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(command, url, log) of a small HTTP server that starts a process of its own, as vLLM does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = tmp_path / "server.py"
+    file.write_text(SERVER)
+    return [sys.executable, str(file), str(port)], f"http://127.0.0.1:{port}", tmp_path / "log"
+
+
+def _child(log: Path) -> int:
+    return int(log.read_text().split()[1])
+
+
+def _is_gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_server_is_waited_for_and_leaves_nothing_behind(server) -> None:
+    command, url, log = server
+    waited = []
+    with open(log, "w") as file, started([*command, "1.5"], {}, file) as process:
+        assert wait_healthy(process, url, waited.append, timeout=60)
+        assert waited
+        assert served_names(url) == ["base", "math@r16"]
+    assert process.returncode == -signal.SIGTERM
+    assert _is_gone(_child(log))
+
+
+def test_signals_are_handed_on_and_the_exit_code_is_the_servers(server) -> None:
+    command, url, log = server
+    with open(log, "w") as file, started([*command, "0"], {}, file) as process:
+        assert wait_healthy(process, url, lambda _: None, timeout=60)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert process.wait(20) == 7
+    assert _is_gone(_child(log))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # from now on the signal is ours again
+
+
+def test_a_server_that_ends_or_is_never_ready_is_told(server) -> None:
+    command, url, log = server
+    with open(log, "w") as file, started([sys.executable, "-c", "raise SystemExit(3)"], {}, file) as process:
+        assert not wait_healthy(process, url, lambda _: None, timeout=60)
+        assert process.returncode == 3
+    with (
+        open(log, "w") as file, started([*command, "600"], {}, file) as process,
+        pytest.raises(SQFTError, match="is not healthy after 2 s"),
+    ):  # fmt: skip
+        wait_healthy(process, url, lambda _: None, timeout=2)
+    assert process.returncode is not None
+
+
+def test_counters_of_several_processes_add_up(tmp_path) -> None:
+    pytest.importorskip("prometheus_client")
+    code = """
+from vllm_ext.serve import metrics
+metrics.count("plane_cache_loads", 3)
+metrics.count("plane_cache_loads")
+metrics.gauge("plane_cache_bytes", 100)
+"""
+    collect = """
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for words in (code, code, collect):
+        done = subprocess.run(
+            [sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True
+        )
+    assert "sqft_plane_cache_loads_total 8.0" in done.stdout
+    assert "sqft_plane_cache_bytes 200.0" in done.stdout
+
+
+def test_counting_needs_no_prometheus() -> None:
+    code = """
+import sys
+sys.modules["prometheus_client"] = None
+from vllm_ext.serve import metrics
+metrics.count("plane_cache_hits")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,40 @@
+"""Elastic adapters in vLLM: a rank per request. docs/vllm.md, section Adapters."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_ext.adapters.offline import lora_request
+
+__all__ = ["lora_request", "register"]
+
+
+def register() -> None:
+    """In any process of vLLM: the worker's loader, the CPU LoRA path, the checks of a request and, where
+    SQFT_ADAPTERS_DIR is set, the names. Idempotent."""
+    from vllm_ext.adapters.directory import VARIABLE
+    from vllm_ext.adapters.kinds import HANDLERS
+    from vllm_ext.adapters.load import LoraHandler, patch_worker
+    from vllm_ext.adapters.lora_cpu import patch_lora_cpu
+    from vllm_ext.adapters.offline import patch_admission
+
+    HANDLERS.setdefault("lora", LoraHandler())
+    patch_worker()
+    patch_lora_cpu()
+    patch_admission()
+    if os.environ.get(VARIABLE):
+        from vllm_ext.adapters.resolver import register_resolver
+        from vllm_ext.adapters.serving import patch_serving
+
+        register_resolver()
+        patch_serving()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "lora_request":
+        from vllm_ext.adapters.offline import lora_request
+
+        return lora_request
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""Does an adapter belong to the model that is served? Told by hashes and stamps, where both sides carry them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.mask import mask_hash
+from vllm_ext.adapters.folder import AdapterFolder
+
+
+def check_base(folder: AdapterFolder, base: Path | None) -> None:
+    """Raises MismatchError where the adapter was trained over another model.
+
+    Compared are, as far as they are known: the hash of the masks under the adapted modules (`mask_hash` of the
+    adapter), and the stamp of the folder it was trained over, if that is still there. Names and shapes of the modules
+    are checked in the worker, which has the model.
+    """
+    if base is None:
+        return
+    if folder.config.get("mask_hash"):
+        _check_masks(folder, base)
+    trained = folder.config.get("base_model_name_or_path")
+    ours, theirs = _stamped_hash(base), _stamped_hash(Path(str(trained))) if trained else None
+    if ours and theirs and ours != theirs:
+        raise MismatchError(
+            f"adapter {folder.path.name} was trained over {trained}, which has other zeros than the served model (mask "
+            f"{theirs[:12]}, served {ours[:12]}): serve that model, or train the adapter over this one"
+        )
+
+
+def _check_masks(folder: AdapterFolder, base: Path) -> None:
+    masks = _masks(str(base))
+    if not masks:
+        return  # the served model carries no masks: nothing to compare with
+    missing = [module for module in folder.modules if module not in masks]
+    found = None if missing else mask_hash({module: masks[module] for module in folder.modules})
+    if found != folder.config["mask_hash"]:
+        raise MismatchError(
+            f"adapter {folder.path.name} was trained over a base with other zeros (mask "
+            f"{folder.config['mask_hash'][:12]}, served {(found or 'none')[:12]}): serve its own base, "
+            f"{folder.config.get('base_model_name_or_path')}"
+        )
+
+
+@lru_cache(maxsize=4)
+def _masks(base: str):
+    return ModelFolder(base).packed_masks
+
+
+@lru_cache(maxsize=256)
+def _stamped_hash(path: Path) -> str | None:
+    try:
+        stamp = ModelFolder(path).stamp
+    except SQFTError:
+        return None  # a hub name, or a folder that is gone
+    return stamp.mask_hash if stamp else None

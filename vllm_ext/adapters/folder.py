@@ -1,0 +1,163 @@
+"""One adapter folder, as PEFT saves it: what it is, which ranks it offers, whether it is whole. No vLLM needed.
+
+Only headers are read here; the tensors are read where they are needed, in the worker (load.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from sqft_plugins.configurations import DEFAULT, saved_configuration, saved_configurations
+from sqft_plugins.elastic import check_rank_choices, configuration, parse_rank
+from sqft_plugins.errors import CheckpointError, SQFTError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+MAX_CONFIG_BYTES = 4 << 20
+NAMED = ("max", "heuristic", "min")
+"""The named ranks that are offered; `median` is understood too."""
+
+Kind = Literal["lora", "masked", "quantization-aware"]
+"""lora: B @ A is added as it is. masked: the delta is s · (B @ A) ⊙ M, of full rank. quantization-aware: it is put on
+the base's INT4 grid."""
+
+
+class UnknownRankError(SQFTError):
+    """An adapter is there, but not at this rank."""
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter folder whose configuration and headers have been read. `open_adapter` makes it.
+
+    modules: module name in the base → (rank, in, out), the largest rank. rank_choices: the search space, largest first;
+    None where the rank is fixed.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    kind: Kind
+    modules: Mapping[str, tuple[int, int, int]]
+    rank_choices: list[int] | None
+
+    @cached_property
+    def variants(self) -> list[str | None]:
+        """What may stand behind the @, None for the plain name. One configuration may have several names."""
+        if self.rank_choices is None:
+            return [None]
+        return [None, *NAMED, *(f"r{rank}" for rank in self.rank_choices), *saved_configurations(self.path)]
+
+    def ranks(self, rank: str | None) -> dict[str, int]:
+        """{module: rank} of a variant. Raises UnknownRankError with those there are, CheckpointError for a saved
+        configuration that is damaged or does not fit."""
+        if self.rank_choices is None:
+            if rank is not None:
+                raise UnknownRankError(f"adapter {self.path.name} has a fixed rank: ask for {self.path.name}")
+            return {module: shape[0] for module, shape in self.modules.items()}
+        saved = saved_configurations(self.path)
+        if rank is None:
+            rank = DEFAULT if DEFAULT in saved else "heuristic"
+        if rank in saved:
+            try:
+                return configuration(saved_configuration(self.path, rank), self.modules, self.rank_choices)
+            except SQFTError as error:
+                raise CheckpointError(f"configuration {rank} of adapter {self.path.name}: {error}") from error
+        try:
+            if rank.startswith("@") or rank.isdigit():
+                raise SQFTError(f"rank {rank!r} is written r{rank}")  # one name for one thing
+            number = parse_rank(rank, self.rank_choices)
+        except SQFTError as error:
+            known = ", ".join(str(variant) for variant in self.variants if variant)
+            raise UnknownRankError(f"adapter {self.path.name} is not served at {rank[:64]!r}: use {known}") from error
+        return dict.fromkeys(self.modules, number)
+
+    def max_rank(self, rank: str | None) -> int:
+        """The largest rank of a variant: what the server's --max-lora-rank must allow."""
+        return max(self.ranks(rank).values())
+
+
+def open_adapter(path: str | Path) -> AdapterFolder:
+    """Reads and checks the configuration and the headers. Raises CheckpointError for a folder that is not whole, or of
+    another kind."""
+    path = Path(path)
+    config = _read_config(path / CONFIG)
+    method = str(config.get("peft_type", "")).upper()
+    if method not in ("SQFT", "LORA"):
+        raise CheckpointError(f"adapter {path.name} is of type {method or 'unknown'}, served are SQFT and LORA")
+    modules = _read_header(path / WEIGHTS)
+    rank = config.get("r")
+    if type(rank) is not int or rank < 1:
+        raise CheckpointError(f"adapter {path.name}: r={rank!r} in {CONFIG} is no rank: copy the adapter again")
+    choices = config.get("rank_choices")
+    if choices is not None:
+        try:
+            choices = check_rank_choices(choices, rank)
+        except (SQFTError, TypeError) as error:
+            raise CheckpointError(f"adapter {path.name}: {error}: copy the adapter again") from error
+        wrong = [name for name, shape in modules.items() if shape[0] != rank]
+        if wrong:
+            raise CheckpointError(
+                f"adapter {path.name}: {wrong[0]} has rank {modules[wrong[0]][0]} in {WEIGHTS} but r={rank} in "
+                f"{CONFIG}: copy the whole adapter again"
+            )
+    return AdapterFolder(
+        path, config, _kind(config, method), modules, choices if choices and len(choices) > 1 else None
+    )
+
+
+def _kind(config: Mapping[str, Any], method: str) -> Kind:
+    if method == "LORA":
+        return "lora"
+    if config.get("quantization_aware"):
+        return "quantization-aware"
+    return "masked" if config.get("sparse", True) else "lora"
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{CONFIG} of adapter {file.parent.name} has more than {MAX_CONFIG_BYTES >> 20} MiB")
+        config = json.loads(file.read_text())
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"adapter {file.parent.name} has no readable {CONFIG} ({error}): copy the adapter again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{CONFIG} of adapter {file.parent.name} is no JSON object: copy the adapter again")
+    return config
+
+
+def _read_header(file: Path) -> dict[str, tuple[int, int, int]]:
+    """{module: (rank, in, out)}. safetensors itself refuses a file that is shorter than its header says."""
+    name = file.parent.name
+    try:
+        with safe_open(file, framework="pt") as handle:
+            keys = set(handle.keys())
+            shapes = {key: tuple(handle.get_slice(key).get_shape()) for key in keys}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{WEIGHTS} of adapter {name} is missing, damaged or cut off ({error}): copy the adapter again"
+        ) from error
+    modules = {}
+    for key in sorted(keys):
+        module, end, rest = key.removeprefix(PREFIX).partition(".lora_A.weight")
+        if not end or rest:
+            continue
+        other = key.replace(".lora_A.", ".lora_B.")
+        A, B = shapes[key], shapes.get(other, ())
+        if len(A) != 2 or len(B) != 2 or A[0] != B[1] or not math.prod(A) * math.prod(B):
+            raise CheckpointError(f"adapter {name}: A {A} and B {B} of {module} do not belong together: copy it again")
+        modules[module] = (A[0], A[1], B[0])
+    if not modules:
+        raise CheckpointError(f"adapter {name} holds no lora_A and lora_B: save it with save_pretrained")
+    return modules

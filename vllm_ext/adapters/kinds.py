@@ -1,0 +1,44 @@
+"""What can be done with each kind of adapter: judged in the API server, loaded in the worker.
+
+`lora` is at home here (load.py). The value planes register themselves for the others; until then those are refused with
+the way out, because a masked delta has full rank and no LoRA kernel can serve it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqft_plugins.errors import SQFTError
+from vllm_ext.adapters.folder import AdapterFolder, Kind
+
+
+class Handler(Protocol):
+    """How one kind is served."""
+
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
+        """In the API server, before a request is admitted: raises SQFTError for what this server cannot serve.
+        base: the model's folder, None where it is not a folder of this machine."""
+        ...
+
+    def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: Any) -> Any:
+        """In each worker: vllm's LoRAModel with the id `request.lora_int_id` for vllm's WorkerLoRAManager `worker`."""
+        ...
+
+
+HANDLERS: dict[Kind, Handler] = {}
+
+
+def handler(folder: AdapterFolder) -> Handler:
+    """Raises SQFTError with the way out where the kind is not served."""
+    if "lora" not in HANDLERS:
+        raise SQFTError(
+            f"adapter {folder.path.name}: the plug-in is not loaded in this process: make the LLM first, and leave "
+            "VLLM_PLUGINS unset or name sqft in it"
+        )
+    if folder.kind not in HANDLERS:
+        raise SQFTError(
+            f"adapter {folder.path.name} is {folder.kind}: what it adds has full rank and cannot be served as a LoRA. "
+            f"Merge it (sqft merge BASE {folder.path.name} --rank heuristic --out DIR) and serve DIR"
+        )
+    return HANDLERS[folder.kind]

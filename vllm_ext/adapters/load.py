@@ -1,0 +1,180 @@
+"""In the worker: the sub-adapter of a variant, sliced out of its folder as it is read.
+
+A sub-adapter of rank r is A[:r] and B[:, :r] with the scaling alpha / r_max of the super-adapter
+(sqft_plugins.elastic), where vLLM would take alpha / r. The fused layers take a list of A and B, so each module keeps
+its own rank.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.lora.worker_manager import WorkerLoRAManager
+from vllm.model_executor.models.utils import is_pp_missing_parameter
+
+from sqft_plugins.elastic import slice_lora
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.folder import CONFIG, PREFIX, WEIGHTS, AdapterFolder, open_adapter
+from vllm_ext.adapters.kinds import handler
+from vllm_ext.adapters.path import Variant, parse_path
+from vllm_ext.patching import replace_method
+
+Shape = tuple[int, int]
+
+
+class LoraHandler:
+    """Adapters that are added as they are: sliced here where the rank is elastic, else read by vLLM itself."""
+
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
+        folder.ranks(rank)
+        check_base(folder, base)
+
+    def load(self, folder: AdapterFolder, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:
+        ranks = folder.ranks(rank)
+        check_limit(folder, rank, worker.lora_config.max_lora_rank)
+        names = vllm_names(folder, worker)
+        if folder.rank_choices is None:
+            return upstream_load(worker, msgspec.structs.replace(request, lora_path=str(folder.path)))
+        whole = PEFTHelper.from_dict(dict(folder.config))
+        sliced = PEFTHelper.from_dict({**folder.config, "r": max(ranks.values()), "rank_pattern": {}})
+        sliced.validate_legal(worker.lora_config)  # refuses what vLLM's LoRA cannot do: DoRA, biases, ...
+        loras = {}
+        with open_weights(folder) as handle:
+            for module, name in names.items():
+                _, scaling = whole.get_rank_and_scaling(module)  # of the super-adapter: alpha / r_max
+                A, B = read_sliced(handle, module, ranks[module])
+                B = (B.float() * scaling).to(worker.lora_config.lora_dtype)
+                A = A.to(worker.lora_config.lora_dtype)
+                loras[name] = LoRALayerWeights(name, ranks[module], 1, A, B, scaling=1.0)
+        return LoRAModel(request.lora_int_id, max(ranks.values()), loras)
+
+
+def check_limit(folder: AdapterFolder, rank: str | None, limit: int) -> None:
+    """Raises SQFTError for a rank above --max-lora-rank."""
+    most = folder.max_rank(rank)
+    if most > limit:
+        fits = [choice for choice in folder.rank_choices or [] if choice <= limit]
+        other = f", or ask for {folder.path.name}@r{fits[0]}" if fits else ""
+        raise SQFTError(
+            f"adapter {folder.path.name} has rank {most}, this server allows {limit}: start it with "
+            f"--max-lora-rank {most} or more{other}"
+        )
+
+
+def read_sliced(handle: Any, module: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in], B [out, rank] of one module: only this much is read."""
+    A, B = (handle.get_slice(f"{PREFIX}{module}.lora_{part}.weight") for part in "AB")
+    return slice_lora(A, B, rank)
+
+
+def vllm_names(folder: AdapterFolder, worker: WorkerLoRAManager) -> dict[str, str]:
+    """{module in the adapter: module in vLLM} of this worker's part of the model. Raises MismatchError for a module
+    that the model does not have, or has in another shape: vLLM itself leaves out or crops such ones and is silent."""
+    manager = worker._adapter_manager
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    mapper = mapper.get_rename_mapper() if mapper is not None else None
+    shapes = _layer_shapes(manager)
+    names = {}
+    for module, (_, inputs, outputs) in folder.modules.items():
+        name, _ = parse_fine_tuned_lora_name(f"{PREFIX}{module}.lora_A.weight", mapper)
+        if name not in shapes:
+            if is_pp_missing_parameter(f"{name}.", manager.model):
+                continue
+            raise MismatchError(
+                f"adapter {folder.path.name} adapts {module}, which the served model does not have or this server does "
+                "not adapt: it is an adapter for another base"
+            )
+        found = shapes[name]
+        if found is not None and found != (inputs, outputs):
+            raise MismatchError(
+                f"adapter {folder.path.name} has [in, out] = [{inputs}, {outputs}] at {module}, the served model "
+                f"{list(found)}: it is an adapter for another base"
+            )
+        names[module] = name
+    return names
+
+
+def _layer_shapes(manager: Any) -> dict[str, Shape | None]:
+    """{module: (in, out) of the whole layer, not of this worker's shard; None where it is not known}, fused layers by
+    their parts."""
+    shapes: dict[str, Shape | None] = {}
+    for name, layer in manager.modules.items():
+        base = getattr(layer, "base_layer", None)
+        inputs, sizes = getattr(base, "input_size", None), _part_sizes(base)
+        parts = manager.packed_modules.get(name)
+        if inputs is None or not sizes or (parts and len(parts) != len(sizes)):
+            shapes.update(dict.fromkeys(parts or [name]))
+        elif parts:
+            shapes.update({part: (inputs, size) for part, size in zip(parts, sizes, strict=True)})
+        else:
+            shapes[name] = (inputs, sum(sizes))
+    return shapes
+
+
+def _part_sizes(layer: Any) -> list[int]:
+    """The outputs of each part of a fused layer, or of the layer; empty where it is no linear layer."""
+    if hasattr(layer, "total_num_kv_heads"):  # its output_sizes count key and value heads that are there twice
+        heads, kv_heads = layer.total_num_heads, layer.total_num_kv_heads
+        return [heads * layer.head_size, kv_heads * layer.head_size, kv_heads * layer.v_head_size]
+    if hasattr(layer, "output_sizes"):
+        return list(layer.output_sizes)
+    return [layer.output_size] if hasattr(layer, "output_size") else []
+
+
+def open_weights(folder: AdapterFolder) -> Any:
+    """The adapter's tensors, to be used in a `with`. Raises CheckpointError."""
+    try:
+        return safe_open(folder.path / WEIGHTS, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{WEIGHTS} of adapter {folder.path.name} is damaged or gone ({error}): copy the adapter again"
+        ) from error
+
+
+def variant_of(lora_path: str) -> Variant | None:
+    """The variant behind a path: ours (path.py), or the plain folder of an SQFT adapter, which vLLM would read as a
+    LoRA of the largest rank. None where it is vLLM's own matter."""
+    variant = parse_path(lora_path)
+    if variant is not None:
+        return variant
+    folder = Path(lora_path)
+    if not (folder / CONFIG).is_file():
+        return None
+    try:
+        return Variant(folder) if str(open_adapter(folder).config.get("peft_type")).upper() == "SQFT" else None
+    except SQFTError:
+        return None
+
+
+def upstream_load(worker: WorkerLoRAManager, request: LoRARequest) -> LoRAModel:
+    """vLLM's own loader."""
+    original = getattr(WorkerLoRAManager._load_adapter, "_sqft_original", WorkerLoRAManager._load_adapter)
+    return original(worker, request)
+
+
+def patch_worker() -> bool:
+    """WorkerLoRAManager loads our variants. Without it, names with a rank fail when they are first asked for."""
+
+    def make(original):
+        def _load_adapter(self, lora_request):
+            variant = variant_of(lora_request.lora_path)
+            if variant is None:
+                return original(self, lora_request)
+            folder = open_adapter(variant.folder)
+            return handler(folder).load(folder, variant.rank, lora_request, self)
+
+        return _load_adapter
+
+    return replace_method(
+        WorkerLoRAManager, "_load_adapter", ["self", "lora_request"], make, "no adapter can be served at a rank"
+    )

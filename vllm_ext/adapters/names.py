@@ -1,0 +1,50 @@
+"""The names that requests give: `NAME` or `NAME@RANK`. They come from the network, so they are data, never paths.
+
+RANK is max, heuristic (or median), min, r16 and its like, or a configuration saved in the adapter's folder. NAME alone
+is the saved configuration `default`, where there is one, else heuristic; an adapter with a fixed rank has NAME only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sqft_plugins.errors import SQFTError
+
+MAX_LENGTH = 200
+"""Characters of a whole name."""
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""What both parts are made of: no separator, no '%', no control character, no leading dot, ASCII only."""
+
+
+class AdapterNameError(SQFTError):
+    """A name that cannot be one of ours, whatever the directory holds."""
+
+
+@dataclass(frozen=True)
+class AdapterName:
+    """adapter: the folder's name. rank: what stands behind the @, None for the plain name."""
+
+    adapter: str
+    rank: str | None = None
+
+    def __str__(self) -> str:
+        return self.adapter if self.rank is None else f"{self.adapter}@{self.rank}"
+
+
+def parse_name(name: str) -> AdapterName:
+    """Raises AdapterNameError, with the name cut short, for whatever is not NAME or NAME@RANK."""
+    if len(name) > MAX_LENGTH:
+        raise AdapterNameError(f"model name {shown(name)} has {len(name)} characters, {MAX_LENGTH} are allowed")
+    adapter, at, rank = name.partition("@")
+    if not _PART.fullmatch(adapter) or (at and not _PART.fullmatch(rank)):
+        raise AdapterNameError(
+            f"model name {shown(name)} is not NAME or NAME@RANK, each of letters, digits, '_', '.' and '-', a "
+            "letter or digit first"
+        )
+    return AdapterName(adapter, rank if at else None)
+
+
+def shown(name: str) -> str:
+    """A name for messages and logs: quoted, escaped, at most 60 characters of it."""
+    return ascii(name if len(name) <= 60 else f"{name[:60]}...")

@@ -1,0 +1,83 @@
+"""The rows of `sqft doctor` about vLLM. Imports nothing of vLLM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.plugins.protocols import Check
+from vllm_ext import version
+from vllm_ext.version import INSTALL
+
+GROUP = "vllm.general_plugins"
+NAME = "sqft"
+ALLOWED = "VLLM_PLUGINS"
+"""vLLM's own variable: the names of the plug-ins that it loads, all of them where it is unset."""
+
+
+def vllm_check() -> Check:
+    """Whether vLLM is there, in the supported range."""
+    found = version.installed()
+    if not found:
+        where = "not installed" if sys.platform == "linux" else f"not installed; it needs Linux, this is {sys.platform}"
+        return Check("vllm", "missing", where, INSTALL)
+    problem = version.why_unsupported(found)
+    if problem is None:
+        return Check("vllm", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+    remedy = f"pip uninstall {' '.join(found)}, then {INSTALL}" if len(found) > 1 else INSTALL
+    return Check("vllm", "wrong", problem, remedy)
+
+
+def plugin_check() -> list[Check]:
+    """Whether the processes of vLLM would load our plug-in; each of them asks the same entry point and variable. No row
+    without vLLM."""
+    if not version.installed():
+        return []
+    name = "vllm plug-in"
+    points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == NAME]
+    if not points:
+        return [Check(name, "wrong", f"no entry point {NAME} in {GROUP}", "pip install -e . again")]
+    allowed = os.environ.get(ALLOWED)
+    if allowed is not None and NAME not in allowed.split(","):
+        return [Check(name, "wrong", f"{ALLOWED}={allowed!r} leaves it out", f"unset {ALLOWED}, or add {NAME} to it")]
+    problem = version.why_unsupported(version.installed())
+    if problem is not None:
+        return [Check(name, "wrong", f"refuses this vLLM: {problem}", INSTALL)]
+    try:
+        points[0].load()
+        operators = operator_text()
+    except (ImportError, SQFTError) as error:
+        return [Check(name, "wrong", f"{type(error).__name__}: {error}", "correct it; vLLM itself would only log it")]
+    return [Check(name, "ok", f"loaded in the API server, the engine core and each worker; {operators}")]
+
+
+def operator_text() -> str:
+    """Which operator computes sparse INT4 linears on a CPU. Raises SQFTError for a variable with an unknown value."""
+    from sqft_plugins.kernels.library import library
+    from vllm_ext.quantization.operators import FORCE, forced_name
+
+    forced = forced_name()
+    if forced is not None:
+        return f"operator {forced} ({FORCE})"
+    found = library()
+    if found.handle is None:
+        return f"operator vllm (dense; {found.why})"
+    return f"operator sparse ({found.path}: {found.why})"
+
+
+def torchvision_check() -> list[Check]:
+    """A torchvision built for another torch breaks vLLM and transformers: `operator torchvision::nms does not exist`.
+    Nothing here needs it, so without it there is no row."""
+    if importlib.util.find_spec("torchvision") is None:
+        return []
+    # In a process of its own: a failed import leaves half-registered operators behind.
+    tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    number = version.version_of("torchvision") or "unknown version"
+    if tried.returncode == 0:
+        return [Check("torchvision", "ok", number)]
+    reason = (tried.stderr.strip() or "no message").splitlines()[-1]
+    return [Check("torchvision", "wrong", f"{number}: {reason}", "pip uninstall torchvision torchaudio torchcodec")]

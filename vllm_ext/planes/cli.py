@@ -1,0 +1,48 @@
+"""`sqft export plane`."""
+
+from __future__ import annotations
+
+import click
+
+from sqft_plugins.cli.common import RankType, emit, examples, json_option, overwrite_option
+
+
+@click.command(
+    "plane",
+    epilog=examples(
+        "sqft export plane models/gemma-50-int4 adapters/math-qa --rank r16 --rank max",
+        "sqft export plane models/gemma-50-int4 adapters/math-qa --base models/gemma-50 --rank r16",
+        "sqft export plane models/gemma-50-int4 adapters/math-qa --rank ranks.json --out plane.safetensors --json",
+    ),
+)
+@click.argument("model", type=click.Path())
+@click.argument("adapter", type=click.Path())
+@click.option(
+    "--rank", "ranks", type=RankType(), multiple=True, default=("heuristic",), show_default=True, metavar="RANK",
+    help="heuristic (the median), max, min, a number, or a JSON file: module name → rank. Repeatable.",
+)  # fmt: skip
+@click.option("--base", type=click.Path(), metavar="DIR", help="The float model that ADAPTER was trained over.")
+@click.option(
+    "--out", type=click.Path(), metavar="DIR|FILE",
+    help="Where to write. Default: ADAPTER/planes, where a server finds them.",
+)  # fmt: skip
+@overwrite_option
+@json_option
+def plane_command(model, adapter, ranks, base, out, overwrite, as_json) -> None:
+    """Write the value planes of a quantization-aware ADAPTER for vLLM.
+
+    A plane holds the INT4 codes that `sqft merge` would write at a rank, 2 bits a weight at 50 % sparsity. MODEL is the
+    INT4 folder that is served. Needed beforehand where ADAPTER was trained over the float base (--base); a server
+    builds the others itself when they are first asked for.
+    """
+    from vllm_ext.planes.build import export_planes
+
+    planes = export_planes(model, adapter, ranks, base, out, overwrite)
+    emit(as_json, {"planes": planes}, lambda: click.echo("\n".join(map(_line, planes))))
+
+
+def _line(plane) -> str:
+    return (
+        f"{plane['out']}: {plane['bytes'] / 1e6:.1f} MB, {plane['modules']} modules, "
+        f"{plane['bits_per_weight']:.2f} bits a weight, {plane['codes_changed']:.1%} of the kept codes changed"
+    )

@@ -1,0 +1,173 @@
+"""A value plane: the codes of an INT4 base at its kept places, with a quantization-aware adapter merged at one rank.
+
+Such a merge moves codes only (`sqft merge`): mask, scales and zero points stay the base's, so a plane holds none of
+them. On disk it is one safetensors file; for each adapted module
+
+    <module>    u8 [bytes]    the codes of the kept weights, row by row, two a byte, low half first
+
+which is `values` of the compact form (sqft_plugins.checkpoint.compact): 2 bits a weight at 50 %. The key `sqft_plane`
+of the file's metadata holds the stamp. The bytes are not checked against a hash; their number is, against the mask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint import ModelFolder, Stamp, write_file
+from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
+from sqft_plugins.errors import CheckpointError, MismatchError
+from sqft_plugins.grid import SYMMETRIC_ZERO_POINT
+
+PLANE_VERSION = 1
+KEY = "sqft_plane"
+SUFFIX = ".safetensors"
+
+
+class PlaneStamp(BaseModel):
+    """base: what the INT4 folder under the plane must be (`base_identity`). adapter: of its weights and its scaling
+    (`adapter_identity`). ranks: module → rank. codes_changed: the fraction of kept codes that differ from the base."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int = PLANE_VERSION
+    created_by: str = f"sqft-plugins {VERSION}"
+    base: dict[str, Any]
+    adapter: str
+    ranks: dict[str, int]
+    codes_changed: float
+
+    @property
+    def key(self) -> str:
+        """The same for planes that are interchangeable; a file name."""
+        return plane_key(self.base, self.adapter, self.ranks)
+
+
+def plane_key(base: Mapping[str, Any], adapter: str, ranks: Mapping[str, int]) -> str:
+    """What tells one plane from another: 32 hexadecimal digits."""
+    return _digest({"base": base, "adapter": adapter, "ranks": ranks})[:32]
+
+
+def base_identity(folder: ModelFolder) -> dict[str, Any]:
+    """What of an INT4 folder's stamp must not differ: all but its path and the release that wrote it. Raises
+    MismatchError for a folder that has no stamp, or is float."""
+    if folder.grid is None:
+        raise MismatchError(f"model {folder.path} is float: value planes are of its INT4 folder, name that one")
+    if folder.stamp is None:
+        raise MismatchError(
+            f"model {folder.path} has no stamp (sqft/stamp.json), so nothing tells that a plane is its own: "
+            "make it with `sqft quantize`"
+        )
+    return identity_of(folder.stamp)
+
+
+def identity_of(stamp: Stamp) -> dict[str, Any]:
+    return stamp.model_dump(mode="json", exclude={"base", "created_by"}, exclude_none=True)
+
+
+def adapter_identity(adapter: Path) -> str:
+    """SHA-256 of an adapter's weights and of what its configuration says on ranks and scaling; its path, and that of
+    its base, may change. Raises CheckpointError."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        with open(adapter / "adapter_model.safetensors", "rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"adapter {adapter} cannot be read ({error}): copy it again") from error
+    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "mask_hash", "grid_stamp")
+    return _digest({"weights": weights, "config": {field: config.get(field) for field in fields}})
+
+
+def write_plane(
+    path: str | Path, stamp: PlaneStamp, codes: Mapping[str, Tensor], base: ModelFolder, overwrite: bool = False
+) -> Path:
+    """Writes one plane and reads it back. codes: module → uint8 [out, in]; `base` has the masks and zero points.
+
+    Raises MismatchError, before anything is written, where a pruned place does not hold its zero point.
+    """
+    values = {}
+    for module, own in codes.items():
+        mask, zero_point = _layout(base, module)
+        pruned = zero_point.repeat_interleave(own.shape[1] // zero_point.shape[1], dim=1)
+        if own.shape != mask.shape or bool((own != pruned)[~mask].any()):
+            raise MismatchError(f"the codes of {module} do not fit the mask of {base.path}: they are another model's")
+        values[module] = compact_pack(own, mask)[1]
+    with write_file(path, overwrite) as file:
+        save_file(values, file, metadata={KEY: stamp.model_dump_json()})
+        written = PlaneFile(file)
+        for module, own in codes.items():
+            if not torch.equal(written.codes(module, base), own):
+                raise CheckpointError(f"{path} does not hold what was written: the disk is broken")
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class PlaneFile:
+    """A plane on disk; its tensors are read one at a time. Raises CheckpointError for a file that is none."""
+
+    path: Path
+
+    @property
+    def stamp(self) -> PlaneStamp:
+        with self._open() as handle:
+            text = (handle.metadata() or {}).get(KEY)
+        if text is None:
+            raise CheckpointError(f"{self.path} is no value plane: write it with `sqft export plane`")
+        data = json.loads(text)
+        if not isinstance(data.get("version"), int) or data["version"] > PLANE_VERSION:
+            raise CheckpointError(
+                f"{self.path} is a plane of version {data.get('version')}, this release reads up to {PLANE_VERSION}: "
+                "upgrade sqft-plugins"
+            )
+        try:
+            return PlaneStamp(**data)
+        except ValidationError as error:
+            raise CheckpointError(f"{self.path}: its stamp is damaged: export the plane again") from error
+
+    @property
+    def modules(self) -> list[str]:
+        with self._open() as handle:
+            return sorted(handle.keys())
+
+    def codes(self, module: str, base: ModelFolder) -> Tensor:
+        """uint8 [out, in]. Raises CheckpointError where the bytes are not as many as the mask of `base` keeps."""
+        mask, zero_point = _layout(base, module)
+        with self._open() as handle:
+            values = handle.get_tensor(module)
+        bitmask, _, offsets = compact_pack(torch.zeros_like(mask, dtype=torch.uint8), mask)
+        try:
+            return compact_unpack(bitmask, values, offsets, zero_point, mask.shape[1])[0]
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{module} of {self.path} does not fit {base.path}: export the plane again"
+            ) from error
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path} is damaged or gone ({error}): export the plane again") from error
+
+
+def _layout(base: ModelFolder, module: str) -> tuple[Tensor, Tensor]:
+    """mask bool [out, in] and zero point uint8 [out, groups] (one group where all are the same)."""
+    mask, grid = base.mask(module), base.grid
+    if mask is None or grid is None:
+        raise MismatchError(f"{base.path} has no mask of {module}: a plane is of a folder that `sqft quantize` made")
+    if grid.symmetric:  # spares reading the codes
+        return mask, torch.full((mask.shape[0], 1), SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+    return mask, base.quantized(module).zero_point
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

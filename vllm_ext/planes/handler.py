@@ -1,0 +1,94 @@
+"""Quantization-aware adapters, served as value planes: checked in the API server, loaded in the worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.distributed import get_pp_group
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.worker_manager import WorkerLoRAManager
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import SQFTError
+from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.folder import AdapterFolder, Kind
+from vllm_ext.patching import replace_method
+from vllm_ext.planes.loaded import load_plane, sqft_layers
+from vllm_ext.planes.store import find_plane
+from vllm_ext.planes.switch import PlaneSwitch
+from vllm_ext.serve.variants import count_joining
+
+KIND: Kind = "quantization-aware"
+
+
+class PlaneHandler:
+    """What `vllm_ext.adapters.kinds` asks of a kind of adapters."""
+
+    def __init__(self, switch: PlaneSwitch):
+        self.switch = switch
+
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
+        """Finds or builds the plane, so that a worker only has to read it. Raises SQFTError with the way out."""
+        ranks = folder.ranks(rank)
+        check_base(folder, base)
+        if base is not None:
+            find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder))
+
+    def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: WorkerLoRAManager) -> LoRAModel:
+        """A LoRA that adds nothing; the plane is in the switch."""
+        model = worker._adapter_manager.model
+        base = served_folder(model, folder)
+        check_base(folder, base.path)
+        file = find_plane(base, folder.path, folder.ranks(rank), trained_over(folder))
+        name = f"{folder.path.name}{f'@{rank}' if rank else ''}"
+        whole = get_pp_group().world_size == 1
+        self.switch.activate(
+            worker, request.lora_int_id, file.path.stem, name, lambda grow: load_plane(file, base, model, whole, grow)
+        )
+        return nothing_to_add(request.lora_int_id)
+
+
+def nothing_to_add(lora_int_id: int) -> LoRAModel:
+    """vLLM takes no LoRA without a single layer, so this one has a layer that no model has."""
+    name, zero = "sqft.value_plane", torch.zeros(1, 1)
+    return LoRAModel(lora_int_id, 1, {name: LoRALayerWeights(name, 1, 1, zero, zero.clone(), scaling=1.0)})
+
+
+def served_folder(model: Any, folder: AdapterFolder) -> ModelFolder:
+    """The INT4 folder that this worker has loaded. Raises SQFTError where it was not loaded by quantization `sqft`."""
+    layers = sqft_layers(model)
+    if not layers:
+        raise SQFTError(
+            f"adapter {folder.path.name} is quantization-aware, and the served model is not one of our sparse INT4 "
+            "folders: serve the INT4 folder that it was trained through"
+        )
+    return ModelFolder(layers[0].quant_method.config.folder)
+
+
+def trained_over(folder: AdapterFolder) -> str | None:
+    """ "int4" where the adapter was trained over the dequantized codes, "float" where over the float base."""
+    if folder.config.get("grid"):
+        return "float"
+    return (folder.config.get("grid_stamp") or {}).get("base")
+
+
+def patch_steps(switch: PlaneSwitch) -> bool:
+    """Has vLLM tell the switch of each batch."""
+
+    def make(original):
+        def set_active_adapters(self, requests, mapping):
+            ids = {request.lora_int_id for request in requests if request}
+            count_joining(self, ids - switch.running)
+            switch.before_step(self, ids)
+            original(self, requests, mapping)
+            switch.step(mapping)
+
+        return set_active_adapters
+
+    parameters = ["self", "requests", "mapping"]
+    return replace_method(
+        WorkerLoRAManager, "set_active_adapters", parameters, make, "quantization-aware adapters are refused"
+    )

@@ -1,0 +1,147 @@
+"""Where a server finds the file of a plane: exported into the adapter's folder, or built on first use.
+
+Both end in one private folder, under a name that follows from the contents (`format.plane_key`), written once and never
+changed: workers read there while adapters come and go.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import CheckpointError, SQFTError
+from vllm_ext.planes.build import FOLDER
+from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
+
+VARIABLE = "SQFT_PLANE_DIR"
+"""The private folder. Default: a temporary one for each server. Workers on other machines must see it too."""
+BUILD_SECONDS = 3600
+
+
+def store_folder() -> Path:
+    """The private folder, made at the first call; processes that this one starts get the same."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        folder = Path(given)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SQFTError(f"{VARIABLE}={given} cannot be made ({error.strerror}): name another folder") from error
+        return folder
+    folder = Path(tempfile.mkdtemp(prefix="sqft-planes-"))
+    os.environ[VARIABLE] = str(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def find_plane(base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind: str | None) -> PlaneFile:
+    """The plane of `adapter` at `ranks` over the INT4 folder `base`, built in a process of its own where it is missing.
+
+    kind: what the adapter was trained over, "int4" or "float" (`grid_stamp` in its configuration). Raises SQFTError,
+    with the way out, where it is neither there nor can be built: a plane is exact only with the weights it was trained
+    over.
+    """
+    key = plane_key(base_identity(base), _adapter(str(adapter), _signature(adapter)), ranks)
+    file = store_folder() / f"{key}{SUFFIX}"
+    with _locked(file):
+        if not file.is_file():
+            exported = _exported(adapter, key)
+            if exported is not None:
+                _copy(exported, file)
+            elif kind == "int4":
+                _build(base.path, adapter, ranks, file)
+            else:
+                raise SQFTError(
+                    f"adapter {adapter.name} was trained over a float base, which this server does not have: write its "
+                    f"plane once with `sqft export plane {base.path} {adapter.name} --base FLOAT --rank "
+                    f"{_shown(ranks)}`{_stale(adapter)}"
+                )
+    return PlaneFile(file)
+
+
+def _exported(adapter: Path, key: str) -> Path | None:
+    for file in sorted((adapter / FOLDER).glob(f"*{SUFFIX}")):
+        try:
+            if not file.is_symlink() and PlaneFile(file).stamp.key == key:
+                return file
+        except SQFTError:
+            continue  # half copied: another one may do
+    return None
+
+
+def _stale(adapter: Path) -> str:
+    found = sorted(file.name for file in (adapter / FOLDER).glob(f"*{SUFFIX}"))
+    return f"; {', '.join(found[:5])} in {FOLDER}/ is of another base, other weights or other ranks" if found else ""
+
+
+def _build(base: Path, adapter: Path, ranks: Mapping[str, int], file: Path) -> None:
+    """Runs `sqft export plane`: what it loads is gone afterwards, and whoever asked can answer others meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = Path(folder) / "ranks.json"
+        configuration.write_text(json.dumps(dict(ranks)))
+        words = ["export", "plane", str(base), str(adapter), "--rank", str(configuration), "--out", str(file)]
+        command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", *words]
+        # not the thread settings and preloaded libraries of vLLM's workers
+        inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SQFT_PLUGINS")}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=inherited, timeout=BUILD_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise SQFTError(
+                f"the plane of {adapter.name} took more than {BUILD_SECONDS} s: export it beforehand"
+            ) from error
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1].removeprefix("sqft: ")
+        raise SQFTError(f"the plane of adapter {adapter.name} cannot be built: {last}")
+
+
+def _copy(source: Path, file: Path) -> None:
+    """A copy, not a link: the file it came from may be written to."""
+    partial = file.with_suffix(".partial")
+    try:
+        shutil.copyfile(source, partial)
+        if PlaneFile(partial).stamp.key != file.stem:
+            raise CheckpointError(f"{source} changed while it was read: ask again when it is written")
+        partial.rename(file)
+    except OSError as error:
+        raise SQFTError(f"{source} cannot be copied to {file.parent} ({error}): see {VARIABLE}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One process at a time makes a plane; the others then find it."""
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _shown(ranks: Mapping[str, int]) -> str:
+    numbers = set(ranks.values())
+    return f"r{numbers.pop()}" if len(numbers) == 1 else "FILE.json"
+
+
+@lru_cache(maxsize=256)
+def _adapter(adapter: str, signature: Any) -> str:
+    return adapter_identity(Path(adapter))
+
+
+def _signature(adapter: Path) -> tuple[tuple[int, int, int], ...]:
+    """Changes when a file of the adapter is replaced or written to. Raises CheckpointError."""
+    try:
+        found = [(adapter / name).stat() for name in ("adapter_config.json", "adapter_model.safetensors")]
+    except OSError as error:
+        raise CheckpointError(f"adapter {adapter.name} is gone or incomplete ({error}): copy it again") from error
+    return tuple((entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in found)

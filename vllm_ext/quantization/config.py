@@ -1,0 +1,109 @@
+"""Quantization `sqft` as vLLM sees it: which folders it claims, and which method each layer gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+    CompressedTensorsConfig,
+    CompressedTensorsLinearMethod,
+)
+from vllm.model_executor.layers.quantization.compressed_tensors.schemes import CompressedTensorsWNA16
+
+from sqft_plugins.checkpoint import GridStamp, ModelFolder
+from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
+from sqft_plugins.checkpoint.int4 import quantization_config
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.grid import BITS
+from vllm_ext.quantization.claim import claims
+from vllm_ext.quantization.linear import SQFTLinearMethod
+from vllm_ext.quantization.loading import check_compact
+from vllm_ext.quantization.operators import forced_name
+from vllm_ext.quantization.sources import check_folder
+
+logger = init_logger("vllm.sqft")
+
+
+class SQFTConfig(CompressedTensorsConfig):
+    """vLLM's compressed-tensors configuration, with a linear method of ours. It is pickled to every worker.
+
+    folder: the model, known after `maybe_update_config`. sources: vLLM's name of a module → its name in the folder.
+    """
+
+    folder: Path
+    sources: dict[str, str]
+    _opened: ModelFolder | None = None
+
+    def get_name(self) -> str:  # type: ignore[override]
+        return METHOD
+
+    @classmethod
+    def override_quantization_method(  # type: ignore[override]
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        return METHOD if claims(hf_quant_cfg, user_quant, hf_config) else None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SQFTConfig:
+        """config: the `quantization_config` of a pack-quantized folder, or of the compact form."""
+        if config.get("quant_method") == METHOD:
+            grid = GridStamp(**{field: config[field] for field in GridStamp.model_fields})
+            config = quantization_config(grid, config.get("ignore", []))
+        made = super().from_config(dict(config))
+        assert isinstance(made, cls)
+        return made
+
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        """Called once, in the process that the user started, before any worker: what is wrong with the folder is said
+        here, in one line. Raises SQFTError."""
+        from sqft_plugins.compress.hub import local_folder
+
+        forced_name()
+        if revision is not None and not Path(model_name).is_dir():
+            raise SQFTError(f"revision={revision} of {model_name}: download it, and give vLLM the folder")
+        self.folder = local_folder(model_name)
+        folder = self.model_folder()
+        check_folder(folder)
+        if folder.format_name == Compact.name:
+            check_compact()
+        self.sources = {module: module for module in folder.quantized_modules}
+
+    def model_folder(self) -> ModelFolder:
+        """The folder, opened once in each process: its masks are read one module at a time."""
+        if self._opened is None:
+            self._opened = ModelFolder(self.folder)
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        super().apply_vllm_mapper(hf_to_vllm_mapper)
+        renamed = ((hf_to_vllm_mapper._map_name(name), source) for name, source in self.sources.items())
+        self.sources = {name: source for name, source in renamed if name is not None}
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        method = super().get_quant_method(layer, prefix)
+        if isinstance(layer, LinearBase) and isinstance(method, CompressedTensorsLinearMethod):
+            scheme = layer.scheme
+            if isinstance(scheme, CompressedTensorsWNA16) and scheme.num_bits == BITS:
+                return SQFTLinearMethod(self, prefix)
+        if method is not None and not isinstance(layer, (LinearBase, Attention)):
+            kind = type(layer).__name__
+            logger.warning_once("sqft: %s (%s) stays with vLLM's own %s, dense", prefix, kind, type(method).__name__)
+        return method
+
+
+def register() -> None:
+    """Idempotent."""
+    from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_CONFIG
+
+    if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is not SQFTConfig:
+        register_quantization_config(METHOD)(SQFTConfig)

@@ -1,0 +1,63 @@
+"""The compact form through vLLM's loaders: its weights are unpacked on their way, one module at a time.
+
+vLLM's default loader reads every tensor of a folder and hands it to the model by name. For a compact folder, whose
+tensors have other names, that stream is ours: the same tensors as in the INT4 folder it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
+from sqft_plugins.checkpoint.int4 import int4_tensors
+from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.errors import DependencyError
+from vllm_ext.patching import replace_method
+
+METHOD_NAME = "get_all_weights"
+PARAMETERS = ("self", "model_config", "model")
+Stream = Callable[..., Iterator[tuple[str, Tensor]]]
+
+
+def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a compact folder, its INT4 weights as `pack-quantized` stores them."""
+    grid = folder.grid
+    assert grid is not None
+    done = set()
+    for module in folder.quantized_modules:
+        done.update(folder.parts(module))
+        yield from int4_tensors(module, folder.quantized(module), grid, folder.scale_spec(module).dtype).items()
+    done.update(name for name in folder.files if name.endswith(".bitmask"))  # masks of float weights
+    for name in folder.files:
+        if name not in done:
+            yield name, folder.tensor(name)
+
+
+def register() -> None:
+    """Puts `int4_stream` in place of the default loader's stream for compact folders. Idempotent."""
+    replace_method(DefaultModelLoader, METHOD_NAME, PARAMETERS, _with_compact, "compact folders are refused")
+
+
+def check_compact() -> None:
+    """Raises DependencyError where compact folders cannot be loaded."""
+    if not hasattr(DefaultModelLoader.get_all_weights, "_sqft_original"):
+        raise DependencyError(
+            "this vLLM loads weights in another way: give it the INT4 folder, "
+            "`sqft compact --expand MODEL --out FOLDER`"
+        )
+
+
+def _with_compact(original: Stream) -> Stream:
+    def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
+        if model_config.quantization == METHOD:
+            folder = ModelFolder(local_folder(model_config.model))
+            if folder.format_name == Compact.name:
+                return int4_stream(folder)
+        return original(self, model_config, model)
+
+    return get_all_weights

