@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.plugins import get_manager
-from sqft_plugins.plugins.protocols import Item, Session, Task
+from sqft_plugins.plugins.protocols import Engine, Item, Session, Task
 from sqft_plugins.progress import track
 
 MAX_NEW_TOKENS = 12
 WINDOW = 256
 """Tokens of one perplexity window."""
+TOKENS = 8 * WINDOW
+"""Tokens of a text that the perplexity goes over."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,35 @@ class Accuracy:
 def open_session(path: str | Path, **options: Any) -> Session:
     """Loads `path` with the first runtime that opens it. Raises CheckpointError where there is none."""
     path = Path(path)
+    engine = engine_of(path)
+    try:
+        return engine.open(path, **options)
+    except TypeError as error:  # an option that this runtime does not have
+        if "unexpected keyword" not in str(error):
+            raise
+        raise SQFTError(f"{engine.name} does not take {sorted(options)}: leave out what it does not have") from error
+
+
+def engine_of(path: Path) -> Engine:
+    """The first runtime that opens `path`; nothing is loaded. Raises CheckpointError where there is none."""
     if not path.exists():
         raise CheckpointError(f"model {path} does not exist: give a model folder or a .gguf file")
     engines: dict[str, Any] = get_manager().collect("sqft_engines")
     for engine in engines.values():
         if engine.opens(path):
-            try:
-                return engine.open(path, **options)
-            except TypeError as error:  # an option that this runtime does not have
-                if "unexpected keyword" not in str(error):
-                    raise
-                raise SQFTError(
-                    f"{engine.name} does not take {sorted(options)}: leave out what it does not have"
-                ) from error
+            return engine
     raise CheckpointError(
         f"model {path} is opened by none of {', '.join(sorted(engines))}: give a model folder or a .gguf file"
     )
 
 
-def accuracy(session: Session, task: Task, what: str = "questions") -> Accuracy:
+class Writer(Protocol):
+    """What `accuracy` needs of a Session."""
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]: ...
+
+
+def accuracy(session: Writer, task: Task, what: str = "questions") -> Accuracy:
     """The fraction of the task's items that greedy decoding answers right."""
     items: Sequence[Item] = task.items()
     if not items:
@@ -68,7 +80,22 @@ def accuracy(session: Session, task: Task, what: str = "questions") -> Accuracy:
     return Accuracy(correct, len(items), completions)
 
 
-def perplexity(session: Session, text: str, max_tokens: int = 8 * WINDOW) -> float:
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(mean negative log-likelihood) of `tokens` tokens, with its standard error over the windows of the text (NaN
+    for a single one)."""
+
+    value: float
+    stderr: float
+    tokens: int
+
+
+def perplexity(session: Session, text: str, max_tokens: int = TOKENS) -> float:
+    """The value of `perplexity_of`."""
+    return perplexity_of(session, text, max_tokens).value
+
+
+def perplexity_of(session: Session, text: str, max_tokens: int = TOKENS) -> Perplexity:
     """exp(mean negative log-likelihood) of the first `max_tokens` tokens of `text`, in windows of 256 tokens that each
     begin as a text of their own does (with `<bos>` where the model has one)."""
     tokens = session.tokenize(text)
@@ -77,9 +104,20 @@ def perplexity(session: Session, text: str, max_tokens: int = 8 * WINDOW) -> flo
     windows = [body[i : i + WINDOW] for i in range(0, len(body) - 1, WINDOW)]
     if not windows:
         raise SQFTError(f"the text has {len(body)} tokens: give a longer one with --text")
-    total = count = 0.0
+    sums, counts = [], []
     for window in track(windows, "perplexity"):
         scores = session.logprobs([*start, *window])[max(len(start) - 1, 0) :]
-        total -= float(scores.double().sum())
-        count += len(scores)
-    return math.exp(total / count)
+        sums.append(-float(scores.double().sum()))
+        counts.append(len(scores))
+    mean = math.fsum(sums) / sum(counts)
+    return Perplexity(math.exp(mean), math.exp(mean) * _ratio_stderr(sums, counts), sum(counts))
+
+
+def _ratio_stderr(sums: Sequence[float], counts: Sequence[int]) -> float:
+    """Standard error of sum(sums) / sum(counts), a window being one draw; exp of it follows by the delta method."""
+    windows, total = len(sums), sum(counts)
+    if windows < 2:
+        return math.nan
+    mean = math.fsum(sums) / total
+    squares = math.fsum((loss - mean * count) ** 2 for loss, count in zip(sums, counts, strict=True))
+    return math.sqrt(squares * windows / (windows - 1)) / total

@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
+from sqft_plugins.evaluate.options import Question, Score, score_options, token_scores
 from sqft_plugins.hardware import fast_dtype
 
 _DTYPES: dict[str, Callable[[], Any]] = {"auto": lambda: "auto", "fast": fast_dtype}
+BATCH = 64
+"""Prompts, or answer options, that go through the model together."""
+CHUNK = 512
+"""Tokens of one text that go through together: at most so many rows of logits are in memory."""
 
 
 class TransformersEngine:
@@ -23,7 +29,7 @@ class TransformersEngine:
         return path.is_dir()
 
     def open(
-        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = 64
+        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = BATCH
     ) -> TransformersSession:
         """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what
         this machine computes fast in, or a name such as "float32"."""
@@ -40,12 +46,14 @@ class TransformersEngine:
 
 
 class TransformersSession:
-    """A model and its tokenizer; prompts are batched, padded on the left."""
+    """A model and its tokenizer; prompts are batched, padded on the left. context: the longest text in tokens, None
+    where the model has no limit of its own (ALiBi)."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64):
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = BATCH):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -53,25 +61,56 @@ class TransformersSession:
         return self.tokenizer(text).input_ids
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
+        """The greedy completion of each prompt in order; it ends before the first of the `stop` texts."""
         for start in range(0, len(prompts), self.batch_size):
             part = list(prompts[start : start + self.batch_size])
             batch = self.tokenizer(part, return_tensors="pt", padding=True, padding_side="left")
+            width = batch["input_ids"].shape[1]
+            criteria = StoppingCriteriaList([_Stops(self.tokenizer, width, stop)] if stop else [])
             tokens = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=criteria,
             )
-            new = tokens[:, batch["input_ids"].shape[1] :]
-            yield from self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            for text in self.tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True):
+                yield cut(text, stop)
 
     @torch.no_grad()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         ids = torch.tensor([list(tokens)])
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, :-1].float()  # [tokens - 1, vocabulary]
-        return logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        found, cache, last = [torch.zeros(0)], None, len(tokens) - 1
+        for start in range(0, last, CHUNK):
+            part = ids[:, start : min(start + CHUNK, last)]
+            result = self.model(input_ids=part, past_key_values=cache, use_cache=last > CHUNK)
+            cache = result.past_key_values
+            following = ids[0, start + 1 : start + 1 + part.shape[1]]
+            found.append(token_scores(result.logits[0], following)[0])
+        return torch.cat(found)
+
+    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """The scores of the options of questions whose prompts have one length; each prompt is computed once."""
+        return score_options(self.model, questions)
 
     def close(self) -> None:
         self.model = None
+
+
+class _Stops(StoppingCriteria):
+    """A row is done when its text behind the prompt holds one of the stop texts."""
+
+    def __init__(self, tokenizer: Any, start: int, stop: Sequence[str]):
+        self.tokenizer, self.start, self.stop = tokenizer, start, stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        done = [any(end in text for end in self.stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    return text[: min((at for end in stop if (at := text.find(end)) >= 0), default=len(text))]

@@ -1,0 +1,61 @@
+"""What a model answered, remembered: a second evaluation of the same model asks it nothing.
+
+One SQLite file for each identity of a model (see identity.py), in `~/.cache/sqft/eval` or where `SQFT_EVAL_CACHE` says.
+A row is one answer, so a larger limit, another task over the same questions, or a run after a kill only asks for what
+is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.errors import SQFTError
+
+VARIABLE = "SQFT_EVAL_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where the answers are kept."""
+    if folder := os.environ.get(VARIABLE):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqft" / "eval"
+
+
+class Answers:
+    """The answers of one model. about: what decides them, from `identity`; kept in the file for people to read. Raises
+    SQFTError where the file cannot be opened or is damaged."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]):
+        text = json.dumps(about, sort_keys=True)
+        self.file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.file, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA synchronous=OFF")  # a power cut may lose answers, nothing else
+            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT)")
+            self._db.execute("INSERT OR IGNORE INTO answers VALUES ('about', ?)", (text,))
+        except (OSError, sqlite3.Error) as error:
+            raise SQFTError(
+                f"the cache {self.file} cannot be used ({error}): delete it, set {VARIABLE}, or use --no-cache"
+            ) from error
+
+    def get(self, *question: Any) -> Any:
+        """The answer, or None."""
+        row = self._db.execute("SELECT value FROM answers WHERE key = ?", (_key(question),)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, answer: Any, *question: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (_key(question), json.dumps(answer)))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _key(question: tuple) -> str:
+    return hashlib.sha256(json.dumps(question).encode()).hexdigest()

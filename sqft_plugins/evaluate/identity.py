@@ -1,0 +1,72 @@
+"""What decides a model's answers: the content of its files, adapter and rank, the settings, and the code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sqft_plugins
+
+LIBRARIES = ("torch", "transformers", "peft", "llama-cpp-python", "compressed-tensors")
+PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
+IGNORED = (".md", ".png", ".html", ".log", ".csv")
+"""Ends of files in a model folder that no runtime reads."""
+
+
+def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A description that is equal where the answers must be. rank: as asked for. options: those of `open_session`.
+    Reads every file of the model once; loads no weight."""
+    about: dict[str, Any] = {"model": content_hash(model), "options": dict(sorted(options.items()))}
+    if adapter is not None:
+        about |= _adapter(model, adapter, rank)
+    installed = {name: version for name in LIBRARIES if (version := _version(name))}
+    return about | {"libraries": installed, "code": code_hash()}
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a file, or of the files of a folder."""
+    if path.is_file():
+        return _digest([path], path.parent)
+    files = [file for file in path.rglob("*") if file.is_file() and file.suffix not in IGNORED]
+    return _digest([file for file in files if not file.name.startswith(".")], path)
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the Python files of this project, so that a changed engine is not believed to answer as before."""
+    root = Path(sqft_plugins.__file__).parents[1]
+    return _digest([file for name in PACKAGES for file in (root / name).rglob("*.py")], root)
+
+
+def _adapter(model: Path, adapter: Path, rank: Any) -> dict[str, Any]:
+    from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+
+    folder = check_adapter(adapter)
+    tuner = tuner_of(folder)
+    grid = tuner.grid_of(folder, model)
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    return {
+        "adapter": _digest(files, folder),
+        "rank": choose_rank(rank, tuner, folder),
+        "grid": content_hash(grid) if grid is not None else None,
+    }
+
+
+def _digest(files: Iterable[Path], root: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(files):
+        with open(file, "rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        total.update(f"{file.relative_to(root)} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

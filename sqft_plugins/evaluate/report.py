@@ -1,0 +1,117 @@
+"""`sqft eval` as a function: any of our artefacts on any tasks, each number with its standard error."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.evaluate import harness
+from sqft_plugins.evaluate.answers import Answers, cache_folder
+from sqft_plugins.evaluate.candidate import Candidate
+from sqft_plugins.evaluate.identity import identity
+from sqft_plugins.evaluate.run import TOKENS, accuracy, engine_of, open_session
+from sqft_plugins.evaluate.server import ServerSession
+from sqft_plugins.evaluate.tasks import limited
+from sqft_plugins.evaluate.transformers_engine import BATCH
+from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.plugins.protocols import Session, Task
+from sqft_plugins.progress import say
+
+
+def evaluate_model(
+    candidate: Candidate,
+    tasks: Sequence[str | Task],
+    *,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = harness.SEED,
+    text: str | None = None,
+    samples: bool = False,
+) -> dict[str, Any]:
+    """Scores of a candidate (`open_candidate`), in the layout of lm-evaluation-harness: `results` has for each task
+    `METRIC,FILTER` and `METRIC_stderr,FILTER`.
+
+    tasks: names of ours, `lm-eval:NAME`, task files, and objects of the protocol Task. data_dir: the local data of our
+    tasks; else the hub. limit: the first questions of each task. shots: examples before each question. seed: chooses
+    them. text: also its perplexity. samples: also every question with its answer. Raises SQFTError, before the first
+    question where it can.
+    """
+    started, asked = time.monotonic(), candidate.asked
+    named = [task for task in tasks if isinstance(task, str)]
+    objects = [task for task in tasks if not isinstance(task, str)]
+    harness.check_names(named)
+    for task in objects:
+        if not task.items()[:1]:
+            raise SQFTError(f"task {task.name} has no questions: give it some")
+    report: dict[str, Any] = {part: {} for part in harness.PARTS}
+    if named:
+        report |= harness.run_tasks(candidate, harness.load_tasks(named, data_dir, shots), limit, seed, samples)
+    for task in objects:
+        score = accuracy(candidate, limited(task, limit), task.name)
+        _add(report, task.name, "acc", score.value, score.stderr, True)
+        report["n-samples"][task.name] = {"original": len(task.items()), "effective": score.total}
+    if text is not None:
+        found = candidate.perplexity(text, TOKENS)
+        _add(report, "perplexity", "perplexity", found.value, found.stderr, False)
+        report["n-samples"]["perplexity"] = {"tokens": found.tokens}
+    settings = {"limit": limit, "shots": shots, "seed": seed, "batch_size": candidate.batch_size}
+    return {
+        **report,
+        **settings,
+        "asked": candidate.asked - asked,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def open_candidate(
+    model: str | Path | None,
+    adapter: str | Path | None = None,
+    rank: Any = "heuristic",
+    *,
+    server: str | None = None,
+    served: str | None = None,
+    cache: bool = True,
+    batch_size: int = BATCH,
+    **options: Any,
+) -> Candidate:
+    """A candidate of a model folder (with an adapter at a rank), a GGUF file or a server; loaded when it is first asked
+    something new. cache: use what it answered before (never for a server, whose model may change). options: of its
+    runtime, such as dtype. Raises SQFTError."""
+    if server is not None:
+        session = ServerSession(server, served)
+        say(f"{server}: answers of a server are not kept, its model may change")
+        return Candidate(f"{session.model} at {server}", lambda: session, None, batch_size)
+    if model is None:
+        raise SQFTError("no model: give a folder or a .gguf file, or --server URL")
+    path = Path(model)
+    engine = engine_of(path)
+    asked = dict(options)
+    if adapter is not None:
+        asked |= {"adapter": Path(adapter), "rank": rank}
+    answers = None
+    if cache:
+        settings = {"runtime": engine.name, **options}
+        if engine.name == "transformers" and options.get("dtype", "fast") == "fast":
+            settings["dtype"] = str(fast_dtype())  # of this machine
+        about = identity(path, None if adapter is None else Path(adapter), rank, settings)
+        answers = Answers(cache_folder(), about)
+    return Candidate(str(model), _opener(path, asked), answers, batch_size)
+
+
+def _opener(path: Path, options: Mapping[str, Any]) -> Callable[[], Session]:
+    def load() -> Session:
+        say(f"loading {path}")
+        return open_session(path, **options)
+
+    return load
+
+
+def _add(report: dict[str, Any], task: str, metric: str, value: float, stderr: float, higher: bool) -> None:
+    error = "N/A" if math.isnan(stderr) else stderr
+    report["results"][task] = {"alias": task, f"{metric},none": value, f"{metric}_stderr,none": error}
+    report["higher_is_better"][task] = {metric: higher}
