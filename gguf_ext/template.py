@@ -26,8 +26,10 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import track
 
-OWN = ("general.architecture", "general.alignment", "general.type", "general.name", "general.size_label")
-OWN += ("general.quantized_by", "general.file_type", "general.quantization_version")
+OWN = (
+    "general.architecture", "general.alignment", "general.type", "general.name", "general.size_label",
+    "general.quantized_by", "general.file_type", "general.quantization_version",
+)  # fmt: skip
 SKIPPED = ("split.", "sqft.", "quantize.", "general.base_model.")
 """Entries of a template that are about its weights or its file: ours take their place."""
 HEADS = {"attn_q": "head_count", "attn_k": "head_count_kv", "attn_q_norm": "head_count", "attn_k_norm": "head_count_kv"}
@@ -45,7 +47,8 @@ ERROR = 0.02
 
 def copied_entries(template: GGUFFile) -> tuple[list[Entry], list[Entry]]:
     """The metadata that a file takes over: (description and tokenizer, hyper-parameters)."""
-    described, model = [], []
+    described: list[Entry] = []
+    model: list[Entry] = []
     for key, value in template.metadata.items():
         if key in OWN or key.startswith(SKIPPED):
             continue
