@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -211,6 +212,7 @@ def _controlling():
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore Ctrl-C
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # ctrl-C reaches the process only through its controlling terminal
 
 
@@ -220,20 +222,23 @@ def test_in_a_terminal(place):
     terminal = Terminal(
         *command, "--max-tokens", "100000", "--context", "20000", "--adapter", f"math={place}/math.gguf:0"
     )
-    shown = terminal.read_until("> ")
-    assert "chat template. /help tells the commands" in shown
-    assert "adapters: math off" in shown
-    terminal.type("/adapter math\n")
-    terminal.read_until("adapters: math on (1)")
-    terminal.type("/adaptr\n")
-    terminal.read_until("error: command '/adaptr' is unknown: did you mean '/adapter'")
-    terminal.read_until("> ")
-    terminal.type("One two\n")
-    terminal.read_until("One two")
-    time.sleep(1)
-    terminal.type("\x03")  # ctrl-C stops the answer, not the conversation
-    terminal.read_until("> ")
-    terminal.type("/adapter none\n")
-    terminal.read_until("adapters: math off")
-    terminal.type("/quit\n")
-    assert terminal.close() == 0
+    try:
+        shown = terminal.read_until("> ")
+        assert "chat template. /help tells the commands" in shown
+        assert "adapters: math off" in shown
+        terminal.type("/adapter math\n")
+        terminal.read_until("adapters: math on (1)")
+        terminal.type("/adaptr\n")
+        terminal.read_until("error: command '/adaptr' is unknown: did you mean '/adapter'")
+        terminal.read_until("> ")
+        terminal.type("One two\n")
+        terminal.read_until("One two")
+        time.sleep(1)
+        terminal.type("\x03")  # ctrl-C stops the answer, not the conversation
+        terminal.read_until("> ")
+        terminal.type("/adapter none\n")
+        terminal.read_until("adapters: math off")
+        terminal.type("/quit\n")
+        assert terminal.close() == 0
+    finally:
+        terminal.process.kill()  # else a failure would leave it answering

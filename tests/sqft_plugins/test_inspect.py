@@ -227,7 +227,7 @@ def test_plot(folders, tmp_path, monkeypatch):
         plot_sparsity(adapter, file)
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(DependencyError, match=r"pip install 'sqft-plugins\[eval\]'"):
+        with pytest.raises(DependencyError, match=r"pip install 'sqft-plugins\[plot\]'"):
             plot_sparsity(report, file)
     pytest.importorskip("matplotlib")
     plot_sparsity(report, file)

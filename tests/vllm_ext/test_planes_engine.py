@@ -7,6 +7,7 @@ from helpers_adapters import write_adapter
 from helpers_planes import TARGETS, write_qa_adapter
 
 from sqft_plugins.checkpoint import ModelFolder
+from vllm_ext.planes.loaded import sqft_layers
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("peft")
@@ -89,6 +90,10 @@ def test_each_rank_answers_as_its_merged_folder(engine, ask, int4, adapters, mer
     expected = {rank: merged("math-qa", rank) for rank in (8, 4)}
     assert difference_of_any(expected[8], expected[4])
     llm = serve(engine, int4)
+    # a LoRA layer of vLLM's hands on the attributes of the layer in it: a plane must not be made for both
+    kinds = llm.apply_model(lambda model: [type(layer).__name__ for layer in sqft_layers(model)])[0]
+    assert len(kinds) == 8
+    assert not any("LoRA" in kind for kind in kinds)
     for rank in (8, 4):
         found = ask(llm, PROMPTS, lora_request=request(adapters, f"math-qa@r{rank}"))
         assert difference(found, expected[rank]) < CLOSE
@@ -148,7 +153,10 @@ def test_an_adapter_over_the_float_base_is_served_from_its_exported_plane(engine
     assert difference(found, expected) < CLOSE
 
 
-@pytest.mark.parametrize(("family", "grid"), [("phi3", {}), ("gemma3", {"group_size": 64, "symmetric": False})])
+@pytest.mark.parametrize(
+    ("family", "grid"),
+    [pytest.param("phi3", {}, marks=pytest.mark.slow), ("gemma3", {"group_size": 64, "symmetric": False})],
+)
 def test_fused_layers_get_the_codes_of_their_parts(engine, ask, tiny_int4, tmp_path, family, grid) -> None:
     from sqft_plugins.tune.merge import merge_folder
 

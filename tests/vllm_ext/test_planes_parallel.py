@@ -32,6 +32,7 @@ if __name__ == "__main__":
 PROMPTS = [[2, *range(20, 30)], [2, *range(300, 305)]]
 
 
+@pytest.mark.slow  # 70 s
 @pytest.mark.vllm
 def test_two_workers_answer_as_the_merged_folder_on_one(engine, ask, tiny_int4, tmp_path, monkeypatch) -> None:
     from sqft_plugins.tune.merge import merge_folder
