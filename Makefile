@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 SET ?= test
 BIN := .venv/bin
 
-.PHONY: help demo test install install-% lock clean
+.PHONY: help demo test test-slow install install-% lock clean
 
 help: ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: install-demo ## The whole way on a real model, into demo-out/; ARGS="--out DIR ..." are passed to `sqft demo`
 	$(BIN)/sqft demo $(ARGS)
@@ -18,6 +18,9 @@ test: install-test ## Install everything, then ruff, mypy and pytest (one test: 
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --ignore tests/real
 	$(BIN)/python -m pytest --durations 10 tests/real
+
+test-slow: install-test ## The tests that `make test` leaves out for their time: a real server under load, two workers, torch.compile
+	$(BIN)/python -m pytest -m slow --durations 10
 
 install: install-$(SET) ## Only make .venv: SET=demo, or SET=test (everything, the default)
 

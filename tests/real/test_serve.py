@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test fold
 from serving import Served, serve, stock
 
 pytestmark = [
+    pytest.mark.slow,  # some 4 minutes: two engines and a server on the real model
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
