@@ -194,7 +194,7 @@ def test_many_variants_come_and_go_under_load(server, adapters) -> None:
     """The full form of this is `load(requests=200)`: docs/vllm.md has its numbers."""
     found = load(server, adapters, requests=60)
     assert found["failed"] == []
-    assert found["answered"] > 48  # all but of those that came and went, and some of these
+    assert found["answered"] >= 48  # all that were there all the time; how many of the others is a matter of speed
     metrics = server.metrics()
     assert metrics["sqft_plane_cache_loads_total"] >= 3
     assert metrics["sqft_plane_cache_hits_total"] > 0
