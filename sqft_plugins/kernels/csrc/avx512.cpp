@@ -126,12 +126,7 @@ static void run(const sqft_job* job, int64_t first_block, int64_t last_block, ui
 }
 
 static void blocks(const sqft_job* job, int64_t first_block, int64_t last_block, uint8_t* buffer) {
-    if (job->planes == 2)
-        job->w.masks ? run<2, true>(job, first_block, last_block, buffer)
-                     : run<2, false>(job, first_block, last_block, buffer);
-    else
-        job->w.masks ? run<1, true>(job, first_block, last_block, buffer)
-                     : run<1, false>(job, first_block, last_block, buffer);
+    specialized(job, [=](auto planes, auto masked) { run<planes, masked>(job, first_block, last_block, buffer); });
 }
 
 extern "C" const sqft_backend sqft_avx512_backend;

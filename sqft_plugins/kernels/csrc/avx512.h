@@ -3,6 +3,8 @@
 #define SQFT_AVX512_H
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "internal.h"
 
 /* A loop over accumulators. Unrolled early, or GCC 12 keeps them in memory. */
@@ -141,6 +143,17 @@ static inline void store_panel(const sqft_job* job, const Panel* panel, int64_t 
     for (int64_t t = 0; t < job->tokens; t++)
         for (int64_t b = 0; b < panel->blocks; b++)
             store_rows(job, block + b, t, _mm512_load_ps(panel->totals + (b * job->tokens + t) * ROWS));
+}
+
+/* run(planes, masked): both as constants, to be arguments of a template. */
+template <class Run>
+static inline void specialized(const sqft_job* job, Run run) {
+    std::integral_constant<int, 2> two;
+    std::integral_constant<int, 1> one;
+    if (job->planes == 2)
+        job->w.masks ? run(two, std::true_type()) : run(two, std::false_type());
+    else
+        job->w.masks ? run(one, std::true_type()) : run(one, std::false_type());
 }
 
 #endif
