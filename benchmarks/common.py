@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -11,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def command(doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """A benchmark's command line: --quick, which does what `quick` says, and --json. It may have more."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", metavar="FILE", help="Where to write environment, results and ratios.")
+    return parser
 
 
 def interleaved(

@@ -12,7 +12,6 @@ resident memory only. `goal` is a ratio of seconds, ours / peer.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import environment, ratio, report
+from common import command, environment, ratio, report
 from memory import LAYERS, SIZES
 from random_model import write_model
 
@@ -111,9 +110,7 @@ class Worker:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="A tiny model and few tokens; ends within a minute or so.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "A tiny model and few tokens; ends within a minute or so.")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(RUNTIMES), help="Only these runtimes.")
     parser.add_argument("--rounds", type=int, default=5)

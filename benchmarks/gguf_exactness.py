@@ -10,12 +10,11 @@ file is made of it by llama.cpp's quantizer, whose perplexity stands beside that
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import environment, ratio, report
+from common import command, environment, ratio, report
 from llama_cpp_route import quantize, write_float
 
 from gguf_ext import compare_logits, export_gguf, verify_gguf
@@ -38,9 +37,7 @@ def changed(ours: Path, other: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="A tiny random model.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "A tiny random model.")
     parser.add_argument("--model", type=Path, default=Path("demo-out/int4"), help="The INT4 folder. [demo-out/int4]")
     parser.add_argument("--float", type=Path, dest="float_model", help="What it was quantized from.")
     parser.add_argument("--text", type=Path, help="Held-out text. Default: the built-in one.")

@@ -11,7 +11,6 @@ changes them little; those of the clock are in the JSON. Peaks are of resident m
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import environment, ratio, report
+from common import command, environment, ratio, report
 from llama_cpp_route import write_float
 from random_model import write_int4_model, write_model
 
@@ -104,9 +103,7 @@ def one_size(size: str, place: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="Small models; ends within a minute.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "Small models; ends within a minute.")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="Billions of parameters. [0.27 1 3]")
     arguments = parser.parse_args()
     sizes = arguments.sizes or (["0.02", "0.04"] if arguments.quick else ["0.27", "1", "3"])

@@ -10,7 +10,6 @@ activations to 8 bits where the processor has AMX and keeps them in bf16 where n
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.util
 import itertools
@@ -22,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import environment, interleaved, ratio, report
+from common import command, environment, interleaved, ratio, report
 from torch import Tensor
 
 from sqft_plugins.grid import QuantizedWeight
@@ -233,9 +232,7 @@ def measure(shape: tuple[int, int], tokens: tuple[int, ...], rounds: int, limit:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="One shape, 1 and 16 tokens; ends within a minute.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "One shape, 1 and 16 tokens; ends within a minute.")
     parser.add_argument("--threads", type=int, default=1, help="Of torch's pool.")
     parser.add_argument("--seconds", type=float, default=30, help="For each shape and number of tokens.")
     arguments = parser.parse_args()

@@ -9,7 +9,6 @@ loaded by transformers: what a tool that does not stream needs at least.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import environment, ratio, report
+from common import command, environment, ratio, report
 from random_model import write_model
 
 SIZES = {
@@ -59,9 +58,7 @@ def measured(code: str, *arguments: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="Small models; ends within a minute.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "Small models; ends within a minute.")
     parser.add_argument("--method", default="gptq", help="The quantizer.")
     arguments = parser.parse_args()
     calibration = {"sequences": 4, "length": 32} if arguments.quick else {"sequences": 16, "length": 128}

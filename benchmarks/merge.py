@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment
+from common import command, environment
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars: our progress is lines
 QUESTIONS, STEPS, BATCH, RATE = 200, 60, 16, 5e-4
@@ -32,12 +32,10 @@ RANK = 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, "8 questions, 6 small steps: does it run")
     parser.add_argument("--base", type=Path, default=Path("demo-out/pruned"))
     parser.add_argument("--int4", type=Path)
     parser.add_argument("--out", type=Path, default=Path("merge-out"))
-    parser.add_argument("--quick", action="store_true", help="8 questions, 6 small steps: does it run")
-    parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--int4-only", action="store_true", help="Without QA-SparsePEFT over the float base")
     parser.add_argument("--steps", type=int, default=STEPS, help="Training steps of 16 examples")

@@ -9,13 +9,12 @@ the peer, on the same inputs.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from common import environment, ratio, report
+from common import command, environment, ratio, report
 
 import sqft_plugins
 from sqft_plugins.checkpoint import ModelFolder
@@ -73,9 +72,7 @@ def score(path: Path, text: str, tokens: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="A tiny random model and 2:4 only.")
-    parser.add_argument("--json", metavar="FILE", help="Where to write the result.")
+    parser = command(__doc__, "A tiny random model and 2:4 only.")
     parser.add_argument("--model", type=Path, default=Path(".cache/models/gemma-3-270m"), help="The dense model.")
     parser.add_argument("--calibration", type=Path, help="Text to calibrate on. Default: the built-in one.")
     parser.add_argument("--text", type=Path, help="Held-out text. Default: the built-in one.")
@@ -139,7 +136,7 @@ def tiny_model(path: Path) -> Path:
         vocab_size=600, special_tokens=["<pad>", "<bos>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(builtin_text("train")[:5], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>").save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>").save_pretrained(path)
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=640, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

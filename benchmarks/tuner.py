@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from allocations import kept_bytes, peak_bytes, saved_elements
-from common import environment, interleaved, ratio, report
+from common import command, environment, interleaved, ratio, report
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -147,10 +147,8 @@ def measure_model(folder: str, kind: str, rounds: int, limit: float) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one shape, 128 tokens, ends within a minute")
+    parser = command(__doc__, "one shape, 128 tokens, ends within a minute")
     parser.add_argument("--model", metavar="DIR", help="a sparse model: a whole training step of it, too")
-    parser.add_argument("--json", metavar="FILE", help="write environment, seconds, bytes and ratios")
     parser.add_argument("--threads", type=int, help="threads of torch, all by default")
     parser.add_argument(
         "--limit", type=float, default=20, help="seconds for the rounds of one row (default %(default)s)"

@@ -10,7 +10,6 @@ Prefill: one prompt of 512 tokens. `goal` is ours / stock in seconds. Stock vLLM
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, interleaved, ratio, report
+from common import command, environment, interleaved, ratio, report
 from random_model import write_model
 from safetensors.torch import save_file
 
@@ -109,9 +108,7 @@ def questions(quick: bool) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small model, few rounds; ends within two minutes")
-    parser.add_argument("--json", metavar="FILE", help="write environment, seconds and ratios")
+    parser = command(__doc__, "a small model, few rounds; ends within two minutes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each engine (default %(default)s)")
     parser.add_argument("--model", metavar="DIR", help="a model folder, instead of the random Llama")
     parser.add_argument("--limit", type=float, default=120, help="seconds of a row (default %(default)s)")
