@@ -65,7 +65,7 @@ def _table(data: bytes) -> int:
     return data.index(b"token_embd.weight") - 8
 
 
-def _bounded(call) -> None:
+def assert_bounded(call) -> None:
     """Runs it: it returns, or raises a GGUFError, within the memory that is allowed."""
     tracemalloc.start()
     try:
@@ -83,11 +83,11 @@ def _inspected(path) -> None:
         _show_model(report)
 
 
-def _all(small, path) -> None:
+def assert_all_bounded(small, path) -> None:
     model, other, _, _ = small
-    _bounded(lambda: _inspected(path))
-    _bounded(lambda: verify_gguf(model, path).as_dict())
-    _bounded(lambda: verify_gguf(other, path))  # the file is its own template there
+    assert_bounded(lambda: _inspected(path))
+    assert_bounded(lambda: verify_gguf(model, path).as_dict())
+    assert_bounded(lambda: verify_gguf(other, path))  # the file is its own template there
 
 
 @CHECKED
@@ -96,7 +96,7 @@ def _all(small, path) -> None:
 @example(patches=[(0.0, b"GGUF")], cut=0.0, head=True)
 def test_inspect_and_verify(small, tmp_path, patches, cut, head):
     (tmp_path / "d.gguf").write_bytes(_damaged(small[2].read_bytes(), patches, cut, head))
-    _all(small, tmp_path / "d.gguf")
+    assert_all_bounded(small, tmp_path / "d.gguf")
 
 
 @CHECKED
@@ -106,7 +106,7 @@ def test_the_table_of_tensors(small, tmp_path, at, value, width):
     data = bytearray(small[2].read_bytes())
     struct.pack_into(f"<{width}", data, _table(data) + at, value % 2 ** (8 * struct.calcsize(width)))
     (tmp_path / "d.gguf").write_bytes(data)
-    _all(small, tmp_path / "d.gguf")
+    assert_all_bounded(small, tmp_path / "d.gguf")
 
 
 @settings(CHECKED, max_examples=12)
@@ -116,7 +116,7 @@ def test_a_template(small, tmp_path, patches, cut, head):
     (tmp_path / "t.gguf").write_bytes(_damaged(file.read_bytes(), patches, cut, head))
     for folder in (model, other):
         out = tmp_path / "out.gguf"
-        _bounded(lambda folder=folder, out=out: export_gguf(folder, out, template_gguf=tmp_path / "t.gguf"))
+        assert_bounded(lambda folder=folder, out=out: export_gguf(folder, out, template_gguf=tmp_path / "t.gguf"))
         out.unlink(missing_ok=True)
         assert [path.name for path in tmp_path.iterdir()] == ["t.gguf"]
 
@@ -129,7 +129,7 @@ def test_parts(small, tmp_path, patches, cut, head, which):
         data = open(part, "rb").read()  # noqa: SIM115
         names.append(tmp_path / part.rpartition("/")[2])
         names[-1].write_bytes(_damaged(data, patches, cut, head) if index == which % len(small[3]) else data)
-    _all(small, names[0])
+    assert_all_bounded(small, names[0])
 
 
 # --- single faults, named ---
