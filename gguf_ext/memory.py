@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,10 +19,12 @@ from transformers.pytorch_utils import Conv1D
 from gguf_ext.arch import Architecture, Config, normalized
 from gguf_ext.errors import ModelInMemoryError
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
+from sqft_plugins.checkpoint.attached import SCALE, SHAPE, ZERO_POINT, attached_grid, attached_weight, has_grid
 from sqft_plugins.checkpoint.shards import TensorSpec
-from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize
+from sqft_plugins.errors import GridError
+from sqft_plugins.grid import QuantizedWeight
 
-GRID_PARTS = (".weight_scale", ".weight_shape", ".weight_zero_point")
+GRID_PARTS = (f".{SCALE}", f".{SHAPE}", f".{ZERO_POINT}")
 
 
 class ModelInMemory(ModelFolder):
@@ -94,11 +95,10 @@ class ModelInMemory(ModelFolder):
     def grid(self) -> GridStamp | None:
         if not self._layers:
             return super().grid
-        groups = {(self._group_size(layer), hasattr(layer, "weight_zero_point")) for layer in self._layers.values()}
-        if len(groups) > 1:
-            raise ModelInMemoryError(f"layers of the model have {len(groups)} kinds of grids: quantize it with one")
-        ((size, asymmetric),) = groups
-        return GridStamp(group_size=size, symmetric=not asymmetric)
+        first, *others = (attached_grid(layer) for layer in self._layers.values())
+        if any(grid != first for grid in others):
+            raise ModelInMemoryError("layers of the model have several kinds of grids: quantize it with one")
+        return first
 
     @cached_property
     def quantized_modules(self) -> list[str]:
@@ -123,18 +123,13 @@ class ModelInMemory(ModelFolder):
     def quantized(self, module: str) -> QuantizedWeight:
         if module not in self._layers:
             return super().quantized(module)
-        layer = self._layers[module]
-        weight = layer.weight.detach().cpu()
-        weight = weight.t() if isinstance(layer, Conv1D) else weight  # [out, in]
-        scale = layer.weight_scale.detach().cpu().to(torch.float32)
-        zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
-        if hasattr(layer, "weight_zero_point"):
-            zero_point = (layer.weight_zero_point.detach().cpu() + SYMMETRIC_ZERO_POINT).to(torch.uint8)
-        found = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
-        if not torch.equal(found.dequantize(weight.dtype), weight):
-            wrong = int((found.dequantize(weight.dtype) != weight).sum())
+        try:
+            found, wrong = attached_weight(self._layers[module])
+        except GridError as error:
+            raise ModelInMemoryError(f"{module}: {error}") from error
+        if wrong:
             raise ModelInMemoryError(
-                f"{wrong} weights of {module} are not on the grid of the layer (weight_scale): merge a "
+                f"{wrong} weights of {module} are not on the grid of the layer ({SCALE}): merge a "
                 f"quantization-aware adapter, or quantize the model again with `sqft quantize`"
             )
         return found
@@ -143,13 +138,7 @@ class ModelInMemory(ModelFolder):
 
     def _layers_on_grid(self) -> dict[str, Any]:
         """Name → layer with a float weight and a grid."""
-        modules = self.model.named_modules()
-        return {name: layer for name, layer in modules if hasattr(layer, "weight_scale") and hasattr(layer, "weight")}
-
-    @staticmethod
-    def _group_size(layer: Any) -> int:
-        groups, columns = layer.weight_scale.shape[1], int(layer.weight_shape[1])
-        return PER_CHANNEL if groups == 1 else columns // groups
+        return {name: layer for name, layer in self.model.named_modules() if has_grid(layer)}
 
     def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
         shape = self.shape(self.weight_name(module))

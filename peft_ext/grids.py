@@ -225,7 +225,7 @@ def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
 
 
 def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor) -> None:
-    filled = int((stored.steps()[~mask] != 0).sum())
+    filled = stored.lost_zeros(mask)
     if filled:
         raise MismatchError(
             f"{filled} pruned weights of {name} are not zero in {folder.path}: its mask is another model's, "

@@ -47,13 +47,37 @@ class QuantizedWeight(NamedTuple):
 
     def steps(self) -> Tensor:
         """`codes - zero_point`, int8 [out, in], -15..15; 0 is an exact zero."""
-        codes = self.codes.view(torch.int8).unflatten(1, (self.scale.shape[1], -1))  # 0..15: the same in int8
-        return (codes - self.zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+        return steps(self.codes, self.zero_point)
+
+    def lost_zeros(self, mask: Tensor) -> int:
+        """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
+        return lost_zeros(self.codes, self.zero_point, mask)
 
     def fits_signed(self) -> bool:
         """Whether every step lies in -8..7, the range of a signed 4-bit number (GGUF's Q4_0)."""
         steps = self.steps()
         return int(steps.min()) >= -SYMMETRIC_ZERO_POINT and int(steps.max()) <= MAX_CODE - SYMMETRIC_ZERO_POINT
+
+
+def steps(codes: Tensor, zero_point: Tensor) -> Tensor:
+    """`codes - zero_point` of codes [out, in] and zero_point [out, groups], both uint8 → int8 [out, in]."""
+    grouped = codes.view(torch.int8).unflatten(1, (zero_point.shape[1], -1))  # 0..15: the same in int8
+    return (grouped - zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+
+
+def lost_zeros(codes: Tensor, zero_point: Tensor, mask: Tensor) -> int:
+    """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
+    return int(torch.count_nonzero(steps(codes, zero_point).masked_fill_(mask, 0)))
+
+
+def zero_codes(zero_point: Tensor, in_features: int) -> Tensor:
+    """The code of 0 at every place: zero_point [out, groups] → uint8 [out, in]."""
+    return zero_point.repeat_interleave(in_features // zero_point.shape[1], dim=1)
+
+
+def symmetric_zero_point(scale: Tensor) -> Tensor:
+    """The zero point of a symmetric grid, 8 everywhere: uint8 of the shape of `scale`, on its device."""
+    return torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
 
 
 def group_width(in_features: int, group_size: int, name: str = "weight") -> int:
@@ -99,7 +123,7 @@ def make_scale(weight: Tensor, group_size: int = 32, symmetric: bool = True) -> 
         )
     if symmetric:
         scale = round_scale(groups.abs().amax(-1) / (MAX_CODE - SYMMETRIC_ZERO_POINT))
-        return scale, torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+        return scale, symmetric_zero_point(scale)
     low = groups.amin(-1).clamp(max=0)
     high = groups.amax(-1).clamp(min=0)
     scale = round_scale((high - low) / MAX_CODE)

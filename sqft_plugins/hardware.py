@@ -6,6 +6,8 @@ import ctypes
 
 import torch
 
+from sqft_plugins.errors import SQFTError
+
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 on GPUs that have it and on CPUs with AMX; float32 elsewhere.
@@ -16,6 +18,16 @@ def fast_dtype() -> torch.dtype:
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def parse_dtype(name: str) -> torch.dtype | str:
+    """ "fast" (fast_dtype), "auto" (as stored) or the name of a dtype. Raises SQFTError for a name that is none."""
+    if name == "fast":
+        return fast_dtype()
+    found = "auto" if name == "auto" else getattr(torch, name, None)
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise SQFTError(f"--dtype {name!r} is no float type: use fast, auto, float32, bfloat16 or float16")
+    return found
 
 
 def release_memory() -> None:

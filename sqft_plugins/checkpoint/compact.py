@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import zero_codes
 from sqft_plugins.mask import pack_mask, unpack_mask
 
 
@@ -44,7 +45,7 @@ def compact_unpack(
     offsets, real = _layout(mask)
     if not torch.equal(offsets, row_offsets) or values.shape != (int(offsets[-1]),):
         raise CheckpointError("row_offsets are not those of the bitmask")
-    codes = zero_point.repeat_interleave(in_features // zero_point.shape[1], dim=1)  # [out, in]
+    codes = zero_codes(zero_point, in_features)
     codes[mask] = unpack_nibbles(values)[real]
     return codes, mask
 

@@ -147,7 +147,7 @@ def compact_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, T
 def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
     """The tensors of `compact_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
     grid, weight, mask = _grid(source), source.quantized(module), _mask(source, module)
-    broken = int(((weight.steps() != 0) & ~mask).sum())
+    broken = weight.lost_zeros(mask)
     if broken:
         raise MismatchError(
             f"model {source.path}: {broken} weights of {module} are nonzero although its mask prunes them: "

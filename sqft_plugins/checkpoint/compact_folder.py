@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sqft_plugins.checkpoint.compact import compact_unpack, unpack_nibbles
-from sqft_plugins.checkpoint.formats import PackQuantized, check_scale, expect_shape
+from sqft_plugins.checkpoint.formats import PackQuantized, check_scale, expect_shape, stored_shape
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, QuantizedWeight, group_width
+from sqft_plugins.grid import QuantizedWeight, group_width, symmetric_zero_point
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint.folder import ModelFolder
@@ -74,8 +74,7 @@ class Compact(PackQuantized):
     def shape(self, module: str) -> tuple[int, int]:
         if not self.is_compact(module):
             return super().shape(module)
-        rows, columns = (int(n) for n in self._folder.tensor(f"{module}.weight.shape"))
-        return rows, columns
+        return stored_shape(self._folder, f"{module}.weight.shape")
 
     def quantized(self, module: str) -> QuantizedWeight:
         if not self.is_compact(module):
@@ -86,7 +85,7 @@ class Compact(PackQuantized):
         scale = expect_shape(folder, f"{where}.scales", (rows, groups)).to(torch.float32)
         check_scale(scale, f"{folder.files[f'{where}.scales']}: {where}.scales")
         if self.grid.symmetric:
-            zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+            zero_point = symmetric_zero_point(scale)
         else:
             zero_point = unpack_nibbles(expect_shape(folder, f"{where}.zeros", (rows, -(-groups // 2))))[:, :groups]
         codes = self._codes(module, (rows, columns), zero_point)

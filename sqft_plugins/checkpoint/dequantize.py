@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sqft_plugins.checkpoint.attached import attach_grid
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.formats import PackQuantized
-from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT
 from sqft_plugins.progress import say
 
 
@@ -45,30 +44,46 @@ def why_not_stock(folder: ModelFolder) -> str | None:
 
 def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
     """The model with `scale * (code - zero_point)`, rounded once to its dtype, as float weights. INT4 linears carry the
-    grid as those that transformers dequantizes do: see `attach_grid`.
+    grid as those that transformers dequantizes do: see attached.py.
 
     kwargs: for `from_pretrained`. Raises CheckpointError for tensors that are missing, left over or of another shape.
     """
     grid = folder.grid
     assert grid is not None
+    scales: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def dequantized(name: str, transposed: bool) -> Tensor:
+        weight = folder.quantized(name)
+        scales[name] = (weight.scale, weight.zero_point)
+        exact = weight.dequantize()
+        return exact.t().contiguous() if transposed else exact
+
+    model, layers = load_filled(folder, dequantized, dtype, **kwargs)
+    for name, path in layers.items():
+        attach_grid(model.get_submodule(path), grid, *scales[name])
+    return model
+
+
+def load_filled(
+    folder: ModelFolder, fill: Callable[[str, bool], Tensor], dtype: torch.dtype | str = "auto", **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The model of an INT4 folder, the weights of its INT4 linears from `fill`; and INT4 module of the folder → path in
+    the model.
+
+    fill: (module, transposed) → its weight, [in, out] where `transposed` says that the layer is a Conv1D, else
+    [out, in]; called once a module, from several threads. kwargs, errors: as `load_dequantized`.
+    """
     config = AutoConfig.from_pretrained(folder.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     layers = _int4_layers(empty, folder)
-    transposed = {name for name, path in layers.items() if isinstance(empty.get_submodule(path), Conv1D)}
-    scales: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def dequantized(name: str) -> Tensor:
-        weight = folder.quantized(name)
-        scales[name] = (weight.scale, weight.zero_point)
-        exact = weight.dequantize()
-        return exact.t().contiguous() if name in transposed else exact
-
-    state: dict[str, Lazy] = {f"{name}.weight": Lazy(partial(dequantized, name)) for name in layers}
+    state: dict[str, Lazy] = {}
+    for name, path in layers.items():
+        state[f"{name}.weight"] = Lazy(partial(fill, name, isinstance(empty.get_submodule(path), Conv1D)))
     stored = {part for name in layers for part in folder.parts(name)}
-    rest = [name for name in folder.files if name not in stored]
+    rest = [name for name in folder.tensor_names if name not in stored]
     state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
     model, info = type(empty).from_pretrained(
         None,
@@ -80,37 +95,10 @@ def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **k
         **kwargs,
     )
     _check(folder, info)
-    for name, path in layers.items():
-        attach_grid(model.get_submodule(path), grid, *scales[name])
     model.name_or_path = model.config._name_or_path = str(folder.path)  # PEFT writes it into the adapter
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
-    return model
-
-
-def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Tensor) -> None:
-    """Leaves on a linear layer what transformers' `dequantize=True` leaves: the frozen parameters `weight_scale`
-    [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric, `weight_zero_point` int8
-    [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
-
-    The scale has the weight's dtype where that holds it exactly, else float32: AutoGPTQ's do not fit bf16.
-    """
-    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
-
-    from sqft_plugins.checkpoint.int4 import quantization_config
-
-    weight: Tensor = layer.get_parameter("weight")
-    narrow, rows = scale.to(weight.dtype), scale.shape[0]
-    parts = {
-        "weight_scale": narrow if torch.equal(narrow.to(scale.dtype), scale) else scale,
-        "weight_shape": torch.tensor([rows, weight.numel() // rows]),
-    }
-    if not grid.symmetric:
-        parts["weight_zero_point"] = zero_point.to(torch.int8) - SYMMETRIC_ZERO_POINT
-    for name, part in parts.items():
-        layer.register_parameter(name, nn.Parameter(part.to(weight.device), requires_grad=False))
-    (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
-    vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
+    return model, layers
 
 
 def _int4_layers(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from sqft_plugins.checkpoint.compact_folder import BITMASK, METHOD, PREFIX
 from sqft_plugins.checkpoint.formats import Int4Format, open_format
 from sqft_plugins.checkpoint.gptq_folder import CONFIG_FILE
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
 from sqft_plugins.errors import CheckpointError
@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 GPTQ_SINGLE = "gptq_model*.safetensors"
 """AutoGPTQ's own name for a single file."""
+REMEDY = "copy the model again"
 
 
 class ModelFolder:
@@ -47,7 +48,7 @@ class ModelFolder:
                 else "give a model folder"
             )
             raise CheckpointError(f"model {path} has no config.json: {hint}")
-        self.config: dict[str, Any] = _read_json(config)
+        self.config: dict[str, Any] = read_object(config, REMEDY)
 
     @cached_property
     def stamp(self) -> Stamp | None:
@@ -57,10 +58,9 @@ class ModelFolder:
     def files(self) -> dict[str, Path]:
         """Tensor name → the file that holds it."""
         prefix = PREFIX if (self.quantization or {}).get("quant_method") == METHOD else ""
-        index = self.path / f"{prefix}{INDEX}"
-        if index.is_file():
+        index, single = self.path / f"{prefix}{INDEX}", self.path / f"{prefix}{SINGLE}"
+        if index.is_file() and not single.is_file():  # of both, one is a remainder; transformers takes the single file
             return self._indexed(index)
-        single = self.path / f"{prefix}{SINGLE}"
         if not single.is_file() and (self.quantization or {}).get("quant_method") == "gptq":
             single = next(iter(sorted(self.path.glob(GPTQ_SINGLE))), single)
         if not single.is_file():
@@ -72,7 +72,7 @@ class ModelFolder:
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
-            files = {name: self.path / file for name, file in _read_json(index)["weight_map"].items()}
+            files = {name: self.path / file for name, file in read_object(index, REMEDY)["weight_map"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is no weight index ({error}): copy the model again") from error
         held: dict[Path, set[str]] = {}
@@ -85,6 +85,11 @@ class ModelFolder:
             if name not in held[file]:
                 raise CheckpointError(f"{index} says that {name} is in {file.name}, it is not: copy the model again")
         return files
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """The tensors of the model: `files` without the masks that the compact form keeps there."""
+        return [name for name in self.files if not name.endswith(BITMASK)]
 
     @property
     def weight_bytes(self) -> int:
@@ -124,9 +129,11 @@ class ModelFolder:
     def quantization(self) -> dict[str, Any] | None:
         """The `quantization_config` of config.json, completed by AutoGPTQ's quantize_config.json; None for float."""
         config = self.config.get("quantization_config")
+        if config is not None and not isinstance(config, dict):
+            raise CheckpointError(f"{self.path}/config.json: quantization_config is no JSON object: {REMEDY}")
         beside = self.path / CONFIG_FILE
         if beside.is_file() and (config is None or config.get("quant_method") == "gptq"):
-            return {"quant_method": "gptq", **_read_json(beside), **(config or {})}
+            return {"quant_method": "gptq", **read_object(beside, REMEDY), **(config or {})}
         return config
 
     @cached_property
@@ -278,10 +285,3 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._names
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): copy the model again") from error

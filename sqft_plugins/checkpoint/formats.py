@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from pydantic import ValidationError
 
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError, GridError
@@ -16,9 +17,9 @@ from sqft_plugins.grid import (
     MAX_SCALE,
     MIN_SCALE,
     PER_CHANNEL,
-    SYMMETRIC_ZERO_POINT,
     QuantizedWeight,
     group_width,
+    symmetric_zero_point,
     unpack,
     unpack_zero_point,
 )
@@ -94,25 +95,25 @@ class PackQuantized:
             )
         try:
             weights = [group["weights"] for group in self._config["config_groups"].values()]
-        except (KeyError, TypeError, AttributeError) as error:
+            first = weights[0]
+            kind = (first["num_bits"], first.get("type", "int"), first["strategy"] in ("group", "channel"))
+            size = PER_CHANNEL if first["strategy"] == "channel" else first["group_size"]
+            if any(w != first for w in weights) or kind != (4, "int", True) or first.get("actorder"):
+                raise CheckpointError(
+                    f"model {path} mixes grids, is not 4-bit in groups or per channel, or is act-ordered: "
+                    "quantize it again with one grid"
+                )
+            return GridStamp(group_size=size, symmetric=first["symmetric"])
+        except (KeyError, TypeError, AttributeError, IndexError, ValidationError) as error:
             raise CheckpointError(
                 f"{path}/config.json: quantization_config has no weight groups: copy it again"
             ) from error
-        first = weights[0] if weights else None
-        kind = (first["num_bits"], first.get("type", "int")) if first else None
-        if first is None or any(w != first for w in weights) or kind != (4, "int") or first.get("actorder"):
-            raise CheckpointError(
-                f"model {path} mixes grids, is not 4-bit or is act-ordered: quantize it again with one grid"
-            )
-        size = PER_CHANNEL if first["strategy"] == "channel" else first["group_size"]
-        return GridStamp(group_size=size, symmetric=first["symmetric"])
 
     def scales(self, module: str) -> str:
         return f"{module}.weight_scale"
 
     def shape(self, module: str) -> tuple[int, int]:
-        rows, columns = (int(n) for n in self._folder.tensor(f"{module}.weight_shape"))
-        return rows, columns
+        return stored_shape(self._folder, f"{module}.weight_shape")
 
     def quantized(self, module: str) -> QuantizedWeight:
         folder, grid = self._folder, self.grid
@@ -122,13 +123,19 @@ class PackQuantized:
         scale = self._part(module, "weight_scale", (rows, groups)).to(torch.float32)
         check_scale(scale, f"{folder.files[f'{module}.weight_scale']}: {module}.weight_scale")
         if grid.symmetric:
-            zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+            zero_point = symmetric_zero_point(scale)
         else:
             zero_point = unpack_zero_point(self._part(module, "weight_zero_point", (-(-rows // 8), groups)), rows)
         return QuantizedWeight(unpack(packed, columns), scale, zero_point)
 
     def _part(self, module: str, part: str, shape: tuple[int, ...]) -> Tensor:
         return expect_shape(self._folder, f"{module}.{part}", shape)
+
+
+def stored_shape(folder: ModelFolder, name: str) -> tuple[int, int]:
+    """(out, in), which the tensor `name` says. Raises CheckpointError where it is missing or has another shape."""
+    rows, columns = expect_shape(folder, name, (2,)).tolist()
+    return int(rows), int(columns)
 
 
 def expect_shape(folder: ModelFolder, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
             own = why_not_stock(folder)
             if own is None:
                 kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-    try:
+    with as_checkpoint_error(path):
         if own is not None:
             say(f"{path}: read by sqft-plugins, {own}")
             with quiet_libraries():
@@ -46,7 +48,14 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
         with quiet_libraries(), warnings.catch_warnings():
             # that our settings are added to those of the folder is what we want
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
+
+
+@contextmanager
+def as_checkpoint_error(path: str | Path) -> Iterator[None]:
+    """What transformers raises for a model that it cannot load becomes CheckpointError."""
+    try:
+        yield
     except SQFTError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -55,7 +64,6 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
         raise CheckpointError(
             f"model {path} is no language model that transformers loads: check its files ({_first_line(error)})"
         ) from error
-    return model.eval()
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> None:
@@ -73,7 +81,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make it raise TypeError, KeyError, …, tokenizers plain Exception
         if not folder.is_dir():
             raise _unknown(path, error) from error
         raise CheckpointError(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.mask import mask_hash
@@ -75,12 +76,7 @@ def parse_stamp(data: Mapping, source: str) -> Stamp:
 def read_stamp(folder: Path) -> Stamp | None:
     """The stamp of a model folder, None where it has none."""
     file = folder / FOLDER / STAMP_FILE
-    if not file.is_file():
-        return None
-    try:
-        return parse_stamp(json.loads(file.read_text()), str(file))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): make the folder again") from error
+    return parse_stamp(read_object(file, "make the folder again"), str(file)) if file.is_file() else None
 
 
 def write_sidecar(folder: Path, stamp: Stamp, packed_masks: Mapping[str, Tensor]) -> None:

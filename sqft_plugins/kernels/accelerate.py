@@ -7,6 +7,7 @@ decoding on a CPU is bound by the bytes of the weights, more tokens a second.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,61 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sqft_plugins.compress.find import weight_of
-from sqft_plugins.errors import KernelError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize
+from sqft_plugins.checkpoint.attached import SCALE, ZERO_POINT, attached_weight, has_grid, signed
+from sqft_plugins.errors import GridError, KernelError
 from sqft_plugins.hardware import release_memory
 from sqft_plugins.kernels.library import library
+from sqft_plugins.kernels.linear import SparseInt4Linear
 from sqft_plugins.kernels.weight import SparseInt4Weight
 from sqft_plugins.progress import say, track
-
-SCALE, ZERO_POINT = "weight_scale", "weight_zero_point"
-"""What a linear keeps of its grid when transformers or `load_model` dequantizes it: see dequantize.attach_grid."""
-
-
-class SparseInt4Linear(nn.Module):
-    """A linear layer over a packed weight, for inference: it has no gradient and no `weight`.
-
-    packed: the weight. bias: [out] or None, in the dtype of the activations.
-    """
-
-    def __init__(self, packed: SparseInt4Weight, bias: Tensor | None = None):
-        super().__init__()
-        self.packed = packed
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.in_features, self.out_features = packed.in_features, packed.out_features
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., in] → [..., out]
-        if x.requires_grad and torch.is_grad_enabled():
-            return _NoGradient.apply(x, self)
-        return self.packed.linear(x, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{self.packed}, bias={self.bias is not None}"
-
-    def _save_to_state_dict(self, *arguments: Any) -> None:
-        raise KernelError("an accelerated model cannot be saved: call undo() of what accelerate() returned first")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SparseInt4Linear:
-        super()._apply(fn, recurse)
-        device = fn(torch.empty(0, device=self.packed.masks.device)).device  # `.to(dtype)` and `.half()` leave it alone
-        if device != self.packed.masks.device:
-            self.packed = self.packed.to(device)
-        return self
-
-
-class _NoGradient(torch.autograd.Function):
-    """Outside of `torch.no_grad()` the embeddings make every x ask for a gradient: refuse only one that is taken."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: SparseInt4Linear) -> Tensor:
-        return layer.packed.linear(x, layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise KernelError(
-            "an accelerated model has no gradients: call undo() of what accelerate() returned, then train"
-        )
 
 
 @dataclass
@@ -97,22 +50,29 @@ class Acceleration:
         return list(self._swapped)
 
     def undo(self) -> None:
-        """Puts the float layers back, the very ones, with the very weights; does nothing the second time."""
+        """Puts the float layers back, the very ones, with the very weights, on the device and in the dtype that the
+        model was moved to since; does nothing the second time."""
         for name in self.layers:
             swapped = self._swapped.pop(name)
-            packed = cast(SparseInt4Linear, self.model.get_submodule(name)).packed
-            _fill(swapped, packed.unpack(), packed.masks.device)
+            _fill(swapped, cast(SparseInt4Linear, self.model.get_submodule(name)))
             self.model.set_submodule(name, swapped.layer)
 
     def __str__(self) -> str:
         text = (
-            f"{len(self._swapped)} INT4 layers run packed ({library().path} kernel: {library().why}), "
-            f"{self.float_bytes / 1e6:.0f} MB of weights are {self.packed_bytes / 1e6:.0f} MB, "
-            f"{self.density:.0%} of them nonzero"
+            f"{told(len(self._swapped), self.density)}, "
+            f"{self.float_bytes / 1e6:.0f} MB of weights are {self.packed_bytes / 1e6:.0f} MB"
         )
         for name, why in list(self.skipped.items())[:3]:
             text += f"; {name} stays: {why}"
         return text + (f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else "")
+
+
+def told(layers: int, density: float) -> str:
+    """How many layers run packed, by which kernel and why, and how sparse they are."""
+    return (
+        f"{layers} INT4 layers run packed ({library().path} kernel: {library().why}), {density:.0%} of their weights "
+        "nonzero"
+    )
 
 
 def accelerate(model: nn.Module) -> Acceleration:
@@ -120,35 +80,39 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     model: loaded from an INT4 folder with `sqft_plugins.checkpoint.load_model` or, with
     `CompressedTensorsConfig(dequantize=True)`, by transformers. What is no INT4 linear stays; an INT4 linear whose
-    weight is no longer that of its codes (an adapter was merged into it) or that carries hooks stays, too, and is told.
+    weight is no longer that of its codes (an adapter was merged into it), whose scales float16 does not hold or that
+    carries hooks stays, too, and is told.
     The results are those of the float model up to rounding: the error bound is in csrc/kernel.h.
 
     Raises KernelError where there is no INT4 linear, or none can be swapped; then nothing was changed.
     """
     if any(isinstance(module, SparseInt4Linear) for module in model.modules()):
         raise KernelError("model is accelerated already: call undo() of what accelerate() returned first")
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, SCALE)}
+    layers = {name: module for name, module in model.named_modules() if has_grid(module)}
     if not layers:
         raise KernelError(
             f"model {type(model).__name__} has no INT4 layers: load an INT4 folder (`sqft quantize` makes one) with "
             "sqft_plugins.checkpoint.load_model"
         )
     done = Acceleration(model)
-    uses = _uses(model)
+    uses = uses_of(model)
     kept = total = 0.0
-    for name, layer in track(layers.items(), "packing"):
-        why = _why_not(layer, uses)
-        quantized = None if why else _codes(layer)
-        if why or quantized is None:
-            done.skipped[name] = why or "its weight is not that of its INT4 codes (was an adapter merged into it?)"
-            continue
-        packed = SparseInt4Weight.from_quantized(quantized).to(weight_of(layer).device)
-        bias = layer.bias if isinstance(layer.bias, Tensor) else None
-        done.float_bytes += layer.weight.numel() * layer.weight.element_size()
-        done.packed_bytes += packed.nbytes
-        kept, total = kept + packed.density * quantized.codes.numel(), total + quantized.codes.numel()
-        model.set_submodule(name, SparseInt4Linear(packed, bias).train(layer.training))
-        done._swapped[name] = _empty(layer)
+    try:
+        for name, layer in track(layers.items(), "packing"):
+            packed = _packed(layer, uses[id(layer.weight)])
+            if isinstance(packed, str):
+                done.skipped[name] = packed
+                continue
+            done.float_bytes += layer.weight.numel() * layer.weight.element_size()
+            done.packed_bytes += packed.nbytes
+            kept, total = kept + packed.density * layer.weight.numel(), total + layer.weight.numel()
+            bias = layer.bias if isinstance(layer.bias, Tensor) else None
+            swapped = SparseInt4Linear(packed, bias, layer.weight.dtype)
+            model.set_submodule(name, swapped.train(layer.training))
+            done._swapped[name] = _empty(layer)
+    except BaseException:
+        done.undo()
+        raise
     if not done._swapped:
         name, why = next(iter(done.skipped.items()))
         raise KernelError(f"none of {len(layers)} INT4 layers can be swapped: {name}, for one: {why}")
@@ -158,40 +122,38 @@ def accelerate(model: nn.Module) -> Acceleration:
     return done
 
 
-def _why_not(layer: nn.Module, uses: dict[int, int]) -> str | None:
+def _packed(layer: Any, uses: int) -> SparseInt4Weight | str:
+    """The packed weight of an INT4 linear, or why there is none."""
+    why = why_not(layer, uses)
+    if why is not None:
+        return why
+    try:
+        quantized, wrong = attached_weight(layer)
+        if wrong:
+            return f"{wrong} weights are not their INT4 codes (was an adapter merged into it?)"
+        return SparseInt4Weight.from_quantized(quantized).to(layer.weight.device)
+    except GridError as error:  # another program's scales need not be exact in float16
+        return str(error)
+
+
+def why_not(layer: nn.Module, uses: int) -> str | None:
+    """Why a linear layer cannot be swapped, None where it can. uses: of its weight in the model."""
     if type(layer) not in (nn.Linear, Conv1D):
         return f"it is a {type(layer).__name__}, not a plain linear"
     if layer.weight.device.type not in ("cpu", "cuda"):
         return f"it is on {layer.weight.device}: the kernels run on cpu and cuda"
     if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"its weight is {layer.weight.dtype}"
-    if uses[id(layer.weight)] > 1:
+    if uses > 1:
         return "it shares its weight with another layer"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or hasattr(layer, "_hf_hook"):
         return "it has hooks"
     return None
 
 
-def _uses(model: nn.Module) -> dict[int, int]:
-    uses: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    return uses
-
-
-def _codes(layer: nn.Module) -> QuantizedWeight | None:
-    """The codes of a dequantized layer; None where its weight is not exactly theirs."""
-    weight = weight_of(layer)  # type: ignore[arg-type]  # [out, in]
-    scale = getattr(layer, SCALE).data.float()
-    stored = getattr(layer, ZERO_POINT, None)  # signed
-    if stored is None:
-        zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
-    else:
-        zero_point = (stored.data.to(torch.int16) + SYMMETRIC_ZERO_POINT).to(torch.uint8)
-    if scale.dim() != 2 or scale.shape != zero_point.shape or weight.shape[1] % scale.shape[1]:
-        return None
-    quantized = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
-    return quantized if torch.equal(quantized.dequantize(weight.dtype), weight) else None
+def uses_of(model: nn.Module) -> Counter[int]:
+    """id of a parameter → how many names it has."""
+    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
 
 def _empty(layer: nn.Module) -> _Swapped:
@@ -205,13 +167,17 @@ def _empty(layer: nn.Module) -> _Swapped:
     return _Swapped(layer, dtypes)
 
 
-def _fill(swapped: _Swapped, weight: QuantizedWeight, device: torch.device) -> None:
-    layer, dtypes = swapped.layer, swapped.dtypes
-    exact = weight.dequantize(dtypes["weight"])
+def _fill(swapped: _Swapped, now: SparseInt4Linear) -> None:
+    """The opposite of `_empty`, from the layer that stands in its place."""
+    layer, weight = swapped.layer, now.packed.unpack()
+    dtypes = {**swapped.dtypes, "weight": now.like.dtype}
+    exact = weight.dequantize(now.like.dtype)
     parts = {
         "weight": exact.t().contiguous() if isinstance(layer, Conv1D) else exact,
         SCALE: weight.scale,
-        ZERO_POINT: weight.zero_point.to(torch.int16) - SYMMETRIC_ZERO_POINT,
+        ZERO_POINT: signed(weight.zero_point),
     }
     for name, dtype in dtypes.items():
-        getattr(layer, name).data = parts[name].to(device=device, dtype=dtype)
+        getattr(layer, name).data = parts[name].to(device=now.like.device, dtype=dtype)
+    if now.bias is not None:
+        cast(nn.Linear, layer).bias.data = now.bias.data

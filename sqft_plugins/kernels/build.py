@@ -6,7 +6,8 @@ installation goes on: plain torch then serves the operators. Each instruction se
 chosen when the program runs, so what is built here runs on every processor of this architecture; a set that the
 compiler does not know is left out.
 
-setuptools loads this file by its path, before anything is installed: only the standard library and setuptools here.
+setuptools loads this file by its path, before anything is installed: only the standard library and setuptools here, and
+where it runs by hand the latter may not be there (uv makes environments without it).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools.command.build_ext import build_ext
+try:
+    from setuptools.command.build_ext import build_ext
+except ModuleNotFoundError:
+    build_ext = object  # type: ignore[assignment, misc]
 
 LIBRARY = "libsqft_kernels.so"
 SOURCES = Path(__file__).with_name("csrc")

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqft_plugins.errors import GridError, KernelError
-from sqft_plugins.grid import MAX_CODE, SYMMETRIC_ZERO_POINT
+from sqft_plugins.grid import MAX_CODE, SYMMETRIC_ZERO_POINT, zero_codes
 from sqft_plugins.kernels.library import library
 from sqft_plugins.mask import pack_mask, unpack_mask
 
@@ -151,8 +151,7 @@ def unpack_slabs(
             ordered[:, stream::2].masked_scatter_(slab.kept[:, stream::2], kept)
         zero = torch.full((count, 1), SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
         if zero_points is not None:
-            zero = from_groups(zero_points[slab.blocks].cpu(), count)  # [rows, groups]
-            zero = zero.repeat_interleave(in_features // zero.shape[1], dim=1)
+            zero = zero_codes(from_groups(zero_points[slab.blocks].cpu(), count), in_features)
         mask = _to_rows(slab.kept, count, in_features)
         yield rows, torch.where(mask, _to_rows(ordered, count, in_features), zero), mask
 

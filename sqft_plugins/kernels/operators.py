@@ -11,6 +11,9 @@ Triton kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -74,41 +77,38 @@ def check_call(
     on_cpu = x.device.type == "cpu"  # on a GPU every look at the offsets would wait for it
     if on_cpu and int(block_offsets[-1]) != values.numel() - layout.END:
         raise KernelError(f"block_offsets do not end with the {values.numel()} bytes of values: pack the weight again")
+    if on_cpu and (int(block_offsets[0]) < 0 or bool((block_offsets.diff() < 0).any())):
+        raise KernelError("block_offsets fall, or begin below 0: pack the weight again")
 
 
-def linear_in_torch(
-    x: Tensor,
-    masks: Tensor,
-    values: Tensor,
-    block_offsets: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    activation_bits: int = 16,
-) -> Tensor:
-    """`sqft::sparse_int4_linear` by reference.py."""
-    check_call(x, masks, values, block_offsets, scales, zero_points, bias, out_features, activation_bits)
-    packed = Packed(masks, values, block_offsets)
-    return reference.linear(x, packed, scales, zero_points, bias, out_features)
+def _checked(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`sqft::sparse_int4_linear` by `linear(x, packed, scales, zero_points, bias, out)`, which is given what fits."""
+
+    def operator(
+        x: Tensor,
+        masks: Tensor,
+        values: Tensor,
+        block_offsets: Tensor,
+        scales: Tensor,
+        zero_points: Tensor | None,
+        bias: Tensor | None,
+        out_features: int,
+        activation_bits: int = 16,
+    ) -> Tensor:
+        check_call(x, masks, values, block_offsets, scales, zero_points, bias, out_features, activation_bits)
+        return linear(x, Packed(masks, values, block_offsets), scales, zero_points, bias, out_features)
+
+    return operator
 
 
-def _linear_gpu(
-    x: Tensor,
-    masks: Tensor,
-    values: Tensor,
-    block_offsets: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    activation_bits: int = 16,
-) -> Tensor:
+def _triton_linear(*arguments: Any) -> Tensor:
     from sqft_plugins.kernels import triton  # where there is no GPU, Triton need not be there
 
-    check_call(x, masks, values, block_offsets, scales, zero_points, bias, out_features, activation_bits)
-    packed = Packed(masks, values, block_offsets)
-    return triton.linear(x, packed, scales, zero_points, bias, out_features)
+    return triton.linear(*arguments)
+
+
+linear_in_torch = _checked(reference.linear)
+_linear_gpu = _checked(_triton_linear)
 
 
 def _planes(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import GridError, KernelError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, QuantizedWeight, group_width
+from sqft_plugins.grid import (
+    SYMMETRIC_ZERO_POINT,
+    QuantizedWeight,
+    group_width,
+    lost_zeros,
+    steps,
+    symmetric_zero_point,
+)
 from sqft_plugins.kernels import layout, operators
 
 
@@ -67,16 +74,14 @@ class SparseInt4Weight:
         if group_size is not None and group_width(in_features, group_size) * groups != in_features:
             raise GridError(f"scale has {groups} groups, but group_size={group_size} makes other ones of {in_features}")
         if zero_point is None:
-            zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+            zero_point = symmetric_zero_point(scale)
         if zero_point.shape != scale.shape or zero_point.dtype != torch.uint8:
             raise KernelError(f"zero_point is not uint8 {tuple(scale.shape)}, the shape of scale: give it so, or None")
-        nonzero = codes.unflatten(1, (groups, -1)).ne(zero_point.unsqueeze(-1)).flatten(1)  # [out, in]
         if mask is None:
-            mask = nonzero
+            mask = steps(codes, zero_point) != 0
         elif mask.shape != codes.shape or mask.dtype != torch.bool:
             raise KernelError(f"mask is not bool {tuple(codes.shape)}, the shape of codes: give it so, or None")
-        elif bool((nonzero & ~mask).any()):
-            lost = int((nonzero & ~mask).sum())
+        elif lost := lost_zeros(codes, zero_point, mask):
             raise KernelError(f"mask drops {lost} weights that are not zero: give the mask of this weight, or None")
         packed = operators.pack(codes, mask)
         symmetric = bool((zero_point == SYMMETRIC_ZERO_POINT).all())
@@ -100,9 +105,7 @@ class SparseInt4Weight:
         """
         if codes.shape != (self.out_features, self.in_features):
             raise KernelError(f"codes is {tuple(codes.shape)}, the weight {(self.out_features, self.in_features)}")
-        mask, zero = self.mask(), self.unpack().zero_point
-        pruned = zero.repeat_interleave(self.group_size, dim=1)
-        if not torch.equal(codes.cpu()[~mask], pruned[~mask]):
+        if lost_zeros(codes.cpu(), self._zero_point(), self.mask()):
             raise KernelError("codes have weights outside the mask of this plane's base: pack them with their own mask")
         return layout.pack_values(codes, self.masks.cpu(), self.block_offsets.cpu()).to(self.values.device)
 
@@ -119,29 +122,9 @@ class SparseInt4Weight:
         kept weight gives exactly the bias. Groups that are no multiple of 8, more than one a row, take plain torch.
         Raises KernelError (plain torch) or RuntimeError (compiled) for an x or a bias that does not fit.
         """
-        if self._plain_only and x.device.type == "cpu":
-            return operators.linear_in_torch(
-                x,
-                self.masks,
-                self.values,
-                self.block_offsets,
-                self.scales,
-                self.zero_points,
-                bias,
-                self.out_features,
-                activation_bits,
-            )
-        return operators.sparse_int4_linear(
-            x,
-            self.masks,
-            self.values,
-            self.block_offsets,
-            self.scales,
-            self.zero_points,
-            bias,
-            self.out_features,
-            activation_bits,
-        )
+        plain = self._plain_only and x.device.type == "cpu"
+        call = operators.linear_in_torch if plain else operators.sparse_int4_linear
+        return call(x, self.masks, self.values, *self._rest(bias, activation_bits))
 
     def linear_planes(
         self,
@@ -156,27 +139,24 @@ class SparseInt4Weight:
         if self._plain_only and x.device.type == "cpu":
             parts = zip(x.split(list(tokens)), planes, strict=True)
             return torch.cat([self.with_values(plane).linear(rows, bias) for rows, plane in parts])
-        return operators.sparse_int4_linear_planes(
-            x,
-            self.masks,
-            list(planes),
-            list(tokens),
-            self.block_offsets,
-            self.scales,
-            self.zero_points,
-            bias,
-            self.out_features,
-            activation_bits,
-        )
+        rest = self._rest(bias, activation_bits)
+        return operators.sparse_int4_linear_planes(x, self.masks, list(planes), list(tokens), *rest)
+
+    def _rest(self, bias: Tensor | None, activation_bits: int) -> tuple:
+        """The arguments of both operators behind the values."""
+        return self.block_offsets, self.scales, self.zero_points, bias, self.out_features, activation_bits
 
     def unpack(self) -> QuantizedWeight:
         """Codes (pruned weights have that of their zero point), scale and zero point, on the CPU."""
         out = self.out_features
         codes, _ = operators.unpack(self.packed, self.zero_points, out, self.in_features)
-        scale = layout.from_groups(self.scales.cpu(), out).float()  # [out, groups]
+        return QuantizedWeight(codes, layout.from_groups(self.scales.cpu(), out).float(), self._zero_point())
+
+    def _zero_point(self) -> Tensor:
+        """uint8 [out, groups], on the CPU."""
         if self.zero_points is None:
-            return QuantizedWeight(codes, scale, torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8))
-        return QuantizedWeight(codes, scale, layout.from_groups(self.zero_points.cpu(), out).contiguous())
+            return symmetric_zero_point(layout.from_groups(self.scales.cpu(), self.out_features))
+        return layout.from_groups(self.zero_points.cpu(), self.out_features).contiguous()
 
     def mask(self) -> Tensor:
         """bool [out, in], True = kept."""
@@ -184,15 +164,7 @@ class SparseInt4Weight:
 
     def to(self, device: torch.device | str) -> SparseInt4Weight:
         """On another device."""
-        zero = self.zero_points
-        return replace(
-            self,
-            masks=self.masks.to(device),
-            values=self.values.to(device),
-            block_offsets=self.block_offsets.to(device),
-            scales=self.scales.to(device),
-            zero_points=None if zero is None else zero.to(device),
-        )
+        return SparseInt4Weight(self.out_features, self.in_features, *(part.to(device) for part in self.parts()))
 
     def parts(self) -> list[Tensor]:
         """Its tensors."""

@@ -114,7 +114,7 @@ def _check(folder: ModelFolder, merged: Mapping[str, QuantizedWeight]) -> int:
             raise SQFTError(f"{module} in {folder.path} is not what was merged: the disk or the writer is broken")
         mask = folder.mask(module)
         if mask is not None:
-            lost += int((stored.steps()[~mask] != 0).sum())
+            lost += stored.lost_zeros(mask)
     if lost:
         raise SQFTError(f"the merge turned {lost} pruned weights on: report this, the base was not changed")
     assert folder.stamp is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -147,7 +148,42 @@ def test_side_files_come_along_but_no_other_weights(pruned, tmp_path):
     (tmp_path / "target").mkdir()
     copy_side_files(ModelFolder(source), tmp_path / "target")
     copied = {str(p.relative_to(tmp_path / "target")) for p in (tmp_path / "target").rglob("*") if p.is_file()}
-    assert copied == {"LICENSE", "extra/a.txt", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert copied == {"LICENSE", "README.md", "extra/a.txt", "generation_config.json", *tokenizer}
+
+
+def test_links_that_lead_nowhere_or_upwards_stay_behind(tiny_llama, tmp_path):
+    source = shutil.copytree(tiny_llama, tmp_path / "source")
+    (source / "extra").mkdir()
+    (source / "extra" / "a.txt").write_text("x")
+    for link, target in (
+        ("gone", "no-such-file"),
+        ("self", "."),
+        ("extra/up", "../.."),
+        ("extra/gone", "none"),
+        ("round", "round"),
+    ):
+        (source / link).symlink_to(target)
+    (source / "LICENSE").symlink_to("extra/a.txt")  # as in the hub's cache, where every file is a link
+    (source / "notes").symlink_to("extra")
+    os.mkfifo(source / "pipe")
+    (tmp_path / "target").mkdir()
+    copy_side_files(ModelFolder(source), tmp_path / "target")
+    copied = {str(p.relative_to(tmp_path / "target")) for p in (tmp_path / "target").rglob("*") if p.is_file()}
+    assert copied - {file.name for file in tiny_llama.iterdir()} == {"LICENSE", "extra/a.txt", "notes/a.txt"}
+
+
+def test_of_a_single_file_and_an_index_the_file_is_read_as_transformers_does(tiny_llama, tiny_model, tmp_path):
+    """save_pretrained leaves an old index behind when it writes one file, and an old file when it writes shards."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    other = tiny_model("llama")
+    other.load_state_dict({name: tensor + 1 for name, tensor in other.state_dict().items()})
+    other.save_pretrained(folder, max_shard_size="100KB")
+    assert {"model.safetensors", "model.safetensors.index.json"} <= {file.name for file in folder.iterdir()}
+    stock = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    found = ModelFolder(folder)
+    assert all(torch.equal(found.tensor(name), stock[name]) for name in found.files)
+    assert not torch.equal(stock["model.norm.weight"], other.state_dict()["model.norm.weight"])
 
 
 # --- damaged folders ---
@@ -186,6 +222,16 @@ def test_a_missing_tokenizer_is_not_silently_an_empty_one(request, tmp_path, fil
     (copy / file).unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer: copy tokenizer\.json"):
         load_tokenizer(copy)
+
+
+def test_damaged_tokenizers_are_named(copy):
+    for file, text in (("tokenizer.json", "[]"), ("tokenizer.json", "{}"), ("tokenizer_config.json", "[]")):
+        original = (copy / file).read_text()
+        (copy / file).write_text(text)
+        with pytest.raises(CheckpointError, match="has no tokenizer that transformers reads") as caught:
+            load_tokenizer(copy)
+        assert "\n" not in str(caught.value)
+        (copy / file).write_text(original)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

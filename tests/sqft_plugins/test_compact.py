@@ -155,6 +155,8 @@ def test_shards_unmasked_layers_and_masked_float_layers(tiny_llama, tmp_path):
     assert compact.mask(MODULE) is None
     assert torch.equal(compact.packed_masks["lm_head"], masks["lm_head"])
     assert mask_hash(compact.packed_masks) == stamp.mask_hash
+    ours, stock = load_model(compact.path).state_dict(), load_model(folder.path).state_dict()
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
 
 
 def test_the_model_is_the_one_that_transformers_makes_of_the_int4_folder(int4, compact):

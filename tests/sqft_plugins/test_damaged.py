@@ -111,12 +111,52 @@ def test_a_scale_outside_the_exact_range_is_named(int4, value):
         ),
         ({"weight_packed": torch.zeros(128, 7).int()}, r"weight_packed of .* is \(128, 7\), expected \(128, 8\)"),
         ({"weight_shape": torch.tensor([128, 80])}, "group_size=32 does not divide in=80"),
+        ({"weight_shape": torch.tensor([128])}, r"weight_shape of .* is \(1,\), expected \(2,\)"),
     ],
 )
 def test_int4_tensors_that_are_missing_or_of_another_shape_are_named(int4, changes, message):
     change_tensors(int4, **changes)
     with pytest.raises(SQFTError, match=message):
         ModelFolder(int4).quantized(MODULE)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (file, text)
+        for file in ("config.json", "sqft/stamp.json", "model.safetensors.index.json")
+        for text in (b"[]", b"3", b"\xff\xfe{}", b"[" * 20000)
+    ],
+)
+def test_json_that_holds_no_object_is_named(originals, tmp_path, file, text):
+    folder = shutil.copytree(originals / ("sharded" if "index" in file else "int4"), tmp_path / "copy")
+    (folder / file).write_bytes(text)
+    with pytest.raises(CheckpointError, match=rf"{file} (is not JSON|holds no JSON object)"):
+        _ = ModelFolder(folder).stamp, ModelFolder(folder).files
+
+
+def test_a_quantization_config_that_is_no_object_or_names_no_grid_of_ours(int4):
+    config = json.loads((int4 / "config.json").read_text())
+    (weights,) = [group["weights"] for group in config["quantization_config"]["config_groups"].values()]
+    for key, value in (("group_size", None), ("symmetric", "x"), ("strategy", "tensor"), ("num_bits", 8)):
+        changed = json.loads(json.dumps(config))
+        changed["quantization_config"]["config_groups"]["group_0"]["weights"] = {**weights, key: value}
+        (int4 / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=r"has no weight groups|mixes grids"):
+            _ = ModelFolder(int4).grid
+    (int4 / "config.json").write_text(json.dumps({**config, "quantization_config": "none"}))
+    with pytest.raises(CheckpointError, match="quantization_config is no JSON object"):
+        _ = ModelFolder(int4).files
+
+
+def test_a_config_that_transformers_does_not_know(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for changes in ({"model_type": "no-such"}, {"hidden_size": "64"}):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(CheckpointError, match="no language model that transformers knows") as one:
+            prune_folder(folder, tmp_path / "out", method="magnitude")
+        assert "\n" not in str(one.value)
 
 
 def test_a_config_without_weight_groups(int4):

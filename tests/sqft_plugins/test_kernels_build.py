@@ -46,6 +46,22 @@ def test_without_a_compiler_the_installation_goes_on_with_a_notice(monkeypatch, 
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_an_environment_without_setuptools_builds_by_hand(tmp_path):
+    """uv makes environments without it, and `python -m sqft_plugins.kernels.build` is the remedy that we name."""
+    code = "import sys; sys.modules['setuptools'] = None; import sqft_plugins.kernels.build"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_doctor_names_the_compiler_that_would_build(compiler, monkeypatch):
+    monkeypatch.setenv("CXX", f"{compiler[0]} -pipe")
+    rows = {check.name: check for check in doctor.machine_checks()}
+    assert rows["C++ compiler"].found.startswith(f"{compiler[0]} -pipe (")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rows = {check.name: check for check in doctor.machine_checks()}
+    assert (rows["C++ compiler"].status, rows["C++ compiler"].found) == ("missing", "CXX=no-such-compiler is not there")
+
+
 def test_an_instruction_set_that_the_compiler_does_not_know_is_left_out(compiler, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(builder.FLAGS, "avx512", ("x86_64", ("-mno-such-set",)))
     sets = builder.build(tmp_path / "kernels.so", extra=("-O0",))

@@ -243,11 +243,13 @@ def test_falling_offsets_are_refused_before_the_kernel_runs():
     weight = make_case(48, 64, 32, 0.9).packed
     offsets = weight.block_offsets.clone()
     offsets[1] = 1 << 40
-    if library().handle is not None:
-        with pytest.raises(RuntimeError, match="fall"):
-            operators.sparse_int4_linear(
-                torch.randn(1, 64), weight.masks, weight.values, offsets, weight.scales, None, None, 48, 16
-            )
+    below = weight.block_offsets.clone()
+    below[0] = -1
+    for wrong in (offsets, below):
+        arguments = (torch.randn(1, 64), weight.masks, weight.values, wrong, weight.scales, None, None, 48, 16)
+        for linear in (operators.sparse_int4_linear, operators.linear_in_torch):
+            with pytest.raises((RuntimeError, KernelError), match=r"fall|below 0"):
+                linear(*arguments)
 
 
 def test_torch_accepts_the_operators_and_their_fakes():

@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
 
 from sqft_plugins.errors import GridError, MismatchError
-from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, unpack, unpack_zero_point
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, symmetric_zero_point, unpack, unpack_zero_point
 from sqft_plugins.mask import unpack_mask
 from vllm_ext.quantization.operators import Operator, Problem, check_pruned, choose
 from vllm_ext.quantization.sources import Part, parts_of, shard_of
@@ -198,7 +198,7 @@ def _loaded(layer: Any) -> QuantizedWeight:
     codes = unpack(layer.weight_packed.data, layer.input_size_per_partition)
     scale = layer.weight_scale.data.to(torch.float32)
     if layer.scheme.symmetric:
-        zero_point = torch.full_like(scale, SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+        zero_point = symmetric_zero_point(scale)
     else:
         zero_point = unpack_zero_point(layer.weight_zero_point.data, codes.shape[0])
     return QuantizedWeight(codes, scale, zero_point)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import MismatchError, SQFTError, nearest
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import QuantizedWeight, lost_zeros
 
 MAX_DENSITY = 0.75
 """Above it a layer stays dense: the mask costs more than the pruned codes."""
@@ -138,9 +138,9 @@ NAMES = ("sparse", "vllm", "torch")
 
 def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:
     """Raises MismatchError where a pruned place of codes [out, in] does not hold its zero point [out, groups]."""
-    wrong = (codes.unflatten(1, (zero_point.shape[1], -1)) != zero_point.unsqueeze(-1)).flatten(1) & ~mask
-    if bool(wrong.any()):
+    wrong = lost_zeros(codes, zero_point, mask)
+    if wrong:
         raise MismatchError(
-            f"{name} is not zero at {int(wrong.sum())} places that its mask prunes: "
+            f"{name} is not zero at {wrong} places that its mask prunes: "
             f"mask and weights belong to two models; copy the whole folder again"
         )

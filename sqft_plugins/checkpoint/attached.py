@@ -1,0 +1,84 @@
+"""The INT4 grid that stays on a linear layer whose codes were dequantized into a float weight when it was loaded.
+
+transformers leaves it with `CompressedTensorsConfig(dequantize=True)`, our own loader the same (dequantize.py). Who
+needs the codes of such a model, to export or to pack it, reads them back here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.errors import GridError
+from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize, symmetric_zero_point
+
+SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
+
+
+def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Tensor) -> None:
+    """Leaves on a linear layer what transformers' `dequantize=True` leaves: the frozen parameters `weight_scale`
+    [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric, `weight_zero_point` int8
+    [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
+
+    The scale has the weight's dtype where that holds it exactly, else float32: AutoGPTQ's do not fit bf16.
+    """
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
+    from sqft_plugins.checkpoint.int4 import quantization_config
+
+    weight: Tensor = layer.get_parameter("weight")
+    narrow, rows = scale.to(weight.dtype), scale.shape[0]
+    parts = {
+        SCALE: narrow if torch.equal(narrow.to(scale.dtype), scale) else scale,
+        SHAPE: torch.tensor([rows, weight.numel() // rows]),
+    }
+    if not grid.symmetric:
+        parts[ZERO_POINT] = signed(zero_point)
+    for name, part in parts.items():
+        layer.register_parameter(name, nn.Parameter(part.to(weight.device), requires_grad=False))
+    (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
+    vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
+
+
+def has_grid(layer: nn.Module) -> bool:
+    """Whether a layer has a float weight and a grid."""
+    return hasattr(layer, SCALE) and hasattr(layer, "weight")
+
+
+def attached_grid(layer: nn.Module) -> GridStamp:
+    """The grid of a layer that `has_grid`. The scales alone do not tell: one group in a row is a group of `in`, too."""
+    weights = cast(Any, layer).quantization_scheme.weights
+    size = PER_CHANNEL if weights.strategy == "channel" else weights.group_size
+    return GridStamp(group_size=size, symmetric=not hasattr(layer, ZERO_POINT))
+
+
+def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
+    """The codes nearest to the layer's weight on its grid, on the CPU, and how many weights are not exactly these
+    codes, in the weight's dtype (an adapter was merged into it). Raises GridError for a grid of another shape."""
+    from sqft_plugins.compress.find import weight_of  # it imports the loaders
+
+    weight = weight_of(layer).detach().cpu()  # type: ignore[arg-type]  # [out, in]
+    scale = layer.get_parameter(SCALE).detach().cpu().to(torch.float32)
+    zero_point = symmetric_zero_point(scale)
+    if hasattr(layer, ZERO_POINT):
+        zero_point = unsigned(layer.get_parameter(ZERO_POINT).detach().cpu())
+    fits = scale.dim() == 2 and len(scale) == len(weight) and not weight.shape[1] % max(scale.shape[1], 1)
+    if not fits or scale.shape != zero_point.shape:
+        raise GridError(
+            f"{SCALE} {tuple(scale.shape)} is no grid of a weight {tuple(weight.shape)}: load the INT4 folder again"
+        )
+    found = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
+    return found, int(torch.count_nonzero(found.dequantize(weight.dtype) != weight))
+
+
+def signed(zero_point: Tensor) -> Tensor:
+    """uint8 0..15 → int8 -8..7, as compressed-tensors has it on a layer."""
+    return zero_point.to(torch.int8) - SYMMETRIC_ZERO_POINT
+
+
+def unsigned(zero_point: Tensor) -> Tensor:
+    """The inverse of `signed`, of any integer dtype."""
+    return (zero_point + SYMMETRIC_ZERO_POINT).to(torch.uint8)
