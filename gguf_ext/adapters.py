@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ class Adapters:
         if not Path(file).is_file():
             raise GGUFError(f"adapter {file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
         self._check(GGUFFile(file).metadata, file)
-        handle = self._c.llama_adapter_lora_init(self._model, str(file).encode())
+        handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not handle:
             raise AdapterMismatchError(
                 f"llama.cpp cannot add {file} to {self._path} ({last_error()}): export it for this base"

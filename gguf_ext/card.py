@@ -42,7 +42,8 @@ def card_entries(folder: ModelFolder) -> list[Entry]:
 
 def _texts(value: Any) -> list[str]:
     """A card has one text or several."""
-    return [value] if isinstance(value, str) else [str(item) for item in value] if isinstance(value, list) else []
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, str)]  # YAML takes Norwegian, `no`, for False
 
 
 def _read(folder: ModelFolder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def _version(package: str, remedy: str) -> Check:
     except importlib.metadata.PackageNotFoundError:
         return Check(package, "missing", "not installed", remedy)
     low, high = RANGES[package]
-    parts = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    parts = tuple(map(int, re.findall(r"\d+", found.partition("+")[0])[:3]))  # 0.3.36+cu124 is 0.3.36
     if low <= parts < high:
         return Check(package, "ok", found)
     wanted = ".".join(map(str, low))

@@ -63,7 +63,10 @@ def chat_command(
     if interactive and as_json:
         raise click.UsageError("--json needs one question: add --prompt, or give the prompt on stdin")
     if prompt is None and not interactive:
-        prompt = sys.stdin.read().removesuffix("\n")
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"the prompt on stdin is not UTF-8 text ({error}): convert it") from error
     if not interactive and not prompt:
         raise click.UsageError("the prompt is empty: write it behind --prompt or to stdin")
     given = {name: (path, scale) for name, path, scale in map(parse_adapter, adapters)}

@@ -19,12 +19,13 @@ from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import general_entries, sqft_entries
 from gguf_ext.plan import Planned, plan, zero_biases
 from gguf_ext.reader import GGUFFile
-from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, split_parts, write_parts
+from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
 from gguf_ext.template import check_tokens
 from gguf_ext.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
 from gguf_ext.verify import EXACT, VerifyReport, compare
 from gguf_ext.vocab import from_tokenizer, read_vocabulary
 from sqft_plugins.checkpoint import ModelFolder, write_file
+from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say, track
 
 if TYPE_CHECKING:
@@ -134,8 +135,14 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         say(f"{len(biases)} biases of INT4 layers are all 0 and left out, as of {biases[0]}")
     described = _vocabulary(folder, tokenizer, layout, template, options)
     planned = plan(folder, layout.sources, options.float_type, options.embedding_type, options.rounding)
+    rows = next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0)
     if template is not None:
-        check_tokens(template, next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0))
+        check_tokens(template, rows)
+    elif layout.config is not None and rows != layout.config["vocab_size"]:
+        raise CheckpointError(
+            f"model {folder.path} has {rows} rows in its embedding, but vocab_size={layout.config['vocab_size']} in "
+            "config.json: copy the whole model again"
+        )
     entries = _entries(folder, planned, layout, described)
     head = HEADER + sum(map(entry_bytes, entries))
     parts = split_parts(planned, head, options.limit)
@@ -143,6 +150,8 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         with write_file(target, overwrite) as temporary:
             write_tensors(temporary, layout.architecture, entries, planned, folder)
             report = _verified(folder, layout, temporary, target)
+        if options.limit is not None and overwrite:
+            remove_parts(target)  # of an earlier export that did not fit one file
         written = [target]
     else:
         with write_parts(target, len(parts)) as paths:
@@ -231,7 +240,7 @@ def write_tensors(
         for tensor in track(planned, "writing the tensors"):
             written = 0
             for piece in tensor.pieces(folder):
-                piece.tofile(out)
+                out.write(np.ascontiguousarray(piece).data)  # `tofile` hides why it fails, such as a full disk
                 written += piece.nbytes
             assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
             writer.write_padding(out, written)

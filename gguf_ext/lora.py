@@ -7,7 +7,6 @@ all, so the scaling is folded into B and alpha is 0. Rows of B are put into the 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -29,11 +28,14 @@ from gguf_ext.plan import Planned, Source, match_rule
 from gguf_ext.reader import GGUFFile
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.tune.adapters import check_adapter
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
+PEFT_ALPHA = 8
+"""The alpha of a LoraConfig that names none."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def export_lora(
     file can hold, UnmappedTensorError, MismatchError for another base, CheckpointError, OutputExistsError.
     """
     path = check_adapter(adapter)
-    config = _read_config(path)
+    config = read_object(path / "adapter_config.json", "copy it again")
     check_dense(config, path)
     target = check_output(target, overwrite)
     require_gguf()
@@ -117,15 +119,8 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / r as PEFT computes it: alpha of the first pattern that matches the end of the module's name."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = float(next(found, config["lora_alpha"]))
+    alpha = float(next(found, config.get("lora_alpha", PEFT_ALPHA)))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _read_config(adapter: Path) -> dict[str, Any]:
-    try:
-        return json.loads((adapter / "adapter_config.json").read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{adapter}/adapter_config.json is not JSON ({error}): copy it again") from error
 
 
 def _plan(
@@ -146,7 +141,13 @@ def _plan(
         if not name.endswith(ENDS[0]):
             continue
         module = name.removeprefix(PREFIX).removesuffix(ENDS[0])
-        A, B = tensors[name].float(), tensors[PREFIX + module + ENDS[1]].float()  # [r, in], [out, r]
+        A = tensors[name].float()  # [r, in]
+        B = tensors.get(PREFIX + module + ENDS[1], torch.empty(0)).float()  # [out, r]
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+            raise CheckpointError(
+                f"adapter {adapter} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} for {module}: "
+                "copy the adapter again"
+            )
         rule, layer, owner = match_rule(architecture, module)
         tied = bool(base.get("tie_word_embeddings")) and module == "lm_head"
         if rule is None or tied:

@@ -81,8 +81,16 @@ class Source:
         return None if mask is None else self.reorder(mask)
 
     def reorder(self, part: Tensor) -> Tensor:
-        """Codes, scales, zero points, floats, biases and masks all have `out` first: one rule for all."""
-        return part if self.order is None else part[self.order]
+        """Codes, scales, zero points, floats, biases and masks all have `out` first: one rule for all. Raises
+        CheckpointError for rows that are not those of the configuration."""
+        if self.order is None:
+            return part
+        if len(part) != len(self.order):
+            raise CheckpointError(
+                f"{self.tensor} has {len(part)} rows, {len(self.order)} by the heads in config.json: "
+                "copy the whole model again"
+            )
+        return part[self.order]
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     mapped: dict[str, Source] = {}
     packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
     quantized = set(packed.values())
-    for name in sorted(folder.files):
+    for name in sorted(folder.tensor_names):
         if any(re.fullmatch(pattern, name) for pattern in architecture.ignored):
             continue
         module, _, part = (packed[name], "", "weight") if name in packed else name.rpartition(".")

@@ -65,7 +65,7 @@ class LlamaSession:
         self._c = library()
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
-        self._model = self._c.llama_model_load_from_file(str(path).encode(), settings)
+        self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
             raise RuntimeFailedError(
                 f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"

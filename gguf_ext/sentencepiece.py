@@ -6,15 +6,16 @@ sentencepiece need be installed.
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_ext.arch import Config
 from gguf_ext.errors import UnsupportedTokenizerError
 from gguf_ext.vocab import SPACE, TokenKind, Vocabulary
+from sqft_plugins.checkpoint.json_object import read_object
+from sqft_plugins.errors import SQFTError
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of ModelProto
 MODEL_TYPE = 3  # of TrainerSpec
@@ -30,7 +31,7 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
     file = folder / "tokenizer.model"
     try:
         pieces, trainer, normalizer = _model(file.read_bytes())
-    except (IndexError, ValueError, struct.error) as error:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise UnsupportedTokenizerError(
             f"{file} is no sentencepiece model ({error}): copy it again, or give tokenizer.json"
         ) from error
@@ -39,15 +40,13 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
             f"{file} is a unigram model, which llama.cpp's `llama` tokenizer is not: only BPE is supported"
         )
     settings = _json(folder / "tokenizer_config.json")
+    added = _added_tokens(folder, settings, int(config["vocab_size"]))
     tokens = [text for text, _, _ in pieces]
     scores = [score for _, score, _ in pieces]
     kinds = [kind for _, _, kind in pieces]
     for token, kind in enumerate(kinds):
         if kind == TokenKind.USER_DEFINED:
             tokens[token] = tokens[token].replace(SPACE, " ")
-    added = {int(token): (str(name), False) for name, token in _json(folder / "added_tokens.json").items()}
-    for token, entry in settings.get("added_tokens_decoder", {}).items():
-        added[int(token)] = (entry["content"], bool(entry.get("special")))
     for token, (name, special) in sorted(added.items()):
         while len(tokens) <= token:
             tokens.append(f"[UNUSED{len(tokens)}]")
@@ -59,12 +58,12 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
     special_ids = {}
     for name, field in SPECIAL_FIELDS.items():
         wanted = config.get(f"{name}_token_id")
-        wanted = wanted[0] if isinstance(wanted, list) else wanted
+        wanted = next(iter(wanted), None) if isinstance(wanted, list) else wanted
         found = int(wanted) if wanted is not None else _signed(trainer.get(field, SPECIAL_DEFAULTS[name]))
         if 0 <= found < len(tokens):
             special_ids[name] = found
-    template = settings.get("chat_template")
     jinja = folder / "chat_template.jinja"
+    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else settings.get("chat_template")
     return Vocabulary(
         model="llama",
         pre="default",
@@ -76,23 +75,38 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
         add_bos=bool(settings.get("add_bos_token", True)),
         add_eos=bool(settings.get("add_eos_token", False)),
         space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
-        chat_template=jinja.read_text() if jinja.is_file() else template if isinstance(template, str) else None,
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
-def _model(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
-    """Pieces (text, score, type), the fields of the trainer and those of the normalizer."""
+def _added_tokens(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, tuple[str, bool]]:
+    """Token → (text, whether it is special), of those that have a row in the embedding."""
+    try:
+        added = {int(token): (str(name), False) for name, token in _json(folder / "added_tokens.json").items()}
+        for token, entry in settings.get("added_tokens_decoder", {}).items():
+            added[int(token)] = (str(entry["content"]), bool(entry.get("special")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, SQFTError):
+            raise
+        raise UnsupportedTokenizerError(
+            f"added tokens of {folder} are damaged ({error!r}): copy tokenizer_config.json and added_tokens.json again"
+        ) from error
+    return {token: entry for token, entry in added.items() if 0 <= token < size}
+
+
+def _model(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, int], dict[int, int]]:
+    """Pieces (text, score, type), the fields of the trainer and those of the normalizer that are numbers."""
     pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
+    trainer: dict[int, int] = {}
+    normalizer: dict[int, int] = {}
     for field, value in _fields(data):
         if field == PIECES:
             piece = dict(_fields(value))
-            pieces.append((piece[1].decode(), piece.get(2, 0.0), piece.get(3, TokenKind.NORMAL)))
+            pieces.append((piece[1].decode(), float(piece.get(2, 0.0)), TokenKind(piece.get(3, TokenKind.NORMAL))))
         elif field == TRAINER:
-            trainer = dict(_fields(value))
+            trainer = {name: number for name, number in _fields(value) if isinstance(number, int)}
         elif field == NORMALIZER:
-            normalizer = dict(_fields(value))
+            normalizer = {name: number for name, number in _fields(value) if isinstance(number, int)}
     if not pieces:
         raise ValueError("no pieces")
     return pieces, trainer, normalizer
@@ -139,4 +153,4 @@ def _signed(value: int) -> int:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_object(file, "copy it again") if file.is_file() else {}

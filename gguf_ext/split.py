@@ -65,7 +65,7 @@ def split_parts(planned: list[Planned], head: int, limit: int | None) -> list[li
     if limit is None:
         return [planned]
     parts: list[list[Planned]] = [[]]
-    size = head
+    size = head + PART_HEAD
     for tensor in planned:
         more = table_bytes(tensor) + aligned(tensor.bytes)
         if parts[-1] and size + more > limit:
@@ -79,7 +79,7 @@ def split_parts(planned: list[Planned], head: int, limit: int | None) -> list[li
 
 
 PART_HEAD = 512
-"""Bytes of the metadata of a part after the first, and of the padding between header and tensors, at most."""
+"""Bytes that a part has beside its tensors, at most: header, what is said of the part, padding before the tensors."""
 ALIGNMENT = 32
 
 
@@ -103,6 +103,8 @@ def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Pa
         check_output(path, overwrite)
     except OutputExistsError as error:
         raise TargetExistsError(str(error)) from None
+    if path.is_dir():
+        raise GGUFError(f"--out {target} is a folder, a file goes there: choose another path")
     if split and not overwrite and (parts := _parts_of(path)):
         raise TargetExistsError(
             f"--out {target}: {parts[0].name} exists: choose another path, or replace it with --overwrite"
@@ -150,10 +152,16 @@ def _publish(parts: list[Path], target: Path, old: Path) -> None:
         raise
 
 
+def remove_parts(target: Path) -> None:
+    """Removes the parts of `target`, the first of a set, which llama.cpp is given, before the others."""
+    for part in _parts_of(target):
+        part.unlink()
+
+
 def _parts_of(target: Path) -> list[Path]:
     """The parts of `target` that are there, of any count, the first of a set in front."""
     stem = target.name.removesuffix(".gguf")
     if not target.parent.is_dir():
         return []
-    found = ((shard_names(path.name), path) for path in target.parent.iterdir())
+    found = ((shard_names(path.name), path) for path in target.parent.iterdir() if path.is_file())
     return [path for _, path in sorted((name.index, path) for name, path in found if name and name.stem == stem)]

@@ -89,7 +89,7 @@ def _placed(folder: ModelFolder, template: GGUFFile) -> dict[str, Source]:
     packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
     quantized = set(packed.values())
     placed: dict[str, Source] = {}
-    for name in sorted(folder.files):
+    for name in sorted(folder.tensor_names):
         if name.endswith((".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")):
             continue
         module, _, part = (packed[name], "", "weight") if name in packed else name.rpartition(".")

@@ -120,7 +120,10 @@ def step_error(weight: QuantizedWeight) -> float:
 
 
 def matrix_type(tensor: Tensor, name: str, float_type: str = "auto", argument: str = "--float-type") -> TensorType:
-    """The type of a float tensor: F32 for a vector. Raises NonFiniteWeightError, BlockSizeError."""
+    """The type of a float tensor: F32 for a vector. Raises NonFiniteWeightError, BlockSizeError, GGUFError for a dtype
+    that no type holds."""
+    if tensor.dtype not in TORCH_TYPES.values():
+        raise GGUFError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: save the model in float32 or narrower")
     wanted = EMBEDDING_TYPES.get(float_type)
     candidates = [TensorType.F16, TensorType.BF16] if wanted is None else [wanted]
     if tensor.ndim == 1:

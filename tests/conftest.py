@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared, and one thread gives the same sums everywhere
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -132,3 +135,21 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model("gemma3").save_pretrained(folder)
     make_tokenizer("byte-fallback").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of one mebibyte; skipped where mounting is not permitted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    for _ in range(20):
+        if subprocess.run(["umount", disk], capture_output=True).returncode == 0:
+            break
+        time.sleep(0.1)

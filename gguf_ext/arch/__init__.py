@@ -68,10 +68,11 @@ def find_architecture(config: dict[str, Any], model: str | Path) -> Architecture
 
 def read_config(model: str | Path, architecture: Architecture) -> Config:
     """The configuration with transformers' defaults and common names (GPT-2 says `n_layer`) filled in. Raises
-    UnsupportedArchitectureError for an option that llama.cpp's version of the architecture lacks."""
-    from transformers import AutoConfig
+    UnsupportedArchitectureError for an option that llama.cpp's version of the architecture lacks, CheckpointError for a
+    config.json that transformers does not know."""
+    from sqft_plugins.compress.find import transformers_config  # imports all of transformers
 
-    return normalized(AutoConfig.from_pretrained(model), model, architecture)
+    return normalized(transformers_config(model), model, architecture)
 
 
 def normalized(found: Any, model: str | Path, architecture: Architecture) -> Config:

@@ -135,6 +135,34 @@ def test_every_bad_input_has_its_class_and_nothing_is_written(case, bad, tmp_pat
     assert set(tmp_path.rglob("*")) == set(before)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 2}, "q_proj.weight has 128 rows, 64 by the heads"),
+        ({"num_attention_heads": 8}, "q_proj.weight has 128 rows, 256 by the heads"),
+        ({"vocab_size": 400}, "rows in its embedding, but vocab_size=400"),
+        ({"vocab_size": 4000}, "rows in its embedding, but vocab_size=4000"),
+        ({"model_type": "no-such"}, "no language model that transformers knows"),
+    ],
+)
+def test_a_config_of_another_model_is_named_and_nothing_is_written(changes, words, llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "model")
+    _config(folder, **changes)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        export_gguf(folder, tmp_path / "m.gguf")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_weight_wider_than_float32_is_refused(llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].double() / 3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GGUFError, match=r"model\.norm\.weight is float64: save the model in float32"):
+        export_gguf(folder, tmp_path / "m.gguf")
+
+
 def test_a_masked_adapter_has_a_class_of_its_own(tmp_path):
     (tmp_path / "adapter").mkdir()
     config = {"peft_type": "SQFT", "sparse": True, "r": 4, "lora_alpha": 8}

@@ -16,6 +16,7 @@ license_link: https://example.org/terms
 language:
 - en
 - de
+- no
 tags:
 - sparse
 - sqft

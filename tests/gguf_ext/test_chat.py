@@ -174,6 +174,8 @@ def test_one_answer_from_a_prompt_or_a_pipe(place):
     bare = CliRunner().invoke(chat_command, arguments, input="One two\n")
     assert bare.stdout != piped.stdout
     assert CliRunner().invoke(chat_command, arguments, input="").exit_code == 2
+    binary = CliRunner().invoke(chat_command, arguments, input=b"\xff\xfe")
+    assert (binary.exit_code, "is not UTF-8 text" in binary.stderr) == (2, True)
     wrong = CliRunner().invoke(chat_command, [*given, "--adapter", "none=none.gguf", "--prompt", "x"])
     assert isinstance(wrong.exception, GGUFError)
     assert CliRunner().invoke(chat_command, ["--help"]).output.count("sqft chat") == 3

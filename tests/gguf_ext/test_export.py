@@ -18,7 +18,7 @@ from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import VerificationError
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.errors import CheckpointError, OutputExistsError
+from sqft_plugins.errors import CheckpointError, DiskFullError, OutputExistsError
 
 ROPE3 = {
     "rope_type": "llama3",
@@ -210,6 +210,14 @@ def test_a_failure_while_writing_leaves_nothing(llama, tmp_path, monkeypatch):
         export_gguf(llama, tmp_path / "m.gguf", overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
     assert (tmp_path / "m.gguf").read_text() == "old"
+
+
+@pytest.mark.parametrize("split", [None, 100_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(split, llama, small_disk):
+    (small_disk / "filler").write_bytes(bytes(800_000))
+    with pytest.raises(DiskFullError, match=r"m\.gguf: the disk is full"):
+        export_gguf(llama, small_disk / "m.gguf", split_max_size=split)
+    assert [file.name for file in small_disk.iterdir()] == ["filler"]
 
 
 KILLED = """

@@ -191,6 +191,21 @@ def test_the_compact_form_gives_the_very_same_file(family, make_int4, tmp_path):
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
+def test_the_compact_form_with_masked_float_layers_gives_the_very_same_file(make_folder, tmp_path):
+    prune_folder(make_folder("llama", tmp_path / "float"), tmp_path / "pruned", method="magnitude")
+    quantize_folder(tmp_path / "pruned", tmp_path / "int4", exclude=["down_proj"])
+    compact_folder(tmp_path / "int4", tmp_path / "compact" / "int4")
+    one = export_gguf(tmp_path / "int4", tmp_path / "a.gguf")
+    other = export_gguf(tmp_path / "compact" / "int4", tmp_path / "b.gguf")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert one.pruned == other.pruned == sum(int((~mask).sum()) for mask in _masks(tmp_path / "int4"))
+
+
+def _masks(path):
+    folder = ModelFolder(path)
+    return [folder.mask(module) for module in folder.packed_masks]
+
+
 @pytest.mark.parametrize(("version", "symmetric"), [(1, True), (2, False)])
 def test_autogptq_folders_are_exact_and_their_biases_of_zeros_left_out(
     version, symmetric, make_folder, tmp_path, capsys

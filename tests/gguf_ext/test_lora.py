@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import peft_ext  # noqa: F401 (registers SQFT with PEFT)
@@ -15,7 +16,7 @@ from gguf_ext.errors import AdapterError, RuntimeFailedError, UnmappedTensorErro
 from gguf_ext.reader import GGUFFile
 from peft_ext import SQFTConfig
 from sqft_plugins.cli import main
-from sqft_plugins.errors import MismatchError, OutputExistsError
+from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError
 from sqft_plugins.tune.extract import extract_adapter
 
 TARGETS = {
@@ -163,6 +164,22 @@ def test_another_base_and_modules_without_a_place_are_refused(bases, tiny_gemma,
             session.set_adapters({tmp_path / "lora.gguf": 1.0})
         with pytest.raises(GGUFError, match="is not a file"):
             session.set_adapters({tmp_path / "none.gguf": 1.0})
+
+
+def test_a_damaged_adapter_is_named(bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["down_proj"])
+    file = adapter / "adapter_model.safetensors"
+    whole = load_file(file)
+    b = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"
+    for tensors in ({**whole, b: whole[b][:, :3].contiguous()}, {n: t for n, t in whole.items() if n != b}):
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match=r"lora_B .* for model\.layers\.0\.mlp\.down_proj: copy the adapter"):
+            export_lora(adapter, tmp_path / "lora.gguf")
+    (adapter / "adapter_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json holds no JSON object"):
+        export_lora(adapter, tmp_path / "lora.gguf")
+    assert not (tmp_path / "lora.gguf").exists()
 
 
 def _other(base, folder, **changes):

@@ -62,6 +62,18 @@ def test_a_model_with_the_grid_on_its_layers_gives_the_file_of_its_int4_folder(f
     assert verify_gguf(folder, tmp_path / "b.gguf").exact
 
 
+@pytest.mark.parametrize("exclude", [(), ("down_proj",)])
+def test_a_group_as_wide_as_a_row_is_not_per_channel(exclude, saved, tmp_path):
+    """hidden_size is 64: of groups of 64 the rows of every layer but down_proj have one."""
+    folder = tmp_path / "int4"
+    quantize_folder(saved("llama"), folder, group_size=64, exclude=exclude)
+    export_gguf(folder, tmp_path / "a.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    export_model(load_model(folder), tokenizer, tmp_path / "b.gguf", like=folder, name=folder.name)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert GGUFFile(tmp_path / "b.gguf").metadata["sqft.group_size"] == 64
+
+
 def test_a_packed_model_gives_the_file_of_its_folder(saved, tmp_path):
     folder = saved("llama", True)
     model = AutoModelForCausalLM.from_pretrained(folder)  # weight_packed until the first forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -47,6 +48,9 @@ def test_checks(monkeypatch):
     rows = {row.name: row for row in checks()}
     assert rows["gguf"].status == rows["llama-cpp-python"].status == "ok"
     assert rows["llama.cpp build"].status == "ok", rows["llama.cpp build"]
+    found = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"{found(package)}+cu124")  # as some wheels say
+    assert {row.name: row.status for row in checks()} == {row.name: row.status for row in rows.values()}
     monkeypatch.setitem(RANGES, "gguf", ((9, 0), (10,)))
     (row,) = [row for row in checks() if row.name == "gguf"]
     assert (row.status, row.remedy) == ("wrong", INSTALL)

@@ -63,6 +63,15 @@ def test_no_part_is_above_the_limit_but_one_of_a_single_tensor(parts):
     assert len(large) < len(sizes)
 
 
+def test_the_first_part_counts_all_that_it_holds(llama_int4, tmp_path):
+    """A limit of one byte less than the first part: it must have a tensor less."""
+    loose = export_gguf(llama_int4, tmp_path / "loose.gguf", split_max_size=250_000)
+    tight = os.stat(loose.parts[0]).st_size - 1
+    report = export_gguf(llama_int4, tmp_path / "tight.gguf", split_max_size=tight)
+    assert os.stat(report.parts[0]).st_size <= tight
+    assert len(GGUFReader(report.parts[0]).tensors) < len(GGUFReader(loose.parts[0]).tensors)
+
+
 def test_llama_cpp_runs_the_first_part_as_it_runs_the_whole_file(parts, whole):
     tokens, found = list(range(4, 60)), []
     for path in (parts.path, whole):
@@ -124,6 +133,21 @@ def test_what_is_there_stays_without_overwrite_and_goes_with_it(llama_int4, llam
     assert len(report.parts) != len(before)
     assert _names(tmp_path) == [path.rpartition("/")[2] for path in report.parts]
     assert verify_gguf(llama, report.path).exact
+
+
+def test_parts_go_where_the_new_file_needs_none(llama_int4, tmp_path):
+    export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size=LIMIT)
+    export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size="1G", overwrite=True)
+    assert _names(tmp_path) == ["m.gguf"]
+
+
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_a_folder_is_never_replaced(limit, llama_int4, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").write_text("x")
+    with pytest.raises(GGUFError, match="is a folder, a file goes there"):
+        export_gguf(llama_int4, tmp_path / "models", split_max_size=limit, overwrite=True)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["models", "models/mine"]
 
 
 @pytest.mark.parametrize("at", [0, 3, 7])

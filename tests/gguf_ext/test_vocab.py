@@ -7,6 +7,8 @@ import shutil
 import unicodedata
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -15,6 +17,7 @@ from gguf_ext.errors import MissingTokenizerError, UnknownPreTokenizerError, Uns
 from gguf_ext.pretokenizer import DEVIATIONS, GPT2, KNOWN
 from gguf_ext.reader import GGUFFile
 from gguf_ext.vocab import TokenKind, read_vocabulary
+from sqft_plugins.errors import CheckpointError
 
 
 def _assert_same_ids(model, file, texts):
@@ -178,7 +181,37 @@ def test_ids_of_a_sentencepiece_model(sentencepiece_model, make, byte_level, tmp
 
 def test_a_damaged_sentencepiece_model_is_refused(sentencepiece_model, tmp_path):
     data = (sentencepiece_model[0] / "tokenizer.model").read_bytes()
-    for wrong in (b"", data[:1000], b"\xff" * 50):
+    for wrong in (b"", data[:1000], b"\xff" * 50, b"\x08\x01", b"\x0a\x02\x10\x01", b"\x0a\x05\x0a\x01a\x18\x63"):
         (tmp_path / "tokenizer.model").write_bytes(wrong)
         with pytest.raises(UnsupportedTokenizerError, match="is no sentencepiece model"):
             read_vocabulary(tmp_path, {"vocab_size": 470})
+
+
+@given(patches=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_of_a_sentencepiece_model_is_an_error_or_a_vocabulary(sentencepiece_model, tmp_path, patches):
+    data = bytearray((sentencepiece_model[0] / "tokenizer.model").read_bytes())
+    for place, value in patches:
+        data[int(place * len(data))] = value
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    try:
+        found = read_vocabulary(tmp_path, {"vocab_size": 500})
+    except GGUFError:
+        return
+    assert len(found.tokens) == len(found.scores) == len(found.kinds) == 500
+
+
+def test_tokens_added_beyond_the_embedding_are_left_out_and_damaged_ones_named(sentencepiece_model, tmp_path):
+    shutil.copy(sentencepiece_model[0] / "tokenizer.model", tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<far>": 10**12, "<below>": -1, "<in>": 505}))
+    found = read_vocabulary(tmp_path, {"vocab_size": 510})
+    assert len(found.tokens) == 510
+    assert found.tokens[505] == "<in>"
+    assert not {"<far>", "<below>"} & set(found.tokens)
+    for wrong in ({"7": {}}, 3, {"x": {}}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": wrong}))
+        with pytest.raises(UnsupportedTokenizerError, match=r"added tokens of .* are damaged"):
+            read_vocabulary(tmp_path, {"vocab_size": 510})
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON"):
+        read_vocabulary(tmp_path, {"vocab_size": 510})
