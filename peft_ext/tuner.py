@@ -183,9 +183,13 @@ def read_tensors(adapter: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder. Raises CheckpointError for a damaged file."""
     file = adapter / SAFETENSORS_WEIGHTS_NAME
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged or cut off ({error}): copy the adapter again") from error
+    for module in adapter_modules(tensors):
+        if f"{PREFIX}{module}{ENDS[1]}" not in tensors:
+            raise CheckpointError(f"{file} has lora_A of {module} but no lora_B: copy the adapter again")
+    return tensors
 
 
 def adapter_modules(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -74,20 +74,28 @@ def copy_side_files(source: ModelFolder, target: Path) -> None:
     Copies of the model in other weight formats stay behind: they would be of the old weights, and vLLM loads every
     `*.safetensors` it finds.
     """
-    for file in source.path.iterdir():
-        if file.name in {"config.json", FOLDER} or file.name.startswith(".") or _matches(file.name, WEIGHT_FILES):
+    for name in sorted({entry.name for entry in source.path.iterdir()} - {"config.json", FOLDER}):
+        file = source.path / name
+        if _left_behind(file):
             continue
         if file.is_file():
-            shutil.copyfile(file, target / file.name)
+            shutil.copyfile(file, target / name)
         else:
-            shutil.copytree(
-                file, target / file.name, ignore=shutil.ignore_patterns(".*", *WEIGHT_FILES), dirs_exist_ok=True
-            )
+            shutil.copytree(file, target / name, ignore=_ignored, dirs_exist_ok=True)
 
 
 def write_config(target: Path, config: Mapping) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+def _ignored(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if _left_behind(Path(folder) / name)]
+
+
+def _left_behind(file: Path) -> bool:
+    """Hidden files, weights, what can be read neither as a file nor as a folder (a broken link), and links upwards."""
+    if file.name.startswith(".") or any(fnmatch.fnmatch(file.name, pattern) for pattern in WEIGHT_FILES):
+        return True
+    if not (file.is_file() or file.is_dir()):
+        return True
+    return file.is_symlink() and file.parent.resolve().is_relative_to(file.resolve())

@@ -10,9 +10,12 @@ GPT-2's Conv1D is a linear layer whose weight is stored [in, out]. Everywhere in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,24 +103,43 @@ def structure_of_folder(path: str | Path) -> Structure:
 
     Raises CheckpointError for a config that transformers does not know.
     """
-    return _structure_of_folder(str(path))
+    file = Path(path) / "config.json"
+    return _structure_of_folder(str(path), file.read_bytes() if file.is_file() else b"")
 
 
 @lru_cache(maxsize=8)
-def _structure_of_folder(path: str) -> Structure:
+def _structure_of_folder(path: str, content: bytes) -> Structure:
+    config = transformers_config(path)
+    if hasattr(config, "quantization_config"):  # the structure is that of the float model
+        del config.quantization_config
+    with torch.device("meta"):
+        model = empty_model(config, path)
+    model.tie_weights()
+    return structure_of(model)
+
+
+def transformers_config(path: str | Path) -> Any:
+    """`AutoConfig.from_pretrained`. Raises CheckpointError for a config.json that transformers does not know."""
+    with _known_to_transformers(path):
+        return AutoConfig.from_pretrained(path)
+
+
+def empty_model(config: Any, path: str | Path, **options: Any) -> Any:
+    """The causal language model of a configuration, which came from `path`, with weights that mean nothing. Raises
+    CheckpointError where transformers has none."""
+    with _known_to_transformers(path):
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
+@contextmanager
+def _known_to_transformers(path: str | Path) -> Iterator[None]:
     try:
-        config = AutoConfig.from_pretrained(path)
-        if hasattr(config, "quantization_config"):  # the structure is that of the float model
-            del config.quantization_config
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+        yield
+    except Exception as error:  # ValueError, KeyError, and those of huggingface_hub's own checks
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"model {path} is no language model that transformers knows: check its config.json ({lines[0][:160]})"
         ) from error
-    model.tie_weights()
-    return structure_of(model)
 
 
 def _parameters(module: nn.Module) -> int:

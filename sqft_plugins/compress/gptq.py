@@ -46,12 +46,12 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
 
     An input that is always zero gets a diagonal of one: its weights are rounded and compensate nothing.
     """
-    damped = hessian.to(torch.float64)
+    damped = hessian.to(torch.float64, copy=True)
     diagonal = damped.diagonal()
     mean = float(diagonal.mean())
     diagonal += torch.where(diagonal == 0, 1.0, damping * mean)
     try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.clone()))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         return torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
     except torch.linalg.LinAlgError as error:
         raise GridError(

@@ -47,9 +47,7 @@ class Job:
         if states is not None:
             save_file({str(i): state.contiguous() for i, state in enumerate(states)}, self._states_file(self.done))
         progress = {"done": self.done, "rows": self.rows, "notes": self.notes, "calibrated": states is not None}
-        beside = self.path / f"{PROGRESS}.new"
-        beside.write_text(json.dumps(progress))
-        os.replace(beside, self.path / PROGRESS)  # from here on the block counts as done
+        _write(self.path / PROGRESS, json.dumps(progress))  # from here on the block counts as done
         self._states_file(self.done - 1).unlink(missing_ok=True)
 
     def load(self) -> None:
@@ -87,17 +85,18 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
         raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
     work = path.with_name(f".{path.name}.sqft-job")
     work.mkdir(parents=True, exist_ok=True)
-    asked = json.loads(json.dumps({"version": VERSION, **request}))
+    asked = json.dumps({"version": VERSION, **request})
     with _locked(work, shown, argument):
         left_behind = work / REQUEST
-        if left_behind.is_file() and json.loads(left_behind.read_text()) != asked:
-            say(f"{work} is of another command or another model: starting anew")
-            _empty(work)
         job = Job(work)
+        if left_behind.is_file() and left_behind.read_text() != asked:
+            say(f"{work} is of another command or another model: starting anew")
+            left_behind.unlink()
         try:
-            if not left_behind.is_file():
-                job.folder.mkdir(exist_ok=True)
-                left_behind.write_text(json.dumps(asked))
+            if not left_behind.is_file() or not job.folder.is_dir():  # without either, what is there is a remainder
+                _empty(work)
+                job.folder.mkdir()
+                _write(left_behind, asked)
             job.load()
             with translate_full_disk(path, argument, f"{job.done} finished blocks stay, run the same command to go on"):
                 yield job
@@ -105,9 +104,9 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
         except DiskFullError:
             raise
         except SQFTError:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
             raise
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
 
 
 @contextmanager
@@ -121,6 +120,17 @@ def _locked(work: Path, shown: str | Path, argument: str) -> Iterator[None]:
                 f"{argument} {shown} is being written by another process: wait for it, or choose another path"
             ) from error
         yield
+
+
+def _write(file: Path, text: str) -> None:
+    beside = file.with_name(f"{file.name}.new")
+    beside.write_text(text)
+    os.replace(beside, file)
+
+
+def _remove(work: Path) -> None:
+    (work / REQUEST).unlink(missing_ok=True)  # first: what a kill leaves of the rest is then no job to go on with
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _empty(work: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
@@ -25,7 +26,7 @@ from sqft_plugins.compress.job import fingerprint, open_job
 from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total, zeros_of
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, SQFTError
-from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, pack_mask
+from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, pack_mask, sparsity_of
 from sqft_plugins.names import resolve
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
@@ -123,7 +124,10 @@ def prune_folder(
         copy_side_files(source.folder, job.folder)
         write_config(job.folder, source.folder.config)
         rows = job.rows
-        write_stamp(job.folder, _stamp(source, job.folder, method, rows))
+        left_out = [mask for mask in map(source.folder.mask, earlier) if mask is not None]
+        masked = [*rows, *({"shape": mask.shape, "sparsity": sparsity_of(mask)} for mask in left_out)]
+        write_stamp(job.folder, _stamp(source, job.folder, method, total(masked, "sparsity")))
+        write_card(job.folder)
     return {
         "out": str(out),
         "method": method,
@@ -161,8 +165,8 @@ def as_pattern(sparsity: float | str | Pattern) -> Pattern:
     return sparsity if isinstance(sparsity, Pattern) else Pattern.parse(sparsity)
 
 
-def _stamp(source: Source, folder: Path, method: str, rows: Sequence[Row]) -> Stamp:
+def _stamp(source: Source, folder: Path, method: str, sparsity: float) -> Stamp:
     hashed = mask_hash(ModelFolder(folder).packed_masks)
-    fields: dict[str, Any] = {"base": source.name, "sparsity": total(rows, "sparsity"), "mask_hash": hashed}
+    fields: dict[str, Any] = {"base": source.name, "sparsity": sparsity, "mask_hash": hashed}
     before = source.folder.stamp
     return Stamp(pipeline=[method], **fields) if before is None else before.then(method, **fields)

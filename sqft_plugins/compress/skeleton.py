@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.compress.find import find_blocks
+from sqft_plugins.compress.find import empty_model, find_blocks, transformers_config
 from sqft_plugins.errors import CheckpointError
 
 
@@ -28,9 +28,9 @@ class Skeleton:
 
     def __init__(self, folder: ModelFolder):
         self.folder = folder
-        config = AutoConfig.from_pretrained(folder.path)
+        config = transformers_config(folder.path)
         with _parameters_on_meta():
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = empty_model(config, folder.path, dtype=torch.float32)
         self.model: PreTrainedModel = model.eval()
         self.names = stored_names(self.model, folder)
         self._prefix, blocks = find_blocks(self.model)

@@ -48,10 +48,12 @@ class Source:
     Raises SQFTError for a quantized model and for an `exclude` that matches nothing.
     """
 
+    opens: type[ModelFolder] = ModelFolder
+
     def __init__(self, model: str | Path, exclude: Sequence[str] = ()):
         self.name = str(model)
         self.path = local_folder(model)
-        self.folder = ModelFolder(self.path)
+        self.folder = self.opens(self.path)
         if self.folder.files and self.folder.grid is not None:
             raise SQFTError(f"model {model} is INT4 already: give the float model it was made from")
         self.skeleton = Skeleton(self.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.stamp import read_stamp
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.report import Row, count
@@ -26,7 +26,7 @@ def inspect_adapter(path: str | Path) -> dict[str, Any]:
     seconds, first and last loss; else None), total (modules, parameters, not_finite, ranks: rank → how many modules)
     and layers: name, rank, in, out, dtype, parameters, not_finite. Raises CheckpointError."""
     folder = Path(path)
-    config = _json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG, "copy the folder again")
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"adapter {path} has no {ADAPTER_WEIGHTS}: save it with save_pretrained")
@@ -59,7 +59,7 @@ def inspect_adapter(path: str | Path) -> dict[str, Any]:
 def _training(file: Path) -> Row | None:
     if not file.is_file():
         return None
-    report = _json(file)
+    report = read_object(file, "copy the folder again")
     losses = report.get("losses") or [None]
     kept = {key: report.get(key) for key in ("tuner", "training", "dtype", "tokens", "seconds")}
     return {**kept, "first_loss": losses[0], "last_loss": losses[-1]}
@@ -87,10 +87,3 @@ def _layer(name: str, A: Tensor, B: Tensor) -> Row:
         "parameters": A.numel() + B.numel(),
         "not_finite": sum(int(torch.count_nonzero(~torch.isfinite(part))) for part in (A, B)),
     }
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): copy the folder again") from error

@@ -28,8 +28,8 @@ def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -
     A layer has name, shape [out, in], dtype, weights, zeros (fraction exactly 0), patterns (see `zeros_of`), pruned
     (fraction the mask prunes, None without a mask), violations (pruned weights that are not 0), kept_zero (weights that
     the mask keeps but that are 0, as INT4 rounding makes them), not_finite, bits_per_weight (on disk, scales and zero
-    points included), gguf (the type it would become) and gguf_exact; INT4 layers also codes (how many weights have each
-    code) and scale (smallest, largest). `total` sums them up.
+    points included), gguf (the type it would become, or none) and gguf_exact; INT4 layers also codes (how many weights
+    have each code) and scale (smallest, largest). `total` sums them up.
     """
     modules = layer_names(folder)
     if not modules:
@@ -85,10 +85,10 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
 
 def gguf_type(weight: QuantizedWeight) -> str:
     """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, else
-    Q5_0; F32 where a row or a group is no multiple of their block of 32."""
+    Q5_0; none where a row or a group is no multiple of their block of 32, which `sqft export gguf` refuses."""
     columns, groups = weight.codes.shape[1], weight.scale.shape[1]
     if (columns // groups) % GGUF_BLOCK:
-        return "F32"
+        return "none"
     return "Q4_0" if weight.fits_signed() else "Q5_0"
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from sqft_plugins.checkpoint import (
     write_folder,
     write_sidecar,
 )
+from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.compress.find import weight_of
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
@@ -70,7 +71,6 @@ def merge_folder(
         )
     with write_folder(out, overwrite) as folder:
         start = time.monotonic()
-        stored = next(tensor.dtype for _, tensor in base.tensors() if tensor.is_floating_point())
         model = load_model(model_path, dtype=torch.float32)
         tuned = tuner.load(model, adapter)
         ranks = tuner.set_rank(tuned, choose_rank(rank, tuner, adapter))
@@ -87,7 +87,7 @@ def merge_folder(
             raise SQFTError(
                 f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed"
             )
-        cast(Any, merged).to(stored)
+        _cast_as_stored(merged, base)
         save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
         copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
         packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
@@ -102,6 +102,7 @@ def merge_folder(
             say(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
             )
+        write_card(folder)
         return {
             "out": str(out),
             "base": str(model_path),
@@ -117,6 +118,20 @@ def merge_folder(
 def _count_lost(weights: Mapping[str, Any], masks: Iterable[tuple[str, torch.Tensor | None]]) -> int:
     """Weights that a mask prunes and that are not zero."""
     return sum(int((weight_of(weights[name])[~mask] != 0).sum()) for name, mask in masks if mask is not None)
+
+
+def _cast_as_stored(model: Any, base: ModelFolder) -> None:
+    """Gives every tensor the dtype that it has in the base, where norms may have another than the rest; what only the
+    adapter has (modules_to_save) gets that of the embedding."""
+    tensors = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in base.files}}
+    stored = {}
+    for name in tensors:
+        # the files of a bare body lack its prefix
+        found = next((n for n in (name, name.removeprefix(f"{model.base_model_prefix}.")) if n in base.files), None)
+        stored[name] = found and base.spec(found).dtype
+    embedding = next(stored[name] for name, tensor in tensors.items() if tensor is model.get_input_embeddings().weight)
+    for name, tensor in tensors.items():
+        tensor.data = tensor.data.to(stored[name] or embedding)
 
 
 def _drop_flag(folder: Path) -> None:

@@ -90,7 +90,7 @@ def test_asymmetric_layers_may_need_q5(folders):
         (32, (0, 15), 7, "Q5_0"),
         (32, (1, 14), 9, "Q4_0"),
         (32, (0, 1), 9, "Q5_0"),
-        (48, (0, 15), 8, "F32"),
+        (48, (0, 15), 8, "none"),
     ],
 )
 def test_gguf_type(columns, codes, zero_point, expected):

@@ -24,7 +24,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import CheckpointError, SQFTError
-from sqft_plugins.mask import conforms
+from sqft_plugins.mask import conforms, sparsity_of
 
 SMALL = {"sequences": 4, "length": 32}
 
@@ -317,6 +317,34 @@ def test_another_command_does_not_go_on_from_there(folder_of, tmp_path, capfd) -
     assert all(
         ((~folder.mask(module)).sum(1) == folder.mask(module).shape[1] // 4).all() for module in folder.packed_masks
     )
+
+
+def test_what_a_killed_clean_up_leaves_is_no_job_to_go_on_with(folder_of, tmp_path, monkeypatch) -> None:
+    """The model folder has gone to its place, but the list of finished blocks is still there."""
+    compress = lambda: prune_folder(folder_of("llama"), tmp_path / "out", overwrite=True, **SMALL)  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr("sqft_plugins.compress.job._remove", lambda work: None)
+        compress()
+    before = contents(tmp_path / "out")
+    assert (tmp_path / ".out.sqft-job" / "progress.json").is_file()
+    compress()
+    assert contents(tmp_path / "out") == before
+    (tmp_path / ".out.sqft-job").mkdir()
+    for content in ('{"verb": "pru', ""):  # written half, as releases before could leave it
+        (tmp_path / ".out.sqft-job" / "request.json").write_text(content)
+        compress()
+        assert contents(tmp_path / "out") == before
+        (tmp_path / ".out.sqft-job").mkdir()
+
+
+def test_the_stamp_tells_the_sparsity_of_all_masks_though_pruned_in_two_goes(folder_of, tmp_path) -> None:
+    prune_folder(folder_of("llama"), tmp_path / "one", "magnitude", 0.5, exclude=["mlp.down_proj"])
+    rest = [".*self_attn.*", "gate_proj", "up_proj"]
+    prune_folder(tmp_path / "one", tmp_path / "two", "magnitude", 0.75, exclude=rest)
+    folder = ModelFolder(tmp_path / "two")
+    masks = [folder.mask(module) for module in folder.packed_masks]
+    assert len(masks) == 14
+    assert folder.stamp.sparsity == sparsity_of(*masks) != 0.75
 
 
 def test_two_processes_do_not_write_the_same_output(folder_of, tmp_path) -> None:
