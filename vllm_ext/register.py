@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 
-from vllm_ext.version import installed, why_unsupported
+from sqft_plugins.errors import DependencyError
+from vllm_ext.version import INSTALL, installed, why_unsupported
 
 ROOMS = ("vllm_ext.quantization", "vllm_ext.adapters", "vllm_ext.planes")
 """Each has a `register()` of its own, idempotent, that may run in any process of vLLM."""
@@ -31,5 +32,9 @@ def register() -> None:
         return
     for room in ROOMS:
         if room not in _done:
-            importlib.import_module(room).register()
+            try:
+                importlib.import_module(room).register()
+            except ImportError as error:
+                found = ", ".join(f"{name} {number}" for name, number in installed().items())
+                raise DependencyError(f"{room} does not fit {found} ({error}): {INSTALL}") from error
             _done.add(room)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from helpers_adapters import MODULES, write_adapter, write_configuration
+from safetensors.torch import load_file, save_file
 
+from sqft_plugins.configurations import saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.copies import AdapterCopies
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
@@ -107,6 +111,8 @@ def damage(folder, how):
         config.write_text(json.dumps({**settings, "rank_choices": [8, "six"]}))
     elif how == "another rank":
         config.write_text(json.dumps({**settings, "r": 16, "rank_choices": [16, 8]}))
+    elif how == "more than pairs":
+        save_file({**load_file(weights), "base_model.model.lm_head.weight": torch.ones(2, 2)}, weights)
     elif how == "half of a pair":
         write_adapter(folder, {Q0: (64, 64)})
         raw = weights.read_bytes().replace(b"lora_B.weight", b"lora_C.weight")
@@ -115,7 +121,7 @@ def damage(folder, how):
 
 HARM = [
     "no weights", "cut off", "empty", "huge header", "no JSON", "deep JSON", "no object", "other type", "rank",
-    "choices", "another rank", "half of a pair",
+    "choices", "another rank", "half of a pair", "more than pairs",
 ]  # fmt: skip
 
 
@@ -140,6 +146,51 @@ def test_a_repaired_folder_is_served_at_once(root):
         directory.open("bad")
     write_adapter(root / "bad")
     assert directory.open("bad").kind == "lora"
+
+
+def test_a_folder_that_may_not_be_read_is_one_line_and_leaves_the_others(root, monkeypatch):
+    write_adapter(root / "bad")
+
+    def forbidden(folder):
+        if folder.name == "bad":
+            raise PermissionError(13, "Permission denied")
+        return saved_configurations(folder)
+
+    monkeypatch.setattr("vllm_ext.adapters.directory.saved_configurations", forbidden)
+    directory = AdapterDirectory(root)
+    assert list(directory) == ["math", "plain"]
+    with pytest.raises(CheckpointError, match="adapter bad cannot be read: Permission denied"):
+        directory.open("bad")
+
+
+def test_a_directory_that_goes_away_serves_nothing_until_it_is_back(root, tmp_path):
+    directory = AdapterDirectory(root)
+    root.rename(tmp_path / "elsewhere")
+    assert directory.names() == []
+    with pytest.raises(UnknownAdapterError):
+        directory.open("math")
+    (tmp_path / "elsewhere").rename(root)
+    assert list(directory) == ["math", "plain"]
+
+
+def test_what_is_no_adapter_costs_no_search_for_its_nearest_name(root, monkeypatch):
+    (root / "README").write_text("")
+    (root / "checkpoint").mkdir()
+    monkeypatch.setattr("vllm_ext.adapters.directory.nearest", None)
+    assert list(AdapterDirectory(root)) == ["math", "plain"]
+
+
+def test_an_adapter_may_be_opened_while_another_one_is(root, monkeypatch):
+    directory = AdapterDirectory(root)
+    directory.open("plain")
+    is_dir = Path.is_dir
+
+    def another_thread_opens(path):
+        directory._opened[f"other{len(directory._opened)}"] = ((), CheckpointError("other"))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", another_thread_opens)
+    assert directory.open("math").path.name == "math"
 
 
 # --- nothing outside ---
@@ -215,6 +266,25 @@ def test_a_copy_outlives_its_folder_and_a_changed_folder_gets_another(root):
     assert open_adapter(first.path).ranks("searched") == dict.fromkeys(MODULES, 4)
     with pytest.raises(UnknownAdapterError):
         copies.take("math")
+
+
+def test_two_names_of_one_folder_have_copies_of_their_own(root):
+    (root / "alias").symlink_to(root / "math")
+    copies = AdapterCopies(AdapterDirectory(root))
+    names = [copies.take(name).path.name for name in ("math", "alias", "math", "alias")]
+    assert names == ["math", "alias", "math", "alias"]
+
+
+def test_a_copy_that_was_tidied_away_in_part_is_made_again(root):
+    copies = AdapterCopies(AdapterDirectory(root))
+    (copies.take("math").path / "adapter_config.json").unlink()
+    assert copies.take("math").modules == open_adapter(root / "math").modules
+
+
+def test_a_place_for_copies_that_is_none_is_told_with_its_variable(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("SQFT_ADAPTER_COPIES", str(tmp_path / "nowhere"))
+    with pytest.raises(SQFTError, match=r"nowhere \(No such file or directory\): let SQFT_ADAPTER_COPIES name"):
+        AdapterCopies(AdapterDirectory(root)).take("math")
 
 
 def test_copies_that_no_name_needs_go_after_a_while(root):

@@ -148,6 +148,19 @@ def test_a_mixed_batch_answers_each_as_alone(cached, adapters, engine, ask):
     assert difference([together[1]], [together[3]]) > 1e-2
 
 
+def test_an_adapter_that_was_trained_anew_is_another_one(adapters, engine, ask, tmp_path):
+    base, root = adapters()
+    llm = engine(base, **LORA, enable_prefix_caching=True, block_size=32)
+    prompts = [[2, *range(20, 90)]]
+    folders = [write_adapter(tmp_path / name, open_modules(root), seed=9) for name in ("other", "own")]
+    write_adapter(folders[1], open_modules(root), seed=8)
+    before = ask(llm, prompts, lora_request=lora_request(folders[1]))
+    write_adapter(folders[1], open_modules(root), seed=9)
+    other, own = (ask(llm, prompts, lora_request=lora_request(folder)) for folder in folders)
+    assert difference(own, other) < 1e-3
+    assert difference(own, before) > 1e-2
+
+
 def test_more_variants_than_slots_take_turns(adapters, engine, ask):
     base, root = adapters()
     llm = engine(base, **LORA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolverRegistry
 
 from vllm_ext.adapters import register
+from vllm_ext.adapters.kinds import HANDLERS
 from vllm_ext.adapters.path import parse_path
 from vllm_ext.adapters.resolver import NAME
 from vllm_ext.adapters.serving import unwrapped
@@ -130,6 +132,65 @@ def test_an_adapter_that_is_replaced_gets_another_id_and_path(models, root):
     assert after.lora_int_id != before.lora_int_id
     assert after.lora_path != before.lora_path
     assert resolve(models, "math@r4") is after
+
+
+def test_an_adapter_that_is_gone_is_not_listed_and_its_copies_are_not_kept(models, root):
+    resolver = models._sqft_resolver
+    resolver.copies.kept_seconds = 0
+    copy = parse_path(resolve(models, "math@r4").lora_path).folder
+    shutil.rmtree(root / "math")
+    cards = asyncio.run(models.show_available_models()).data
+    assert [card.id for card in cards] == ["base", "plain"]
+    resolve(models, "plain")
+    assert not copy.exists()
+    cards = asyncio.run(models.show_available_models()).data
+    assert cards[1].root == str(root / "plain")  # not its copy
+
+
+def test_a_plane_that_is_being_made_holds_up_no_other_adapter(models, root, monkeypatch):
+    write_adapter(root / "qa", sparse=True, quantization_aware=True)
+    builds = Builds()
+    monkeypatch.setitem(HANDLERS, "quantization-aware", builds)
+
+    async def both():
+        slow = asyncio.create_task(models.resolve_lora("qa"))
+        await asyncio.to_thread(builds.begun.acquire, timeout=20)
+        quick = await asyncio.wait_for(models.resolve_lora("math"), 10)
+        builds.done.set()
+        return quick, await slow
+
+    assert all(isinstance(answer, LoRARequest) for answer in asyncio.run(both()))
+
+
+def test_clients_that_hang_up_and_ask_again_have_one_plane_made_at_a_time(models, root, monkeypatch):
+    write_adapter(root / "qa", sparse=True, quantization_aware=True)
+    builds = Builds()
+    monkeypatch.setitem(HANDLERS, "quantization-aware", builds)
+
+    async def impatient():
+        for name in ("qa@r8", "qa@r6", "qa@r4"):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(models.resolve_lora(name), 0.2)
+        at_once = builds.at_once
+        builds.done.set()
+        return at_once, await models.resolve_lora("qa@r4")
+
+    at_once, answer = asyncio.run(impatient())
+    assert at_once == 1
+    assert isinstance(answer, LoRARequest)
+
+
+class Builds:
+    """A handler that makes a plane until `done` is set."""
+
+    def __init__(self):
+        self.begun, self.done, self.at_once = threading.Semaphore(0), threading.Event(), 0
+
+    def check(self, *_):
+        self.at_once += 1
+        self.begun.release()
+        assert self.done.wait(20)
+        self.at_once -= 1
 
 
 def test_adapters_that_arrive_while_the_server_runs_are_served(models, root):

@@ -146,6 +146,23 @@ def test_a_plane_that_is_put_out_is_forgotten_by_vllm_and_loaded_again() -> None
     assert len(loads) == 5
 
 
+def test_a_plane_that_was_refused_once_puts_no_other_out() -> None:
+    switch, worker = PlaneSwitch(10), Worker()
+
+    def large(grow):
+        for size in (4, 8, 12):  # layer by layer
+            grow(size)
+
+    for _ in range(2):
+        with pytest.raises(SQFTError, match="large needs"):
+            switch.activate(worker, 1, "large", "large", large)
+        assert len(switch.cache) in (0, 1)
+        switch.activate(worker, 2, "small", "small", loader(6, []))
+    with pytest.raises(SQFTError, match="large needs"):
+        switch.activate(worker, 1, "large", "large", large)
+    assert list(switch.cache) == ["small"]
+
+
 def test_a_batch_keeps_all_its_planes_and_gives_the_room_back() -> None:
     switch, worker = PlaneSwitch(10), Worker()
     switch.before_step(worker, set())

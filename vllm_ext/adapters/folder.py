@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from sqft_plugins.configurations import DEFAULT, saved_configuration, saved_configurations
+from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
 from sqft_plugins.elastic import check_rank_choices, configuration, parse_rank
 from sqft_plugins.errors import CheckpointError, SQFTError
 
@@ -28,6 +29,10 @@ NAMED = ("max", "heuristic", "min")
 Kind = Literal["lora", "masked", "quantization-aware"]
 """lora: B @ A is added as it is. masked: the delta is s · (B @ A) ⊙ M, of full rank. quantization-aware: it is put on
 the base's INT4 grid."""
+
+
+Signature = tuple[Any, ...]
+"""Changes when a file of an adapter folder is replaced or written to."""
 
 
 class UnknownRankError(SQFTError):
@@ -84,6 +89,27 @@ class AdapterFolder:
         return max(self.ranks(rank).values())
 
 
+def signature(path: Path) -> Signature | None:
+    """None where the adapter is gone. Costs a few microseconds: it is asked for at every request."""
+    try:
+        return tuple(_stat(path / file) for file in (CONFIG, WEIGHTS)) + _configurations(path)
+    except OSError:
+        return None
+
+
+def _stat(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _configurations(path: Path) -> Signature:
+    try:
+        entries = sorted(os.scandir(path / FOLDER), key=lambda entry: entry.name)
+    except OSError:
+        return ()
+    return tuple((entry.name, *_stat(Path(entry.path))) for entry in entries if entry.is_file())
+
+
 def open_adapter(path: str | Path) -> AdapterFolder:
     """Reads and checks the configuration and the headers. Raises CheckpointError for a folder that is not whole, or of
     another kind."""
@@ -92,7 +118,7 @@ def open_adapter(path: str | Path) -> AdapterFolder:
     method = str(config.get("peft_type", "")).upper()
     if method not in ("SQFT", "LORA"):
         raise CheckpointError(f"adapter {path.name} is of type {method or 'unknown'}, served are SQFT and LORA")
-    modules = _read_header(path / WEIGHTS)
+    modules, others = _read_header(path / WEIGHTS)
     rank = config.get("r")
     if type(rank) is not int or rank < 1:
         raise CheckpointError(f"adapter {path.name}: r={rank!r} in {CONFIG} is no rank: copy the adapter again")
@@ -108,9 +134,13 @@ def open_adapter(path: str | Path) -> AdapterFolder:
                 f"adapter {path.name}: {wrong[0]} has rank {modules[wrong[0]][0]} in {WEIGHTS} but r={rank} in "
                 f"{CONFIG}: copy the whole adapter again"
             )
-    return AdapterFolder(
-        path, config, _kind(config, method), modules, choices if choices and len(choices) > 1 else None
-    )
+    kind, elastic = _kind(config, method), bool(choices and len(choices) > 1)
+    if others and (elastic or kind != "lora"):  # the others are vLLM's own to read
+        raise CheckpointError(
+            f"adapter {path.name} holds {others[0]} beside lora_A and lora_B, which cannot be served at a rank: merge "
+            "it (`sqft merge`), or train it without"
+        )
+    return AdapterFolder(path, config, kind, modules, choices if elastic else None)
 
 
 def _kind(config: Mapping[str, Any], method: str) -> Kind:
@@ -137,8 +167,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_header(file: Path) -> dict[str, tuple[int, int, int]]:
-    """{module: (rank, in, out)}. safetensors itself refuses a file that is shorter than its header says."""
+def _read_header(file: Path) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
+    """{module: (rank, in, out)}, and the names of other tensors. safetensors itself refuses a file that is shorter than
+    its header says."""
     name = file.parent.name
     try:
         with safe_open(file, framework="pt") as handle:
@@ -148,7 +179,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, int, int]]:
         raise CheckpointError(
             f"{WEIGHTS} of adapter {name} is missing, damaged or cut off ({error}): copy the adapter again"
         ) from error
-    modules = {}
+    modules, pairs = {}, set()
     for key in sorted(keys):
         module, end, rest = key.removeprefix(PREFIX).partition(".lora_A.weight")
         if not end or rest:
@@ -158,6 +189,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, int, int]]:
         if len(A) != 2 or len(B) != 2 or A[0] != B[1] or not math.prod(A) * math.prod(B):
             raise CheckpointError(f"adapter {name}: A {A} and B {B} of {module} do not belong together: copy it again")
         modules[module] = (A[0], A[1], B[0])
+        pairs |= {key, other}
     if not modules:
         raise CheckpointError(f"adapter {name} holds no lora_A and lora_B: save it with save_pretrained")
-    return modules
+    return modules, sorted(keys - pairs)

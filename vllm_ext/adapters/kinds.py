@@ -16,9 +16,9 @@ from vllm_ext.adapters.folder import AdapterFolder, Kind
 class Handler(Protocol):
     """How one kind is served."""
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
-        """In the API server, before a request is admitted: raises SQFTError for what this server cannot serve.
-        base: the model's folder, None where it is not a folder of this machine."""
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
+        """Before a request is admitted: raises SQFTError for what this server cannot serve. base: the model's folder,
+        None where it is not a folder of this machine. settings: vllm's VllmConfig, None where no engine is known."""
         ...
 
     def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: Any) -> Any:

@@ -35,9 +35,11 @@ Shape = tuple[int, int]
 class LoraHandler:
     """Adapters that are added as they are: sliced here where the rank is elastic, else read by vLLM itself."""
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
         folder.ranks(rank)
         check_base(folder, base)
+        if settings is not None:
+            check_limit(folder, rank, settings.lora_config.max_lora_rank)
 
     def load(self, folder: AdapterFolder, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:
         ranks = folder.ranks(rank)

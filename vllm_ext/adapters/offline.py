@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.input_processor import InputProcessor
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.folder import open_adapter
+from vllm_ext.adapters.folder import open_adapter, signature
 from vllm_ext.adapters.kinds import handler
-from vllm_ext.adapters.load import check_limit, variant_of
+from vllm_ext.adapters.load import variant_of
 from vllm_ext.adapters.names import parse_name
 from vllm_ext.adapters.path import Variant
+from vllm_ext.adapters.resolver import NAME
 from vllm_ext.patching import replace_method
+
+CHECKED = 1024
+"""Variants of which it is remembered that they were checked."""
 
 
 def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRARequest:
     """The request for `FOLDER` or `FOLDER@RANK` (names.py). Raises SQFTError for what is none, before any model runs.
 
-    lora_int_id: unique a variant, as vLLM wants it; by default it follows from the path and the rank.
+    lora_int_id: unique a variant, as vLLM wants it; by default it follows from the path, the rank and the files, so an
+    adapter that was trained anew is another one.
     """
     path = Path(adapter).absolute()
     name = parse_name(path.name)
-    variant = Variant(path.with_name(name.adapter), name.rank)
-    folder = open_adapter(variant.folder)
-    handler(folder).check(folder, variant.rank, None)
+    own = path.with_name(name.adapter)
+    folder = open_adapter(own)
+    handler(folder).check(folder, name.rank, None)
+    version = hashlib.sha256(repr(signature(own)).encode()).hexdigest()[:8]
+    variant = Variant(own, name.rank, version)
     if lora_int_id is None:
         lora_int_id = 1 + int(hashlib.sha256(str(variant).encode()).hexdigest()[:7], 16)
     return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id, lora_path=str(variant))
@@ -35,7 +44,7 @@ def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRAReq
 
 def patch_admission() -> bool:
     """A request for a variant that cannot be loaded is refused before it is queued: the exception in the worker would
-    end the engine (vLLM 0.32)."""
+    end the engine (vLLM 0.32). Checked once, and again when a file has changed."""
 
     def make(original):
         def _validate_lora(self, lora_request):
@@ -43,16 +52,27 @@ def patch_admission() -> bool:
             variant = variant_of(lora_request.lora_path) if lora_request is not None else None
             if variant is None:
                 return
+            checked, now = self.__dict__.setdefault("_sqft_checked", {}), signature(variant.folder)
+            if now is not None and checked.get(lora_request.lora_path) == now:
+                return
             try:
                 folder = open_adapter(variant.folder)
-                handler(folder).check(folder, variant.rank, None)
-                if folder.kind == "lora":
-                    check_limit(folder, variant.rank, self.lora_config.max_lora_rank)
+                handler(folder).check(folder, variant.rank, _base(self.vllm_config), self.vllm_config)
             except SQFTError as error:
                 raise VLLMValidationError(str(error), parameter="model") from error
+            if len(checked) >= CHECKED:
+                checked.clear()
+            checked[lora_request.lora_path] = now
 
         return _validate_lora
 
     return replace_method(
         InputProcessor, "_validate_lora", ["self", "lora_request"], make, "a damaged adapter can end the engine"
     )
+
+
+def _base(settings: Any) -> Path | None:
+    """The model's folder. None where a resolver serves: it has compared the bases, and not on the event loop, because
+    that reads every mask."""
+    base = Path(settings.model_config.model)
+    return base if base.is_dir() and NAME not in LoRAResolverRegistry.resolvers else None

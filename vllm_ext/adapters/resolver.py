@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
@@ -16,7 +18,7 @@ from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.copies import AdapterCopies
 from vllm_ext.adapters.directory import AdapterDirectory, directory_from_environment
 from vllm_ext.adapters.kinds import handler
-from vllm_ext.adapters.names import parse_name, shown
+from vllm_ext.adapters.names import AdapterName, parse_name, shown
 from vllm_ext.adapters.path import Variant
 
 NAME = "SQFT adapters"
@@ -29,7 +31,8 @@ class AdapterResolver(LoRAResolver):
     def __init__(self, directory: AdapterDirectory):
         self.directory = directory
         self.copies = AdapterCopies(directory)
-        self._lock = asyncio.Lock()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._jobs: set[asyncio.Task[LoRARequest]] = set()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """None where the name is not ours, or cannot be served; the log says why. vLLM answers 404."""
@@ -39,22 +42,28 @@ class AdapterResolver(LoRAResolver):
             logger.warning("sqft: %s not served: %s", shown(lora_name), error)
             return None
 
-    async def resolve(self, base_model_name: str, lora_name: str, limit: int | None = None) -> LoRARequest:
-        """Raises SQFTError with the reason. limit: --max-lora-rank. The id is vLLM's to give."""
-        async with self._lock:  # one copy at a time; the event loop goes on meanwhile
-            return await asyncio.to_thread(self._resolve, base_model_name, lora_name, limit)
+    async def resolve(self, base_model_name: str, lora_name: str, settings: Any = None) -> LoRARequest:
+        """Raises SQFTError with the reason. settings: vllm's VllmConfig. The id is vLLM's to give."""
+        job = asyncio.create_task(self._in_turn(Path(base_model_name), parse_name(lora_name), settings))
+        self._jobs.add(job)
+        job.add_done_callback(self._ended)
+        return await asyncio.shield(job)  # vLLM cancels us when the client hangs up; the turn is not over by that
 
-    def _resolve(self, base_model_name: str, lora_name: str, limit: int | None) -> LoRARequest:
-        name = parse_name(lora_name)
-        base = Path(base_model_name)
+    async def _in_turn(self, base: Path, name: AdapterName, settings: Any) -> LoRARequest:
+        folder = await asyncio.to_thread(self.directory.open, name.adapter)
+        async with self._locks[folder.kind]:  # one at a time: a plane may take minutes and much memory; others go on
+            return await asyncio.to_thread(self._resolve, base, name, settings)
+
+    def _ended(self, job: asyncio.Task[LoRARequest]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # seen: where the client has hung up, nobody else asks for it
+
+    def _resolve(self, base: Path, name: AdapterName, settings: Any) -> LoRARequest:
         folder = self.directory.open(name.adapter)
-        handler(folder).check(folder, name.rank, base if base.is_dir() else None)
-        if limit is not None and folder.kind == "lora":
-            from vllm_ext.adapters.load import check_limit
-
-            check_limit(folder, name.rank, limit)
+        handler(folder).check(folder, name.rank, base if base.is_dir() else None, settings)
         copy = self.copies.take(name.adapter)
-        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(Variant(copy.path, name.rank)))
+        return LoRARequest(lora_name=str(name), lora_int_id=1, lora_path=str(Variant(copy.path, name.rank)))
 
 
 def register_resolver() -> AdapterResolver | None:

@@ -5,6 +5,7 @@ Without these patches (another vLLM) names are still resolved by resolver.py; a 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from http import HTTPStatus
@@ -70,9 +71,10 @@ def patch_serving() -> bool:
         async def show_available_models(self):
             listed = await original(self)
             if self._sqft_resolver is not None:
+                listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
                 known = {card.id for card in listed.data}
-                names = [(name, folder) for name, folder in offered(self._sqft_resolver) if name not in known]
-                listed.data += [_card(self, name, folder) for name, folder in names]
+                names = await asyncio.to_thread(offered, self._sqft_resolver)
+                listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
             return listed
 
         return show_available_models
@@ -88,11 +90,11 @@ def patch_serving() -> bool:
 async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> Any:
     """The LoRARequest, loaded in the workers; an ErrorResponse with the reason; None for an unknown name."""
     signature = resolver.directory.signature(parse_name(lora_name).adapter)
-    limit = models.engine_client.vllm_config.lora_config
+    settings = models.engine_client.vllm_config
     try:
-        if limit is None:
+        if settings.lora_config is None:
             raise SQFTError(f"adapter {lora_name}: this server was started without --enable-lora")
-        request = await resolver.resolve(models.model_config.model, lora_name, limit.max_lora_rank)
+        request = await resolver.resolve(models.model_config.model, lora_name, settings)
         request.lora_int_id = models.lora_id_counter.inc(1)
         await models.engine_client.add_lora(request)
     except UnknownAdapterError:
@@ -105,7 +107,7 @@ async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> An
         logger.warning("sqft: adapter %s was not loaded: %s", lora_name, error)
         return refused(unwrapped(str(error)) or repr(error))
     models.lora_requests.add(lora_name, request, signature)
-    resolver.copies.tidy(models.lora_requests.folders())
+    await asyncio.to_thread(resolver.copies.tidy, models.lora_requests.folders())
     logger.info("sqft: adapter %s is loaded", lora_name)
     return request
 

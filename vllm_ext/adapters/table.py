@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from vllm_ext.adapters.directory import AdapterDirectory, Signature
-from vllm_ext.adapters.folder import WEIGHTS
+from vllm_ext.adapters.directory import AdapterDirectory
+from vllm_ext.adapters.folder import WEIGHTS, Signature
 from vllm_ext.adapters.names import parse_name
 from vllm_ext.adapters.path import parse_path
 
@@ -54,14 +54,15 @@ class VariantTable(dict[str, Any]):
     def __contains__(self, name: object) -> bool:
         if not super().__contains__(name) or not isinstance(name, str):
             return False
-        if name in self._asked:
-            variant = parse_path(self[name].lora_path)
-            changed = self.directory.signature(parse_name(name).adapter) != self._signatures[name]
-            if changed or variant is None or not (variant.folder / WEIGHTS).exists():  # somebody tidied /tmp
+        if self.is_ours(name):
+            if not self._is_fresh(name):
                 self.pop(name)
                 return False
             self._touch(name)
         return True
+
+    def is_ours(self, name: str) -> bool:
+        return name in self._asked
 
     def pop(self, name: str, *default: Any) -> Any:
         self._asked.pop(name, None)
@@ -72,9 +73,16 @@ class VariantTable(dict[str, Any]):
         self.pop(name)
 
     def folders(self) -> set[Path]:
-        """The copies that the variants need."""
+        """The copies that are needed. Variants whose folder has changed or is gone are forgotten."""
+        for name in [name for name in self._asked if not self._is_fresh(name)]:
+            self.pop(name)
         variants = (parse_path(self[name].lora_path) for name in self._asked)
         return {variant.folder for variant in variants if variant is not None}
+
+    def _is_fresh(self, name: str) -> bool:
+        variant = parse_path(self[name].lora_path)
+        same = self.directory.signature(parse_name(name).adapter) == self._signatures[name]
+        return same and variant is not None and (variant.folder / WEIGHTS).exists()  # somebody may have tidied /tmp
 
     def _touch(self, name: str) -> None:
         self._asked.pop(name, None)

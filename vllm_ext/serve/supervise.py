@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,21 @@ from sqft_plugins.errors import SQFTError
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 15.0
 """Seconds that a server gets to end after a signal, before its processes are killed."""
+NO_ANSWER = (OSError, http.client.HTTPException)
+"""What a request raises where nobody answers, or not in HTTP; urllib's own errors are OSErrors."""
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises SQFTError where the address is not to be had. Asked beforehand: vLLM finds out after half a minute, and
+    what listens there meanwhile would answer in its place."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM: one that was just let go is free
+            probe.bind((host, port))
+    except OSError as error:
+        raise SQFTError(
+            f"nothing can listen at --host {host} --port {port} ({error.strerror}): end what does, or choose another"
+        ) from error
 
 
 @contextmanager
@@ -55,7 +71,7 @@ def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], No
     """
     start = time.monotonic()
     while process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError), _get(f"{url}/health", timeout=5):
+        with contextlib.suppress(*NO_ANSWER), _get(f"{url}/health", timeout=5):
             return True
         waited = time.monotonic() - start
         if waited > timeout:
@@ -68,17 +84,19 @@ def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], No
 
 
 def served_names(url: str, key: str | None = None) -> list[str]:
-    """The names that the server's /v1/models lists. key: of vLLM's --api-key."""
+    """The names that the server's /v1/models lists. key: of vLLM's --api-key. Raises one of NO_ANSWER."""
     with _get(f"{url}/v1/models", 60, {"Authorization": f"Bearer {key}"} if key else {}) as answer:
         models: dict[str, Any] = json.load(answer)
     return [model["id"] for model in models["data"]]
 
 
 def _get(url: str, timeout: float, headers: Mapping[str, str] | None = None) -> Any:
-    """The answer, whatever certificate the server shows: it is our own child."""
+    """The answer, whatever certificate the server shows: it is our own child. Never through a proxy (`http_proxy`)."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        handlers.append(urllib.request.HTTPSHandler(context=ssl._create_unverified_context()))
     request = urllib.request.Request(url, headers=dict(headers or {}))
-    context = ssl._create_unverified_context() if url.startswith("https:") else None
-    return urllib.request.urlopen(request, timeout=timeout, context=context)
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 
 def _send(process: subprocess.Popen, number: int) -> None:

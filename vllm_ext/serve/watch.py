@@ -4,6 +4,7 @@ start. 25 MiB, where a process with torch and PEFT in it has 500."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -20,9 +21,10 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.progress import PLAIN_SECONDS, say
 from vllm_ext.serve.options import option_of
 from vllm_ext.serve.server import Server
-from vllm_ext.serve.supervise import served_names, started, wait_healthy
+from vllm_ext.serve.supervise import NO_ANSWER, check_port, served_names, started, wait_healthy
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"
+PRIVATE = ("PROMETHEUS_MULTIPROC_DIR", "SQFT_ADAPTER_COPIES", "SQFT_PLANE_DIR")
+"""Variables of folders that go with the server: counters (vLLM wants that folder empty), adapters, planes."""
 
 
 def main(what: str) -> int:
@@ -40,22 +42,46 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
     for note in server.notes:
         say(note)
     say(server.shell())
+    check_port(server.host, server.port)
     with contextlib.ExitStack() as stack:
-        environment = dict(server.environment)
-        if METRICS not in os.environ:  # where workers leave their counters for /metrics; vLLM wants it empty
-            environment[METRICS] = stack.enter_context(tempfile.TemporaryDirectory(prefix="sqft-metrics-"))
+        environment = {**stack.enter_context(private_folders()), **server.environment}
         output = stack.enter_context(_log(log))
         process = stack.enter_context(started(server.command, environment, output))
         if not wait_healthy(process, server.url, Waiting(log), timeout):
             where = f"{log} tells why:\n{_tail(log)}" if log else "its log above tells why"
             raise SQFTError(f"the server ended with {exit_code(process)} before it was healthy: {where}")
-        key = option_of(server.command, "--api-key") or os.environ.get("VLLM_API_KEY")
-        names = served_names(server.url, key)
+        names = _names(server)
         result = {**server.as_dict(), "names": names, "pid": process.pid}
         emit(as_json, result, lambda: _show_ready(server, names))
         sys.stdout.flush()
         process.wait()
         return exit_code(process)
+
+
+@contextlib.contextmanager
+def private_folders() -> Iterator[dict[str, str]]:
+    """Variable → folder, of those in PRIVATE that are not set. They go with this process, also where the server was
+    killed, and hold a lock meanwhile: what tidies /tmp (systemd-tmpfiles) leaves a locked folder alone."""
+    with tempfile.TemporaryDirectory(prefix="sqft-serve-", ignore_cleanup_errors=True) as root:
+        handle = os.open(root, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        folders = {name: Path(root, name.lower()) for name in PRIVATE if name not in os.environ}
+        for folder in folders.values():
+            folder.mkdir()
+        try:
+            yield {name: str(folder) for name, folder in folders.items()}
+        finally:
+            os.close(handle)
+
+
+def _names(server: Server) -> list[str]:
+    """What /v1/models lists; a server that does not let us look is served all the same."""
+    key = option_of(server.command, "--api-key") or os.environ.get("VLLM_API_KEY")
+    try:
+        return served_names(server.url, key)
+    except (*NO_ANSWER, ValueError, KeyError) as error:
+        say(f"{server.url}/v1/models cannot be read ({error}): names of adapters are not shown")
+        return [server.name]
 
 
 class Waiting:
@@ -83,10 +109,11 @@ def _log(path: str | None) -> Iterator[IO[str] | int]:
         yield sys.stderr.fileno()
         return
     try:
-        with open(path, "w") as file:
-            yield file
+        file = open(path, "a")  # noqa: SIM115
     except OSError as error:
         raise SQFTError(f"--log {path} cannot be written ({error.strerror}): choose another path") from error
+    with file:  # not within the try: errors of what runs meanwhile are not the log's
+        yield file
 
 
 def _tail(log: str) -> str:
