@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,7 @@ EXTRAS = {"peft_ext": "peft", "vllm_ext": "vllm", "gguf_ext": "gguf"}
 
 def machine_checks() -> Iterator[Check]:
     """Python, system, CPU, memory, compiler."""
+    from sqft_plugins.kernels.build import BuildError, find_compiler
     from sqft_plugins.plugins.protocols import Check
 
     yield Check("Python", "ok", f"{platform.python_version()} ({sys.executable})")
@@ -37,13 +37,13 @@ def machine_checks() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("cores", "ok", f"{cores}{_threads()}")
     yield Check("memory", "ok", _memory())
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    if compiler:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-        yield Check("C++ compiler", "ok", f"{compiler} ({''.join(version)})")
-    else:
+    try:
+        compiler = find_compiler()
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
+        yield Check("C++ compiler", "ok", f"{' '.join(compiler)} ({''.join(version)})")
+    except BuildError as error:
         remedy = "apt-get install g++ (it compiles llama-cpp-python and the INT4 kernels)"
-        yield Check("C++ compiler", "missing", "none", remedy)
+        yield Check("C++ compiler", "missing", str(error), remedy)
 
 
 def core_checks() -> Iterator[Check]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from sqft_plugins.cli.common import emit, examples, json_option, rank_option
+from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, rank_option
 
 
 @click.command(
@@ -14,6 +15,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, rank_option
         "sqft eval models/gemma-50",
         "sqft eval models/gemma-50 --task arc-easy --task openbookqa --data-dir data --limit 300",
         "sqft eval models/gemma-50 --adapter adapters/math --rank min --data test.jsonl",
+        "sqft eval models/gemma-int4 --accelerate --task arc-easy --data-dir data",
         "sqft eval gemma.gguf --task word-problems --limit 100 --json",
         "sqft eval --server http://localhost:8000 --model math@heuristic --task svamp --data-dir data",
     )
@@ -49,20 +51,28 @@ from sqft_plugins.cli.common import emit, examples, json_option, rank_option
 )
 @click.option("--perplexity/--no-perplexity", default=True, help="Also the perplexity of a text. [default: on]")
 @click.option("--dtype", help="fast (for this machine), auto (as stored), float32, … [default: fast]")
+@click.option(
+    "--accelerate",
+    is_flag=True,
+    help="Run INT4 layers from their packed form: less memory and mostly faster, the same up to rounding.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. [default: all]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Prompts at a time.")
 @click.option("--server", metavar="URL", help="Ask a running vLLM server instead of loading MODEL.")
 @click.option("--model", "served", metavar="NAME", help="The model that the server is asked for.")
 @click.option("--no-cache", is_flag=True, help="Ask the model again what it has answered before.")
 @click.option("--samples", type=click.Path(), metavar="FILE", help="Write every question with its answer, as JSONL.")
+@overwrite_option
 @json_option
-def command(model, adapter, rank, tasks, data, data_dir, limit, shots, seed, text, perplexity, dtype, threads,
-            batch_size, server, served, no_cache, samples, as_json) -> None:  # fmt: skip
+@click.pass_context
+def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, seed, text, perplexity, dtype, threads,
+            accelerate, batch_size, server, served, no_cache, samples, overwrite, as_json) -> None:  # fmt: skip
     """Score MODEL: tasks, perplexity; each number with its standard error.
 
     MODEL is a folder or a .gguf file. Answers are greedy, options are judged by log-likelihood. What an unchanged model
     has answered before is not asked again.
     """
+    from sqft_plugins.checkpoint import check_output
     from sqft_plugins.cli.eval_output import show, write_samples
     from sqft_plugins.compress.calibration import builtin_text, read_texts
     from sqft_plugins.evaluate.harness import check_names, task_names
@@ -74,6 +84,10 @@ def command(model, adapter, rank, tasks, data, data_dir, limit, shots, seed, tex
         raise click.UsageError("--server has its model: choose it with --model, and leave out MODEL and --adapter")
     if served and not server:
         raise click.UsageError("--model names what a --server is asked for: give the path of a model without it")
+    if not adapter and context.get_parameter_source("rank") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--rank is that of an adapter: give it with --adapter")
+    if samples:
+        check_output(samples, overwrite, "--samples")
     own = get_manager().collect("sqft_tasks")
     names = tasks or (() if data else ("word-problems",))
     check_names(names, own)
@@ -81,7 +95,8 @@ def command(model, adapter, rank, tasks, data, data_dir, limit, shots, seed, tex
     if data:
         chosen.append(JsonlTask(data))
     prose = "\n\n".join(read_texts(text, "--text") if text else builtin_text("heldout")) if perplexity else None
-    options = {key: value for key, value in (("dtype", dtype), ("threads", threads)) if value is not None}
+    asked = {"dtype": dtype, "threads": threads, "accelerate": accelerate or None}
+    options = {key: value for key, value in asked.items() if value is not None}
     candidate = open_candidate(
         model, adapter, rank, server=server, served=served, cache=not no_cache, batch_size=batch_size, **options
     )
@@ -92,7 +107,7 @@ def command(model, adapter, rank, tasks, data, data_dir, limit, shots, seed, tex
     finally:
         candidate.close()
     if samples:
-        write_samples(samples, report.pop("samples", {}))
+        write_samples(samples, report.pop("samples"), overwrite)
     result = {
         "model": candidate.name,
         "adapter": adapter,

@@ -19,7 +19,8 @@ def show(result: Mapping[str, Any]) -> None:
     shots = "the task's" if result["shots"] is None else result["shots"]
     limit = "none" if result["limit"] is None else result["limit"]
     over = f", adapter: {result['adapter']} at rank {result['rank']}" if result["adapter"] else ""
-    click.echo(f"{result['model']}{over}, limit: {limit}, shots: {shots}, seed: {result['seed']}")
+    packed = f", {kernel} kernel" if (kernel := result["runtime"].get("kernel")) else ""
+    click.echo(f"{result['model']}{over}{packed}, limit: {limit}, shots: {shots}, seed: {result['seed']}")
     if result["n-shot"] and importlib.util.find_spec("lm_eval") is not None:
         from lm_eval.utils import make_table
 
@@ -40,9 +41,9 @@ def show(result: Mapping[str, Any]) -> None:
     table(["task", "questions", "metric", "value"], rows)
 
 
-def write_samples(path: str, samples: Mapping[str, list[Mapping[str, Any]]]) -> None:
+def write_samples(path: str, samples: Mapping[str, list[Mapping[str, Any]]], overwrite: bool) -> None:
     """One JSON object a line: the task and what lm-eval logs of a question."""
-    with write_file(path, overwrite=True, argument="--samples") as target, open(target, "w", encoding="utf-8") as file:
+    with write_file(path, overwrite, argument="--samples") as target, open(target, "w", encoding="utf-8") as file:
         for task, rows in samples.items():
             for row in rows:
                 file.write(json.dumps({"task": task, **row}, ensure_ascii=False, default=str) + "\n")

@@ -50,6 +50,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.option("--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER.")
 @click.option("--batch-size", default=16, show_default=True)
 @click.option("--dtype", default="fast", show_default=True, help="fast (for here), auto (as stored), float32, …")
+@click.option("--accelerate", is_flag=True, help="Run MODEL's INT4 layers packed, in less memory; for dense adapters.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
 @overwrite_option

@@ -29,32 +29,45 @@ def cache_folder() -> Path:
 
 class Answers:
     """The answers of one model. about: what decides them, from `identity`; kept in the file for people to read. Raises
-    SQFTError where the file cannot be opened or is damaged."""
+    SQFTError, whatever it is asked, where the file cannot be used: it is damaged, or the disk is full."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
-        text = json.dumps(about, sort_keys=True)
-        self.file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
+        self._about = json.dumps(about, sort_keys=True)
+        self.file = folder / f"{hashlib.sha256(self._about.encode()).hexdigest()[:32]}.sqlite"
+        self._db: sqlite3.Connection | None = None
+        self.get("about")
+
+    def get(self, *question: Any) -> Any:
+        """The answer, or None."""
+        row = self._run("SELECT value FROM answers WHERE key = ?", _key(question))
+        return None if row is None else json.loads(row[0])
+
+    def put(self, answer: Any, *question: Any) -> None:
+        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", _key(question), json.dumps(answer))
+
+    def close(self) -> None:
+        """Closes the file; it is opened again when it is needed."""
+        if self._db is not None:
+            self._db.close()
+        self._db = None
+
+    def _run(self, statement: str, *values: str) -> Any:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.file, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA synchronous=OFF")  # a power cut may lose answers, nothing else
-            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT)")
-            self._db.execute("INSERT OR IGNORE INTO answers VALUES ('about', ?)", (text,))
+            if self._db is None:
+                self._db = self._open()
+            return self._db.execute(statement, values).fetchone()
         except (OSError, sqlite3.Error) as error:
             raise SQFTError(
                 f"the cache {self.file} cannot be used ({error}): delete it, set {VARIABLE}, or use --no-cache"
             ) from error
 
-    def get(self, *question: Any) -> Any:
-        """The answer, or None."""
-        row = self._db.execute("SELECT value FROM answers WHERE key = ?", (_key(question),)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def put(self, answer: Any, *question: Any) -> None:
-        self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (_key(question), json.dumps(answer)))
-
-    def close(self) -> None:
-        self._db.close()
+    def _open(self) -> sqlite3.Connection:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        opened = sqlite3.connect(self.file, timeout=60, isolation_level=None)
+        opened.execute("PRAGMA synchronous=OFF")  # a power cut may lose answers, nothing else
+        opened.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT)")
+        opened.execute("INSERT OR IGNORE INTO answers VALUES ('about', ?)", (self._about,))
+        return opened
 
 
 def _key(question: tuple) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqft_plugins.errors import SQFTError
@@ -20,12 +21,18 @@ Pair = tuple[str, str]
 
 class Candidate:
     """name: for messages. opener: loads the model, called when the first answer is needed that `answers` does not have.
-    batch_size: options, or prompts, that go through together. asked: questions that went to the model itself."""
+    batch_size: options, or prompts, that go through together. runtime: what computes, for the report: its name, and
+    where they matter dtype and kernel. asked: questions that went to the model itself."""
 
     def __init__(
-        self, name: str, opener: Callable[[], Session], answers: Answers | None = None, batch_size: int = BATCH
+        self,
+        name: str,
+        opener: Callable[[], Session],
+        answers: Answers | None = None,
+        batch_size: int = BATCH,
+        runtime: Mapping[str, Any] = MappingProxyType({}),
     ):
-        self.name, self.batch_size = name, batch_size
+        self.name, self.batch_size, self.runtime = name, batch_size, runtime
         self.asked = 0
         self._opener, self._answers = opener, answers
         self._session: Session | None = None
@@ -38,10 +45,6 @@ class Candidate:
             if hasattr(self._session, "batch_size"):
                 self._session.batch_size = self.batch_size
         return self._session
-
-    @property
-    def loaded(self) -> bool:
-        return self._session is not None
 
     @property
     def tells_greedy(self) -> bool:
@@ -122,10 +125,12 @@ class Candidate:
         return len(self.tokenize(args[0])) + args[1]
 
     def close(self) -> None:
-        """Frees the model; a closed candidate can be asked again, and loads it again."""
+        """Frees the model and the file of the answers. A closed candidate can be asked again: it opens both again."""
         if self._session is not None:
             self._session.close()
         self._session = None
+        if self._answers is not None:
+            self._answers.close()
 
     # --- inside ---
 

@@ -149,7 +149,10 @@ def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def _add(loaded: dict[str, Any], more: Mapping[str, Any]) -> None:
     for part, found in more.items():
-        loaded.setdefault(part, {}).update(found)
+        there = loaded.setdefault(part, {})
+        if both := sorted(there.keys() & found.keys()):
+            raise SQFTError(f"two tasks are called {both[0]}, ours and lm-eval's: evaluate them one after the other")
+        there.update(found)
 
 
 def _is_file(name: str) -> bool:

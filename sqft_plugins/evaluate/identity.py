@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqft_plugins
+from sqft_plugins.kernels.library import FILE, library
 
 LIBRARIES = ("torch", "transformers", "peft", "llama-cpp-python", "compressed-tensors")
 PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
@@ -18,11 +19,13 @@ IGNORED = (".md", ".png", ".html", ".log", ".csv")
 
 
 def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A description that is equal where the answers must be. rank: as asked for. options: those of `open_session`.
-    Reads every file of the model once; loads no weight."""
+    """A description that is equal where the answers must be. rank: as asked for. options: those of `open_session`; with
+    `accelerate` the compiled kernels count, too. Reads every file of the model once; loads no weight."""
     about: dict[str, Any] = {"model": content_hash(model), "options": dict(sorted(options.items()))}
     if adapter is not None:
         about |= _adapter(model, adapter, rank)
+    if options.get("accelerate") and library().handle is not None:
+        about["kernels"] = content_hash(FILE)
     installed = {name: version for name in LIBRARIES if (version := _version(name))}
     return about | {"libraries": installed, "code": code_hash()}
 
@@ -33,6 +36,11 @@ def content_hash(path: Path) -> str:
         return _digest([path], path.parent)
     files = [file for file in path.rglob("*") if file.is_file() and file.suffix not in IGNORED]
     return _digest([file for file in files if not file.name.startswith(".")], path)
+
+
+def adapter_hash(adapter: Path) -> str:
+    """SHA-256 over the configuration and the weights of an adapter folder."""
+    return _digest([adapter / "adapter_config.json", adapter / "adapter_model.safetensors"], adapter)
 
 
 @cache
@@ -48,9 +56,8 @@ def _adapter(model: Path, adapter: Path, rank: Any) -> dict[str, Any]:
     folder = check_adapter(adapter)
     tuner = tuner_of(folder)
     grid = tuner.grid_of(folder, model)
-    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     return {
-        "adapter": _digest(files, folder),
+        "adapter": adapter_hash(folder),
         "rank": choose_rank(rank, tuner, folder),
         "grid": content_hash(grid) if grid is not None else None,
     }

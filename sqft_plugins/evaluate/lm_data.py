@@ -223,10 +223,10 @@ def judge_number(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]
 
 
 def judge_gsm8k(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
-    """exact_match: the number after the first `####`. last_number: the last one written."""
-    after = results[0].partition("####")[2].strip().split("\n")[0]
+    """exact_match: the number after the first `####`, the first where several follow. last_number: the last written."""
+    after = _NUMBER.search(results[0].partition("####")[2].strip().split("\n")[0])
     return {
-        "exact_match": _equal(parse_number(after), doc["number"]),
+        "exact_match": _equal(None if after is None else parse_number(after.group()), doc["number"]),
         "last_number": _equal(parse_number(results[0]), doc["number"]),
     }
 

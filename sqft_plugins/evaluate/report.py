@@ -10,14 +10,16 @@ from typing import Any
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import harness
+from sqft_plugins.evaluate.accelerated import check_packable, grid_of
 from sqft_plugins.evaluate.answers import Answers, cache_folder
 from sqft_plugins.evaluate.candidate import Candidate
 from sqft_plugins.evaluate.identity import identity
-from sqft_plugins.evaluate.run import TOKENS, accuracy, engine_of, open_session
+from sqft_plugins.evaluate.run import TOKENS, Accuracy, accuracy, check_options, engine_of, open_session
 from sqft_plugins.evaluate.server import ServerSession
 from sqft_plugins.evaluate.tasks import limited
 from sqft_plugins.evaluate.transformers_engine import BATCH
-from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.kernels.library import library
 from sqft_plugins.plugins.protocols import Session, Task
 from sqft_plugins.progress import say
 
@@ -49,12 +51,17 @@ def evaluate_model(
         if not task.items()[:1]:
             raise SQFTError(f"task {task.name} has no questions: give it some")
     report: dict[str, Any] = {part: {} for part in harness.PARTS}
+    loaded = harness.load_tasks(named, data_dir, shots) if named else {"tasks": {}}
+    _check_distinct([*loaded["tasks"], *(task.name for task in objects), *(["perplexity"] if text is not None else [])])
     if named:
-        report |= harness.run_tasks(candidate, harness.load_tasks(named, data_dir, shots), limit, seed, samples)
+        report |= harness.run_tasks(candidate, loaded, limit, seed, samples)
     for task in objects:
-        score = accuracy(candidate, limited(task, limit), task.name)
+        part = limited(task, limit)
+        score = accuracy(candidate, part, task.name)
         _add(report, task.name, "acc", score.value, score.stderr, True)
         report["n-samples"][task.name] = {"original": len(task.items()), "effective": score.total}
+        if samples:
+            report.setdefault("samples", {})[task.name] = _samples(part, score)
     if text is not None:
         found = candidate.perplexity(text, TOKENS)
         _add(report, "perplexity", "perplexity", found.value, found.stderr, False)
@@ -63,6 +70,7 @@ def evaluate_model(
     return {
         **report,
         **settings,
+        "runtime": dict(candidate.runtime),
         "asked": candidate.asked - asked,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -81,26 +89,32 @@ def open_candidate(
 ) -> Candidate:
     """A candidate of a model folder (with an adapter at a rank), a GGUF file or a server; loaded when it is first asked
     something new. cache: use what it answered before (never for a server, whose model may change). options: of its
-    runtime, such as dtype. Raises SQFTError."""
+    runtime, such as dtype, or accelerate=True for the packed form of INT4 layers. Raises SQFTError."""
+    options = {name: value for name, value in options.items() if not (name == "accelerate" and not value)}
     if server is not None:
+        if options:
+            raise SQFTError(f"--{min(options)} is not for a --server, it has its own: leave it out")
         session = ServerSession(server, served)
         say(f"{server}: answers of a server are not kept, its model may change")
-        return Candidate(f"{session.model} at {server}", lambda: session, None, batch_size)
+        return Candidate(f"{session.model} at {server}", lambda: session, None, batch_size, {"runtime": "server"})
     if model is None:
         raise SQFTError("no model: give a folder or a .gguf file, or --server URL")
-    path = Path(model)
+    path, adapter = Path(model), None if adapter is None else Path(adapter)
     engine = engine_of(path)
+    check_options(engine, options)
     asked = dict(options)
     if adapter is not None:
-        asked |= {"adapter": Path(adapter), "rank": rank}
+        asked |= {"adapter": adapter, "rank": rank}
+    settings = {"runtime": engine.name, **options}
+    if engine.name == "transformers":
+        settings["dtype"] = str(parse_dtype(options.get("dtype", "fast")))  # "fast" is another one on another machine
+        if "accelerate" in options:
+            check_packable(path, grid_of(path, adapter))
+            settings["kernel"] = library().path
     answers = None
     if cache:
-        settings = {"runtime": engine.name, **options}
-        if engine.name == "transformers" and options.get("dtype", "fast") == "fast":
-            settings["dtype"] = str(fast_dtype())  # of this machine
-        about = identity(path, None if adapter is None else Path(adapter), rank, settings)
-        answers = Answers(cache_folder(), about)
-    return Candidate(str(model), _opener(path, asked), answers, batch_size)
+        answers = Answers(cache_folder(), identity(path, adapter, rank, settings))
+    return Candidate(str(model), _opener(path, asked), answers, batch_size, settings)
 
 
 def _opener(path: Path, options: Mapping[str, Any]) -> Callable[[], Session]:
@@ -109,6 +123,23 @@ def _opener(path: Path, options: Mapping[str, Any]) -> Callable[[], Session]:
         return open_session(path, **options)
 
     return load
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """Raises SQFTError where one task's numbers would take the place of another's."""
+    for name in names:
+        if names.count(name) > 1:
+            raise SQFTError(f"two tasks are called {name}: rename the --data file, or leave one out")
+
+
+def _samples(task: Task, score: Accuracy) -> list[dict[str, Any]]:
+    """Every question of a task of the protocol, as lm-eval logs those of its own."""
+    rows = []
+    for place, (item, text) in enumerate(zip(task.items(), score.completions, strict=True)):
+        right = float(task.is_correct(item, text))
+        doc = {"prompt": item.prompt, "answer": item.answer}
+        rows.append({"doc_id": place, "doc": doc, "target": item.answer, "filtered_resps": [text], "acc": right})
+    return rows
 
 
 def _add(report: dict[str, Any], task: str, metric: str, value: float, stderr: float, higher: bool) -> None:

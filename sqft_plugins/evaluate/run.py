@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,12 +43,19 @@ def open_session(path: str | Path, **options: Any) -> Session:
     """Loads `path` with the first runtime that opens it. Raises CheckpointError where there is none."""
     path = Path(path)
     engine = engine_of(path)
-    try:
-        return engine.open(path, **options)
-    except TypeError as error:  # an option that this runtime does not have
-        if "unexpected keyword" not in str(error):
-            raise
-        raise SQFTError(f"{engine.name} does not take {sorted(options)}: leave out what it does not have") from error
+    check_options(engine, options)
+    return engine.open(path, **options)
+
+
+def check_options(engine: Engine, options: Iterable[str]) -> None:
+    """Raises SQFTError for an option that this runtime does not have."""
+    parameters = inspect.signature(engine.open).parameters.values()
+    known = {parameter.name for parameter in parameters}
+    unknown = sorted(set(options) - known)
+    if "accelerate" not in unknown and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return  # it looks at them itself
+    if unknown:
+        raise SQFTError(f"{engine.name} does not take {', '.join(unknown)}: leave it out")
 
 
 def engine_of(path: Path) -> Engine:

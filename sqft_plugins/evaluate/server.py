@@ -6,6 +6,7 @@ Gemma, and cuts a prompt that is too long without stopping; this one asks the se
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -31,7 +32,10 @@ class ServerSession:
 
     def __init__(self, url: str, model: str | None = None):
         self.url = url.rstrip("/").removesuffix("/v1")
-        offered = {entry["id"]: entry for entry in self._call("/v1/models")["data"]}
+        listed = self._call("/v1/models")
+        if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+            raise SQFTError(f"--server {url} lists no models, so it is no vLLM: check the address")
+        offered = {entry["id"]: entry for entry in listed["data"]}
         if model is None and len(offered) != 1:
             raise SQFTError(f"--server {url} offers {len(offered)} models: choose with --model {' | '.join(offered)}")
         self.model = next(iter(offered)) if model is None else model
@@ -92,7 +96,7 @@ class ServerSession:
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace").strip()[:200]
             raise SQFTError(f"--server {self.url}{path} answers {error.code}: {text}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # the last: it died in its answer
             raise SQFTError(
                 f"--server {self.url} does not answer ({error}): check the address, or start one with `sqft serve`"
             ) from error

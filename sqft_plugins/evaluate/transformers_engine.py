@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
+from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
 from sqft_plugins.evaluate.options import Question, Score, score_options, token_scores
-from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.kernels.load import load_accelerated
 
-_DTYPES: dict[str, Callable[[], Any]] = {"auto": lambda: "auto", "fast": fast_dtype}
 BATCH = 64
 """Prompts, or answer options, that go through the model together."""
 CHUNK = 512
@@ -29,20 +30,37 @@ class TransformersEngine:
         return path.is_dir()
 
     def open(
-        self, path: Path, adapter: Path | None = None, rank: Rank = "max", dtype: str = "fast", batch_size: int = BATCH
+        self,
+        path: Path,
+        adapter: Path | None = None,
+        rank: Rank = "max",
+        dtype: str = "fast",
+        batch_size: int = BATCH,
+        accelerate: bool = False,
     ) -> TransformersSession:
         """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what
-        this machine computes fast in, or a name such as "float32"."""
+        this machine computes fast in, or a name such as "float32". accelerate: INT4 layers run from their packed form;
+        raises KernelError where there are none."""
+        number = parse_dtype(dtype)  # an unknown name is told before anything is read
         tokenizer = load_tokenizer(path)
-        model: nn.Module = load_model(path, _DTYPES[dtype]() if dtype in _DTYPES else getattr(torch, dtype))
-        if adapter is not None:
-            from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
-
-            folder = check_adapter(adapter)
-            tuner = tuner_of(folder)
-            model = tuner.load(model, folder)  # type: ignore[arg-type]
-            tuner.set_rank(model, choose_rank(rank, tuner, folder))
+        if adapter is None:
+            model = load_accelerated(path, number) if accelerate else load_model(path, number)
+        else:
+            model = _adapted(path, adapter, rank, number, accelerate)
         return TransformersSession(model.eval(), tokenizer, batch_size)
+
+
+def _adapted(path: Path, adapter: Path, rank: Rank, dtype: torch.dtype | str, accelerate: bool) -> Any:
+    from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+
+    folder = check_adapter(adapter)
+    tuner = tuner_of(folder)
+    grid = tuner.grid_of(folder, path)
+    if accelerate:
+        check_packable(path, grid)
+    model = tuner.load(load_model(path, dtype), folder)
+    tuner.set_rank(model, choose_rank(rank, tuner, folder))
+    return accelerate_tuned(model, tuner, grid) if accelerate else model
 
 
 class TransformersSession:

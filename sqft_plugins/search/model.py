@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
-from sqft_plugins.errors import SQFTError
-from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.errors import KernelError, SQFTError
+from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
+from sqft_plugins.evaluate.identity import adapter_hash, content_hash
+from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.kernels.library import library
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say
 from sqft_plugins.search.objective import Objective, Prepared
@@ -22,12 +23,22 @@ _LONGEST = ("max_position_embeddings", "n_positions", "seq_length")
 
 class SearchedModel:
     """A base with its super-adapter. grid: as for `Tuner.load`. dtype: "fast" (for this machine), "auto" (as stored) or
-    a torch name."""
+    a torch name. accelerate: INT4 layers of the base run from their packed form. Raises KernelError where there are
+    none, or where the adapter has other codes at every rank."""
 
-    def __init__(self, base: str | Path, adapter: Path, tuner: Tuner, grid: Path | None, dtype: str):
+    def __init__(
+        self, base: str | Path, adapter: Path, tuner: Tuner, grid: Path | None, dtype: str, accelerate: bool = False
+    ):
         self.folder, self.adapter, self.tuner, self.grid = ModelFolder(base), adapter, tuner, grid
-        self.dtype = parse_dtype(dtype)
+        self.dtype, self.accelerate = parse_dtype(dtype), accelerate
         self.runs = 0
+        if accelerate and tuner.grid_of(adapter, self.folder.path) is not None:
+            raise KernelError(
+                f"--accelerate: {adapter} is quantization-aware, every rank has other codes and would be packed anew: "
+                "leave it out here, and evaluate what is found with `sqft eval --accelerate`"
+            )
+        if accelerate:
+            check_packable(self.folder.path, None)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -37,13 +48,21 @@ class SearchedModel:
     def tuned(self) -> Any:
         say(f"loading {self.folder.path} with {self.adapter}")
         model = load_model(self.folder.path, self.dtype)
-        return self.tuner.load(model, self.adapter, self.grid).eval()
+        tuned = self.tuner.load(model, self.adapter, self.grid).eval()
+        return accelerate_tuned(tuned, self.tuner, None) if self.accelerate else tuned
 
     def scores(self, ranks: Mapping[str, int], objective: Objective, prepared: Prepared) -> list[float]:
         """The score of each question with these ranks, module → rank."""
         self.tuner.set_rank(self.tuned, dict(ranks))
         self.runs += 1
-        return objective.scores(self.tuned, self.tokenizer, prepared)
+        found = objective.scores(self.tuned, self.tokenizer, prepared)
+        for item, score in zip(prepared.items, found, strict=True):
+            if not math.isfinite(score):
+                raise SQFTError(
+                    f"the score of {item.prompt[:40]!r} is {score} with the ranks {sorted(set(ranks.values()))}: "
+                    "look for broken tensors with `sqft inspect`, or give --dtype float32"
+                )
+        return found
 
     @property
     def context(self) -> int:
@@ -52,32 +71,11 @@ class SearchedModel:
         return next((config[key] for key in _LONGEST if isinstance(config.get(key), int)), 2048)
 
     def identity(self) -> dict[str, str]:
-        """What makes its scores: SHA-256 of all bytes of the adapter and of the model (with the grid's folder)."""
+        """What makes its scores: the contents of the adapter and of the model (with the grid's folder)."""
         grid = self.grid or self.tuner.grid_of(self.adapter, self.folder.path)
-        folders = [self.folder, *([ModelFolder(grid)] if grid not in (None, self.folder.path) else [])]
-        weights = [file for folder in folders for file in sorted(set(folder.files.values()))]
-        configs = [folder.path / "config.json" for folder in folders]
-        parts = [self.adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+        folders = [self.folder.path, *([grid] if grid not in (None, self.folder.path) else [])]
         return {
-            "adapter": _digest(parts),
-            "model": _digest([*configs, *weights]),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "adapter": adapter_hash(self.adapter),
+            "model": " ".join(map(content_hash, folders)),
+            "dtype": str(self.dtype).removeprefix("torch.") + (f", {library().path} kernel" if self.accelerate else ""),
         }
-
-
-def parse_dtype(name: str) -> torch.dtype | str:
-    """Raises SQFTError for a name that is no dtype of torch."""
-    if name == "fast":
-        return fast_dtype()
-    found = "auto" if name == "auto" else getattr(torch, name, None)
-    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise SQFTError(f"--dtype {name!r} is no float type: use fast, auto, float32, bfloat16 or float16")
-    return found
-
-
-def _digest(files: list[Path]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()

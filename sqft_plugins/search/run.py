@@ -72,7 +72,8 @@ def search_adapter(
     begin = _starting_points(method, space, folder, starts)
     if settings.against == "latency":
         costs.check_latency(folder)
-    searched = SearchedModel(model_path, folder, tuner_of(folder), Path(grid) if grid else None, settings.dtype)
+    place = Path(grid) if grid else None
+    searched = SearchedModel(model_path, folder, tuner_of(folder), place, settings.dtype, settings.accelerate)
     split = split_items(task.items(), settings.subset, settings.fresh, settings.seed)
     objective = _objective(settings, task)
     ready = partial(prepare, tokenizer=searched.tokenizer, max_length=searched.context, batch_size=settings.batch_size)

@@ -7,6 +7,7 @@ killed search goes on where it was.
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -51,8 +52,9 @@ class _Whole(BaseSampler):
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
         return dict(zip(self.space.groups, self.propose(study, trial), strict=True))
 
+    @abstractmethod
     def propose(self, study: Study, trial: FrozenTrial) -> Choice:
-        raise NotImplementedError
+        """A rank for each group of the space."""
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -19,7 +19,8 @@ class SearchSettings(Settings):
     method: `sqft_search_methods`. objective: "nll" of the gold answers or "accuracy" of greedy ones. against: the
     second objective, None for the score alone. evaluations: of the whole study; minutes: of this call's search, without
     loading and re-check. subset, fresh: see `sqft_plugins.search.data.split_items`. finalists: re-checked beside the
-    heuristic. share_rank: as the adapter was trained, where None. dtype: "fast", "auto" or a torch name.
+    heuristic. share_rank: as the adapter was trained, where None. dtype: "fast", "auto" or a torch name. accelerate:
+    the INT4 layers of the base run from their packed form (dense adapters).
     """
 
     method: str = "hill-climbing"
@@ -33,4 +34,5 @@ class SearchSettings(Settings):
     share_rank: Literal["layer", "module"] | None = None
     batch_size: int = Field(16, ge=1)
     dtype: str = "fast"
+    accelerate: bool = False
     seed: int = 0

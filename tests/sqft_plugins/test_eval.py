@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
+import os
 import sys
 from pathlib import Path
 
@@ -185,11 +185,62 @@ def test_a_damaged_cache_is_named(tmp_path) -> None:
     assert Answers(tmp_path / "a", {"model": "x"}).get("likelihood", "a", "b") == [1.5, True]
     assert Answers(tmp_path / "a", {"model": "y"}).get("likelihood", "a", "b") is None
     answers.close()
+    assert answers.get("likelihood", "a", "b") == [1.5, True]  # it opens its file again
+    answers.close()
     answers.file.write_bytes(b"no database at all, but long enough to be looked at as one")
     with pytest.raises(SQFTError, match=r"cannot be used .*delete it"):
         Answers(tmp_path / "a", {"model": "x"})
-    with pytest.raises(sqlite3.ProgrammingError):
-        answers.get("likelihood")
+    with pytest.raises(SQFTError, match=r"cannot be used .*delete it"):
+        answers.get("likelihood", "a", "b")
+
+
+def test_a_closed_candidate_leaves_its_files(tiny_llama) -> None:
+    candidate = open_candidate(tiny_llama)
+    cache = Path(os.environ["SQFT_EVAL_CACHE"]).resolve()
+
+    def open_files() -> int:
+        return sum(Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(cache) for fd in _descriptors())
+
+    assert open_files() == 1
+    candidate.close()
+    assert open_files() == 0
+
+
+def _descriptors() -> list[str]:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc here")
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+
+
+def test_every_task_gives_its_samples(tiny_llama, data, short, tmp_path, capsys) -> None:
+    rows = [{"prompt": f"Say {word}:", "completion": f" {word}"} for word in ("water", "stone")]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [
+        "eval",
+        tiny_llama,
+        "--task",
+        short,
+        "--data-dir",
+        data,
+        "--data",
+        tmp_path / "mine.jsonl",
+        "--limit",
+        2,
+    ]
+    arguments += ["--no-perplexity", "--samples", tmp_path / "samples.jsonl"]
+    assert sqft(*arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["short", "short", "mine", "mine"]
+    session = open_session(tiny_llama)
+    for line, row, text in zip(lines[2:], rows, session.generate([row["prompt"] for row in rows], 12), strict=True):
+        assert (line["doc"]["prompt"], line["target"]) == (row["prompt"], row["completion"])
+        assert line["filtered_resps"] == [text]
+        assert line["acc"] == float(text.strip().split("\n")[0].strip() == row["completion"].strip())
+    capsys.readouterr()
+    assert sqft(*arguments) == 2
+    assert "--samples" in (told := capsys.readouterr().err)
+    assert "exists" in told
+    assert sqft(*arguments, "--overwrite") == 0
 
 
 def test_the_perplexity_has_the_error_of_its_windows(tiny_llama) -> None:
@@ -228,6 +279,7 @@ def test_the_last_number_counts(text, number) -> None:
 def test_gsm8k_is_judged_behind_its_mark() -> None:
     doc = {"number": 18.0}
     assert lm_data.judge_gsm8k(doc, ["9*2=18\n#### 18\n\nso 3"]) == {"exact_match": 1.0, "last_number": 0.0}
+    assert lm_data.judge_gsm8k(doc, ["#### 18 apples in 2 days"]) == {"exact_match": 1.0, "last_number": 0.0}
     assert lm_data.judge_gsm8k(doc, ["it is $18."]) == {"exact_match": 0.0, "last_number": 1.0}
     assert lm_data.judge_number({"number": 11 / 6}, ["about 1.8333"]) == {"exact_match": 1.0}
 
@@ -289,6 +341,13 @@ def test_bad_files_and_names_are_told_before_a_model_is_loaded(data, tiny_llama,
     assert "did you mean 'arc-easy'?" in told("--task", "arc-esy")
     assert "--shots 2 cannot be used with svamp" in told("--task", "svamp", "--data-dir", data, "--shots", "2")
     assert "--model names what a --server" in told("--model", "base")
+    assert "--rank is that of an adapter" in told("--rank", "min")
+    assert "transformers does not take threads" in told("--threads", "2")
+    assert "--samples" in told("--samples", tiny_llama / "config.json" / "deeper.jsonl")
+    (data / "boolq.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    same = ("--task", "boolq", "--data", data / "boolq.jsonl", "--data-dir", write_data(data / "whole"))
+    assert "two tasks are called boolq: rename the --data file" in told(*same)
+    assert "--dtype is not for a --server" in capsys_of("--server", "http://x", "--dtype", "float32", capsys=capsys)
     assert "--server http://127.0.0.1:9 does not answer" in capsys_of("--server", "http://127.0.0.1:9", capsys=capsys)
 
 

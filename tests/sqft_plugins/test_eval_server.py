@@ -108,3 +108,26 @@ def test_what_is_wrong_with_a_server_is_told(server) -> None:
         list(ServerSession(server, "base").generate(["x" * 1000], 1))
     with pytest.raises(SQFTError, match=r"does not answer .*`sqft serve`"):
         ServerSession("http://127.0.0.1:9", "base")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"status": 1}', "lists no models, so it is no vLLM"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "lists no models, so it is no vLLM"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"data": ', "does not answer .*IncompleteRead"),
+    ],
+)
+def test_what_is_no_vllm_or_dies_is_told(answer, message) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(answer)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        with pytest.raises(SQFTError, match=message):
+            ServerSession(f"http://127.0.0.1:{http.server_port}", "base")
+        http.shutdown()

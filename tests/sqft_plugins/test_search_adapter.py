@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import shutil
 
@@ -247,6 +248,15 @@ def test_a_study_or_an_output_of_something_else_is_refused(pruned, adapter, tiny
         search(pruned, adapter, tmp_path / "other", save="max")
     with pytest.raises(SQFTError, match="is not usable"):
         search(pruned, adapter, tmp_path / "other", save="../best")
+
+
+def test_a_score_that_is_no_number_ends_the_search(pruned, adapter, tmp_path, monkeypatch) -> None:
+    """Optuna takes such a trial for a failed one, and a failed configuration may be proposed again: without end."""
+    monkeypatch.setattr(AnswerLikelihood, "scores", lambda self, model, tokenizer, part: [math.nan] * len(part.items))
+    with pytest.raises(
+        SQFTError, match=r"the score of 'Question: what follows .* is nan with the ranks \[6\]: .*--dtype"
+    ):
+        search(pruned, adapter, tmp_path / "out")
 
 
 def test_a_fixed_rank_leaves_nothing_to_search(pruned, tmp_path) -> None:
