@@ -29,6 +29,9 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, SQFTError):  # of a validator of ours: it has said what is wrong with which value
+                raise cause from error
             name = ".".join(map(str, first["loc"])) or cls.__name__
             raise SQFTError(f"{name}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
@@ -56,13 +59,48 @@ class AdapterSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """A training run. steps: optimizer steps. text_fraction: share of each batch that is general text, against
-    forgetting. max_length: tokens of an example; longer ones are an error."""
+    """A training run.
+
+    steps: optimizer steps, or `epochs`: passes over the examples. batch_size: examples of a step over all processes;
+    gradient_accumulation: into how many parts it is cut, one after the other, to save memory. warmup_fraction: of the
+    steps. max_gradient_norm: 0 clips nothing. text_fraction: share of each batch that is general text, against
+    forgetting. max_length: tokens of an example; `long` says what happens to longer ones, they are never cut. packing:
+    several examples of a batch in one row. eval_every: steps between two evaluations of the held-out examples
+    (default: a tenth of them); eval_fraction: hold out this share of the examples. keep: which adapter is written, that
+    of the last step or the one with the smallest held-out loss. checkpoint_every: steps between two checkpoints.
+    chat_template: a Jinja file in place of the tokenizer's template. tensorboard: folder of its log.
+    """
 
     steps: int = Field(100, ge=1)
+    epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    packing: bool = False
     text_fraction: float = Field(0.0, ge=0, lt=1)
     max_length: int = Field(512, ge=8)
+    long: Literal["error", "drop"] = "error"
+    eval_every: int | None = Field(None, ge=1)
+    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    keep: Literal["last", "best"] = "last"
+    checkpoint_every: int | None = Field(None, ge=1)
+    chat_template: str | None = None
+    tensorboard: str | None = None
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise SQFTError(f"steps={self.steps} and epochs={self.epochs:g} are two lengths of one run: give one")
+        if self.batch_size % self.gradient_accumulation:
+            raise SQFTError(
+                f"batch_size={self.batch_size} cannot be cut into gradient_accumulation={self.gradient_accumulation} "
+                "equal parts: change one of them"
+            )
+        return self

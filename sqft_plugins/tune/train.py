@@ -3,172 +3,230 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer, write_folder
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.checkpoint.files import check_output
+from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.plugins import get_manager
-from sqft_plugins.progress import quiet_libraries, track
+from sqft_plugins.plugins.protocols import Tuner
+from sqft_plugins.progress import quiet_libraries, say
+from sqft_plugins.tune.arguments import (
+    examples_at_once,
+    is_main_process,
+    process_count,
+    tensorboard_callbacks,
+    trainer_arguments,
+)
 from sqft_plugins.tune.card import plot_losses, write_card
-from sqft_plugins.tune.data import Collator, Example, Examples, mix, tokenize
-from sqft_plugins.tune.loss import answer_logits, answer_loss
-from sqft_plugins.tune.record import RankRecorder
+from sqft_plugins.tune.chat import Chat, read_template
+from sqft_plugins.tune.data import Collator, Example, Examples
+from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
+from sqft_plugins.tune.packing import PackingCollator, check_packing
+from sqft_plugins.tune.prepare import Prepared, prepare
+from sqft_plugins.tune.record import HISTORY, RankRecorder
+from sqft_plugins.tune.resume import Checkpoints, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
-
-
-class AnswerTrainer(Trainer):
-    """A Trainer that computes logits at the answer's tokens only and keeps the order of its data."""
-
-    def _get_train_sampler(self, *args: Any) -> SequentialSampler:
-        return SequentialSampler(
-            cast(Sized, self.train_dataset)
-        )  # `mix` has shuffled, the same for every process count
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        logits, targets = answer_logits(model, head, inputs, labels)
-        loss = answer_loss(logits, targets, num_items_in_batch)
-        if not bool(torch.isfinite(loss)):  # before the backward pass, where a gradient would be blamed
-            step = self.state.global_step + 1
-            raise SQFTError(f"loss={float(loss)} at step {step}: lower --learning-rate, or look for broken data")
-        return (loss, logits) if return_outputs else loss
-
-
-class Watch(TrainerCallback):
-    """Shows the progress and keeps the losses."""
-
-    def __init__(self, what: str, steps: int):
-        self.losses: list[float] = []
-        self.bar = track(range(steps), what)
-        next(self.bar)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        next(self.bar, None)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss")
-        if loss is not None:
-            self.losses.append(float(loss))
-
-
-def stop_at_broken_gradients(model: nn.Module) -> None:
-    """From now on a gradient that is not finite ends the backward pass with SQFTError, naming its parameter: the first
-    one that appears, so the layer where it began."""
-
-    def check(name: str, parameter: Tensor) -> None:
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            raise SQFTError(
-                f"the gradient of {name} is not finite: lower --learning-rate or --alpha, or look for broken data"
-            )
-
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(partial(check, name))
+from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
 
 def training_dtype(base: ModelFolder, exact: bool) -> torch.dtype:
     """What the base is trained in: the dtype that is fast here, or, where `exact`, float32 if that one could not hold
     the float weights of `base` as they are."""
     fast = fast_dtype()
+    return fast if not exact or _holds(base, fast) else torch.float32
+
+
+def choose_dtype(base: ModelFolder, exact: bool, asked: str) -> tuple[torch.dtype, str]:
+    """The dtype of the base, and why. exact: its float weights must not be rounded. Raises SQFTError where `asked`
+    would round them."""
+    if asked != "auto":
+        dtype = getattr(torch, asked)
+        if exact and not _holds(base, dtype):
+            raise SQFTError(
+                f"dtype={asked} would round the float weights of which --quantization-aware makes codes, and tune "
+                "another model than the one merged into: use auto or float32"
+            )
+        return dtype, "as asked"
+    dtype = training_dtype(base, exact)
+    if dtype != fast_dtype():
+        return dtype, "bfloat16 would round the float weights of which the codes are made"
+    return dtype, "fast on this machine" if dtype == torch.bfloat16 else "bfloat16 would not be faster on this machine"
+
+
+def _holds(base: ModelFolder, dtype: torch.dtype) -> bool:
     stored = {base.spec(name).dtype for name in base.files}
-    held = all(torch.promote_types(dtype, fast) == fast for dtype in stored if dtype.is_floating_point)
-    return fast if held or not exact else torch.float32
+    return all(torch.promote_types(kind, dtype) == dtype for kind in stored if kind.is_floating_point)
 
 
 def train_adapter(
     model_path: str | Path,
     out: str | Path,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Chat],
     adapter: AdapterSettings,
     training: TrainSettings,
     *,
     tuner: str = "sqft",
     text: Sequence[Example] = (),
+    eval_examples: Sequence[Example | Chat] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters.
 
-    examples: what to learn. text: general text mixed into each batch (`training.text_fraction`). The base runs in
-    `training_dtype`, the adapter is float32. Returns losses, seconds and sizes. Raises SQFTError before the model is
-    loaded for whatever can be known by then, and where the loss or a gradient is not finite.
+    examples: what to learn. text: general text mixed into each batch (`training.text_fraction`). eval_examples: held
+    out, their loss is measured every `training.eval_every` steps. The adapter is float32, the base in `training.dtype`.
+    With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again. Several
+    processes (torchrun, accelerate launch) share each batch; the first one writes.
+
+    Returns losses, evaluations, seconds and sizes. Raises SQFTError before the model is loaded for whatever can be
+    known by then, and where the loss or a gradient is not finite.
     """
     method = get_manager().get("sqft_tuners", tuner, "--tuner")
     base = ModelFolder(model_path)
     method.check(Path(model_path), adapter)
+    check_output(out, overwrite)
+    if training.tensorboard is not None and find_spec("tensorboard") is None:
+        raise DependencyError(
+            f"--tensorboard {training.tensorboard} needs the package: pip install 'sqft-plugins[tensorboard]'"
+        )
     # codes are made from the float weights, so rounding those would train another model than the one merged into
-    dtype = training_dtype(base, exact=adapter.quantization_aware and base.grid is None)
+    dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
     tokenizer = load_tokenizer(model_path)
-    task_rows = tokenize(examples, tokenizer, training.max_length)
-    text_rows = tokenize(text, tokenizer, training.max_length)
-    rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
-    with write_folder(out, overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
-        start = time.monotonic()
+    if training.chat_template is not None:
+        tokenizer.chat_template = read_template(training.chat_template)
+    data = prepare(examples, text, eval_examples, tokenizer, training, process_count())
+    training = data.training
+    what = {
+        "base": str(model_path),
+        "tuner": tuner,
+        "adapter": adapter.model_dump(),
+        "training": training.model_dump(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "processes": process_count(),
+    }
+    folder = checkpoint_folder(out) if training.checkpoint_every else None
+    run = _identity(what, data) if folder else {}
+    last = last_checkpoint(folder, run) if folder else None
+    if is_main_process():
+        _tell(data, f"{what['dtype']}, {reason}", last)
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
         model = load_model(model_path, dtype=dtype)
+        _check_model(model, training)
         set_seed(training.seed)
         tuned = method.attach(model, adapter)
         stop_at_broken_gradients(tuned)
-        watch = Watch(f"tuning {tuner}", training.steps)
-        trainer = AnswerTrainer(
-            model=tuned,
-            args=_arguments(training, scratch, dtype),
-            train_dataset=Examples(rows),
-            data_collator=Collator(tokenizer.pad_token_id or 0),
-            callbacks=[watch, RankRecorder(method, tuned, folder)],
-        )
-        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+        best = Best(tuned) if training.keep == "best" else None
+        checkpoints = Checkpoints(folder or scratch, scratch, run, best)
+        if last is not None:
+            checkpoints.restore(last)
+        trainer = _trainer(method, tuned, adapter, data, tokenizer.pad_token_id or 0, dtype, checkpoints, last)
         with quiet_libraries():
-            trainer.train()
-        tuned.save_pretrained(folder)
-        trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        if best is not None:
+            best.restore()
+        log = trainer.state.log_history
         report = {
             "out": str(out),
-            "base": str(model_path),
+            **what,
+            "dtype_reason": reason,
             "base_is_int4": base.grid is not None,
-            "tuner": tuner,
-            "adapter": adapter.model_dump(),
-            "training": training.model_dump(),
-            "trained_parameters": trained,
-            "dtype": str(dtype).removeprefix("torch."),
-            "tokens": sum(len(row["input_ids"]) for row in rows),
-            "seconds": time.monotonic() - start,
-            "losses": watch.losses,
+            "trained_parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+            "examples": data.examples,
+            "dropped": data.dropped,
+            "held_out": len(data.held_out),
+            "tokens": sum(len(row["input_ids"]) for row in data.rows),
+            "seconds": checkpoints.seconds,
+            "resumed_from_step": step_of(last) if last is not None else None,
+            "kept_step": best.step if best is not None and best.step is not None else training.steps,
+            "losses": [row["loss"] for row in log if "loss" in row],
+            "evaluations": evaluations(log),
         }
-        (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-        write_card(folder, report)
-        plot_losses(watch.losses, folder / "loss.png")
+        if is_main_process():
+            with write_folder(out, overwrite) as target:
+                tuned.save_pretrained(target)
+                _write_beside(target, report, scratch / HISTORY, tokenizer if training.chat_template else None)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
-def _arguments(training: TrainSettings, scratch: str, dtype: torch.dtype) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=scratch,
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        warmup_steps=round(training.steps * training.warmup_fraction),
-        lr_scheduler_type="cosine",
-        weight_decay=0.0,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=training.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # would show a NaN as the mean of the losses before it
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
+def _identity(what: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
+    """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
+    from sqft_plugins.evaluate.identity import content_hash
+
+    without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}  # said otherwise, or no matter
+    training = {name: value for name, value in what["training"].items() if name not in without}
+    return {**what, "base": content_hash(Path(what["base"])), "training": training, **data.hashes}
+
+
+def _trainer(
+    method: Tuner,
+    tuned: Any,
+    adapter: AdapterSettings,
+    data: Prepared,
+    pad: int,
+    dtype: torch.dtype,
+    checkpoints: Checkpoints,
+    last: Path | None,
+) -> AnswerTrainer:
+    training, held_out = data.training, None
+    if data.held_out:
+        set_rank = partial(method.set_rank, tuned) if adapter.rank_choices else None
+        held_out = HeldOut(data.held_out, examples_at_once(training), pad, set_rank)
+    trainer = AnswerTrainer(
+        model=tuned,
+        args=trainer_arguments(
+            training, checkpoints.folder, dtype, evaluated=held_out is not None, begun=last is not None
+        ),
+        train_dataset=Examples(data.rows),
+        eval_dataset=Examples(data.held_out) if data.held_out else None,
+        data_collator=PackingCollator(pad) if training.packing else Collator(pad),
+        callbacks=[
+            Watch(f"tuning {method.name}"),
+            RankRecorder(method, tuned, checkpoints.scratch),
+            checkpoints,
+            *tensorboard_callbacks(training.tensorboard, step_of(last) if last is not None else None),
+        ],
+        held_out=held_out,
+        best=checkpoints.best,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+    return trainer
+
+
+def _check_model(model: Any, training: TrainSettings) -> None:
+    if training.packing:
+        check_packing(model)
+    if training.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise SQFTError(f"gradient_checkpointing=True: {type(model).__name__} does not offer it, leave it out")
+
+
+def _tell(data: Prepared, dtype: str, last: Path | None) -> None:
+    training = data.training
+    say(f"{data.examples} examples in {training.steps} steps of {training.batch_size}, base in {dtype}")
+    if data.dropped:
+        say(f"{data.dropped} examples left out: longer than max_length={training.max_length} tokens")
+    if last is not None:
+        say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
+
+
+def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer: Any) -> None:
+    """What the adapter folder has beside the adapter. tokenizer: where its template was not the base's own."""
+    (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_card(folder, report)
+    plot_losses(report["losses"], folder / "loss.png", report["evaluations"])
+    if history.is_file():
+        shutil.copyfile(history, folder / HISTORY)
+    if tokenizer is not None:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template)

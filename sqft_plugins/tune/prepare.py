@@ -1,0 +1,84 @@
+"""What a run trains on, known before any model is loaded: rows of tokens in training order, and those held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.tune.chat import Chat
+from sqft_plugins.tune.data import Example, Row, mix, split, tokenize
+from sqft_plugins.tune.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """rows: `steps * batch_size`, in training order. training: with the steps that the epochs come to, and a number for
+    `eval_every` where there are held-out examples. dropped: examples that were too long."""
+
+    rows: Sequence[Row]
+    held_out: Sequence[Row]
+    training: TrainSettings
+    examples: int
+    dropped: int
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 over the tokens and labels."""
+        return {
+            name: hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
+            for name, rows in (("data", self.rows), ("held-out data", self.held_out))
+        }
+
+
+def prepare(
+    examples: Sequence[Example | Chat],
+    text: Sequence[Example],
+    eval_examples: Sequence[Example | Chat],
+    tokenizer: Any,
+    training: TrainSettings,
+    processes: int,
+) -> Prepared:
+    """Raises SQFTError for settings that do not fit the data or the number of processes, and as `tokenize` does."""
+    _check(training, bool(eval_examples), processes)
+    if training.eval_fraction:
+        examples, eval_examples = split(examples, training.eval_fraction, training.seed)
+    task_rows = tokenize(examples, tokenizer, training.max_length, training.long)
+    held_out = tokenize(eval_examples, tokenizer, training.max_length, training.long)
+    text_rows = tokenize(text, tokenizer, training.max_length, training.long)
+    for rows, given, what in ((task_rows, examples, "example"), (held_out, eval_examples, "held-out example")):
+        if given and not rows:
+            raise SQFTError(f"every {what} is longer than max_length={training.max_length} tokens: raise it")
+    changes: dict[str, int] = {}
+    if training.epochs is not None:
+        texts = round(training.batch_size * training.text_fraction) if text_rows else 0
+        changes["steps"] = math.ceil(len(task_rows) * training.epochs / (training.batch_size - texts))
+    if held_out and training.eval_every is None:
+        changes["eval_every"] = math.ceil(changes.get("steps", training.steps) / 10)
+    training = training.model_copy(update=changes)
+    rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
+    dropped = len(examples) + len(eval_examples) - len(task_rows) - len(held_out)
+    return Prepared(rows, held_out, training, len(task_rows), dropped)
+
+
+def _check(training: TrainSettings, evaluated: bool, processes: int) -> None:
+    if evaluated and training.eval_fraction:
+        raise SQFTError(f"eval_fraction={training.eval_fraction:g} beside --eval-data: give one of them")
+    if not evaluated and not training.eval_fraction:
+        for name, value, default in (("keep", training.keep, "last"), ("eval_every", training.eval_every, None)):
+            if value != default:
+                raise SQFTError(f"{name}={value} needs held-out examples: give --eval-data or --eval-fraction")
+    parts = training.gradient_accumulation * processes
+    if training.batch_size % parts:
+        raise SQFTError(
+            f"batch_size={training.batch_size} is that of all {processes} processes and cannot be cut into {parts} "
+            f"equal parts: use a multiple of {parts}"
+        )
+    if round(training.batch_size * training.text_fraction) == training.batch_size:
+        raise SQFTError(
+            f"text_fraction={training.text_fraction:g} of batch_size={training.batch_size} leaves no example: lower it"
+        )
