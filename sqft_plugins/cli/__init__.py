@@ -23,7 +23,10 @@ VERBS = [
     "export",
     "eval",
     "inspect",
+    "report",
     "plan",
+    "run",
+    "schema",
     "demo",
     "doctor",
     "plugins",
@@ -63,6 +66,7 @@ def cli() -> None:
 
     \b
     The whole way on a real model:   sqft demo
+    Your own, as one recipe:         sqft run RECIPE.yaml
     Step by step:                    sqft prune → train → extract → merge → quantize → export gguf
     """
 

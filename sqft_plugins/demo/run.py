@@ -16,7 +16,6 @@ from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.demo.report import write_report
-from sqft_plugins.demo.stages import Stages
 from sqft_plugins.demo.task import WordProblems
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError
@@ -26,6 +25,7 @@ from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Task
 from sqft_plugins.progress import say
+from sqft_plugins.stages import Stages
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example, read_jsonl, text_examples
 from sqft_plugins.tune.extract import extract_adapter

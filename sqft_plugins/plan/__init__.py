@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from sqft_plugins.compress.source import Source
 from sqft_plugins.elastic import heuristic_rank
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.plan.config import open_source
 from sqft_plugins.plan.costs import EFFICIENCY, Costs
 from sqft_plugins.plan.exports import exports
 from sqft_plugins.plan.machine import available_memory
@@ -24,23 +23,23 @@ from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plan.sizes import Sizes
 from sqft_plugins.plugins import get_manager
 
-__all__ = ["PlanSettings", "plan_folder"]
+__all__ = ["PlanSettings", "machine_now", "plan_folder"]
 
 
 def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict[str, Any]:
-    """The plan for a float model folder: model, model_type, modules, weights (of the linear layers that are meant),
-    stages (see `sizes.Stage`), steps (see `costs.Step`, with `fits`), exports (see `exports.exports`), machine,
-    disk_needed (bytes of all stages together) and fits.
+    """The plan for a float model: model, model_type, modules, weights (of the linear layers that are meant), stages
+    (`sizes.Stage`), steps (see `costs.Step`, with `fits`), exports (see `exports.exports`), machine, disk_needed (bytes
+    of all stages together) and fits.
+
+    model: a folder, or a name on the hub; config.json is enough (`config.open_source`).
 
     Raises SQFTError for whatever a step would refuse: a folder that is no float model, a method that is unknown, a
     sparsity, an N:M, a group size, a pattern or a search space that the model cannot have.
     """
     settings = settings or PlanSettings()
-    if not Path(model).is_dir():
-        raise CheckpointError(f"model {model} is not a folder: check the path; of the hub: `hf download` it first")
     pruner = get_manager().get("sqft_pruners", settings.method, "--method")
     quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "--quantize-method")
-    source = Source(model, settings.exclude)
+    source = open_source(model, settings.exclude)
     settings.check(source)
     patterns, targets = settings.patterns(source), settings.targets(source)
     sizes = Sizes(source)
@@ -62,14 +61,7 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     steps = [costs.prune(pruner, patterns), costs.quantize(quantizer)]
     steps += [costs.train(targets), costs.merge()] if targets else []
     steps += [costs.evaluate(), costs.export()]
-    machine = {
-        "memory_available": available_memory(),
-        "disk_free": shutil.disk_usage(Path.cwd()).free,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "gemm_gflops": costs.rate / EFFICIENCY / 1e9,
-        "measured_seconds": time.perf_counter() - start,
-    }
+    machine = {**machine_now(costs.rate), "measured_seconds": time.perf_counter() - start}
     rows = [{**asdict(step), "fits": step.peak_memory <= machine["memory_available"]} for step in steps]
     needed = sum(stage.bytes + stage.other for stage in stages[1:])
     fits = all(row["fits"] for row in rows) and needed <= machine["disk_free"]
@@ -86,4 +78,15 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
         "machine": machine,
         "disk_needed": needed,
         "fits": fits,
+    }
+
+
+def machine_now(rate: float) -> dict[str, Any]:
+    """memory_available and disk_free in bytes, threads, load, gemm_gflops. rate: `Costs.rate`."""
+    return {
+        "memory_available": available_memory(),
+        "disk_free": shutil.disk_usage(Path.cwd()).free,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "gemm_gflops": rate / EFFICIENCY / 1e9,
     }

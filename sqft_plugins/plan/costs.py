@@ -46,9 +46,10 @@ class Step:
 
 
 class Costs:
-    """The steps of one source. stored: tensor name → its spec, of every tensor in the folder."""
+    """The steps of one source. stored: tensor name → its spec, of every tensor in the folder. rate: useful floating
+    point operations a second, measured where None."""
 
-    def __init__(self, source: Source, settings: PlanSettings, stored: Mapping[str, Any]):
+    def __init__(self, source: Source, settings: PlanSettings, stored: Mapping[str, Any], rate: float | None = None):
         self.source, self.settings = source, settings
         self.parameters = sum(spec.nbytes // spec.dtype.itemsize for spec in stored.values())
         self.stored_bytes = sum(spec.nbytes for spec in stored.values())
@@ -63,7 +64,7 @@ class Costs:
         self.blocks: dict[int, list[tuple[int, int]]] = {}
         for name, shape in shapes.items():
             self.blocks.setdefault(source.structure.block(name), []).append(shape)
-        self.rate = EFFICIENCY * gemm_rate()
+        self.rate = EFFICIENCY * gemm_rate() if rate is None else rate
 
     # --- prune and quantize ---
 

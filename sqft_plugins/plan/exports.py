@@ -6,6 +6,7 @@ from typing import Any
 
 from sqft_plugins.compress.source import Source
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.plan.config import has_weights
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins import get_manager
 
@@ -17,6 +18,8 @@ def exports(source: Source, settings: PlanSettings) -> list[dict[str, Any]]:
     """One row for each format and each of the float and the INT4 model: format, of, possible, reason (why not), types
     (name → number of tensors), exact (whether every weight is held as it is), bytes (None where it is the folder)."""
     rows = [vllm_row(source)]
+    if not has_weights(source):  # an exporter reads headers and the tokenizer
+        return rows
     for name, exporter in sorted(get_manager().collect("sqft_exporters").items()):
         estimate = getattr(exporter, "estimate", None)
         if estimate is None:  # a plug-in need not offer it

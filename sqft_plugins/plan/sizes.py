@@ -18,6 +18,7 @@ from sqft_plugins.compress.source import Source
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import group_width
 from sqft_plugins.mask import Pattern
+from sqft_plugins.plan.config import ConfigFolder
 
 Specs = Mapping[str, TensorSpec]
 
@@ -101,6 +102,8 @@ class Sizes:
 
 def stored_specs(source: Source) -> dict[str, TensorSpec]:
     """Tensor name → dtype and shape of every tensor of the folder; each header is read once."""
+    if isinstance(source.folder, ConfigFolder):
+        return source.folder.specs
     specs = {}
     for file in sorted(set(source.folder.files.values())):
         with safe_open(file, framework="pt") as handle:

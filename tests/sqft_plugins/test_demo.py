@@ -11,9 +11,9 @@ import pytest
 
 from sqft_plugins.demo.report import write_report
 from sqft_plugins.demo.run import DemoSettings, run_demo
-from sqft_plugins.demo.stages import Stages
 from sqft_plugins.demo.task import TEST, TRAIN, WordProblems, is_held_out
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.stages import Stages
 
 NAMES = ["dense", "pruned", "tuned", "merged", "lora_merged", "int4", "gguf"]
 KEYS = {"accuracy", "perplexity", "zeros_kept", "bits_per_weight", "bytes", "seconds"}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -150,24 +148,6 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         (folder / "new.txt").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert [p.name for p in real.iterdir()] == ["new.txt"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A tmpfs of one mebibyte; skipped where mounting is not permitted (the test below it needs no mount)."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small disk is not permitted here")
-    yield disk
-    for _ in range(20):
-        if subprocess.run(["umount", disk], capture_output=True).returncode == 0:
-            break
-        time.sleep(0.1)
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old(small_disk):

@@ -1,0 +1,97 @@
+"""A model whose weights are not here: its config.json says what they would be, so a plan needs a few kB and no download
+of them."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.shards import TensorSpec, layout
+from sqft_plugins.compress.source import Source
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.progress import say
+
+
+class ConfigFolder(ModelFolder):
+    """A model folder without weights, as if they were in one file, each tied one once."""
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Tensor name → the dtype and shape that config.json means. Raises CheckpointError for a config that
+        transformers does not know."""
+        try:
+            config: Any = AutoConfig.from_pretrained(self.path)
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config)
+        except (OSError, ValueError, KeyError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(f"{self.path}/config.json is of no model that is known ({lines[0][:160]})") from error
+        model.tie_weights()
+        dtype = config.dtype or torch.float32
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        found: dict[int, tuple[str, torch.Tensor]] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            found.setdefault(id(tensor), (name, tensor))
+        return {
+            name: TensorSpec(dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
+            for name, tensor in found.values()
+        }
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        return dict.fromkeys(self.specs, self.path / SINGLE)
+
+    def spec(self, name: str) -> TensorSpec:
+        return self.specs[name]
+
+    @property
+    def weight_bytes(self) -> int:
+        return len(layout(self.specs)[0]) + sum(spec.nbytes for spec in self.specs.values())
+
+
+class ConfigSource(Source):
+    """What `Source` is for a folder with weights."""
+
+    opens = ConfigFolder
+
+
+def open_source(model: str | Path, exclude: Any = ()) -> Source:
+    """The source to plan for: a folder, with or without weights, or a name on the hub, of which config.json alone is
+    fetched."""
+    path = Path(model)
+    if not path.is_dir():
+        path = _fetched(str(model))
+    weights = [*path.glob("*.safetensors"), *path.glob(INDEX)]
+    if weights or not (path / "config.json").is_file():
+        return Source(path, exclude)
+    _told(str(model))
+    return ConfigSource(path, exclude)
+
+
+@cache
+def _told(model: str) -> None:
+    say(f"{model} has no weights here: planned from its config.json")
+
+
+def has_weights(source: Source) -> bool:
+    return not isinstance(source, ConfigSource)
+
+
+def _fetched(model: str) -> Path:
+    """The folder of a config.json from the hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, "config.json")).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"model {model} is not a folder, and its config.json is not to be had from the hub: check the path, or put "
+            f"config.json in a folder of that name ({lines[0][:120]})"
+        ) from error

@@ -1,0 +1,99 @@
+"""What is known of a model or an adapter before it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sqft_plugins.configurations import read_configuration
+from sqft_plugins.errors import CheckpointError, SQFTError
+
+Kind = Literal["model", "adapter", "ranks", "file", "part"]
+NOUN = {
+    "model": "a model",
+    "adapter": "an adapter",
+    "ranks": "a search",
+    "file": "an exported model",
+    "part": "an exported adapter",
+}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """name: of the step that makes it, or its path. kind: "ranks" is what a search finds; "file" an exported model,
+    "part" an exported adapter. step: whether a step makes it.
+
+    Of a model: int4; pruned; source, the model that it was made from. Of an adapter: base, the model it is over; grid,
+    the INT4 folder beside a float base; masked; quantization_aware; choices, the search space, one where the rank is
+    fixed. Of ranks: base, the adapter that they are for.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    step: bool = True
+    int4: bool = False
+    pruned: bool = False
+    source: Artefact | None = None
+    base: Artefact | None = None
+    grid: Artefact | None = None
+    masked: bool = False
+    quantization_aware: bool = False
+    choices: Sequence[int] = field(default=())
+
+    @property
+    def codes(self) -> Artefact | None:
+        """Of a quantization-aware adapter: the INT4 model whose grid it was trained through."""
+        return (self.grid or self.base) if self.quantization_aware else None
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        what = {"model": "INT4" if self.int4 else "float", "adapter": "masked" if self.masked else "dense"}
+        return f"{self.name} ({what[self.kind]})" if self.kind in what else self.name
+
+
+def from_path(path: Path) -> Artefact:
+    """An artefact that no step makes. Raises CheckpointError for what is none."""
+    if path.is_file() and path.suffix == ".gguf":
+        return Artefact(str(path), "file", path, step=False)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(path)
+    from sqft_plugins.checkpoint import ModelFolder
+
+    folder = ModelFolder(path)
+    return Artefact(str(path), "model", path, step=False, int4=folder.grid is not None, pruned=folder.stamp is not None)
+
+
+def ranks_from_file(path: str) -> dict[str, int]:
+    """Raises SQFTError for a file that is missing or no configuration."""
+    if not Path(path).is_file():
+        raise SQFTError(f"rank {path} is no file: check the path")
+    return read_configuration(path)
+
+
+def _adapter(path: Path) -> Artefact:
+    try:
+        config = json.loads((path / "adapter_config.json").read_text())
+        sqft = config.get("peft_type") == "SQFT"
+        base, grid = config.get("base_model_name_or_path"), config.get("grid")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / 'adapter_config.json'} is no configuration ({error}): copy the adapter again"
+        ) from error
+    if not base or not Path(base).is_dir():
+        raise CheckpointError(f"adapter {path} was trained over {base}, which is no folder here: put it there again")
+    return Artefact(
+        str(path),
+        "adapter",
+        path,
+        step=False,
+        base=from_path(Path(base)),
+        grid=from_path(Path(grid)) if grid else None,
+        masked=sqft and bool(config.get("sparse", True)),
+        quantization_aware=sqft and bool(config.get("quantization_aware")),
+        choices=tuple((sqft and config.get("rank_choices")) or [config.get("r", 0)]),
+    )

@@ -1,0 +1,173 @@
+"""`sqft run --dry-run`: what each step would take, and which are done; nothing is written, no weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.compress.source import Source
+from sqft_plugins.elastic import heuristic_rank
+from sqft_plugins.plan import machine_now
+from sqft_plugins.plan.config import has_weights, open_source
+from sqft_plugins.plan.costs import Costs
+from sqft_plugins.plan.costs import Step as Cost
+from sqft_plugins.plan.settings import PlanSettings
+from sqft_plugins.plan.sizes import Sizes, Stage
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.recipe.inputs import check_inputs, check_model, grid_of
+from sqft_plugins.recipe.read import GEMMA, Recipe
+from sqft_plugins.recipe.run import base_of, run_folder, steps_until, todo_of
+from sqft_plugins.recipe.wire import Step, wire
+from sqft_plugins.stages import Stages
+
+CHARACTERS = 4
+"""Of a JSONL line, for one token."""
+
+
+def plan_recipe(
+    recipe: Recipe, out: str | Path | None = None, *, until: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """The steps of `run_recipe` without running them → recipe, out, steps (name, verb, works_on, done, peak_memory,
+    seconds and bytes, None where nothing is known), machine, disk_needed, fits (of those that are not done).
+
+    Of a model on the hub, config.json alone is fetched. Raises what `run_recipe` raises before its first step.
+    """
+    out = run_folder(recipe, out)
+    base = base_of(recipe, out)
+    steps = steps_until(wire(recipe, out, base), until)
+    todo = todo_of(recipe, steps, Stages(out, overwrite, what="run"))
+    check_inputs(recipe.name, todo)
+    source = _source(recipe, base)
+    if source is not None and source.path == base.path:
+        check_model(recipe.name, steps, base, todo)
+    planner = None if source is None else Planner(source, steps)
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        cost, size = (None, None) if planner is None else planner.of(step)
+        rows.append(
+            {
+                "name": step.name,
+                "verb": step.verb,
+                "works_on": [artefact.name for artefact in step.works_on],
+                "done": step not in todo,
+                "peak_memory": None if cost is None else cost.peak_memory,
+                "seconds": None if cost is None else cost.seconds,
+                "bytes": size,
+            }
+        )
+    machine = None if planner is None else machine_now(planner.rate)
+    left = [row for row in rows if not row["done"]]
+    needed = sum(row["bytes"] or 0 for row in left)
+    fits = machine is None or (
+        needed <= machine["disk_free"] and all((row["peak_memory"] or 0) <= machine["memory_available"] for row in left)
+    )
+    return {
+        "recipe": recipe.name,
+        "out": str(out),
+        "model": recipe.model,
+        "steps": rows,
+        "machine": machine,
+        "disk_needed": needed,
+        "fits": fits,
+    }
+
+
+class Planner:
+    """Costs and sizes of single steps, by `sqft_plugins.plan`."""
+
+    def __init__(self, source: Source, steps: Sequence[Step]):
+        self.source, self.steps, self.sizes = source, steps, Sizes(source)
+        self.rate = Costs(source, PlanSettings(), self.sizes.stored).rate
+
+    def of(self, step: Step) -> tuple[Cost | None, int | None]:
+        """The estimate of a step, and the bytes that it leaves on disk."""
+        return getattr(self, f"_{step.verb}")(step)
+
+    def _prune(self, step: Step) -> tuple[Cost | None, int | None]:
+        section = step.section
+        settings = PlanSettings(
+            section.sparsity, section.sparsity_of, section.exclude, section.method, sequences=section.sequences,
+            length=section.length,
+        )  # fmt: skip
+        pruner = get_manager().get("sqft_pruners", section.method, "method")
+        costs = self._costs_for(settings)
+        return costs.prune(pruner, settings.patterns(costs.source)), _total(Sizes(costs.source).pruned())
+
+    def _quantize(self, step: Step) -> tuple[Cost | None, int | None]:
+        section = step.section
+        settings = PlanSettings(
+            exclude=section.exclude, quantize_method=section.method, group_size=section.group_size,
+            symmetric=section.symmetric, sequences=section.sequences, length=section.length,
+        )  # fmt: skip
+        quantizer = get_manager().get("sqft_quantizers", section.method, "method")
+        costs = self._costs_for(settings)
+        return costs.quantize(quantizer), _total(Sizes(costs.source).int4(settings.grid))
+
+    def _train(self, step: Step) -> tuple[Cost | None, int | None]:
+        section = step.section
+        files = [Path(section.data)] if isinstance(section.data, str) else [Path(file) for file in section.data]
+        lines = max(len(section.examples("data")), 1)
+        tokens = sum(file.stat().st_size for file in files) // lines // CHARACTERS
+        steps = section.steps if section.epochs is None else math.ceil(section.epochs * lines / section.batch_size)
+        settings = PlanSettings(
+            rank=section.rank, rank_choices=section.rank_choices, target_modules=_targets(section.target_modules),
+            steps=steps, batch_size=section.batch_size, example_tokens=max(min(tokens, section.max_length), 1),
+        )  # fmt: skip
+        targets = settings.targets(self.source)
+        return self._costs_for(settings).train(targets), _total(self.sizes.adapter(targets, section.rank))
+
+    def _extract(self, step: Step) -> tuple[Cost | None, int | None]:
+        section = next((s.section for s in self.steps if s.makes == step.uses["adapter"]), None)
+        if section is None:
+            return None, None
+        settings = PlanSettings(target_modules=_targets(section.target_modules))
+        rank = heuristic_rank(step.uses["adapter"].choices)  # another choice is about as large
+        return None, _total(self.sizes.adapter(settings.targets(self.source), rank))
+
+    def _merge(self, step: Step) -> tuple[Cost | None, int | None]:
+        return self._costs_for(PlanSettings()).merge(), self._model_bytes(step.makes)
+
+    def _eval(self, step: Step) -> tuple[Cost | None, int | None]:
+        return self._costs_for(PlanSettings()).evaluate(), None
+
+    def _search(self, step: Step) -> tuple[Cost | None, int | None]:
+        return Cost("search", self._costs_for(PlanSettings()).evaluate().peak_memory, None), None
+
+    def _export(self, step: Step) -> tuple[Cost | None, int | None]:
+        cost = self._costs_for(PlanSettings()).export()
+        exporter = get_manager().get("sqft_exporters", step.section.format, "format")
+        if step.makes is None or step.makes.kind != "file" or not hasattr(exporter, "estimate"):
+            return cost, None
+        if not has_weights(self.source):
+            return cost, None
+        model = step.uses["model"]
+        modules = list(self.source.modules) if model.int4 else []
+        return cost, exporter.estimate(self.source.path, modules, grid_of(model, self.steps))["bytes"]
+
+    def _model_bytes(self, made: Artefact | None) -> int:
+        if made is not None and made.int4:
+            return _total(self.sizes.int4(grid_of(made, self.steps)))
+        return _total(self.sizes.pruned())
+
+    def _costs_for(self, settings: PlanSettings) -> Costs:
+        """One measurement of this machine serves all; the layers that are left out may differ."""
+        source = open_source(self.source.path, settings.exclude) if settings.exclude else self.source
+        return Costs(source, settings, self.sizes.stored, self.rate)
+
+
+def _source(recipe: Recipe, base: Artefact) -> Source | None:
+    """What the estimates go by; None where there is nothing to go by: an INT4 model, or one that is not made yet."""
+    if base.int4 or (recipe.model == GEMMA and not base.path.is_dir()):
+        return None
+    return open_source(base.path)
+
+
+def _total(stage: Stage) -> int:
+    return stage.bytes + stage.other
+
+
+def _targets(wanted: list[str] | str) -> list[str]:
+    return [wanted] if isinstance(wanted, str) else list(wanted)

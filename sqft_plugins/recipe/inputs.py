@@ -1,0 +1,191 @@
+"""What can be known to be wrong before the first step, beyond the order of the steps: files, data, methods, packages,
+and what the model cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.checkpoint import GridStamp
+from sqft_plugins.compress.calibration import calibration_texts
+from sqft_plugins.compress.find import structure_of_folder
+from sqft_plugins.compress.prune import as_pattern
+from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.evaluate.harness import check_names, load_tasks, task_names
+from sqft_plugins.evaluate.tasks import JsonlTask
+from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.plan.config import has_weights, open_source
+from sqft_plugins.plan.settings import ALL_LINEAR, PlanSettings
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.recipe.make import chosen_tasks
+from sqft_plugins.recipe.wire import Step
+
+TEXTS = (".txt", ".md", ".json", ".jsonl")
+"""Ends of names that are files and no data sets."""
+
+
+def check_inputs(label: str, steps: Sequence[Step]) -> None:
+    """Everything that needs no model. Raises SQFTError, naming the step."""
+    for step in steps:
+        with_step(label, step, globals()[f"_{step.verb}"])
+
+
+def check_model(label: str, steps: Sequence[Step], base: Artefact, todo: Sequence[Step]) -> None:
+    """What the model cannot have: patterns that match nothing, an N:M or a group that does not divide, an adapter on
+    layers of other names, a format that lacks the architecture. base: the recipe's model, which is there, if only its
+    config.json. todo: those of the steps that are looked at. Raises SQFTError, naming the step."""
+    names = {step.name for step in todo}
+    for step in (step for step in steps if step.name in names):
+        with_step(label, step, lambda step: _on_model(step, steps, base))
+
+
+def with_step(label: str, step: Step, check: Any) -> None:
+    try:
+        check(step)
+    except SQFTError as error:
+        raise type(error)(f"{label}, {step.name}: {error}") from error
+
+
+# --- one function a verb ---
+
+
+def _prune(step: Step) -> None:
+    section = step.section
+    get_manager().get("sqft_pruners", section.method, "method")
+    for sparsity in (section.sparsity, *section.sparsity_of.values()):
+        as_pattern(sparsity)
+    _texts("calibration", section.calibration)
+
+
+def _quantize(step: Step) -> None:
+    get_manager().get("sqft_quantizers", step.section.method, "method")
+    _texts("calibration", step.section.calibration)
+
+
+def _train(step: Step) -> None:
+    section = step.section
+    get_manager().get("sqft_tuners", section.tuner, "tuner")
+    section.examples("data")
+    section.examples("eval_data")
+    if section.chat_template is not None and not Path(section.chat_template).is_file():
+        raise SQFTError(f"chat_template {section.chat_template} is no file: check the path")
+    if section.tensorboard is not None and find_spec("tensorboard") is None:
+        raise DependencyError("tensorboard is not installed: pip install 'sqft-plugins[tensorboard]'")
+    if section.text_fraction:
+        _texts("text", section.text)
+
+
+def _search(step: Step) -> None:
+    section = step.section
+    for package in ("optuna", "matplotlib"):
+        if find_spec(package) is None:
+            raise DependencyError(f"{package} is not installed: pip install 'sqft-plugins[search]'")
+    method = get_manager().get("sqft_search_methods", section.method, "method")
+    if (1 if section.against is None else 2) not in method.objectives:
+        raise SQFTError(f"method {section.method} does not go with against={section.against}: nsga2 takes a second one")
+    if section.data:
+        JsonlTask(section.data)
+    else:
+        get_manager().get("sqft_tasks", section.task, "task")
+    for file in section.starts:
+        if not Path(file).is_file():
+            raise SQFTError(f"starts {file} is no file: check the path")
+
+
+def _extract(step: Step) -> None:
+    """Nothing beyond what `wire` has seen."""
+
+
+_merge = _extract
+
+
+def _eval(step: Step) -> None:
+    section = step.section
+    own = get_manager().collect("sqft_tasks")
+    if section.dtype is not None:
+        parse_dtype(section.dtype)
+    check_names(section.tasks, own)
+    chosen_tasks(section)
+    if section.text is not None:
+        _texts("text", section.text)
+    named = [name for name in section.tasks if name in task_names() or name not in own]
+    if named:
+        load_tasks(named, section.data_dir, section.shots)
+
+
+def _export(step: Step) -> None:
+    for key, mark in step.section.marks(step.section.model_dump()).items():
+        value = step.options.get(key)
+        if mark == "file" and value is not None and not Path(value).exists():
+            raise SQFTError(f"{key} {value} is not there: check the path")
+
+
+def _texts(argument: str, source: str | None) -> None:
+    """A file must be readable; any other name is a data set's, which is asked for when its step begins."""
+    if source is None:
+        return
+    if Path(source).is_file():
+        calibration_texts(source)
+    elif source.endswith(TEXTS) or Path(source).is_absolute():
+        raise SQFTError(f"{argument} {source} is no file: check the path")
+
+
+# --- against the model ---
+
+
+def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
+    section = step.section
+    if step.verb in ("prune", "quantize") and _comes_from(step.uses["model"], base):
+        settings = PlanSettings(exclude=section.exclude, **_planned(section))
+        source = open_source(base.path, section.exclude)
+        settings.patterns(source)
+        settings.check(source)
+    elif step.verb == "train" and _comes_from(step.uses["model"], base):
+        _check_targets(section.target_modules, base)
+    elif step.verb == "export" and step.makes is not None and step.makes.kind == "file" and not base.int4:
+        exporter = get_manager().get("sqft_exporters", section.format, "format")
+        model, source = step.uses["model"], open_source(base.path)
+        if hasattr(exporter, "estimate") and has_weights(source) and _comes_from(model, base):
+            exporter.estimate(base.path, list(source.modules) if model.int4 else [], grid_of(model, steps))
+
+
+def _planned(section: Any) -> dict[str, Any]:
+    if section.verb == "prune":
+        return {"sparsity": section.sparsity, "overrides": section.sparsity_of}
+    return {"group_size": section.group_size, "symmetric": section.symmetric}
+
+
+def _check_targets(wanted: list[str] | str, base: Artefact) -> None:
+    structure = structure_of_folder(base.path)
+    ends = {name.rpartition(".")[2]: None for name in structure.shapes}
+    if isinstance(wanted, str):  # PEFT's "all-linear", or a regular expression
+        return
+    missing = [name for name in wanted if name != ALL_LINEAR and not any(_ends_with(m, name) for m in structure.shapes)]
+    if len(missing) == len(wanted):
+        raise SQFTError(f"target_modules {missing} are none of this model's layers: choose among {', '.join(ends)}")
+
+
+def _ends_with(module: str, name: str) -> bool:
+    """As PEFT matches names in a list."""
+    return module == name or module.endswith(f".{name}")
+
+
+def _comes_from(artefact: Artefact, base: Artefact) -> bool:
+    while artefact.source is not None:
+        artefact = artefact.source
+    return artefact == base
+
+
+def grid_of(model: Artefact, steps: Sequence[Step]) -> GridStamp:
+    """The grid that an INT4 model will have: that of the quantize step that it goes back to."""
+    sections = {step.name: step.section for step in steps if step.verb == "quantize"}
+    found: Artefact | None = model
+    while found is not None and found.name not in sections:
+        found = found.source
+    section = sections.get(found.name) if found is not None else None
+    if section is None:
+        section = next(iter(sections.values()), None)
+    return GridStamp() if section is None else GridStamp(group_size=section.group_size, symmetric=section.symmetric)

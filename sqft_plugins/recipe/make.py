@@ -1,0 +1,169 @@
+"""What each step does: it calls the function of its verb."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.checkpoint import write_file
+from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.evaluate.harness import task_names
+from sqft_plugins.evaluate.report import evaluate_model, open_candidate
+from sqft_plugins.evaluate.tasks import JsonlTask
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.recipe import export as exporting
+from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.recipe.measured import adapter_numbers, file_numbers, folder_numbers
+from sqft_plugins.recipe.sections import Eval
+from sqft_plugins.recipe.wire import Chosen, Step
+from sqft_plugins.stages import Stages
+from sqft_plugins.tune.data import text_examples
+from sqft_plugins.tune.extract import extract_adapter
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.train import train_adapter
+
+
+class Maker:
+    """One method a verb, from a step to its result. out: the run folder. stages: the key of a step names its search's
+    study, so that a study of other inputs is never gone on with."""
+
+    def __init__(self, out: Path, stages: Stages):
+        self.out, self.stages = out, stages
+
+    def make(self, step: Step) -> dict[str, Any]:
+        """The result, with what was measured of the output."""
+        return {"verb": step.verb, **getattr(self, step.verb)(step)}
+
+    def prune(self, step: Step) -> dict[str, Any]:
+        s = step.section
+        report = prune_folder(
+            step.uses["model"].path, self._target(step), s.method, s.sparsity, s.calibration, s.sequences, s.length,
+            overwrite=True, exclude=s.exclude, overrides=s.sparsity_of,
+        )  # fmt: skip
+        return {**report, "measured": folder_numbers(self._target(step))}
+
+    def quantize(self, step: Step) -> dict[str, Any]:
+        s = step.section
+        report = quantize_folder(
+            step.uses["model"].path, self._target(step), s.method, s.group_size, s.symmetric, True, s.calibration,
+            s.sequences, s.length, exclude=s.exclude,
+        )  # fmt: skip
+        return {**report, "measured": folder_numbers(self._target(step))}
+
+    def train(self, step: Step) -> dict[str, Any]:
+        s, grid = step.section, step.uses.get("grid")
+        training = s.train_settings()
+        report = train_adapter(
+            step.uses["model"].path,
+            self._target(step),
+            s.examples("data"),
+            s.adapter_settings(None if grid is None else str(grid.path)),
+            training,
+            tuner=s.tuner,
+            text=text_examples(calibration_texts(s.text)) if training.text_fraction else [],
+            eval_examples=s.examples("eval_data"),
+            overwrite=True,
+        )
+        return {**report, "measured": adapter_numbers(self._target(step), step.uses["model"].path)}
+
+    def search(self, step: Step) -> dict[str, Any]:
+        from sqft_plugins.search.run import search_adapter
+
+        s, grid = step.section, step.uses.get("grid")
+        return search_adapter(
+            step.uses["model"].path,
+            step.uses["adapter"].path,
+            JsonlTask(s.data) if s.data else get_manager().get("sqft_tasks", s.task, "task"),
+            s.settings(),
+            out=self._target(step),
+            study=self.out / "stages" / f"{step.name}-{self.stages.keys[step.name][:12]}.journal",
+            starts=s.starts,
+            save=s.save,
+            grid=None if grid is None else grid.path,
+            overwrite=True,
+        )
+
+    def extract(self, step: Step) -> dict[str, Any]:
+        adapter = step.uses["adapter"]
+        report = extract_adapter(adapter.path, self._target(step), _rank(step.rank), overwrite=True)
+        assert adapter.base is not None
+        return {**report, "measured": adapter_numbers(self._target(step), adapter.base.path)}
+
+    def merge(self, step: Step) -> dict[str, Any]:
+        grid = step.uses.get("grid")
+        report = merge_folder(
+            step.uses["model"].path,
+            step.uses["adapter"].path,
+            self._target(step),
+            _rank(step.rank),
+            overwrite=True,
+            grid=None if grid is None else grid.path,
+        )
+        return {**report, "measured": folder_numbers(self._target(step))}
+
+    def eval(self, step: Step) -> dict[str, Any]:
+        """One report a target, in files of their own, too."""
+        scores = {}
+        for artefact, rank in step.targets:
+            label = artefact.name if artefact.step else Path(artefact.name).name
+            scores[label] = evaluate(step.section, artefact, rank)
+            file = self.out / step.name / f"{label}.json"
+            with write_file(file, overwrite=True) as target:
+                target.write_text(json.dumps(scores[label], indent=2, default=str) + "\n")
+        return {"out": str(self.out / step.name), "scores": scores}
+
+    def export(self, step: Step) -> dict[str, Any]:
+        values = {**step.options, **{role: artefact.path for role, artefact in step.uses.items()}}
+        target = self._target(step)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        report = exporting.export(step.section.format, values, target)
+        return {**report, "measured": file_numbers(step.section.format, step.uses.get("model"), target)}
+
+    @staticmethod
+    def _target(step: Step) -> Path:
+        assert step.makes is not None
+        return step.makes.path
+
+
+def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str, Any]:
+    """The report of `sqft eval`, with model, adapter and rank."""
+    model = artefact.base if artefact.kind == "adapter" else artefact
+    assert model is not None
+    adapter = artefact.path if artefact.kind == "adapter" else None
+    # one section is for targets of several kinds: each gets what its runtime takes
+    meant = {"threads": artefact.kind == "file", "dtype": artefact.kind != "file"}
+    meant["accelerate"] = artefact.kind == "model" and artefact.int4
+    options = {key: getattr(section, key) for key, fits in meant.items() if fits and getattr(section, key)}
+    prose = "\n\n".join(read_texts(section.text, "text") if section.text else builtin_text("heldout"))
+    candidate = open_candidate(model.path, adapter, _rank(rank), batch_size=section.batch_size, **options)
+    try:
+        report = evaluate_model(
+            candidate, chosen_tasks(section), data_dir=section.data_dir, limit=section.limit, shots=section.shots,
+            seed=section.seed, text=prose if section.perplexity else None,
+        )  # fmt: skip
+    finally:
+        candidate.close()
+    about: Mapping[str, Any] = {"model": str(model.path), "adapter": None if adapter is None else str(adapter)}
+    return {**about, "rank": None if rank is None else rank.read(), **report}
+
+
+def chosen_tasks(section: Eval) -> list[Any]:
+    """Names for lm-evaluation-harness, and the objects of plug-ins and data."""
+    own = get_manager().collect("sqft_tasks")
+    found: list[Any] = [own.get(name, name) if name not in task_names() else name for name in section.tasks]
+    return found + ([JsonlTask(section.data)] if section.data else [])
+
+
+def _rank(rank: Chosen | None) -> Any:
+    return "heuristic" if rank is None else rank.read()
+
+
+def output_of(step: Step) -> str | None:
+    """What a finished step has left in the run folder; None for an exporter that writes elsewhere."""
+    if step.verb == "export" and exporting.has_own_place(step.section.format):
+        return None
+    return f"{step.name}/config.json" if step.makes is not None and step.makes.kind == "model" else step.name

@@ -1,0 +1,58 @@
+"""The numbers of an artefact: sparsity, bits a weight, bytes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.recipe.artefact import Artefact
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def folder_numbers(path: Path) -> dict[str, Any]:
+    """sparsity: of the mask, None without one. zeros_kept: of the pruned weights, the fraction that is exactly 0.
+    bits_per_weight: on disk, of the linear layers. bytes: of the weight files."""
+    folder = ModelFolder(path)
+    masks = folder.packed_masks
+    return {
+        "sparsity": folder.stamp.sparsity if folder.stamp else None,
+        "zeros_kept": zeros_kept(folder, masks) if masks else None,
+        "bits_per_weight": bits_per_weight(folder, modules_of(folder)),
+        "bytes": folder.weight_bytes,
+    }
+
+
+def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
+    """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
+    folder, added = ModelFolder(base), (adapter / WEIGHTS).stat().st_size
+    weights = sum(math.prod(module_shape(folder, module)) for module in modules_of(folder))
+    return {
+        "sparsity": folder.stamp.sparsity if folder.stamp else None,
+        "zeros_kept": None,  # of the base, which the adapter does not change
+        "bits_per_weight": bits_per_weight(folder, modules_of(folder)) + 8 * added / weights,
+        "bytes": folder.weight_bytes + added,
+    }
+
+
+def file_numbers(format_name: str, model: Artefact | None, target: Path) -> dict[str, Any]:
+    """What the exporter's own check finds, where it has one."""
+    exporter = get_manager().get("sqft_exporters", format_name, "format")
+    size = target.stat().st_size if target.is_file() else None
+    numbers: dict[str, Any] = {"sparsity": None, "zeros_kept": None, "bits_per_weight": None, "bytes": size}
+    if model is not None and target.is_file() and hasattr(exporter, "verify"):
+        stamp, report = ModelFolder(model.path).stamp, exporter.verify(model.path, target)
+        numbers |= {key: report[key] for key in ("zeros_kept", "bits_per_weight")}
+        numbers["sparsity"] = stamp.sparsity if stamp else None
+    return numbers
+
+
+def modules_of(folder: ModelFolder) -> list[str]:
+    """The linear layers that are meant: those with a mask, else all of the decoder blocks."""
+    from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
+
+    return list(folder.packed_masks) or list(structure_of_folder(folder.path).shapes)

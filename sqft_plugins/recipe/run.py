@@ -1,0 +1,184 @@
+"""`sqft run` as a function: checks, then one step after the other; what is finished and unchanged stays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.checkpoint import write_file
+from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.demo.base import prepare_base
+from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.evaluate.identity import IGNORED
+from sqft_plugins.evaluate.lm_data import VARIABLE
+from sqft_plugins.recipe.artefact import Artefact, from_path
+from sqft_plugins.recipe.inputs import check_inputs, check_model
+from sqft_plugins.recipe.make import Maker, output_of
+from sqft_plugins.recipe.read import BASE, GEMMA, Recipe
+from sqft_plugins.recipe.text import write_yaml
+from sqft_plugins.recipe.wire import Step, wire
+from sqft_plugins.stages import Stages
+
+REFERENCES = ("model", "adapter", "grid", "rank")
+"""Fields of a section that `Step.uses`, `targets` and `rank` stand for."""
+
+
+def run_recipe(
+    recipe: Recipe, out: str | Path | None = None, *, until: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Makes the steps that are not done yet, each as `OUT/STEP` → recipe, out, steps (name, verb, reused, seconds,
+    result) and artefacts (see `artefacts`).
+
+    out: the run folder (default: the recipe's `out`, else its name without .yaml, in the current folder); `stages/` in
+    it holds the record, recipe.yaml the recipe as it was run. until: the last step to make. overwrite: take a folder
+    that is no run folder. Raises SQFTError before the first step for whatever can be known to be wrong by then.
+    """
+    out = run_folder(recipe, out)
+    steps = steps_until(wire(recipe, out, base_of(recipe, out)), until)  # what is wrong with these needs no model
+    stages = Stages(out, overwrite, what="run")
+    todo = todo_of(recipe, steps, stages)
+    check_inputs(recipe.name, todo)
+    base = base_of(recipe, out, fetch=True)
+    steps = steps_until(wire(recipe, out, base), until)  # a model from the hub may have turned out to be INT4
+    ready = (base.path / "config.json").is_file()
+    if ready:
+        check_model(recipe.name, steps, base, todo)
+    with stages.alone():
+        if recipe.model == GEMMA:
+            stages.run(BASE, lambda: _prepare(base.path), **_base_inputs(recipe), output=f"{BASE}/config.json")
+        else:
+            stages.run(BASE, lambda: {"model": recipe.model}, **_base_inputs(recipe))
+        if not ready:
+            check_model(recipe.name, steps, base, todo)
+        with write_file(out / "recipe.yaml", overwrite=True) as file:
+            file.write_text(write_yaml({**recipe.values(), "out": str(out)}), encoding="utf-8")
+        results = {}
+        for number, step in enumerate(steps, 1):
+            results[step.name] = stages.run(
+                step.name,
+                partial(Maker(out, stages).make, step),
+                **_asked(step),
+                place=f"{number}/{len(steps)} ",
+            )
+    return {
+        "recipe": recipe.name,
+        "out": str(out),
+        "steps": [
+            {"name": step.name, "verb": step.verb, "reused": step.name in stages.reused, "result": results[step.name]}
+            for step in steps
+        ],
+        "artefacts": artefacts(base, steps, results),
+    }
+
+
+def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    chosen = Path(out) if out is not None else recipe.out
+    return (chosen or Path.cwd() / Path(recipe.name.split(" ")[0]).stem).resolve()
+
+
+def base_of(recipe: Recipe, out: Path, fetch: bool = False) -> Artefact:
+    """The recipe's model: a folder here; GEMMA, which will be OUT/base; or a name on the hub, which is believed to be a
+    float model until it is fetched. Raises SQFTError."""
+    if recipe.model == GEMMA:
+        return Artefact(BASE, "model", out / BASE)
+    if Path(recipe.model).is_dir() or fetch:
+        return replace(from_path(local_folder(recipe.model)), name=BASE, step=True)
+    return Artefact(BASE, "model", Path(recipe.model))
+
+
+def steps_until(steps: list[Step], until: str | None) -> list[Step]:
+    """Those up to `until`. Raises SQFTError for a step that is not there."""
+    names = [step.name for step in steps]
+    if until is not None and until not in names:
+        raise SQFTError(f"--until {until!r} is no step: {nearest(until, names)}")
+    return steps if until is None else steps[: names.index(until) + 1]
+
+
+def todo_of(recipe: Recipe, steps: Sequence[Step], stages: Stages) -> list[Step]:
+    """The steps that are not finished, or not with these inputs."""
+    stages.plan(BASE, **_base_inputs(recipe))
+    return [step for step in steps if stages.plan(step.name, **_asked(step)) is None]
+
+
+def inputs_of(step: Step) -> dict[str, Any]:
+    """What the result of a step depends on, beside the steps before it: options, the content of files, what it works
+    on. Where files lie does not matter."""
+    section = step.section
+    values = section.model_dump(exclude=set(REFERENCES))
+    marks = section.marks(values)
+    found = {
+        key: _content(value) if "file" in marks.get(key, "") else value
+        for key, value in values.items()
+        if marks.get(key) != "place"
+    }
+    if section.verb == "eval" and section.data_dir is None and os.environ.get(VARIABLE):
+        found["data_dir"] = os.environ[VARIABLE]
+    uses = {role: artefact.name if artefact.step else _files(artefact.path) for role, artefact in step.uses.items()}
+    targets = [artefact.name if artefact.step else _files(artefact.path) for artefact, _ in step.targets]
+    ranks = [rank and (rank.search.name if rank.search else rank.rank) for rank in (step.rank, *_ranks(step))]
+    return {"verb": step.verb, "options": found, "uses": uses, "targets": targets, "ranks": ranks}
+
+
+def artefacts(base: Artefact, steps: Sequence[Step], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for the base and for each model, adapter and file: name, kind, sparsity, zeros_kept, bits_per_weight,
+    bytes, and scores (task → its numbers, as `sqft eval` gives them)."""
+    from sqft_plugins.recipe.measured import folder_numbers
+
+    rows = [{"name": BASE, "kind": "model", **folder_numbers(base.path)}]
+    for step in steps:
+        if "measured" in results[step.name] and step.makes is not None:
+            rows.append({"name": step.name, "kind": step.makes.kind, **results[step.name]["measured"]})
+    scores: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        for name, report in results[step.name].get("scores", {}).items():
+            scores.setdefault(name, {}).update(report["results"])
+    listed = {row["name"] for row in rows}
+    rows += [{"name": name, "kind": "model"} for name in scores if name not in listed]
+    return [{**row, "scores": scores.get(row["name"], {})} for row in rows]
+
+
+# --- inside ---
+
+
+def _asked(step: Step) -> dict[str, Any]:
+    after = [artefact.name for artefact in step.works_on if artefact.step]
+    return {"after": after, "settings": inputs_of(step), "output": output_of(step)}
+
+
+def _prepare(path: Path) -> dict[str, Any]:
+    prepare_base(path, overwrite=True)
+    return {}
+
+
+def _base_inputs(recipe: Recipe) -> dict[str, Any]:
+    path = Path(recipe.model)
+    return {"settings": {"files": _files(path)} if path.is_dir() else {"model": recipe.model}}
+
+
+def _ranks(step: Step) -> list[Any]:
+    return [rank for _, rank in step.targets]
+
+
+def _content(value: Any) -> Any:
+    """The hash of a file, names and sizes in a folder; anything else as it is."""
+    if isinstance(value, list):
+        return [_content(one) for one in value]
+    path = Path(value) if isinstance(value, str) else None
+    if path is not None and path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if path is not None and path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {str(file.relative_to(path)): file.stat().st_size for file in files}
+    return value
+
+
+def _files(path: Path) -> dict[str, list[int]]:
+    """Size and time of change of a file, or of those that lie in a model or adapter folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    read = [file for file in files if file.suffix not in IGNORED and not file.name.startswith(".")]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in read}
