@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers looks for it first."""
 
 
 def check_adapter(path: str | Path) -> Path:
@@ -25,13 +29,14 @@ def check_adapter(path: str | Path) -> Path:
 
 def tuner_of(path: Path) -> Tuner:
     """The tuner that wrote an adapter folder. Raises SQFTError naming those there are."""
-    try:
-        kind = json.loads((path / "adapter_config.json").read_text()).get("peft_type", "")
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path / 'adapter_config.json'} is not JSON ({error}): copy the adapter again"
-        ) from error
+    kind = read_object(path / "adapter_config.json", "copy the adapter again").get("peft_type", "")
     return get_manager().get("sqft_tuners", str(kind).lower(), f"adapter {path} of type")
+
+
+def copy_template(adapter: Path, target: Path) -> None:
+    """The chat template that the adapter was trained with, where that is not the base's own."""
+    if (adapter / CHAT_TEMPLATE).is_file():
+        shutil.copyfile(adapter / CHAT_TEMPLATE, target / CHAT_TEMPLATE)
 
 
 def choose_rank(rank: Rank, tuner: Tuner, adapter: Path) -> Rank:

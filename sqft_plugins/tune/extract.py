@@ -7,7 +7,7 @@ from typing import Any
 
 from sqft_plugins.checkpoint import write_folder
 from sqft_plugins.elastic import Rank
-from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 
 
 def extract_adapter(
@@ -21,6 +21,7 @@ def extract_adapter(
     tuner = tuner_of(folder)
     with write_folder(out, overwrite) as target:
         ranks = tuner.extract(folder, target, choose_rank(rank, tuner, folder))
+        copy_template(folder, target)
         size = sum(file.stat().st_size for file in target.iterdir())
     return {
         "out": str(out),

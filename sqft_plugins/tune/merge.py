@@ -26,7 +26,7 @@ from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
-from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 from sqft_plugins.tune.merge_int4 import merge_quantized
 
 PROBE = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
@@ -90,6 +90,7 @@ def merge_folder(
         _cast_as_stored(merged, base)
         save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
         copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
+        copy_template(adapter, folder)
         packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
         if masks:
             before = base.stamp or Stamp(

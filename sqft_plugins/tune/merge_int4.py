@@ -18,7 +18,7 @@ from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, unpack_mask
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say
-from sqft_plugins.tune.adapters import choose_rank
+from sqft_plugins.tune.adapters import choose_rank, copy_template
 
 FEW = 1e-3
 """A merge that changes fewer of the kept codes than this is said to have changed nothing."""
@@ -57,6 +57,7 @@ def merge_quantized(
         changed = codes_changed(merged, plain, int4.packed_masks)
         del tuned, plain
         write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, tuner.name, ranks))
+        copy_template(adapter, folder)
         lost = _check(ModelFolder(folder), merged)
         with torch.no_grad():
             reloaded = load_model(folder, dtype=torch.float32)(input_ids=tokens).logits

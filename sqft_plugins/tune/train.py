@@ -21,6 +21,7 @@ from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
+from sqft_plugins.tune.adapters import CHAT_TEMPLATE
 from sqft_plugins.tune.arguments import (
     examples_at_once,
     is_main_process,
@@ -229,4 +230,4 @@ def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer
     if history.is_file():
         shutil.copyfile(history, folder / HISTORY)
     if tokenizer is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template)
+        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_ext import SQFTConfig
-from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.tune.extract import extract_adapter
@@ -57,3 +57,13 @@ def test_an_adapter_without_one_of_its_tensors_is_named(mixed, tmp_path):
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"has lora_A of model\.layers\.1\.self_attn\.q_proj but no lora_B"):
         extract_adapter(adapter, tmp_path / "out")
+
+
+def test_the_chat_template_of_the_training_reaches_the_merged_model(mixed, tmp_path):
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    adapter = shutil.copytree(mixed[1], tmp_path / "adapter")
+    (adapter / "chat_template.jinja").write_text(template)
+    extract_adapter(adapter, tmp_path / "sub")
+    merge_folder(mixed[0], tmp_path / "sub", tmp_path / "merged", "max")
+    chat = [{"role": "user", "content": "seven"}]
+    assert load_tokenizer(tmp_path / "merged").apply_chat_template(chat, tokenize=False) == "<user>seven"
