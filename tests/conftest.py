@@ -1,7 +1,8 @@
 """Fixtures every test may use: tiny random models with real tokenizers, made once a session.
 
 `tiny_llama` (float32, untied, byte-level BPE) and `tiny_gemma` (Gemma 3 text, bfloat16, tied embeddings, BPE with byte
-fallback) are folders as `save_pretrained` writes them. Tests must not write into them; copy them first.
+fallback) are folders as `save_pretrained` writes them; `pruned` and `int4` are made of the Llama. Tests must not write
+into them; copy them first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
 
 torch.set_num_threads(1)
 
@@ -134,6 +138,22 @@ def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-gemma"
     make_model("gemma3").save_pretrained(folder)
     make_tokenizer("byte-fallback").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pruned(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny Llama, pruned to 50 % by Wanda. For all tests: copy it before you change it."""
+    folder = tmp_path_factory.mktemp("pruned") / "model"
+    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int4(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `pruned` as INT4, rounded to nearest in groups of 32. Likewise."""
+    folder = tmp_path_factory.mktemp("int4") / "model"
+    quantize_folder(pruned, folder)
     return folder
 
 

@@ -20,20 +20,6 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.mask import mask_hash, pack_mask
 
 
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("checkpoint") / "pruned"
-    prune_folder(tiny_llama, out, method="magnitude")
-    return out
-
-
-@pytest.fixture(scope="module")
-def int4(pruned, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("checkpoint") / "int4"
-    quantize_folder(pruned, out)
-    return out
-
-
 @pytest.fixture
 def copy(pruned, tmp_path) -> Path:
     return shutil.copytree(pruned, tmp_path / "copy")
@@ -101,7 +87,7 @@ def test_sidecar_survives_loading_and_saving_again(pruned, tmp_path):
     write_sidecar(tmp_path / "again", folder.stamp, folder.packed_masks)  # type: ignore[arg-type]
     again = ModelFolder(tmp_path / "again")
     assert again.stamp == folder.stamp
-    assert again.config["sqft"]["pipeline"] == ["magnitude"]
+    assert again.config["sqft"]["pipeline"] == ["wanda"]
 
 
 def test_stamp_of_an_int4_folder(int4, pruned):

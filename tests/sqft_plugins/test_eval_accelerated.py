@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from sqft_plugins.cli import main
-from sqft_plugins.compress.prune import prune_folder
-from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import KernelError, SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.evaluate.identity import identity
@@ -39,20 +37,6 @@ LINEARS = 14
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, method="magnitude")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def int4(pruned, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int4") / "model"
-    quantize_folder(pruned, folder, group_size=32)
-    return folder
 
 
 @pytest.fixture(scope="module")

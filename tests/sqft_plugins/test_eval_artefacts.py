@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
-from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.tune import AdapterSettings, TrainSettings
@@ -27,13 +26,6 @@ pytest.importorskip("peft")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, method="magnitude")
-    return folder
 
 
 @pytest.fixture(scope="module")

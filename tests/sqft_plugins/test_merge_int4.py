@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.cli import main
-from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.evaluate import open_session
@@ -28,20 +27,6 @@ EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n 
 SETTINGS = {"rank": 8, "alpha": 16, "rank_choices": [8, 6, 4], "quantization_aware": True}
 TRAINING = TrainSettings.make({"steps": 20, "batch_size": 8, "learning_rate": 1e-2})
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def int4(pruned, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int4") / "model"
-    quantize_folder(pruned, folder)
-    return folder
 
 
 def train(base, out, examples=EXAMPLES, training=TRAINING, **changes):

@@ -13,7 +13,6 @@ import torch
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.cli import main
-from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.configurations import read_configuration, saved_configuration
 from sqft_plugins.errors import DependencyError, MismatchError, OutputExistsError, SQFTError
 from sqft_plugins.evaluate import accuracy
@@ -33,13 +32,6 @@ from sqft_plugins.tune.train import train_adapter
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(80)]
 TASK = JsonlTask("numbers.jsonl", EXAMPLES[40:])
 SMALL = {"evaluations": 5, "subset": 6, "fresh": 8}
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
-    return folder
 
 
 def train(base, folder, **changes):

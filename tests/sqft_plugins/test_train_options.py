@@ -17,7 +17,6 @@ from helpers_train import EXAMPLES, FILES, PLAIN, train
 
 from sqft_plugins.checkpoint import ModelFolder, load_tokenizer
 from sqft_plugins.cli import main
-from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune import train as training
@@ -29,13 +28,6 @@ from sqft_plugins.tune.packing import PackingCollator, check_packing, fill_rows
 LENGTHS = (3, 1, 9, 5, 12, 2, 40, 7)
 PACKED = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3", "gpt2")
 """Families that see where an example ends; OPT and Bloom do not."""
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,25 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test fold
 from helpers_train import EXAMPLES, FILES, TRAINING, killed, train
 
 from sqft_plugins.compress.prune import prune_folder
-from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.tune.resume import MARK, checkpoint_folder
 
 CHECKED = {"checkpoint_every": 3}
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def int4(pruned, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int4") / "model"
-    quantize_folder(pruned, folder)
-    return folder
 
 
 def written(folder: Path) -> dict[str, bytes]:

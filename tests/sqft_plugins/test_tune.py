@@ -120,13 +120,6 @@ def test_impossible_settings_are_named(kind, values, message) -> None:
 
 
 @pytest.fixture(scope="module")
-def pruned(tiny_llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    prune_folder(tiny_llama, folder, sparsity=0.5, sequences=2, length=32)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def adapter(pruned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     training = TrainSettings.make({"steps": 30, "batch_size": 8, "learning_rate": 1e-2})
