@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers_quantization import held
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 PROMPTS = [[2, 300, 310, 320], [2, *range(100, 140)]]
 SCRIPT = """
 import json, sys
