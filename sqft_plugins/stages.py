@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.errors import OutputExistsError, SQFTError
+from sqft_plugins.checkpoint.files import held_alone
+from sqft_plugins.errors import OutputExistsError
 from sqft_plugins.progress import say
 
 FOLDER = "stages"
@@ -101,11 +101,5 @@ class Stages:
     def alone(self) -> Iterator[None]:
         """Holds the run folder. Raises SQFTError where another process does; a kill lets go."""
         self.record.mkdir(parents=True, exist_ok=True)
-        with open(self.record / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise SQFTError(
-                    f"--out {self.out} is being worked on by another process: wait for it, or choose another path"
-                ) from error
+        with held_alone(self.record / ".lock", f"--out {self.out}", "worked on"):
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -97,6 +98,20 @@ def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held_alone(lock: Path, what: str, doing: str) -> Iterator[None]:
+    """Holds the file `lock`, which stays; a kill lets go of it. what: argument and path, doing: "written", for
+    SQFTError where another process holds it."""
+    with open(lock, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SQFTError(
+                f"{what} is being {doing} by another process: wait for it, or choose another path"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.text_file import read_text
 
 SPREAD = 16
 """Tokenized is up to this many times the tokens that are needed, and the sequences are spread evenly over it."""
@@ -57,14 +58,7 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
     Raises SQFTError where the file is missing, not UTF-8, empty, or has a broken record (named by number).
     """
     path = Path(path)
-    if not path.is_file():
-        raise SQFTError(f"{argument} {path} is not a file: give a text file, or a JSONL with `text` in every line")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SQFTError(
-            f"{argument} {path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it"
-        ) from error
+    content = read_text(path, argument, "give a text file, or a JSONL with `text` in every line")
     if path.suffix == ".json" and content.lstrip().startswith("["):
         records = _parse(content, f"{argument} {path}")
         texts = [record_text(record, f"{argument} {path} record {number}") for number, record in enumerate(records, 1)]

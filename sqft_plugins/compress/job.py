@@ -7,7 +7,6 @@ asked for, and after an error in the input.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint.files import check_output, replace_folder, translate_full_disk
+from sqft_plugins.checkpoint.files import check_output, held_alone, replace_folder, translate_full_disk
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import DiskFullError, SQFTError
 from sqft_plugins.progress import say
@@ -86,7 +85,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     work = path.with_name(f".{path.name}.sqft-job")
     work.mkdir(parents=True, exist_ok=True)
     asked = json.dumps({"version": VERSION, **request})
-    with _locked(work, shown, argument):
+    with held_alone(work / "lock", f"{argument} {shown}", "written"):
         left_behind = work / REQUEST
         job = Job(work)
         if left_behind.is_file() and left_behind.read_text() != asked:
@@ -109,19 +108,6 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
         _remove(work)
 
 
-@contextmanager
-def _locked(work: Path, shown: str | Path, argument: str) -> Iterator[None]:
-    # the lock lies beside the folder's contents, so that emptying the folder does not lose it; a kill releases it
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SQFTError(
-                f"{argument} {shown} is being written by another process: wait for it, or choose another path"
-            ) from error
-        yield
-
-
 def _write(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.new")
     beside.write_text(text)
@@ -135,6 +121,6 @@ def _remove(work: Path) -> None:
 
 def _empty(work: Path) -> None:
     for entry in work.iterdir():
-        if entry.name == "lock":
+        if entry.name == "lock":  # held by us: its file must stay the same
             continue
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.text_file import read_text
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -30,9 +31,7 @@ class Chat:
 
 def read_template(path: str | Path) -> str:
     """The text of a Jinja file. Raises SQFTError."""
-    if not Path(path).is_file():
-        raise SQFTError(f"--chat-template {path} is not a file: give a Jinja file, such as chat_template.jinja")
-    return Path(path).read_text(encoding="utf-8")
+    return read_text(path, "--chat-template", "give a Jinja file, such as chat_template.jinja")
 
 
 def chat_tokens(chat: Chat, tokenizer: Any, where: str) -> tuple[list[int], list[bool]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.text_file import read_text
 from sqft_plugins.tune.chat import Chat, chat_tokens
 
 IGNORED = -100
@@ -46,15 +47,7 @@ def read_examples(path: str | Path, argument: str = "--data") -> list[Example | 
 
 def _lines(path: str | Path, argument: str) -> list[tuple[dict[str, Any], str]]:
     """The objects of a JSONL, each with its place in words."""
-    path = Path(path)
-    if not path.is_file():
-        raise SQFTError(f"{argument} {path} is not a file: give a JSONL, a line such as {FORMS}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SQFTError(
-            f"{argument} {path} is not UTF-8 text ({error.reason} at byte {error.start}): convert it"
-        ) from error
+    text = read_text(path, argument, f"give a JSONL, a line such as {FORMS}")
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line ends within a text
         if not line.strip():
