@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from click.core import ParameterSource
 
@@ -75,10 +73,8 @@ def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, 
     from sqft_plugins.checkpoint import check_output
     from sqft_plugins.cli.eval_output import show, write_samples
     from sqft_plugins.compress.calibration import builtin_text, read_texts
-    from sqft_plugins.evaluate.harness import check_names, task_names
+    from sqft_plugins.evaluate.harness import choose_tasks
     from sqft_plugins.evaluate.report import evaluate_model, open_candidate
-    from sqft_plugins.evaluate.tasks import JsonlTask
-    from sqft_plugins.plugins import get_manager
 
     if server and (model or adapter):
         raise click.UsageError("--server has its model: choose it with --model, and leave out MODEL and --adapter")
@@ -88,12 +84,7 @@ def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, 
         raise click.UsageError("--rank is that of an adapter: give it with --adapter")
     if samples:
         check_output(samples, overwrite, "--samples")
-    own = get_manager().collect("sqft_tasks")
-    names = tasks or (() if data else ("word-problems",))
-    check_names(names, own)
-    chosen: list[Any] = [own.get(name, name) if name not in task_names() else name for name in dict.fromkeys(names)]
-    if data:
-        chosen.append(JsonlTask(data))
+    chosen = choose_tasks(tasks or (() if data else ("word-problems",)), data)
     prose = "\n\n".join(read_texts(text, "--text") if text else builtin_text("heldout")) if perplexity else None
     asked = {"dtype": dtype, "threads": threads, "accelerate": accelerate or None}
     options = {key: value for key, value in asked.items() if value is not None}

@@ -11,6 +11,8 @@ from typing import Any
 
 from sqft_plugins.errors import DependencyError, SQFTError, nearest
 from sqft_plugins.evaluate.candidate import Candidate
+from sqft_plugins.evaluate.tasks import JsonlTask
+from sqft_plugins.plugins import get_manager
 from sqft_plugins.progress import say
 
 FOLDER = Path(__file__).with_name("lm_tasks")
@@ -34,6 +36,16 @@ def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
             raise SQFTError(
                 f"--task {name!r} is unknown: {nearest(name, every)}; lm-evaluation-harness' own are {FOREIGN}NAME"
             )
+
+
+def choose_tasks(names: Iterable[str], data: str | Path | None = None) -> list[Any]:
+    """What `evaluate_model` takes for these names and a JSONL of questions: names for lm-evaluation-harness, the tasks
+    of plug-ins, `JsonlTask`. Raises SQFTError for an unknown name and for broken data."""
+    own = get_manager().collect("sqft_tasks")
+    names = list(dict.fromkeys(names))
+    check_names(names, own)
+    chosen: list[Any] = [own.get(name, name) if name not in task_names() else name for name in names]
+    return [*chosen, JsonlTask(data)] if data else chosen
 
 
 def load_tasks(names: Sequence[str], data_dir: str | Path | None = None, shots: int | None = None) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from sqft_plugins.compress.calibration import calibration_texts
 from sqft_plugins.compress.find import structure_of_folder
 from sqft_plugins.compress.prune import as_pattern
 from sqft_plugins.errors import DependencyError, SQFTError
-from sqft_plugins.evaluate.harness import check_names, load_tasks, task_names
+from sqft_plugins.evaluate.harness import choose_tasks, load_tasks, task_names
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.hardware import parse_dtype
 from sqft_plugins.plan.config import has_weights, open_source
 from sqft_plugins.plan.settings import ALL_LINEAR, PlanSettings
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
-from sqft_plugins.recipe.make import chosen_tasks
 from sqft_plugins.recipe.wire import Step
+from sqft_plugins.tune.chat import read_template
 
 TEXTS = (".txt", ".md", ".json", ".jsonl")
 """Ends of names that are files and no data sets."""
@@ -70,8 +70,8 @@ def _train(step: Step) -> None:
     get_manager().get("sqft_tuners", section.tuner, "tuner")
     section.examples("data")
     section.examples("eval_data")
-    if section.chat_template is not None and not Path(section.chat_template).is_file():
-        raise SQFTError(f"chat_template {section.chat_template} is no file: check the path")
+    if section.chat_template is not None:
+        read_template(section.chat_template)
     if section.tensorboard is not None and find_spec("tensorboard") is None:
         raise DependencyError("tensorboard is not installed: pip install 'sqft-plugins[tensorboard]'")
     if section.text_fraction:
@@ -107,8 +107,7 @@ def _eval(step: Step) -> None:
     own = get_manager().collect("sqft_tasks")
     if section.dtype is not None:
         parse_dtype(section.dtype)
-    check_names(section.tasks, own)
-    chosen_tasks(section)
+    choose_tasks(section.tasks, section.data)
     if section.text is not None:
         _texts("text", section.text)
     named = [name for name in section.tasks if name in task_names() or name not in own]

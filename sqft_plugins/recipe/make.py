@@ -11,7 +11,7 @@ from sqft_plugins.checkpoint import write_file
 from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
-from sqft_plugins.evaluate.harness import task_names
+from sqft_plugins.evaluate.harness import choose_tasks
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.plugins import get_manager
@@ -142,20 +142,13 @@ def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str
     candidate = open_candidate(model.path, adapter, _rank(rank), batch_size=section.batch_size, **options)
     try:
         report = evaluate_model(
-            candidate, chosen_tasks(section), data_dir=section.data_dir, limit=section.limit, shots=section.shots,
-            seed=section.seed, text=prose if section.perplexity else None,
+            candidate, choose_tasks(section.tasks, section.data), data_dir=section.data_dir, limit=section.limit,
+            shots=section.shots, seed=section.seed, text=prose if section.perplexity else None,
         )  # fmt: skip
     finally:
         candidate.close()
     about: Mapping[str, Any] = {"model": str(model.path), "adapter": None if adapter is None else str(adapter)}
     return {**about, "rank": None if rank is None else rank.read(), **report}
-
-
-def chosen_tasks(section: Eval) -> list[Any]:
-    """Names for lm-evaluation-harness, and the objects of plug-ins and data."""
-    own = get_manager().collect("sqft_tasks")
-    found: list[Any] = [own.get(name, name) if name not in task_names() else name for name in section.tasks]
-    return found + ([JsonlTask(section.data)] if section.data else [])
 
 
 def _rank(rank: Chosen | None) -> Any:
