@@ -26,6 +26,7 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.transcode import row_slices, stored_floats, stored_steps
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.mask import lost_zeros
 from sqft_plugins.progress import track
 
 EXACT = "sqft.exact"
@@ -148,7 +149,7 @@ def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: Verify
         report.masked_weights += mask.numel()
         report.masked_bytes += shape[0] * row_bytes(shape[1], kind)
         for rows, there in _parts(read, source.name, shape):
-            report.pruned_nonzero += int((there[~mask[rows]] != 0).sum())
+            report.pruned_nonzero += lost_zeros(there, mask[rows])
 
 
 def _largest(one: Tensor, other: Tensor) -> float:

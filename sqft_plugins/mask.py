@@ -24,6 +24,11 @@ def nonzero_mask(weight: Tensor) -> Tensor:
     return weight != 0
 
 
+def lost_zeros(weight: Tensor, mask: Tensor) -> int:
+    """How many of the weights [out, in] that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
+    return int(torch.count_nonzero(weight.masked_fill(mask, 0)))
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raises SQFTError for a sparsity outside 0..1."""
     if not 0.0 <= sparsity <= 1.0:

@@ -238,13 +238,6 @@ class ModelFolder:
                 return shape[::-1]
         return shape
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in turn, file by file."""
-        for file in sorted(set(self.files.values())):
-            with self._open(file) as handle:
-                for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                    yield name, handle.get_tensor(name)
-
     def _file(self, name: str) -> Path:
         if name not in self.files:
             raise CheckpointError(

@@ -26,7 +26,7 @@ from sqft_plugins.compress.job import fingerprint, open_job
 from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total, zeros_of
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, SQFTError
-from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, pack_mask, sparsity_of
+from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
 from sqft_plugins.names import resolve
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
@@ -151,7 +151,7 @@ def prune_weight(
     pruned, mask = pruner.prune(weight, statistic, pattern)
     if pruned.shape != weight.shape or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise SQFTError(f"method {pruner.name!r} returned another shape or no bool mask for {name}: repair the plug-in")
-    if bool(((pruned != 0) & ~mask).any()):
+    if lost_zeros(pruned, mask):
         raise SQFTError(
             f"method {pruner.name!r} left weights of {name} nonzero that its mask prunes: repair the plug-in"
         )

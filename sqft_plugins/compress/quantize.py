@@ -25,7 +25,7 @@ from sqft_plugins.compress.report import peak_memory_mib, relative_error, total,
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
-from sqft_plugins.mask import mask_hash, nonzero_mask, sparsity_of
+from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Quantizer
 from sqft_plugins.progress import say
@@ -143,7 +143,7 @@ def check_weight(source: Source, module: str, weight: Tensor) -> None:
         make_scale(weight.abs().amax().reshape(1, 1), PER_CHANNEL)
     except GridError as error:
         raise GridError(f"tensor {module}.weight: {error}") from error
-    broken = int(((weight != 0) & ~own_mask(source, module, weight)).sum())
+    broken = lost_zeros(weight, own_mask(source, module, weight))
     if broken:
         raise MismatchError(
             f"model {source.name}: {broken} weights of {module} are nonzero although its mask prunes them: "

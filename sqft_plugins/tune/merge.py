@@ -24,7 +24,7 @@ from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.compress.find import weight_of
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
-from sqft_plugins.mask import mask_hash, pack_mask, sparsity_of
+from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 from sqft_plugins.tune.merge_int4 import merge_quantized
@@ -118,7 +118,7 @@ def merge_folder(
 
 def _count_lost(weights: Mapping[str, Any], masks: Iterable[tuple[str, torch.Tensor | None]]) -> int:
     """Weights that a mask prunes and that are not zero."""
-    return sum(int((weight_of(weights[name])[~mask] != 0).sum()) for name, mask in masks if mask is not None)
+    return sum(lost_zeros(weight_of(weights[name]), mask) for name, mask in masks if mask is not None)
 
 
 def _cast_as_stored(model: Any, base: ModelFolder) -> None:

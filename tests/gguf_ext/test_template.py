@@ -133,8 +133,9 @@ def made(tiny_tokenizer, tmp_path_factory, make):
             if "layers" in name and parameter.ndim == 2:
                 parameter.data[torch.rand_like(parameter) < 0.5] = 0
         model.save_pretrained(place / "float")
-        for name, tensor in ModelFolder(place / "whole").tensors():
-            model.get_parameter(name).data = tensor
+        whole = ModelFolder(place / "whole")
+        for name in whole.files:
+            model.get_parameter(name).data = whole.tensor(name)
         found[family] = (model, place / "float", _int4(place, make), base)
         return found[family]
 
