@@ -141,8 +141,8 @@ def verify_command(
 ) -> None:
     """Compare MODEL with FILE.gguf.
 
-    Every weight of the folder is compared; of a file in parts, give the first. Exit code 1 where anything differs;
-    logits, which llama.cpp computes with activations of 8 bits, are only told.
+    Every weight of the folder is compared, and the tokenizer; of a file in parts, give the first. Exit code 1 where
+    anything differs; logits, which llama.cpp computes with activations of 8 bits, are only told.
     """
     from gguf_ext.transcode import check_choice
     from gguf_ext.verify import verify_gguf
@@ -165,6 +165,7 @@ def verify_command(
         if report.rounded:
             click.echo(f"{report.rounded} rounded to their type in the file, by {report.largest_error:.3g} at most")
         click.echo(f"{report.pruned - report.pruned_nonzero} of {report.pruned} pruned weights are 0")
+        click.echo(f"tokenizer {report.tokenizer}")
         if logits:
             _show_logits(result["logits"])
         click.echo("equal" if report.exact else "equal but for rounding" if report.ok else "different")

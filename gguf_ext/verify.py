@@ -1,4 +1,4 @@
-"""`sqft verify`: whether a GGUF file holds the very weights of a model, and every pruned one is 0.
+"""`sqft verify`: whether a GGUF file holds the very weights and tokens of a model, and every pruned weight is 0.
 
 The file is read by our own reader and dequantized by our own code, neither of which wrote it. Equal means equal bits:
 an INT4 weight is compared with fp32 `scale * (code - zero_point)`, a float one with the model's. What is not equal only
@@ -24,6 +24,7 @@ from gguf_ext.layout import Layout, find_layout
 from gguf_ext.plan import Source
 from gguf_ext.reader import GGUFFile
 from gguf_ext.transcode import row_slices, stored_floats, stored_steps
+from gguf_ext.verify_tokenizer import compare_tokenizer
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import lost_zeros
@@ -45,7 +46,8 @@ class Difference:
 class VerifyReport:
     """tensors: in the model. equal: in the file, bit-equal but for rounding to the type there. rounded: of these, those
     that the type does round; largest_error: the largest |difference| of a weight that this makes. pruned: weights the
-    mask prunes. pruned_nonzero: of these, those that are not 0 in the file."""
+    mask prunes. pruned_nonzero: of these, those that are not 0 in the file. tokenizer: "equal", "different" or
+    "not compared: why"."""
 
     tensors: int = 0
     equal: int = 0
@@ -55,6 +57,7 @@ class VerifyReport:
     pruned_nonzero: int = 0
     masked_weights: int = 0
     masked_bytes: int = 0
+    tokenizer: str = "not compared"
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -79,17 +82,21 @@ class VerifyReport:
 
 
 def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
-    """Compares every tensor and the metadata that both have; of a file in parts `file` is the first. Raises a GGUFError
-    or CheckpointError only where one of them cannot be read; a difference is a line in the report.
+    """Compares every tensor, the metadata that both have, and the tokenizers; of a file in parts `file` is the first.
+    Raises a GGUFError or CheckpointError only where one of them cannot be read; a difference is a line in the report.
 
     Of a model without a table the file itself tells which tensor stands where (see template.py).
     """
     folder, read = ModelFolder(model), GGUFFile(file)
-    return compare(folder, find_layout(folder, read), read)
+    layout = find_layout(folder, read)
+    report = compare(folder, layout, read)
+    report.tokenizer, found = compare_tokenizer(folder, layout, read)
+    report.differences += [Difference(*item) for item in found]
+    return report
 
 
 def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport:
-    """What `verify_gguf` reports, of a model whose layout is known."""
+    """What `verify_gguf` reports of tensors and metadata, of a model whose layout is known."""
     report = VerifyReport(tensors=len(layout.sources))
     named = read.metadata.get("general.architecture")
     if named != layout.architecture:

@@ -60,7 +60,7 @@ def test_verify_from_the_command_line(llama, llama_int4, tmp_path, capsys):
     export_gguf(llama_int4, tmp_path / "m.gguf")
     capsys.readouterr()
     assert _run("verify", str(llama_int4), str(tmp_path / "m.gguf")) == 0
-    assert "pruned weights are 0\nequal" in capsys.readouterr().out
+    assert "pruned weights are 0\ntokenizer equal\nequal" in capsys.readouterr().out
     assert _run("verify", str(llama), str(tmp_path / "m.gguf"), "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
