@@ -172,12 +172,12 @@ class Bench:
 
     def scores(self, candidate: Any, tasks: tuple[str, ...], name: str) -> dict[str, Any]:
         """scores: task → its metrics with standard errors, and `items`, question by question. name: of the work."""
-        s = self.settings
-        files = task_files(tasks, self.work / "tasks" / name, s.new_tokens)
-        report = evaluate_model(candidate, files, data_dir=self.data_dir, limit=s.questions, samples=True)
-        candidate.close()
-        found = {}
+        s, found, seconds = self.settings, {}, 0.0
         for task in tasks:
+            files = task_files((task,), self.work / "tasks" / name, s.new_tokens)
+            limit = s.maths_questions if METRICS[task] == "calculated" else s.questions
+            report = evaluate_model(candidate, files, data_dir=self.data_dir, limit=limit, samples=True)
+            seconds += report["seconds"]
             scores = {name.partition(",")[0]: value for name, value in report["results"][task].items() if "," in name}
             rows = sorted(report["samples"][task], key=lambda row: row["doc_id"])
             found[task] = {"n": len(rows), **scores}
@@ -191,7 +191,8 @@ class Bench:
                 nll = [-float(row["filtered_resps"][row["doc"]["gold"]][0]) for row in rows]
                 found[task]["gold_nll"] = [round(value, 3) for value in nll]
             found[task]["items"] = "".join(str(int(value)) for value in right)
-        return {"scores": found, "evaluation_seconds": report["seconds"]}
+        candidate.close()
+        return {"scores": found, "evaluation_seconds": round(seconds, 1)}
 
     def sizes(self, folder: ModelFolder, added: int = 0) -> dict[str, Any]:
         """bits_per_weight: of the linear layers of the blocks, with what the adapter adds. bytes: of all weights."""

@@ -18,8 +18,8 @@ Seeds = Mapping[int, Sequence[int]]
 
 class PaperSettings(Settings):
     """What every cell shares. maths_steps: equations are longer than answers and sooner learned. questions: of each
-    task, the first ones. new_tokens: of a written answer. sequences, length: of the built-in calibration text.
-    evaluations, subset, fresh: of the search."""
+    test file, the first ones. maths_questions: likewise; a written answer takes as long as ten options. new_tokens: of
+    it. sequences, length: of the built-in calibration text. evaluations, subset, fresh: of the search."""
 
     steps: int = Field(32, ge=1)
     maths_steps: int = Field(16, ge=1)
@@ -28,7 +28,8 @@ class PaperSettings(Settings):
     rank: int = 32
     rank_choices: tuple[int, ...] = (32, 24, 16)
     alpha: float = 64
-    questions: int = Field(100, ge=1)
+    questions: int = Field(300, ge=1)
+    maths_questions: int = Field(100, ge=1)
     new_tokens: int = Field(32, ge=1)
     pruner: str = "wanda"
     quantizer: str = "gptq"
@@ -41,8 +42,8 @@ class PaperSettings(Settings):
 
 
 QUICK = PaperSettings(
-    steps=2, maths_steps=2, batch_size=2, questions=4, new_tokens=4, sequences=4, length=64, evaluations=2, subset=4,
-    fresh=4,
+    steps=2, maths_steps=2, batch_size=2, questions=4, maths_questions=4, new_tokens=4, sequences=4, length=64,
+    evaluations=2, subset=4, fresh=4,
 )  # fmt: skip
 """For a look at whether it runs."""
 
