@@ -1,8 +1,9 @@
-"""What this machine computes fast in."""
+"""What this machine computes fast in, and where."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 
@@ -28,6 +29,22 @@ def parse_dtype(name: str) -> torch.dtype | str:
     if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise SQFTError(f"--dtype {name!r} is no float type: use fast, auto, float32, bfloat16 or float16")
     return found
+
+
+def fast_device() -> torch.device:
+    """The first GPU where there is one, else the CPU. CUDA_VISIBLE_DEVICES chooses, as everywhere; empty: the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_fast_device(model: Any) -> Any:
+    """The model, moved there. Raises SQFTError where it does not fit."""
+    device = fast_device()
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise SQFTError(
+            f"the model does not fit on {device} ({error}): set CUDA_VISIBLE_DEVICES= for the CPU, or a smaller --dtype"
+        ) from error
 
 
 def release_memory() -> None:

@@ -14,7 +14,7 @@ from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
 from sqft_plugins.evaluate.options import Question, Score, score_options, token_scores
-from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.hardware import on_fast_device, parse_dtype
 from sqft_plugins.kernels.load import load_accelerated
 
 BATCH = 64
@@ -47,7 +47,7 @@ class TransformersEngine:
             model = load_accelerated(path, number) if accelerate else load_model(path, number)
         else:
             model = _adapted(path, adapter, rank, number, accelerate)
-        return TransformersSession(model.eval(), tokenizer, batch_size)
+        return TransformersSession(on_fast_device(model.eval()), tokenizer, batch_size)
 
 
 def _adapted(path: Path, adapter: Path, rank: Rank, dtype: torch.dtype | str, accelerate: bool) -> Any:
@@ -72,6 +72,7 @@ class TransformersSession:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.device = next(model.parameters()).device
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -83,7 +84,7 @@ class TransformersSession:
         """The greedy completion of each prompt in order; it ends before the first of the `stop` texts."""
         for start in range(0, len(prompts), self.batch_size):
             part = list(prompts[start : start + self.batch_size])
-            batch = self.tokenizer(part, return_tensors="pt", padding=True, padding_side="left")
+            batch = self.tokenizer(part, return_tensors="pt", padding=True, padding_side="left").to(self.device)
             width = batch["input_ids"].shape[1]
             criteria = StoppingCriteriaList([_Stops(self.tokenizer, width, stop)] if stop else [])
             tokens = self.model.generate(
@@ -99,7 +100,7 @@ class TransformersSession:
 
     @torch.no_grad()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
-        ids = torch.tensor([list(tokens)])
+        ids = torch.tensor([list(tokens)], device=self.device)
         found, cache, last = [torch.zeros(0)], None, len(tokens) - 1
         for start in range(0, last, CHUNK):
             part = ids[:, start : min(start + CHUNK, last)]

@@ -12,7 +12,7 @@ from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.errors import KernelError, SQFTError
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
 from sqft_plugins.evaluate.identity import adapter_hash, content_hash
-from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.hardware import on_fast_device, parse_dtype
 from sqft_plugins.kernels.library import library
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say
@@ -49,7 +49,7 @@ class SearchedModel:
         say(f"loading {self.folder.path} with {self.adapter}")
         model = load_model(self.folder.path, self.dtype)
         tuned = self.tuner.load(model, self.adapter, self.grid).eval()
-        return accelerate_tuned(tuned, self.tuner, None) if self.accelerate else tuned
+        return on_fast_device(accelerate_tuned(tuned, self.tuner, None) if self.accelerate else tuned)
 
     def scores(self, ranks: Mapping[str, int], objective: Objective, prepared: Prepared) -> list[float]:
         """The score of each question with these ranks, module → rank."""
