@@ -103,8 +103,9 @@ def row(method: str, cells: Mapping[str, Sequence[Mapping[str, Any]]], wanted: i
     if not every:
         return [METHODS[method].title, *scores, *[""] * len(COLUMNS)]
     first, tuned = every[0], METHODS[method].adapter is not None
+    own = tuned and METHODS[method].other is None  # searched ranks are of an adapter that another row trained
     zeros = "" if first["zeros_kept"] is None else f"{first['zeros_kept']:.0%}"
-    seconds = [cpu_seconds(found) for found in cells.values() if tuned]
+    seconds = [cpu_seconds(found) for found in cells.values() if own]
     return [
         METHODS[method].title,
         *scores,
@@ -114,7 +115,7 @@ def row(method: str, cells: Mapping[str, Sequence[Mapping[str, Any]]], wanted: i
         f"{first['bits_per_weight']:.2f}",
         f"{first['bytes'] / 1e6:.0f}",
         " / ".join(seconds),
-        f"{max(cell['training']['peak_memory_mib'] for cell in every) / 1024:.1f}" if tuned else "",
+        f"{max(cell['training']['peak_memory_mib'] for cell in every) / 1024:.1f}" if own else "",
     ]
 
 
