@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.answers import Answers
 from sqft_plugins.evaluate.options import Question, Score, batches, split_pair
-from sqft_plugins.evaluate.run import Perplexity, perplexity_of
+from sqft_plugins.evaluate.run import BROKEN, Perplexity, perplexity_of
 from sqft_plugins.evaluate.transformers_engine import BATCH, cut
 from sqft_plugins.plugins.protocols import Session
 from sqft_plugins.progress import track
@@ -74,6 +75,8 @@ class Candidate:
         questions = [self._question([pairs[place] for place in part]) for part in asked]
         for index, scores in self._scored(questions, what):
             for place, score in zip(asked[index], scores, strict=True):
+                if math.isnan(score[0]):
+                    raise SQFTError(f"{self.name} gives {pairs[place][1]!r} no number as its log-likelihood: {BROKEN}")
                 found[place] = score
                 self._remember(score, "likelihood", *pairs[place])
         return [(float(score[0]), score[1]) for score in found if score is not None]
@@ -112,17 +115,24 @@ class Candidate:
                 scores = self.session.logprobs([*context, *continuation])
                 known += float(scores[len(context) - 1 :].double().sum())
             self.asked += 1
+            if math.isnan(known):
+                raise SQFTError(f"{self.name} gives a text no number as its log-likelihood: {BROKEN}")
             self._remember(known, "rolling", text)
         return known
 
-    def length(self, kind: str, *args: Any) -> int | None:
-        """The tokens that a question takes, None where its answer is known. kind: "likelihood" with prompt and
-        continuation, or "completion" with prompt, most new tokens and stops. Loads the model where it is not known."""
+    def check_new(self, where: str, remedy: str, kind: str, *args: Any) -> bool:
+        """Whether a question has no known answer yet; then the model is loaded. kind: "likelihood" with prompt and
+        continuation, or "completion" with prompt, most new tokens and stops. Raises SQFTError for one that does not
+        fit the context, naming `where` it stands."""
         if self._known(kind, *args) is not None:
-            return None
+            return False
         if kind == "likelihood":
-            return self._question([(args[0], args[1])]).tokens
-        return len(self.tokenize(args[0])) + args[1]
+            length = self._question([(args[0], args[1])]).tokens
+        else:
+            length = len(self.tokenize(args[0])) + args[1]
+        if self.context is not None and length > self.context:
+            raise SQFTError(f"{where} takes {length} tokens, {self.name} has a context of {self.context}: {remedy}")
+        return True
 
     def close(self) -> None:
         """Frees the model and the file of the answers. A closed candidate can be asked again: it opens both again."""

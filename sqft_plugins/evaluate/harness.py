@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def load_tasks(names: Sequence[str], data_dir: str | Path | None = None, shots: 
     if ours := [name for name in names if not name.startswith(FOREIGN)]:
         manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
         _add(loaded, _load(manager, ours))
+        for name, task in loaded["tasks"].items():
+            _check_answers(name, task)
     if foreign:
         say("reading the tasks of lm-eval")
         manager = TaskManager()
@@ -121,21 +124,31 @@ def _check(candidate: Candidate, name: str, task: Any, limit: int | None) -> Non
     task.build_all_requests(limit=limit)
     unknown = False
     for request in task.instances:
-        question = question_of(request)
-        length = None if question is None else candidate.length(*question)
-        if length is None:
-            continue
-        unknown = True
-        if candidate.context is not None and length > candidate.context:
-            raise SQFTError(
-                f"task {name} question {request.doc_id + 1} takes {length} tokens, {candidate.name} has a context of "
-                f"{candidate.context}: fewer --shots, or another task"
-            )
+        question, where = question_of(request), f"task {name} question {request.doc_id + 1}"
+        if question is not None and candidate.check_new(where, "fewer --shots, or another task", *question):
+            unknown = True
     if unknown and _needs_greedy(task) and not candidate.tells_greedy:
         raise SQFTError(
             f"task {name} asks whether an answer is the greedy one, which the runtime of {candidate.name} does not "
             "tell: evaluate the model folder"
         )
+
+
+def _check_answers(name: str, task: Any) -> None:
+    """Raises SQFTError for a question whose answer is none of its options: lm-eval would count it as wrong, whatever
+    the model says."""
+    judged_by_itself = callable(task.get_config("process_results")) or not hasattr(task, "multiple_input")
+    if task.get_config("output_type") != "multiple_choice" or judged_by_itself:
+        return
+    for number, doc in enumerate(task.eval_docs, 1):
+        options = task.doc_to_choice(doc)
+        answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        for one in answer if isinstance(answer, list) else [answer]:
+            if not (0 <= int(one) < len(options) if isinstance(one, Integral) else one in options):
+                raise SQFTError(
+                    f"task {name} question {number}: the answer {one!r} is none of its {len(options)} options (a text, "
+                    "or its number from 0): correct or remove it"
+                )
 
 
 def _needs_greedy(task: Any) -> bool:
@@ -156,6 +169,8 @@ def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
         raise
     except Exception as error:  # a task file, or a data set on the hub, may be wrong in any way
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        if isinstance(error, StopIteration | IndexError):  # datasets and lm-eval look at the first question
+            reason = f"{reason}; has its split no questions?"
         raise SQFTError(f"--task {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason})") from error
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sqft_plugins
+from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.kernels.library import FILE, library
 
 LIBRARIES = ("torch", "transformers", "peft", "llama-cpp-python", "compressed-tensors")
 PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
 IGNORED = (".md", ".png", ".html", ".log", ".csv")
 """Ends of files in a model folder that no runtime reads."""
+_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
 def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,9 +34,14 @@ def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str,
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 over the names and contents of a file, or of the files of a folder."""
+    """SHA-256 over the names and contents of a file, or of the files of a folder. A part of a split GGUF file stands
+    for all of them: llama.cpp finds the others by their names."""
     if path.is_file():
-        return _digest([path], path.parent)
+        part = _PART.fullmatch(path.name)
+        if part is None:
+            return _digest([path], path.parent)
+        found = {file: _PART.fullmatch(file.name) for file in path.parent.iterdir()}
+        return _digest([file for file, one in found.items() if one and one.groups() == part.groups()], path.parent)
     files = [file for file in path.rglob("*") if file.is_file() and file.suffix not in IGNORED]
     return _digest([file for file in files if not file.name.startswith(".")], path)
 
@@ -50,15 +58,27 @@ def code_hash() -> str:
     return _digest([file for name in PACKAGES for file in (root / name).rglob("*.py")], root)
 
 
-def _adapter(model: Path, adapter: Path, rank: Any) -> dict[str, Any]:
+def rank_in_force(adapter: Path, rank: Rank) -> Rank:
+    """Module → rank, what a rank, a name, or patterns mean for an elastic adapter; of patterns the order counts. The
+    rank as it was asked for where the adapter has one. Raises SQFTError for a rank outside the search space, and for a
+    configuration with an unknown module or without one of the adapter's."""
     from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 
     folder = check_adapter(adapter)
     tuner = tuner_of(folder)
-    grid = tuner.grid_of(folder, model)
+    modules, choices = tuner.search_space(folder)
+    chosen = choose_rank(rank, tuner, folder)
+    return configuration(chosen, modules, choices) if len(choices) > 1 else chosen
+
+
+def _adapter(model: Path, adapter: Path, rank: Rank) -> dict[str, Any]:
+    from sqft_plugins.tune.adapters import check_adapter, tuner_of
+
+    folder = check_adapter(adapter)
+    grid = tuner_of(folder).grid_of(folder, model)
     return {
         "adapter": adapter_hash(folder),
-        "rank": choose_rank(rank, tuner, folder),
+        "rank": rank_in_force(folder, rank),
         "grid": content_hash(grid) if grid is not None else None,
     }
 

@@ -13,12 +13,12 @@ from sqft_plugins.evaluate import harness
 from sqft_plugins.evaluate.accelerated import check_packable, grid_of
 from sqft_plugins.evaluate.answers import Answers, cache_folder
 from sqft_plugins.evaluate.candidate import Candidate
-from sqft_plugins.evaluate.identity import identity
-from sqft_plugins.evaluate.run import TOKENS, Accuracy, accuracy, check_options, engine_of, open_session
+from sqft_plugins.evaluate.identity import identity, rank_in_force
+from sqft_plugins.evaluate.run import MAX_NEW_TOKENS, TOKENS, Accuracy, accuracy, check_options, engine_of, open_session
 from sqft_plugins.evaluate.server import ServerSession
 from sqft_plugins.evaluate.tasks import limited
 from sqft_plugins.evaluate.transformers_engine import BATCH
-from sqft_plugins.hardware import parse_dtype
+from sqft_plugins.hardware import fast_device, parse_dtype
 from sqft_plugins.kernels.library import library
 from sqft_plugins.plugins.protocols import Session, Task
 from sqft_plugins.progress import say
@@ -53,6 +53,10 @@ def evaluate_model(
     report: dict[str, Any] = {part: {} for part in harness.PARTS}
     loaded = harness.load_tasks(named, data_dir, shots) if named else {"tasks": {}}
     _check_distinct([*loaded["tasks"], *(task.name for task in objects), *(["perplexity"] if text is not None else [])])
+    for task in objects:
+        for number, item in enumerate(limited(task, limit).items(), 1):
+            where = f"task {task.name} question {number}"
+            candidate.check_new(where, "shorten it", "completion", item.prompt, MAX_NEW_TOKENS, [])
     if named:
         report |= harness.run_tasks(candidate, loaded, limit, seed, samples)
     for task in objects:
@@ -104,10 +108,12 @@ def open_candidate(
     check_options(engine, options)
     asked = dict(options)
     if adapter is not None:
+        rank = rank_in_force(adapter, rank)
         asked |= {"adapter": adapter, "rank": rank}
     settings = {"runtime": engine.name, **options}
     if engine.name == "transformers":
         settings["dtype"] = str(parse_dtype(options.get("dtype", "fast")))  # "fast" is another one on another machine
+        settings["device"] = fast_device().type
         if "accelerate" in options:
             check_packable(path, grid_of(path, adapter))
             settings["kernel"] = library().path

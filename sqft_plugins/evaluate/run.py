@@ -15,10 +15,14 @@ from sqft_plugins.plugins.protocols import Engine, Item, Session, Task
 from sqft_plugins.progress import track
 
 MAX_NEW_TOKENS = 12
+LARGEST = 700.0
+"""Nats a token whose exp is still a number."""
 WINDOW = 256
 """Tokens of one perplexity window."""
 TOKENS = 8 * WINDOW
 """Tokens of a text that the perplexity goes over."""
+BROKEN = "look for broken tensors with `sqft inspect`, or give --dtype float32"
+"""The remedy where a model's numbers are none: argmax and mean would make a score of them."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def perplexity_of(session: Session, text: str, max_tokens: int = TOKENS) -> Perp
         sums.append(-float(scores.double().sum()))
         counts.append(len(scores))
     mean = math.fsum(sums) / sum(counts)
+    if not mean < LARGEST:
+        raise SQFTError(f"the text has a mean loss of {mean:.4g}, which makes no perplexity: {BROKEN}")
     return Perplexity(math.exp(mean), math.exp(mean) * _ratio_stderr(sums, counts), sum(counts))
 
 

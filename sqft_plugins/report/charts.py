@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
 from sqft_plugins.report.html import Markup, tag
 from sqft_plugins.report.svg import Scale, apart, label, line, number, picture, spanning, stroke, x_axis, y_axis
@@ -16,6 +17,8 @@ from sqft_plugins.tune.card import smoothed
 
 WIDTH = 520
 """Of a chart in half a page."""
+POINTS = 1000
+"""Of a loss curve, at most: of more steps, the lowest and the highest of each part, and the mean for the bold line."""
 BINS = 120
 """Columns of the strip of drawn ranks, at most."""
 STRONGEST = 0.75
@@ -36,10 +39,14 @@ def loss_chart(
     steps = [(step, loss) for step, loss in enumerate(losses, 1) if math.isfinite(loss)]
     if len(steps) < 2:
         return None
+    size = math.ceil(len(steps) / POINTS)
+    parts = [steps[at : at + size] for at in range(0, len(steps), size)]
+    drawn = [point for part in parts for point in sorted({min(part, key=_loss), max(part, key=_loss)})]
     height, left, bottom = 250, 52, 204
     x = Scale(1, max(len(losses), 2), left, WIDTH - 62)
     y = spanning(limits or [loss for _, loss in (*steps, *held_out)], bottom, 30)
-    smooth = list(zip((step for step, _ in steps), smoothed([loss for _, loss in steps]), strict=True))
+    means = smoothed([fmean(map(_loss, part)) for part in parts])
+    smooth = [(fmean(step for step, _ in part), loss) for part, loss in zip(parts, means, strict=True)]
     ends = [smooth[-1], *held_out[-1:]]
     heights = apart([y(loss) for _, loss in ends], 15)
     return picture(
@@ -51,12 +58,16 @@ def loss_chart(
         + ".",
         y_axis(y, left, "loss, nats a learned token", grid_to=x.end, top=14),
         x_axis(x, bottom, "step"),
-        line([(x(step), y(loss)) for step, loss in steps], "thin c1"),
+        line([(x(step), y(loss)) for step, loss in drawn], "thin c1"),
         line([(x(step), y(loss)) for step, loss in smooth], "bold c1"),
         line([(x(step), y(loss)) for step, loss in held_out], "medium c2"),
         [tag("circle", cx=x(step), cy=y(loss), r=4, class_="dot c2") for step, loss in held_out],
         [label(x.end + 8, at + 4, f"{loss:.2f}", kind="value") for at, (_, loss) in zip(heights, ends, strict=True)],
     )
+
+
+def _loss(point: tuple[int, float]) -> float:
+    return point[1]
 
 
 def draws_chart(name: str, choices: Sequence[int], draws: Sequence[Sequence[int]]) -> Markup | None:

@@ -196,11 +196,12 @@ class Builder:
 
     def _score(self, name: str, report: Mapping[str, Any]) -> None:
         """To the artefact that was scored; to a new row where it is not in this folder."""
-        asked = report.get("adapter") or report.get("model")
+        model = report.get("model") or report.get("model_name")  # the second: lm-evaluation-harness
+        asked = report.get("adapter") or model
         rank = report.get("rank")
         target = self._named(str(asked)) if asked else None
         if target is None:
-            what = f"{report.get('model')}" if asked else ""
+            what = f"{model}" if asked else ""
             target = Artefact(name=name, kind="evaluation", what=what)
             place = sum(
                 row.kind == "evaluation" for row in self.report.artefacts

@@ -86,7 +86,7 @@ def _fresh(
     study: Study, space: Space, objective: Objective, searched: SearchedModel, part: Prepared, choice: Choice
 ) -> list[float]:
     """The score of each of the part's questions, from the study where it is known there."""
-    key = f"fresh:{digest_of(part.items, {})[:16]}:{'-'.join(map(str, choice))}"
+    key = f"fresh:{digest_of(part.items, {'ranks': choice})}"  # a database takes 512 characters, not 200 ranks
     known = study.user_attrs.get(key)
     if known is None:
         known = searched.scores(space.expand(choice), objective, part)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
@@ -66,7 +67,7 @@ def open_study(target: str | Path, identity: Mapping[str, Any], directions: Sequ
             directions=list(directions),
             load_if_exists=True,
         )
-        study.get_trials(deepcopy=False)
+        there_before = study.get_trials(deepcopy=False)
     except SQFTError:
         raise
     except Exception as error:  # a damaged journal, no SQLite file, a database that does not answer
@@ -74,7 +75,7 @@ def open_study(target: str | Path, identity: Mapping[str, Any], directions: Sequ
         raise CheckpointError(f"--study {target} cannot be opened ({type(error).__name__}: {last})") from error
     found = study.user_attrs.get(IDENTITY)
     if found is None:
-        if study.get_trials(deepcopy=False):
+        if there_before:  # looked at before the identity: a process that began just now has written that one first
             raise SQFTError(f"--study {target} holds trials of another program: choose another file or #NAME")
         study.set_user_attr(IDENTITY, dict(identity))
     else:
@@ -158,7 +159,7 @@ def run_trials(
             return f"all {space.size} configurations are evaluated"
         trial = study.ask(distributions(space))
         try:
-            if not _claim(study, trial, space, budget.evaluations):
+            if not _claim(study, trial, space, budget.evaluations, proposes):
                 study.tell(trial, state=TrialState.FAIL)
                 continue
             choice = tuple(trial.params[group] for group in space.groups)
@@ -167,6 +168,8 @@ def run_trials(
             for key, value in {**result.more, "seconds": time.monotonic() - start}.items():
                 trial.set_user_attr(key, value)
             done(study.tell(trial, result.values))
+        except UpdateFinishedTrialError:
+            say(f"evaluation {trial.number} is not counted: another process took this one for gone and does it again")
         except BaseException:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
@@ -211,8 +214,9 @@ def _counted(trials: Sequence[FrozenTrial]) -> list[int]:
     return sorted(t.number for t in trials if t.state in (TrialState.COMPLETE, TrialState.RUNNING))
 
 
-def _claim(study: Study, trial: optuna.Trial, space: Space, limit: int | None) -> bool:
-    """Whether this process is to evaluate the configuration of `trial`: no other has it, and the budget has room.
+def _claim(study: Study, trial: optuna.Trial, space: Space, limit: int | None, proposes: bool) -> bool:
+    """Whether this process is to evaluate the configuration of `trial`: no other has it, and the budget has room. Where
+    the method proposes nothing, only one that waited: another process may have taken the last of them meanwhile.
 
     Two processes may propose the same one at the same moment. Each wrote its proposal before it reads the other's,
     so at least one of the two sees the other. The one with the higher number gives way; only if that one did not see
@@ -223,6 +227,8 @@ def _claim(study: Study, trial: optuna.Trial, space: Space, limit: int | None) -
     deadline = time.monotonic() + 10
     while True:
         trials = study.get_trials(deepcopy=False)
+        if not proposes and "fixed_params" not in trials[trial.number].system_attrs:
+            return False
         if limit is not None and _counted(trials).index(trial.number) >= limit:
             return False
         same = [t for t in trials if t.number != trial.number and t.state in ALIVE and choice_of(t, space) == mine]

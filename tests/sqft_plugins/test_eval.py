@@ -16,7 +16,7 @@ from sqft_plugins.evaluate import lm_data, open_session, perplexity_of
 from sqft_plugins.evaluate.answers import Answers
 from sqft_plugins.evaluate.candidate import Candidate
 from sqft_plugins.evaluate.harness import FOLDER, check_names, load_tasks, run_tasks, task_names
-from sqft_plugins.evaluate.identity import identity
+from sqft_plugins.evaluate.identity import content_hash, identity
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
 
@@ -177,6 +177,18 @@ def test_what_decides_the_answers_decides_the_identity(tiny_llama, tiny_model, t
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert identity(copy, None, "max", {}) != before
+
+
+def test_every_part_of_a_split_gguf_decides(tmp_path) -> None:
+    names = [f"m-{part:05}-of-00002.gguf" for part in (1, 2)]
+    for name in (*names, "m-00001-of-00003.gguf", "other-00002-of-00002.gguf"):
+        (tmp_path / name).write_text(name)
+    before = content_hash(tmp_path / names[0])
+    for name in ("m-00001-of-00003.gguf", "other-00002-of-00002.gguf"):
+        (tmp_path / name).write_text("another model")
+    assert content_hash(tmp_path / names[0]) == before
+    (tmp_path / names[1]).write_text("other weights")
+    assert content_hash(tmp_path / names[0]) != before
 
 
 def test_a_damaged_cache_is_named(tmp_path) -> None:

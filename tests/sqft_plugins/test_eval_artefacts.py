@@ -9,6 +9,7 @@ import pytest
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example
@@ -56,6 +57,31 @@ def test_an_adapter_at_a_rank_scores_as_its_merge_and_no_rank_answers_for_anothe
     assert found[8] != pytest.approx(found[4], abs=1e-3)
     again = open_candidate(pruned, adapter, "max", dtype="float32")
     assert scores(again, data) == found[8]
+
+
+def test_the_order_of_patterns_is_part_of_the_rank(pruned, adapter, tmp_path) -> None:
+    """Later patterns win, so the same ones in another order are another model, with answers of its own."""
+    data, one, all_of_them = write_data(tmp_path / "data", 3), ("layers.0.mlp.up_proj", 8), (".*", 4)
+    mixed, small, four = (
+        scores(open_candidate(pruned, adapter, rank, dtype="float32"), data)
+        for rank in (dict([all_of_them, one]), dict([one, all_of_them]), 4)
+    )
+    assert small == four
+    assert mixed != pytest.approx(small, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        ({"layers.9.q_proj": 8, ".*": 4}, "'layers.9.q_proj' matches no adapted module"),
+        ({".*": 5}, "rank=5 is outside the search space"),
+        ("serched", "rank='serched' is not a rank"),
+    ],
+)
+def test_a_rank_that_the_adapter_lacks_is_told_before_a_model_is_loaded(rank, message, pruned, adapter) -> None:
+    for cache in (True, False):
+        with pytest.raises(SQFTError, match=message):
+            open_candidate(pruned, adapter, rank, cache=cache)
 
 
 def test_an_int4_folder_scores_as_its_dequantized_weights(pruned, tmp_path) -> None:

@@ -178,6 +178,15 @@ def test_a_folder_of_several_is_joined(models, tmp_path) -> None:
     assert "0.000 ± 0.013" in said  # not -0.00002
 
 
+def test_a_file_of_lm_evaluation_harness_is_joined_to_the_model_that_it_names(models, tmp_path) -> None:
+    (tmp_path / "int4").symlink_to(models / "int4")
+    theirs = {**evaluation("x"), "model_source": "hf", "model_name": str(tmp_path / "int4")}
+    del theirs["model"]
+    (tmp_path / "results_2026.json").write_text(json.dumps(theirs))
+    (row,) = collect(tmp_path, quick=True).artefacts
+    assert (row.name, row.scores[0].value) == ("int4", 0.5)
+
+
 def test_a_run_of_a_recipe_is_told_in_its_order(models, tmp_path) -> None:
     run = tmp_path / "run"
     (run / "stages").mkdir(parents=True)
@@ -298,6 +307,16 @@ def test_a_loss_that_cannot_be_drawn_does_no_harm(losses, charts, tmp_path) -> N
     found = Page(page(collect(folder)))
     assert sum(name == "svg" for name, _ in found.elements) == charts
     assert "nan" not in " ".join(a.get("d", "") for _, a in found.elements)
+
+
+def test_a_long_training_makes_no_large_page(tmp_path) -> None:
+    losses = [2.0 + 0.001 * (step % 7) for step in range(20_000)]
+    losses[12_345] = 9.0
+    source = page(collect(adapter_folder(tmp_path / "adapter", losses)))
+    assert len(source) < 100_000
+    curves = [a["d"] for name, a in Page(source).elements if name == "path" and "c1" in a.get("class", "")]
+    heights = [float(place.split()[1]) for place in re.split("[ML]", curves[0])[1:]]
+    assert min(heights) < 60 < 150 < max(heights)  # the one step that stands out is still there
 
 
 # --- files ---

@@ -209,7 +209,56 @@ def test_two_processes_share_one_study(tmp_path, name) -> None:
     assert len(owners) == 2
 
 
+def test_an_evaluation_that_another_process_gave_up_ends_no_search(tmp_path) -> None:
+    """One of a large model may take longer than another machine waits."""
+    space = make_space(4)
+    _, loss = known_best(space, 0)
+    seen = []
+
+    def slow(choice):
+        seen.append(choice)
+        if len(seen) == 2:
+            other = open_study(tmp_path / "s.journal", IDENTITY, ["minimize"], None)
+            running = next(trial for trial in other.get_trials() if trial.state == TrialState.RUNNING)
+            other.tell(running.number, state=TrialState.FAIL)
+            other.enqueue_trial(running.params)
+        return loss(choice)
+
+    study, why = search(HillClimbing(), space, slow, Budget(4), target=tmp_path / "s.journal")
+    assert why == "4 evaluations are done"
+    assert seen[1] == seen[2]  # its configuration was done again
+    assert len(finished(study)) == 4
+
+
+def test_fixed_choices_that_another_process_took_are_not_replaced(monkeypatch) -> None:
+    space, ask = make_space(4), optuna.study.Study.ask
+
+    def late(study, given):
+        monkeypatch.undo()
+        while any(trial.state == TrialState.WAITING for trial in study.get_trials()):
+            study.tell(ask(study, given), 1.0)
+        return ask(study, given)
+
+    monkeypatch.setattr(optuna.study.Study, "ask", late)
+    _, why = search(Fixed(), space, lambda choice: pytest.fail("evaluated one more"), Budget())
+    assert why == "all starting configurations are evaluated"
+
+
 # --- what does not belong together ---
+
+
+def test_a_process_that_begins_at_the_same_moment_is_no_other_program(tmp_path, monkeypatch) -> None:
+    read = optuna.study.Study.user_attrs.fget
+
+    def late(study):
+        found = read(study)
+        if not found:  # the other one writes just now
+            study.set_user_attr("sqft", IDENTITY)
+            study.enqueue_trial({})
+        return found
+
+    monkeypatch.setattr(optuna.study.Study, "user_attrs", property(late))
+    assert open_study(tmp_path / "s.journal", IDENTITY, ["minimize"], None).trials
 
 
 def test_a_study_of_another_adapter_is_refused(tmp_path) -> None:

@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,6 +186,20 @@ def test_the_verdict_knows_which_way_is_up(direction, other, verdict) -> None:
     recheck = scores({(6,): [0.0, 0.0], (8,): [-1.0, -1.0] if direction == "minimize" else [1.0, 1.0]})
     report = scores({(6,): [1.0, 1.0, 1.0], (8,): other})
     assert decide([(6,), (8,)], (6,), recheck, report, direction).verdict == verdict
+
+
+def test_fresh_scores_of_a_large_model_are_kept_under_a_name_that_a_database_takes() -> None:
+    optuna = pytest.importorskip("optuna")
+    from sqft_plugins.search.conclude import _fresh
+
+    space = Space([f"model.layers.{i}.q_proj" for i in range(300)], (128, 64), "module")
+    study, runs = optuna.create_study(), []
+    searched = SimpleNamespace(scores=lambda *asked: runs.append(asked) or [0.5])
+    part = SimpleNamespace(items=[Item("a", "b")])
+    for rank in (128, 64, 128):
+        assert _fresh(study, space, None, searched, part, (rank,) * 300) == [0.5]
+    assert len(runs) == 2
+    assert all(len(key) <= 512 for key in study.user_attrs)
 
 
 def test_where_the_heuristic_wins_it_is_said() -> None:
