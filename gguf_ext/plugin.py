@@ -39,6 +39,11 @@ class GGUFExporter:
             "bits_per_weight": 8 * report.masked_bytes / max(report.masked_weights, 1),
         }
 
+    def check_options(self, **options: Any) -> None:
+        from gguf_ext.export import Options
+
+        Options(**options)
+
     def estimate(self, model: Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
         from gguf_ext.estimate import estimate_gguf
 

@@ -141,7 +141,7 @@ def command(
         "rank_choices": _ranks(rank_choices),
     }
     if target_modules:
-        adapter["target_modules"] = target_modules.split(",")
+        adapter["target_modules"] = [name.strip() for name in target_modules.split(",")]
     settings = AdapterSettings.make(adapter)
     given = {key: options[key] for key in TrainSettings.model_fields if options.get(key) is not None}
     training = TrainSettings.make(given)

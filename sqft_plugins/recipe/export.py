@@ -69,9 +69,13 @@ def target(name: str, folder: Path) -> Path:
 def check(name: str, values: Mapping[str, Any], target: Path) -> None:
     """Raises SQFTError for values that the command would not take. Nothing is run."""
     try:
-        command_of(name).make_context(name, _line(name, values, target))
+        context = command_of(name).make_context(name, _line(name, values, target))
     except click.ClickException as error:
         raise SQFTError(f"format {name}: {' '.join(error.format_message().split())}") from error
+    exporter = get_manager().get("sqft_exporters", name, "format")
+    if hasattr(exporter, "check_options"):
+        options = [parameter.name for parameter in parameters(name).values() if isinstance(parameter, click.Option)]
+        exporter.check_options(**{option: context.params[option] for option in options})
 
 
 def check_adapter(name: str, adapter: Artefact) -> None:

@@ -10,18 +10,20 @@ from typing import Any
 
 from sqft_plugins.checkpoint import GridStamp
 from sqft_plugins.compress.calibration import calibration_texts
-from sqft_plugins.compress.find import structure_of_folder
 from sqft_plugins.compress.prune import as_pattern
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.evaluate.harness import choose_tasks, load_tasks, task_names
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.hardware import parse_dtype
 from sqft_plugins.plan.config import has_weights, open_source
-from sqft_plugins.plan.settings import ALL_LINEAR, PlanSettings
+from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.wire import Step
+from sqft_plugins.tune.adapters import check_targets
+from sqft_plugins.tune.arguments import process_count
 from sqft_plugins.tune.chat import read_template
+from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
 
 TEXTS = (".txt", ".md", ".json", ".jsonl")
 """Ends of names that are files and no data sets."""
@@ -69,7 +71,7 @@ def _train(step: Step) -> None:
     section = step.section
     get_manager().get("sqft_tuners", section.tuner, "tuner")
     section.examples("data")
-    section.examples("eval_data")
+    check_training(section.train_settings(), bool(section.examples("eval_data")), process_count())
     if section.chat_template is not None:
         read_template(section.chat_template)
     if section.tensorboard is not None and find_spec("tensorboard") is None:
@@ -143,7 +145,9 @@ def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
         settings.patterns(source)
         settings.check(source)
     elif step.verb == "train" and _comes_from(step.uses["model"], base):
-        _check_targets(section.target_modules, base)
+        check_targets(section.target_modules, base.path)
+        if base.int4 or has_weights(open_source(base.path)):
+            _check_examples(section, base.path)
     elif step.verb == "export" and step.makes is not None and step.makes.kind == "file" and not base.int4:
         exporter = get_manager().get("sqft_exporters", section.format, "format")
         model, source = step.uses["model"], open_source(base.path)
@@ -157,19 +161,12 @@ def _planned(section: Any) -> dict[str, Any]:
     return {"group_size": section.group_size, "symmetric": section.symmetric}
 
 
-def _check_targets(wanted: list[str] | str, base: Artefact) -> None:
-    structure = structure_of_folder(base.path)
-    ends = {name.rpartition(".")[2]: None for name in structure.shapes}
-    if isinstance(wanted, str):  # PEFT's "all-linear", or a regular expression
-        return
-    missing = [name for name in wanted if name != ALL_LINEAR and not any(_ends_with(m, name) for m in structure.shapes)]
-    if len(missing) == len(wanted):
-        raise SQFTError(f"target_modules {missing} are none of this model's layers: choose among {', '.join(ends)}")
-
-
-def _ends_with(module: str, name: str) -> bool:
-    """As PEFT matches names in a list."""
-    return module == name or module.endswith(f".{name}")
+def _check_examples(section: Any, base: Path) -> None:
+    """Those that are too long or cannot be learned; pruning and quantizing leave the tokenizer as it is."""
+    training = section.train_settings()
+    tokenizer, context = open_tokenizer(base, training)
+    data, held_out = section.examples("data"), section.examples("eval_data")
+    prepare(data, section.general_text(), held_out, tokenizer, training, process_count(), context)
 
 
 def _comes_from(artefact: Artefact, base: Artefact) -> bool:

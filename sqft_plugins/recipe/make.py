@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint import write_file
-from sqft_plugins.compress.calibration import builtin_text, calibration_texts, read_texts
+from sqft_plugins.compress.calibration import builtin_text, read_texts
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.evaluate.harness import choose_tasks
@@ -21,7 +21,6 @@ from sqft_plugins.recipe.measured import adapter_numbers, file_numbers, folder_n
 from sqft_plugins.recipe.sections import Eval
 from sqft_plugins.recipe.wire import Chosen, Step
 from sqft_plugins.stages import Stages
-from sqft_plugins.tune.data import text_examples
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
@@ -56,17 +55,17 @@ class Maker:
 
     def train(self, step: Step) -> dict[str, Any]:
         s, grid = step.section, step.uses.get("grid")
-        training = s.train_settings()
         report = train_adapter(
             step.uses["model"].path,
             self._target(step),
             s.examples("data"),
             s.adapter_settings(None if grid is None else str(grid.path)),
-            training,
+            s.train_settings(),
             tuner=s.tuner,
-            text=text_examples(calibration_texts(s.text)) if training.text_fraction else [],
+            text=s.general_text(),
             eval_examples=s.examples("eval_data"),
             overwrite=True,
+            anew=True,  # a recipe that was changed
         )
         return {**report, "measured": adapter_numbers(self._target(step), step.uses["model"].path)}
 
@@ -108,8 +107,8 @@ class Maker:
     def eval(self, step: Step) -> dict[str, Any]:
         """One report a target, in files of their own, too."""
         scores = {}
-        for artefact, rank in step.targets:
-            label = artefact.name if artefact.step else Path(artefact.name).name
+        labels = labels_of([artefact for artefact, _ in step.targets], self.stages.keys)
+        for label, (artefact, rank) in zip(labels, step.targets, strict=True):
             scores[label] = evaluate(step.section, artefact, rank)
             file = self.out / step.name / f"{label}.json"
             with write_file(file, overwrite=True) as target:
@@ -149,6 +148,18 @@ def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str
         candidate.close()
     about: Mapping[str, Any] = {"model": str(model.path), "adapter": None if adapter is None else str(adapter)}
     return {**about, "rank": None if rank is None else rank.read(), **report}
+
+
+def labels_of(targets: Sequence[Artefact], steps: Collection[str]) -> list[str]:
+    """What the scores of each target are called: a step's name; of a path its last part, or so many of them as make it
+    the only one."""
+    parts = [(target.name,) if target.step else target.path.parts[1:] for target in targets]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["-".join(one[-count:]) for one in parts]
+        paths = [label for label, target in zip(labels, targets, strict=True) if not target.step]
+        if len({*labels}) == len({*parts}) and not {*paths} & {*steps}:
+            break
+    return labels
 
 
 def _rank(rank: Chosen | None) -> Any:

@@ -27,12 +27,13 @@ Values = dict[str, Any]
 @dataclass(frozen=True)
 class Recipe:
     """name: for messages. model: a folder, a name on the hub, or GEMMA. out: None where the recipe does not say.
-    sections: step name → its section, in the order of the steps."""
+    sections: step name → its section, in the order of the steps. folder: the run folder's name, where `out` is None."""
 
     name: str
     model: str
     out: Path | None
     sections: Mapping[str, Section]
+    folder: str
 
     def values(self) -> Values:
         """The recipe as it can be written again: absolute paths, and what is not a default."""
@@ -77,7 +78,7 @@ def read_recipe(files: Sequence[str | Path], settings: Iterable[str] = ()) -> Re
     if not sections:
         raise SQFTError(f"{label} has no step: write one or more of {', '.join(SECTIONS)}")
     made = {name: _section(label, name, values) for name, values in sections.items()}
-    return Recipe(label, top["model"], Path(top["out"]) if "out" in top else None, made)
+    return Recipe(label, top["model"], Path(top["out"]) if "out" in top else None, made, Path(files[0]).stem)
 
 
 def _add(values: Values, more: Values, section: type[Section]) -> None:

@@ -78,7 +78,7 @@ def run_recipe(
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
     chosen = Path(out) if out is not None else recipe.out
-    return (chosen or Path.cwd() / Path(recipe.name.split(" ")[0]).stem).resolve()
+    return (chosen or Path.cwd() / recipe.folder).resolve()
 
 
 def base_of(recipe: Recipe, out: Path, fetch: bool = False) -> Artefact:

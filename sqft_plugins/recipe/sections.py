@@ -98,6 +98,13 @@ class Train(AdapterSettings, TrainSettings, Section):
         files = [files] if isinstance(files, str) else files
         return [example for file in files for example in read_examples(file, argument)]
 
+    def general_text(self) -> list[Any]:
+        """What is mixed into the batches; [] where nothing is. Raises SQFTError."""
+        from sqft_plugins.compress.calibration import calibration_texts
+        from sqft_plugins.tune.data import text_examples
+
+        return text_examples(calibration_texts(self.text)) if self.text_fraction else []
+
     def _of(self, settings: type[Settings]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in settings.model_fields if name in self.model_fields_set}
 

@@ -18,6 +18,8 @@ from sqft_plugins.recipe.artefact import NOUN, Artefact, Kind, from_path, ranks_
 from sqft_plugins.recipe.read import BASE, Recipe
 from sqft_plugins.recipe.sections import Eval, Export, Extract, Merge, Prune, Quantize, Search, Section, Train
 
+EXTRACTED = (0,)
+"""The choices of a sub-adapter: one, whatever it is."""
 MAKERS = {"model": "model", "adapter": "train", "ranks": "search", "file": "export"}
 
 
@@ -142,7 +144,7 @@ class Wiring:
 
     def extract(self, section: Extract) -> Step:
         adapter = self._elastic(section.adapter)
-        made = replace(adapter, name=self.name, path=self.out / self.name, step=True, choices=(0,))
+        made = replace(adapter, name=self.name, path=self.out / self.name, step=True, choices=EXTRACTED)
         return self._step(section, {"adapter": adapter}, made, rank=self._rank(section.rank, adapter))
 
     def merge(self, section: Merge) -> Step:
@@ -166,7 +168,11 @@ class Wiring:
         adapters = [artefact for artefact in found if artefact.kind == "adapter"]
         if section.rank is not None and not adapters:
             raise SQFTError(f"rank={section.rank!r} is for adapters, {found[-1].name} is none: leave it out")
-        ranks = [self._rank(section.rank, one) if one.kind == "adapter" else None for one in found]
+        # one rank for several targets: it is for those that have a choice
+        ranks = [
+            self._rank(section.rank if len(one.choices) > 1 else None, one) if one.kind == "adapter" else None
+            for one in found
+        ]
         return self._step(section, {}, None, targets=tuple(zip(found, ranks, strict=True)))
 
     def export(self, section: Export) -> Step:
@@ -221,8 +227,8 @@ class Wiring:
 
     def _rank(self, rank: Any, adapter: Artefact) -> Chosen:
         """Where the section says none: that of the last search of this adapter, else the heuristic one, or the only
-        one. What the section says is for adapters that have a choice."""
-        if len(adapter.choices) < 2:
+        one. Raises SQFTError for one that the adapter does not have."""
+        if adapter.choices == EXTRACTED or (rank is None and len(adapter.choices) < 2):
             return Chosen("max")
         if rank is None:
             searches = [made for made in self.made.values() if made.kind == "ranks" and made.base == adapter]
@@ -230,7 +236,7 @@ class Wiring:
         if isinstance(rank, str) and (rank in self.made or rank in self.names):
             return Chosen("heuristic", self._find(rank, "ranks"))
         if isinstance(rank, str) and rank.endswith(".json"):
-            return Chosen(ranks_from_file(rank))
+            rank = ranks_from_file(rank)
         searchers = {name for known in get_manager().hook.sqft_searchers() for name in known}
         for number in rank.values() if isinstance(rank, Mapping) else [rank]:
             if not (isinstance(number, str) and number in searchers):

@@ -72,7 +72,7 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         text = "\n".join(
             line for line in text.split("\n") if not line.startswith(("import peft_ext", "model.set_active"))
         )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _held_out(report: Mapping[str, Any]) -> str:

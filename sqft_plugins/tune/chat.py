@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.text_file import read_text
 
@@ -21,7 +19,8 @@ MARKED = re.compile(r"\{%-?\s*generation")
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation as chat templates take it: messages with `role` and `content`, the last one the assistant's.
+    """A conversation as chat templates take it: messages with `role` and `content`, the last one the assistant's; one
+    that calls tools may have None.
     tools: descriptions of functions, for templates that know them. where: file and line, for errors."""
 
     messages: Sequence[Message]
@@ -73,9 +72,9 @@ def assistant_spans(chat: Chat, tokenizer: Any, text: str, where: str) -> list[S
         before = Chat(chat.messages[:index], chat.tools)
         start = _render(before, tokenizer, where, add_generation_prompt=True)
         turn = _render(Chat(chat.messages[: index + 1], chat.tools), tokenizer, where).rstrip()
-        if not text.startswith(turn):
+        content = (message.get("content") or "").strip()
+        if content and not text.startswith(turn):
             # some templates write the last turn otherwise than those before it (Qwen3: with an empty thought)
-            content = str(message["content"]).strip()
             turn = start + content + turn.rpartition(content)[2]
         if not (text.startswith(start) and text.startswith(turn) and len(turn) > len(start)):
             raise SQFTError(
@@ -97,5 +96,5 @@ def _render(chat: Chat, tokenizer: Any, where: str, **options: Any) -> Any:
     tools = None if chat.tools is None else list(chat.tools)
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, **({"tokenize": False} | options))
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: it may end in any way
         raise SQFTError(f"{where}: the chat template refuses the conversation ({error}): correct it") from error

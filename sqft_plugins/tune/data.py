@@ -55,14 +55,25 @@ def _lines(path: str | Path, argument: str) -> list[tuple[dict[str, Any], str]]:
         where = f"{argument} {path} line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SQFTError(f"{where} is not JSON ({error.msg}): correct or remove it") from error
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            raise SQFTError(f"{where} is not JSON ({getattr(error, 'msg', error)}): correct or remove it") from error
         if not isinstance(row, dict):
             raise SQFTError(f"{where} is not an object: write {FORMS}")
+        _check_characters(line, row, where)
         rows.append((row, where))
     if not rows:
         raise SQFTError(f"{argument} {path} has no examples: write one JSON object a line")
     return rows
+
+
+def _check_characters(line: str, row: Mapping[str, Any], where: str) -> None:
+    if "\\ud" not in line.lower():
+        return
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise SQFTError(f"{where} has half of a character ({half}), which is no text: correct or remove it") from error
 
 
 def _example(row: Mapping[str, Any], where: str) -> Example | Chat:
@@ -91,6 +102,8 @@ def _conversation(row: Mapping[str, Any], where: str) -> Chat:
         raise SQFTError(f'{where}: messages is no list: write [{{"role": "user", "content": …}}, …]')
     for number, message in enumerate(messages, 1):
         for key in ("role", "content"):
+            if key == "content" and _calls_only(message):
+                continue
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
                 raise SQFTError(f'{where}: message {number} has no text {key!r}: write {{"role": …, "content": …}}')
     if messages[-1]["role"] != "assistant":
@@ -103,6 +116,11 @@ def _conversation(row: Mapping[str, Any], where: str) -> Chat:
     return Chat(messages, tools, where)
 
 
+def _calls_only(message: Mapping[str, Any]) -> bool:
+    """Whether a message calls tools and says nothing, as chat APIs return it."""
+    return message["role"] == "assistant" and message.get("content") is None and bool(message.get("tool_calls"))
+
+
 def text_examples(texts: Iterable[str], words: int = 24) -> list[Example]:
     """General text in pieces of `words` words, about as long as a task's examples, so that a batch needs no padding."""
     pieces = []
@@ -113,18 +131,29 @@ def text_examples(texts: Iterable[str], words: int = 24) -> list[Example]:
 
 
 def tokenize(
-    examples: Iterable[Example | Chat], tokenizer: Any, max_length: int, long: Literal["error", "drop"] = "error"
+    examples: Iterable[Example | Chat],
+    tokenizer: Any,
+    max_length: int,
+    long: Literal["error", "drop"] = "error",
+    context: int | None = None,
 ) -> list[Row]:
     """{input_ids, labels} for each example; a completion ends with the end-of-text token. An example longer than
-    `max_length` tokens raises SQFTError, or is left out where `long` is "drop"."""
+    `max_length` tokens or than the model's `context` raises SQFTError, or is left out where `long` is "drop"; one
+    without a token to learn raises SQFTError."""
     rows = []
     for number, example in enumerate(examples, 1):
         where = example.where or f"example {number}"
         row = _tokens(example, tokenizer, where)
         length = len(row["input_ids"])
+        if all(label == IGNORED for label in row["labels"][1:]):  # nothing predicts the first token
+            raise SQFTError(f"{where} has no token to learn: give it a completion, or remove it")
         if length > max_length and long == "error":
             raise SQFTError(f"{where} has {length} tokens, max_length={max_length}: shorten it or raise max_length")
-        if length <= max_length:
+        if context is not None and length > context and long == "error":
+            raise SQFTError(
+                f"{where} has {length} tokens, the model's context is {context}: shorten it or leave it out"
+            )
+        if length <= min(max_length, context or max_length):
             rows.append(row)
     return rows
 

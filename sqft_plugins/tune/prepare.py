@@ -7,10 +7,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sqft_plugins.checkpoint import load_tokenizer
+from sqft_plugins.compress.find import transformers_config
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.tune.chat import Chat
+from sqft_plugins.tune.chat import Chat, read_template
 from sqft_plugins.tune.data import Example, Row, mix, split, tokenize
 from sqft_plugins.tune.settings import TrainSettings
 
@@ -42,20 +45,28 @@ def prepare(
     tokenizer: Any,
     training: TrainSettings,
     processes: int,
+    context: int | None = None,
 ) -> Prepared:
-    """Raises SQFTError for settings that do not fit the data or the number of processes, and as `tokenize` does."""
-    _check(training, bool(eval_examples), processes)
+    """context: tokens of the longest example that the model takes. Raises SQFTError for settings that do not fit the
+    data or the number of processes, and as `tokenize` does."""
+    check_training(training, bool(eval_examples), processes)
     if training.eval_fraction:
         examples, eval_examples = split(examples, training.eval_fraction, training.seed)
-    task_rows = tokenize(examples, tokenizer, training.max_length, training.long)
-    held_out = tokenize(eval_examples, tokenizer, training.max_length, training.long)
-    text_rows = tokenize(text, tokenizer, training.max_length, training.long)
+    task_rows, held_out, text_rows = (
+        tokenize(part, tokenizer, training.max_length, training.long, context)
+        for part in (examples, eval_examples, text)
+    )
     for rows, given, what in ((task_rows, examples, "example"), (held_out, eval_examples, "held-out example")):
         if given and not rows:
             raise SQFTError(f"every {what} is longer than max_length={training.max_length} tokens: raise it")
+    texts = texts_of_a_batch(training)
+    if texts and not text_rows:
+        raise SQFTError(
+            f"text_fraction={training.text_fraction:g}, but the general text has no piece of a dozen words: give "
+            "another text, with blanks between its words, or leave text_fraction out"
+        )
     changes: dict[str, int] = {}
     if training.epochs is not None:
-        texts = round(training.batch_size * training.text_fraction) if text_rows else 0
         changes["steps"] = math.ceil(len(task_rows) * training.epochs / (training.batch_size - texts))
     if held_out and training.eval_every is None:
         changes["eval_every"] = math.ceil(changes.get("steps", training.steps) / 10)
@@ -65,7 +76,22 @@ def prepare(
     return Prepared(rows, held_out, training, len(task_rows), dropped)
 
 
-def _check(training: TrainSettings, evaluated: bool, processes: int) -> None:
+def open_tokenizer(base: str | Path, training: TrainSettings) -> tuple[Any, int | None]:
+    """The tokenizer of a model folder, with the chat template that was asked for, and the model's context in tokens:
+    None where it has no limit (ALiBi). Raises SQFTError."""
+    tokenizer = load_tokenizer(base)
+    if training.chat_template is not None:
+        tokenizer.chat_template = read_template(training.chat_template)
+    return tokenizer, getattr(transformers_config(base).get_text_config(), "max_position_embeddings", None) or None
+
+
+def texts_of_a_batch(training: TrainSettings) -> int:
+    """How many examples of a batch are general text."""
+    return round(training.batch_size * training.text_fraction)
+
+
+def check_training(training: TrainSettings, evaluated: bool, processes: int) -> None:
+    """What needs no data. evaluated: there are files of held-out examples. Raises SQFTError."""
     if evaluated and training.eval_fraction:
         raise SQFTError(f"eval_fraction={training.eval_fraction:g} beside --eval-data: give one of them")
     if not evaluated and not training.eval_fraction:
@@ -78,7 +104,7 @@ def _check(training: TrainSettings, evaluated: bool, processes: int) -> None:
             f"batch_size={training.batch_size} is that of all {processes} processes and cannot be cut into {parts} "
             f"equal parts: use a multiple of {parts}"
         )
-    if round(training.batch_size * training.text_fraction) == training.batch_size:
+    if texts_of_a_batch(training) == training.batch_size:
         raise SQFTError(
             f"text_fraction={training.text_fraction:g} of batch_size={training.batch_size} leaves no example: lower it"
         )

@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from sqft_plugins.checkpoint.files import held_alone
 from sqft_plugins.errors import MismatchError
+from sqft_plugins.progress import say
 from sqft_plugins.tune.evaluation import Best
 from sqft_plugins.tune.record import HISTORY
 
 MARK = "sqft.json"
 BEST = "sqft_best.safetensors"
+LOCK = "lock"
 
 
 def checkpoint_folder(out: str | Path) -> Path:
@@ -31,19 +35,38 @@ def checkpoint_folder(out: str | Path) -> Path:
     return path.with_name(f".{path.name}.checkpoints")
 
 
-def last_checkpoint(folder: Path, run: Mapping[str, Any]) -> Path | None:
-    """The newest finished checkpoint. Raises MismatchError, naming the setting, where it is of another run."""
+@contextmanager
+def alone(out: str | Path) -> Iterator[None]:
+    """Holds the output, for one run at a time. Raises SQFTError where another process writes it. Leaves no folder where
+    there is no checkpoint."""
+    folder = checkpoint_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with held_alone(folder / LOCK, f"--out {out}", "written"):
+        try:
+            yield
+        finally:
+            if all(path.name == LOCK for path in folder.glob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path, run: Mapping[str, Any], anew: bool = False) -> Path | None:
+    """The newest finished checkpoint. Where it is of another run: raises MismatchError, naming the setting, or, with
+    `anew`, removes all that are there."""
     finished = [path.parent for path in folder.glob(f"checkpoint-*/{MARK}")]
     if not finished:
         return None
     last = max(finished, key=step_of)
     found, wanted = _flat(_mark(last)["run"]), _flat(json.loads(json.dumps(run)))
     for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise MismatchError(
-                f"{folder} holds step {step_of(last)} of another run ({_difference(name, found, wanted)}): give the "
-                "same to go on with it, or remove that folder to begin anew"
-            )
+        if found.get(name) == wanted.get(name):
+            continue
+        other = f"{folder} holds step {step_of(last)} of another run ({_difference(name, found, wanted)})"
+        if not anew:
+            raise MismatchError(f"{other}: give the same to go on with it, or remove that folder to begin anew")
+        say(f"{other}: starting anew")
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        return None
     return last
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
@@ -13,11 +13,14 @@ from sqft_plugins.errors import SQFTError, nearest
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 """The modules that the paper adapts (arXiv 2410.03750, appendix)."""
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the output head."""
+
 
 class Settings(BaseModel):
     """A pydantic model whose errors are one line that names the field, its value and the remedy."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Self:
@@ -50,6 +53,11 @@ class AdapterSettings(Settings):
     sparse: bool = True
     quantization_aware: bool = False
     grid: str | None = None
+
+    @field_validator("target_modules")
+    @classmethod
+    def _as_peft(cls, wanted: list[str] | str) -> list[str] | str:
+        return ALL_LINEAR if wanted == [ALL_LINEAR] else wanted  # in a list it would be the name of a layer
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,7 +100,7 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = Field(None, ge=1)
     chat_template: str | None = None
     tensorboard: str | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:

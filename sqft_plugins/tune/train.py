@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 
-from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer, write_folder
+from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output
+from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
-from sqft_plugins.tune.adapters import CHAT_TEMPLATE
+from sqft_plugins.tune.adapters import CHAT_TEMPLATE, check_targets
 from sqft_plugins.tune.arguments import (
     examples_at_once,
     is_main_process,
@@ -30,13 +32,13 @@ from sqft_plugins.tune.arguments import (
     trainer_arguments,
 )
 from sqft_plugins.tune.card import plot_losses, write_card
-from sqft_plugins.tune.chat import Chat, read_template
+from sqft_plugins.tune.chat import Chat
 from sqft_plugins.tune.data import Collator, Example, Examples
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
 from sqft_plugins.tune.packing import PackingCollator, check_packing
-from sqft_plugins.tune.prepare import Prepared, prepare
+from sqft_plugins.tune.prepare import Prepared, open_tokenizer, prepare, texts_of_a_batch
 from sqft_plugins.tune.record import HISTORY, RankRecorder
-from sqft_plugins.tune.resume import Checkpoints, checkpoint_folder, last_checkpoint, step_of
+from sqft_plugins.tune.resume import Checkpoints, alone, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
@@ -81,13 +83,15 @@ def train_adapter(
     text: Sequence[Example] = (),
     eval_examples: Sequence[Example | Chat] = (),
     overwrite: bool = False,
+    anew: bool = False,
 ) -> dict[str, Any]:
     """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters.
 
     examples: what to learn. text: general text mixed into each batch (`training.text_fraction`). eval_examples: held
     out, their loss is measured every `training.eval_every` steps. The adapter is float32, the base in `training.dtype`.
-    With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again. Several
-    processes (torchrun, accelerate launch) share each batch; the first one writes.
+    With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again; one of
+    another run raises MismatchError, or, with `anew`, is removed. Several processes (torchrun, accelerate launch) share
+    each batch; the first one writes.
 
     Returns losses, evaluations, seconds and sizes. Raises SQFTError before the model is loaded for whatever can be
     known by then, and where the loss or a gradient is not finite.
@@ -96,16 +100,17 @@ def train_adapter(
     base = ModelFolder(model_path)
     method.check(Path(model_path), adapter)
     check_output(out, overwrite)
+    if Path(out).is_file():
+        raise SQFTError(f"--out {out} is a file, a folder goes there: choose another path")
+    missing = check_targets(adapter.target_modules, model_path)
     if training.tensorboard is not None and find_spec("tensorboard") is None:
         raise DependencyError(
             f"--tensorboard {training.tensorboard} needs the package: pip install 'sqft-plugins[tensorboard]'"
         )
     # codes are made from the float weights, so rounding those would train another model than the one merged into
     dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
-    tokenizer = load_tokenizer(model_path)
-    if training.chat_template is not None:
-        tokenizer.chat_template = read_template(training.chat_template)
-    data = prepare(examples, text, eval_examples, tokenizer, training, process_count())
+    tokenizer, context = open_tokenizer(model_path, training)
+    data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
     training = data.training
     what = {
         "base": str(model_path),
@@ -117,10 +122,10 @@ def train_adapter(
     }
     folder = checkpoint_folder(out) if training.checkpoint_every else None
     run = _identity(what, data) if folder else {}
-    last = last_checkpoint(folder, run) if folder else None
-    if is_main_process():
-        _tell(data, f"{what['dtype']}, {reason}", last)
-    with tempfile.TemporaryDirectory() as temporary:
+    with alone(out) if is_main_process() else nullcontext(), tempfile.TemporaryDirectory() as temporary:
+        last = last_checkpoint(folder, run, anew) if folder else None
+        if is_main_process():
+            _tell(data, f"{what['dtype']}, {reason}", missing, last)
         scratch = Path(temporary)
         model = load_model(model_path, dtype=dtype)
         _check_model(model, training)
@@ -168,7 +173,10 @@ def _identity(what: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
 
     without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}  # said otherwise, or no matter
     training = {name: value for name, value in what["training"].items() if name not in without}
-    return {**what, "base": content_hash(Path(what["base"])), "training": training, **data.hashes}
+    adapter = dict(what["adapter"])
+    if adapter["grid"] is not None:
+        adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
+    return {**what, "base": content_hash(Path(what["base"])), "adapter": adapter, "training": training, **data.hashes}
 
 
 def _trainer(
@@ -213,11 +221,16 @@ def _check_model(model: Any, training: TrainSettings) -> None:
         raise SQFTError(f"gradient_checkpointing=True: {type(model).__name__} does not offer it, leave it out")
 
 
-def _tell(data: Prepared, dtype: str, last: Path | None) -> None:
+def _tell(data: Prepared, dtype: str, missing: Sequence[str], last: Path | None) -> None:
     training = data.training
     say(f"{data.examples} examples in {training.steps} steps of {training.batch_size}, base in {dtype}")
     if data.dropped:
-        say(f"{data.dropped} examples left out: longer than max_length={training.max_length} tokens")
+        say(f"{data.dropped} examples left out: longer than max_length={training.max_length} tokens, or the context")
+    if missing:
+        say(f"no layer is called {', '.join(missing)}: the other target modules are adapted")
+    if training.text_fraction and not texts_of_a_batch(training):
+        batch = f"a batch of {training.batch_size}"
+        say(f"text_fraction={training.text_fraction:g} of {batch} is less than an example: no text is mixed in")
     if last is not None:
         say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
 
@@ -230,4 +243,4 @@ def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer
     if history.is_file():
         shutil.copyfile(history, folder / HISTORY)
     if tokenizer is not None:
-        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template)
+        (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")

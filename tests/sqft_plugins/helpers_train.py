@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,9 @@ def train(base: Path, out: Path, *, examples=EXAMPLES, adapter: Any = None, tune
     )
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, call: int, *args: Any, **kwargs: Any) -> None:
-    """A run that ends, as with Ctrl-C, when it is to compute its loss for the `call`th time."""
+@contextmanager
+def killing(monkeypatch: pytest.MonkeyPatch, call: int) -> Iterator[None]:
+    """What trains within ends, as with Ctrl-C, when it is to compute its loss for the `call`th time."""
     original, calls = AnswerTrainer.compute_loss, []
 
     def stop(self, *inner: Any, **options: Any):
@@ -59,4 +62,10 @@ def killed(monkeypatch: pytest.MonkeyPatch, call: int, *args: Any, **kwargs: Any
     with monkeypatch.context() as patch:
         patch.setattr(AnswerTrainer, "compute_loss", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(*args, **kwargs)
+            yield
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, call: int, *args: Any, **kwargs: Any) -> None:
+    """A run that ends at that call."""
+    with killing(monkeypatch, call):
+        train(*args, **kwargs)

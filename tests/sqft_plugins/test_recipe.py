@@ -13,6 +13,7 @@ import yaml
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.read import read_recipe
+from sqft_plugins.recipe.run import run_folder
 from sqft_plugins.recipe.schema import recipe_schema
 from sqft_plugins.recipe.sections import SECTIONS
 from sqft_plugins.recipe.text import parse_yaml, write_yaml
@@ -126,6 +127,8 @@ def test_a_dense_adapter_stays_beside_its_int4_base(wired):
         (SPARSE, ["train=false"], "search: no step above makes an adapter: add train above"),
         (SPARSE, ["train.rank_choices=null"], "search: train has a fixed rank"),
         (SPARSE, ["merge.rank=23"], "merge: rank=23 is outside the search space"),
+        (SPARSE, ["train.rank_choices=null", "search=false", "extract=false", "merge.rank=24"], "merge: rank=24 is"),
+        (SPARSE, ["merge.rank=23.json"], "merge: rank=23 is outside the search space"),
         (SPARSE, ["merge.rank=serach"], "merge: rank='serach' is not a rank"),
         (SPARSE, ["merge.model=mrge"], "merge: 'mrge' is neither a step above nor a path"),
         (SPARSE, ["merge.model=quantize"], "merge: 'quantize' is below"),
@@ -141,6 +144,7 @@ def test_a_dense_adapter_stays_beside_its_int4_base(wired):
         (SPARSE + "compress: {}\n", [], "'compress' is no step"),
         (SPARSE + "prune: {sparsity: 0.3}\n", [], "line 11 is no YAML (the key 'prune' stands twice)"),
         (SPARSE + "x: [\n", [], "is no YAML"),
+        ("model: {{ model }}\n", [], "line 1 is no YAML (the key {'model': None} is no text)"),
         ("- prune\n", [], "is no mapping"),
         ("prune: {sparsity: 0.5}\n", [], "has no model"),
         ("model: m\n", [], "has no step"),
@@ -156,7 +160,9 @@ def test_a_dense_adapter_stays_beside_its_int4_base(wired):
         (DENSE + "export-plane: {format: plane}\n", [], "export-plane: extract is not quantization-aware"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_by_name(wired, text, settings, message):
+def test_what_cannot_work_is_refused_by_name(wired, text, settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "23.json").write_text('{"q_proj": 23}')
     with pytest.raises(SQFTError) as error:
         wired(text, *settings)
     assert message in str(error.value)
@@ -187,6 +193,10 @@ def test_later_files_add_to_earlier_ones_and_paths_are_those_of_their_file(tmp_p
     (tmp_path / "again.yaml").write_text(write_yaml(recipe.values()))
     again = read_recipe([tmp_path / "again.yaml"])
     assert again.values() == recipe.values()
+    spaced = tmp_path / "my recipes" / "first one.yaml"
+    spaced.parent.mkdir()
+    spaced.write_text(SPARSE)
+    assert run_folder(read_recipe([spaced, files[1]]), None) == tmp_path / "here/first one"
 
 
 NAMES = {"asymmetric": "symmetric", "dense": "sparse", "tasks": "task"}

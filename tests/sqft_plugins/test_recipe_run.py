@@ -8,15 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
+from helpers_train import killing
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.plan import PlanSettings, machine, plan_folder
+from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.dry import plan_recipe
+from sqft_plugins.recipe.make import labels_of
 from sqft_plugins.recipe.read import read_recipe
 from sqft_plugins.recipe.run import run_recipe
 from sqft_plugins.stages import Stages
@@ -100,6 +106,24 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(finished, tiny_llam
         assert (tmp_path / "out" / name).read_bytes() == (finished[1] / name).read_bytes(), name
 
 
+def test_a_recipe_changed_after_a_kill_starts_its_training_anew(finished, tiny_llama, tmp_path, monkeypatch, capsys):
+    file = write(tmp_path, tiny_llama)
+    with killing(monkeypatch, 4):
+        run_recipe(read_recipe([file], ["train.learning_rate=1e-3"]), tmp_path / "out")
+    run_recipe(read_recipe([file]), tmp_path / "out", until="train")
+    assert "(learning_rate=0.001, here 0.0003): starting anew" in capsys.readouterr().err.replace("\n", " ")
+    weights = "train/adapter_model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (finished[1] / weights).read_bytes()
+
+
+def test_scores_of_folders_with_the_same_name_are_told_apart(tmp_path):
+    folders = [Artefact(name, "model", tmp_path / name, step=False) for name in ("a/merge", "b/merge", "c/other")]
+    step = Artefact("merge", "model", tmp_path / "out/merge")
+    assert labels_of([step, folders[2]], {"merge"}) == ["merge", "other"]
+    assert labels_of([step, *folders], {"merge"}) == ["merge", "a-merge", "b-merge", "c-other"]
+    assert labels_of([folders[0]], {"merge"}) == ["a-merge"]  # the table has a row for the step
+
+
 def test_only_what_changed_and_what_follows_is_made_again(finished, tmp_path):
     file, out, _ = finished
 
@@ -170,6 +194,8 @@ def test_a_config_alone_is_planned_as_the_whole_folder(family, tiny_model, tmp_p
         (["train.data=broken.jsonl"], "train: data {folder}/broken.jsonl line 2 is not JSON"),
         (["train.data=missing.jsonl"], "train: data {folder}/missing.jsonl is not a file"),
         (["train.target_modules=[qkv]"], "train: target_modules ['qkv'] are none of this model's layers: choose among"),
+        (["train.keep=best"], "train: keep=best needs held-out examples"),
+        (["train.max_length=8"], "train: data {folder}/d.jsonl line 1 has 9 tokens, max_length=8"),
         (["train.tuner=lara"], "train: tuner 'lara' is unknown"),
         (["prune.method=wand"], "prune: method 'wand' is unknown: did you mean 'wanda'?"),
         (["prune.sparsity=3:7"], "prune: "),
@@ -178,6 +204,8 @@ def test_a_config_alone_is_planned_as_the_whole_folder(family, tiny_model, tmp_p
         (["quantize.calibration=missing.txt"], "quantize: calibration {folder}/missing.txt is no file"),
         (["eval.task=arc-esy"], "eval: --task 'arc-esy' is unknown: did you mean 'arc-easy'?"),
         (["eval.dtype=float99"], "eval: --dtype 'float99' is no float type"),
+        (["export.float_type=8"], "export: float_type='8' is unknown"),
+        (["export.split_max_size=2X"], "export: --split-max-size 2X is no size"),
         (["export.template_gguf=x.gguf"], "export: template_gguf {folder}/x.gguf is not there"),
     ],
 )

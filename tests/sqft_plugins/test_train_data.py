@@ -79,6 +79,8 @@ def test_of_a_conversation_every_turn_of_the_assistant_is_learned_and_nothing_el
         (STRICT, TALK, "the chat template refuses the conversation .*no system role here"),
         (PLAIN, TALK[2:], "the first message is the assistant's"),
         (PLAIN + "{{ messages|length }}", TALK, "writes turn 3 otherwise within the whole conversation"),
+        (THINKING, [TALK[1], {"role": "assistant", "content": ""}, *TALK[3:]], "writes turn 2 otherwise"),
+        (PLAIN + "{{ 1 / 0 }}", TALK, "the chat template refuses the conversation .*division"),
     ],
 )
 def test_a_conversation_that_cannot_be_learned_exactly_is_refused(tiny_tokenizer, template, talk, message) -> None:
@@ -90,6 +92,15 @@ def test_tools_reach_the_template(tiny_tokenizer) -> None:
     tokenizer = chat_tokenizer(tiny_tokenizer, "", "{% if tools %}{{ tools[0].name }} {% endif %}" + PLAIN)
     (row,) = tokenize([Chat(TALK, tools=[{"name": "calculator"}])], tokenizer, 500)
     assert tokenizer.decode(row["input_ids"]).startswith("calculator")
+
+
+def test_a_turn_that_only_calls_a_tool_is_learned_as_the_template_writes_it(tiny_tokenizer, tmp_path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "calculator"}}]}
+    talk = [TALK[1], call, {"role": "tool", "content": "4"}, TALK[4]]
+    written = "{{ m.content if m.content is not none else m.tool_calls[0].function.name }}"
+    tokenizer = chat_tokenizer(tiny_tokenizer, "", PLAIN.replace("{{ m.content }}", written))
+    (row,) = tokenize(read_examples(lines(tmp_path / "d.jsonl", {"messages": talk})), tokenizer, 500)
+    assert tokenizer.decode([label for label in row["labels"] if label != IGNORED]) == "calculator<|end|> Paris<|end|>"
 
 
 def test_a_file_may_mix_the_three_forms(tmp_path) -> None:
@@ -108,10 +119,13 @@ def test_a_file_may_mix_the_three_forms(tmp_path) -> None:
     ("row", "message"),
     [
         ('{"messages": [', "is not JSON"),
+        ('{"text": "a", "id": ' + "9" * 5000 + "}", "is not JSON"),
+        ('{"text": "cut off \\uD83d"}', r"has half of a character \(\\ud83d\), which is no text"),
         ({"mesages": TALK}, r"is none of .*keys there: \['mesages'\]"),
         ({"messages": "hello"}, "messages is no list"),
         ({"messages": [{"role": "user"}]}, "message 1 has no text 'content'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "message 1 has no text 'content'"),
+        ({"messages": [{"role": "user", "content": None, "tool_calls": [1]}]}, "message 1 has no text 'content'"),
         ({"messages": TALK[:4]}, "the last message is of role 'user': nothing answers it"),
         ({"messages": TALK, "tools": "calculator"}, "tools is no list"),
         ({"text": "  "}, "has an empty text"),
@@ -133,9 +147,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path) -> None:
 # --- what the run takes of it ---
 
 
-def prepared(tokenizer, examples=EXAMPLES, held_out=(), text=(), processes=1, **settings):
+def prepared(tokenizer, examples=EXAMPLES, held_out=(), text=(), processes=1, context=None, **settings):
     training = TrainSettings.make({"batch_size": 8, **settings})
-    return prepare(examples, text, held_out, tokenizer, training, processes)
+    return prepare(examples, text, held_out, tokenizer, training, processes, context)
 
 
 def test_a_long_example_is_an_error_or_left_out_but_never_cut(tiny_tokenizer, tmp_path) -> None:
@@ -147,6 +161,10 @@ def test_a_long_example_is_an_error_or_left_out_but_never_cut(tiny_tokenizer, tm
     assert (data.examples, data.dropped) == (2, 1)
     with pytest.raises(SQFTError, match="every example is longer than max_length=8"):
         prepared(tokenizer, read_examples(file)[1:2], max_length=8, long="drop")
+    with pytest.raises(SQFTError, match=r"d.jsonl line 2 has \d+ tokens, the model's context is 16: shorten it"):
+        prepared(tokenizer, read_examples(file), context=16)
+    data = prepared(tokenizer, read_examples(file), context=16, long="drop")
+    assert (data.examples, data.dropped) == (2, 1)
 
 
 def test_epochs_are_passes_over_the_examples(tiny_tokenizer) -> None:
@@ -180,6 +198,10 @@ def test_a_share_is_held_out_by_the_seed(tiny_tokenizer) -> None:
         ({"eval_fraction": 0.1, "held_out": EXAMPLES}, "eval_fraction=0.1 beside --eval-data"),
         ({"eval_fraction": 0.1, "examples": EXAMPLES[:1]}, "eval_fraction=0.1 of 1 example"),
         ({"text_fraction": 0.99}, "text_fraction=0.99 of batch_size=8 leaves no example"),
+        ({"text_fraction": 0.5}, "text_fraction=0.5, but the general text has no piece of a dozen words"),
+        ({"examples": [Example("", "")]}, "example 1 has no token to learn"),
+        ({"seed": -1}, "seed=-1: input should be greater than or equal to 0"),
+        ({"epochs": float("inf")}, "epochs=inf: input should be a finite number"),
         ({"schedule": "cosin"}, "schedule='cosin': input should be 'cosine', 'linear' or 'constant'"),
     ],
 )

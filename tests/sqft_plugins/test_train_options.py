@@ -20,6 +20,7 @@ from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune import train as training
+from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.card import smoothed
 from sqft_plugins.tune.data import IGNORED, Collator, Example, tokenize
 from sqft_plugins.tune.loss import answer_logits, answer_loss
@@ -183,6 +184,27 @@ def test_the_smooth_line_is_the_mean_around_each_step() -> None:
     assert smoothed([4.0]) == [4.0]
 
 
+# --- before the model is loaded ---
+
+
+def test_target_modules_are_layers_of_the_model_before_it_is_loaded(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    for wanted in (["c_attn"], [], "c_.*", "self_attn[."):
+        with pytest.raises(SQFTError, match=r"target_modules.*(choose among q_proj, |is no regular expression)"):
+            train(pruned, tmp_path / "out", adapter={"target_modules": wanted})
+    assert check_targets(["q_proj", "c_attn"], pruned) == ["c_attn"]
+    assert check_targets(r".*\.1\.mlp\..*", pruned) == []
+    everything = AdapterSettings.make({"target_modules": ["all-linear"]}).target_modules
+    assert (everything, check_targets(everything, pruned)) == ("all-linear", [])
+
+
+def test_a_file_in_the_place_of_the_output_is_refused_at_once(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SQFTError, match=r"--out .*out is a file, a folder goes there"):
+        training.train_adapter(pruned, tmp_path / "out", EXAMPLES, AdapterSettings(), TrainSettings(), overwrite=True)
+
+
 # --- the command line ---
 
 
@@ -193,14 +215,17 @@ def test_the_command_line_takes_chats_from_several_files(pruned, tmp_path, monke
     (tmp_path / "chat.jinja").write_text(PLAIN)
     monkeypatch.chdir(tmp_path)
     command = f"train {pruned} --data a.jsonl --data b.jsonl --eval-data b.jsonl --chat-template chat.jinja --epochs 2"
+    modules = ["--target-modules", "q_proj, v_proj, c_attn"]
     with pytest.raises(SystemExit) as done:
-        main([*command.split(), "--batch-size", "4", "--eval-every", "2", "--packing", "--out", "adapter"])
+        main([*command.split(), *modules, "--batch-size", "4", "--eval-every", "2", "--packing", "--out", "adapter"])
     assert not done.value.code
     output = capsys.readouterr()
     assert "8 examples in 4 steps of 4, base in float32" in output.err.replace("\n", " ")
+    assert "no layer is called c_attn: the other target modules are adapted" in output.err.replace("\n", " ")
     assert "held out: " in output.out
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert (report["examples"], report["held_out"], len(report["losses"])) == (8, 4, 4)
+    assert report["trained_parameters"] == 2 * 32 * (64 + 64 + 64 + 32)  # A and B of q and v in each of two blocks
     assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == PLAIN
 
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test fold
 from helpers_train import EXAMPLES, FILES, TRAINING, killed, train
 
 from sqft_plugins.compress.prune import prune_folder
-from sqft_plugins.errors import MismatchError
-from sqft_plugins.tune.resume import MARK, checkpoint_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.tune.resume import MARK, alone, checkpoint_folder, last_checkpoint
 
 CHECKED = {"checkpoint_every": 3}
 
@@ -85,6 +86,25 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(pruned, tiny_llama, tmp_
     with pytest.raises(MismatchError, match=r"\(other base\)"):
         train(other, out, **CHECKED)
     assert train(pruned, out, checkpoint_every=5)["resumed_from_step"] == 3  # how often it saves is no matter
+
+
+def test_a_checkpoint_over_another_grid_is_refused(pruned, tmp_path, monkeypatch, capsys) -> None:
+    grid, out = tmp_path / "grid", tmp_path / "out"
+    adapter = {"quantization_aware": True, "grid": str(grid)}
+    quantize_folder(pruned, grid)
+    killed(monkeypatch, 5, pruned, out, adapter=adapter, **CHECKED)
+    quantize_folder(pruned, grid, symmetric=False, overwrite=True)
+    with pytest.raises(MismatchError, match=r"of another run \(other grid\)"):
+        train(pruned, out, adapter=adapter, **CHECKED)
+    assert last_checkpoint(checkpoint_folder(out), {"tuner": "lora"}, anew=True) is None  # as a recipe asks for
+    assert "of another run" in capsys.readouterr().err
+    assert not list(checkpoint_folder(out).glob("checkpoint-*"))
+
+
+def test_an_output_is_written_by_one_run_at_a_time(pruned, tmp_path) -> None:
+    with alone(tmp_path / "out"), pytest.raises(SQFTError, match=r"--out .*out is being written by another process"):
+        train(pruned, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
