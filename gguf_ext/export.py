@@ -18,6 +18,7 @@ from gguf_ext.layout import Layout, find_layout
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import general_entries, sqft_entries
 from gguf_ext.plan import Planned, plan, zero_biases
+from gguf_ext.pretokenizer import tell_unknown_name
 from gguf_ext.reader import GGUFFile
 from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
 from gguf_ext.template import check_tokens
@@ -186,6 +187,8 @@ def _vocabulary(
         items = template.metadata.items()
         return [Entry(key, value, template.kinds[key]) for key, value in items if key.startswith("tokenizer.")]
     say(f"reading the tokenizer of {folder.path}")
+    if options.pre is not None:
+        tell_unknown_name(options.pre)
     if tokenizer is not None:
         return from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre).entries()
     return read_vocabulary(folder.path, layout.config, options.pre).entries()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gguf_ext.errors import UnknownPreTokenizerError
+from sqft_plugins.errors import nearest
 from sqft_plugins.progress import say
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -80,6 +81,15 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
         f"pre_tokenizer {' | '.join(expressions)[:120]!r} (ignore_merges={skips}) of {source} is none that sqft knows: "
         f"name llama.cpp's own with --pre; known here: {', '.join(sorted(set(KNOWN.values())))}"
     )
+
+
+def tell_unknown_name(name: str) -> None:
+    """Says that a name given by hand is none of ours: llama.cpp knows more, so only its opening the file can tell."""
+    if name not in (known := set(KNOWN.values())):
+        say(
+            f"--pre {name!r} is none that sqft knows, and was not tried: if llama.cpp has no such name it refuses the "
+            f"file; {nearest(name, known)}"
+        )
 
 
 def _expressions(section: Mapping[str, Any] | None) -> list[str]:

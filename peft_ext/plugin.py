@@ -1,4 +1,4 @@
-"""What peft_ext offers to sqft, through the hooks. PEFT itself is imported when a tuner is used."""
+"""What peft_ext offers to sqft, through the hooks. The package around this module imports PEFT, for the registry."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def command(model, expand, out, overwrite, as_json) -> None:
     """Shrink the sparse INT4 folder MODEL to ship it.
 
     Mask, kept codes and scales: about 3 bits a weight and the scales at 50 % sparsity. Nothing is lost: --expand
-    restores every file byte for byte. `sqft inspect` and whatever loads the model as float weights read the compact
-    form; merging into INT4, exporting and stock libraries need it expanded.
+    restores every file byte for byte. `sqft inspect`, `sqft export gguf` and whatever loads the model as float
+    weights read the compact form; merging into INT4 and stock libraries need it expanded.
     """
     from sqft_plugins.checkpoint.compact_convert import compact_folder, expand_folder
 

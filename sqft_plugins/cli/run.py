@@ -16,7 +16,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
         "sqft run my.yaml --dry-run",
         "sqft run my.yaml --set train.steps=10 --set eval.limit=20 --until merge --out runs/try",
         "sqft run my.yaml --set search=false --json",
-        "sqft run examples/paper/qa-sparsepeft.yaml examples/paper/phi-3-mini.yaml examples/paper/math.yaml --dry-run",
+        "cd examples/paper && python data.py gsm8k && sqft run shears.yaml phi-3-mini.yaml gsm8k.yaml --dry-run",
     )
 )
 @click.argument("recipes", type=click.Path(), nargs=-1, required=True, metavar="RECIPE.yaml…")

@@ -17,6 +17,8 @@ def local_folder(model: str | Path) -> Path:
     path = Path(model)
     if path.is_dir():
         return path
+    if path.exists():
+        raise CheckpointError(f"model {model} is a file: give the folder of a model")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(model)):  # cannot be a name on the hub: do not ask the network
         raise CheckpointError(f"model {model} is not a folder: check the path")
     from huggingface_hub import snapshot_download

@@ -53,7 +53,8 @@ class Host:
 
 def build_manager(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Host:
     """A new host with the built-in methods and the given entry points (None: those installed). `SQFT_PLUGINS=none`
-    in the environment loads no entry point, `SQFT_PLUGINS=a,b` only those named."""
+    in the environment loads no entry point, `SQFT_PLUGINS=a,b` only those named; one that is not there counts as
+    broken."""
     manager = pluggy.PluginManager("sqft")
     manager.add_hookspecs(hookspecs)
     host = Host(manager)
@@ -62,7 +63,11 @@ def build_manager(entry_points: Iterable[importlib.metadata.EntryPoint] | None =
         entry_points = importlib.metadata.entry_points(group=GROUP)
     wanted = os.environ.get(SWITCH)
     names = None if wanted is None else {name.strip() for name in wanted.split(",")}
-    for point in sorted(entry_points, key=lambda point: point.name):
+    entry_points = sorted(entry_points, key=lambda point: point.name)
+    installed = {point.name for point in entry_points}
+    for name in sorted((names or set()) - installed - {"none", ""}):
+        host.broken[name] = f"{SWITCH} names it, but it is not installed: {nearest(name, installed)}"
+    for point in entry_points:
         if (names is not None and point.name not in names) or manager.has_plugin(point.name):
             continue
         try:

@@ -71,13 +71,16 @@ def test_ids_of_gpt2s_own_expression_and_of_single_digits(make, tmp_path, texts)
         _assert_same_ids(model, tmp_path / f"{name}.gguf", texts)
 
 
-def test_an_unknown_expression_asks_for_pre(make, tmp_path):
+def test_an_unknown_expression_asks_for_pre(make, tmp_path, capsys):
     model = make["llama"](make["byte_level"](GPT2 + r"|\p{Z}", False), tmp_path / "model", num_hidden_layers=1)
     with pytest.raises(UnknownPreTokenizerError, match=r"--pre; known here: bloom, dbrx, .*llama-bpe"):
         export_gguf(model, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
     export_gguf(model, tmp_path / "m.gguf", pre="gpt-2")
     assert GGUFFile(tmp_path / "m.gguf").metadata["tokenizer.ggml.pre"] == "gpt-2"
+    assert "--pre" not in capsys.readouterr().err
+    export_gguf(model, tmp_path / "other.gguf", pre="gpt-3")  # llama.cpp has names that sqft does not
+    assert "--pre 'gpt-3' is none that sqft knows" in capsys.readouterr().err
 
 
 def test_special_tokens_template_and_padding(llama, tmp_path):

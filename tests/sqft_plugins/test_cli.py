@@ -34,6 +34,7 @@ def test_every_verb_has_help_with_examples(verb, capsys) -> None:
     [
         (["prunne"], "verb 'prunne' is unknown: did you mean 'prune'?"),
         (["prune", "nowhere/at/all", "--sparsity", "0.5", "--out", "x"], "model nowhere/at/all is not a folder"),
+        (["prune", "{empty}", "--sparsity", "0.5", "--out", "x"], "is a file: give the folder of a model"),
         (["prune", "{model}", "--sparsity", "1.5", "--out", "x"], "sparsity=1.5 is outside 0..1"),
         (["prune", "{model}", "--sparsity", "-1", "--out", "x"], "sparsity=-1.0 is outside 0..1"),
         (["prune", "{model}", "--sparsity", "0.5", "--method", "wand", "--out", "x"], "did you mean 'wanda'?"),

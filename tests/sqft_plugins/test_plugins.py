@@ -63,6 +63,9 @@ def test_a_list_loads_only_those(monkeypatch):
     host = build_manager(points)
     assert "b" in host.collect("sqft_pruners")
     assert "a" not in host.collect("sqft_pruners")
+    assert host.broken == {
+        "plug_c": "SQFT_PLUGINS names it, but it is not installed: did you mean 'plug_b'? known: plug_a, plug_b"
+    }
 
 
 def test_the_surfaces_come_in_through_the_entry_points(monkeypatch):
