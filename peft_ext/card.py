@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CardData, ModelCard
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+
+from sqft_plugins.checkpoint.card import hub_id
 
 if TYPE_CHECKING:
     from peft_ext.config import SQFTConfig
@@ -110,10 +112,19 @@ def _parameters(file: Path) -> str:
 
 
 def _fill_data(data: CardData, config: SQFTConfig) -> None:
-    """library_name, tags and base_model of the YAML head; what else is there stays."""
+    """library_name, tags and base_model of the YAML head; what else is there stays. The hub refuses a card whose base
+    is not one of its own: PEFT's path, or empty name, of a local base is taken out of the head; the text has it."""
     data["library_name"] = "peft"
-    data["tags"] = sorted({"sqft", *(tag for tag in data.get("tags") or [] if not tag.endswith(":"))})
-    if config.base_model_name_or_path:
-        data["base_model"] = config.base_model_name_or_path
-    elif not data.get("base_model"):
-        data.pop("base_model", None)  # PEFT's empty name is no valid metadata
+    data["tags"] = sorted({"sqft", *filter(_is_of_the_hub, data.get("tags") or [])})
+    there: Any = data.get("base_model") or []
+    named = [config.base_model_name_or_path or "", *([there] if isinstance(there, str) else there)]
+    known = list(dict.fromkeys(base for base in map(hub_id, named) if base))
+    data.pop("base_model", None)
+    if known:
+        data["base_model"] = known[0] if len(known) == 1 else known
+
+
+def _is_of_the_hub(tag: str) -> bool:
+    """False for PEFT's `base_model:adapter:NAME` where NAME is empty or a path."""
+    kind, _, name = tag.rpartition(":")
+    return not kind.startswith("base_model") or hub_id(name) == name

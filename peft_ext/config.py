@@ -76,6 +76,10 @@ class SQFTConfig(LoraConfig):
         init = self.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
             raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
+        if init == "eva" and self.rank_choices is not None:
+            raise SQFTError(
+                "init_lora_weights='eva' cannot be used with rank_choices: it gives every module a rank of its own"
+            )
         if self.target_parameters:
             raise SQFTError(
                 f"target_parameters={self.target_parameters} is not supported: adapt linear layers by target_modules"

@@ -56,18 +56,19 @@ class MaskedLinear(torch.autograd.Function):
     ):
         ctx.save_for_backward(x, weight, A, B, mask, scale, zero_point)
         ctx.scaling, ctx.sparse, ctx.on_grid = scaling, sparse, on_grid
-        tokens = x.flatten(0, -2)  # [tokens, in]
+        tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
         y = x.new_empty(len(tokens), len(weight))  # [tokens, out]
         blocks = _blocks(x.dtype, weight, A, B, scaling, sparse, mask, scale, zero_point, on_grid)
         for rows, merged, _ in blocks:
             torch.mm(tokens, merged.t(), out=y[:, rows])
-        return y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
         x, weight, A, B, mask, scale, zero_point = ctx.saved_tensors
-        tokens, grad_y = x.flatten(0, -2), grad_out.to(x.dtype).flatten(0, -2)  # [tokens, in], [tokens, out]
+        tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
+        grad_y = grad_out.to(x.dtype).reshape(-1, len(weight))  # [tokens, out]
         grad_x = torch.zeros_like(tokens) if ctx.needs_input_grad[0] else None
         adapter = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grad_A, grad_B = torch.zeros_like(A, dtype=x.dtype), torch.empty_like(B, dtype=x.dtype)
@@ -84,7 +85,7 @@ class MaskedLinear(torch.autograd.Function):
                 grad_A.addmm_(B_x[rows].t(), grad_delta)
                 torch.mm(grad_delta, A_t, out=grad_B[rows])
         if grad_x is not None:
-            grad_x = grad_x.unflatten(0, x.shape[:-1])
+            grad_x = grad_x.view(x.shape)
         if not adapter:
             return (grad_x, *(None,) * 9)
         grad_A, grad_B = (gradient.mul_(ctx.scaling).to(A.dtype) for gradient in (grad_A, grad_B))

@@ -10,10 +10,12 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from peft_ext.checks import OFFLOADED, is_offloaded
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
 from peft_ext.grids import LayerGrid, holds_codes
 from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
@@ -74,6 +76,8 @@ class ElasticMaskedVariant(LoraVariant):
                 f"adapter {active_adapter!r} is quantization-aware and rounds the whole weight, so it works alone: "
                 "activate one adapter, without adapter_names, on plain linear layers in their own dtype"
             )
+        if is_offloaded(module.base()):  # since the adapter was added
+            raise SQFTError(f"a layer under adapter {active_adapter!r} {OFFLOADED}")
         x = module.lora_dropout[active_adapter](x)
         A, B, scaling = module.sub_adapter(active_adapter)
         if module.elastic[active_adapter].sparse:
@@ -88,8 +92,11 @@ class Linear(LoraLinear):
 
     One active adapter without dropout runs as one GEMM with W + s · (B @ A) ⊙ M; everything else goes through PEFT's
     own loops and `ElasticMaskedVariant`.
+    keeps_evaluated: whether evaluation keeps one more copy of the weight (`_evaluation_weight`); False, here for all
+    layers or on one, makes it anew in each forward.
     """
 
+    keeps_evaluated = True
     other_param_names = (*LoraLayer.other_param_names, "elastic")
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config, **kwargs: Any) -> None:
@@ -166,7 +173,7 @@ class Linear(LoraLinear):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """s · (B @ A) ⊙ M at the chosen rank, in the base layer's layout and the adapter's dtype; what a
         quantization-aware adapter changes the weight by."""
-        with self._at_chosen_rank():
+        with self.at_chosen_rank():
             A, B, scaling = self.sub_adapter(adapter)
             if self.elastic[adapter].quantization_aware:
                 change = self.quantized(adapter).dequantize() - self.unmerged_weight()
@@ -221,8 +228,10 @@ class Linear(LoraLinear):
         adapter = active[0]
         base = self.base()
         plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
-        if not plain or hasattr(base, "_hf_hook") or base.weight.requires_grad:
+        if not plain or base.weight.requires_grad:
             return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
+        if hasattr(base, "_hf_hook") and not _only_places_inputs(base._hf_hook, x, base.weight):
+            return None
         dropout = self.lora_dropout[adapter]
         if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
             return None  # dropout acts on the adapter's input alone
@@ -239,8 +248,12 @@ class Linear(LoraLinear):
             # tensor, whose version does not tell that they changed; and a copy of every layer on every process is what
             # sharding is to avoid.
             return self.merged_weight(adapter, self.base().weight.data)
+        if not self.keeps_evaluated:
+            self._evaluated = None
+            return self.merged_weight(adapter, self.base().weight.data)
         base, factors = self.base().weight, (self.factor("A", adapter), self.factor("B", adapter))
-        key = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), id(base), base.data_ptr(), base._version)
+        version = 0 if base.is_inference() else base._version  # one made in torch.inference_mode() has none
+        key = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), id(base), base.data_ptr(), version)
         kept = self._evaluated
         # the factors are compared as numbers: PEFT's hotswap writes through `.data`, which no version counter sees
         if kept is None or kept[0] != key or not all(map(_same, kept[1], factors)):
@@ -256,7 +269,7 @@ class Linear(LoraLinear):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merges the adapters at their chosen ranks; every zero of the base stays zero where they are sparse."""
-        names = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.elastic]
         if not names:
             return
         self._check_merge(names)
@@ -270,11 +283,16 @@ class Linear(LoraLinear):
             base = self.base()
             bias = base.bias
             self._kept = (base.weight.data.clone(), None if bias is None else bias.data.clone())
-        with self._at_chosen_rank():
-            super().merge(safe_merge=safe_merge, adapter_names=names)
+        try:
+            with self.at_chosen_rank():
+                super().merge(safe_merge=safe_merge, adapter_names=names)
+        except Exception:
+            if not self.merged:  # safe_merge has found NaN, say
+                self._put_back()
+            raise
 
     @contextmanager
-    def _at_chosen_rank(self) -> Iterator[None]:
+    def at_chosen_rank(self) -> Iterator[None]:
         """Here the rank in force is the chosen one, not one that a training step has sampled."""
         training, self.training = self.training, False
         try:
@@ -302,13 +320,16 @@ class Linear(LoraLinear):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        self._put_back()
+        self.merged_adapters.clear()
+
+    def _put_back(self) -> None:
         assert self._kept is not None
         base = self.base()
         weight, bias = self._kept
         base.weight.data.copy_(weight)  # not `.data = weight`, which does nothing to a sharded parameter
         if bias is not None:
             base.bias.data.copy_(bias)
-        self.merged_adapters.clear()
         self._kept = None
 
     def _as_out_in(self, weight: Tensor) -> Tensor:
@@ -316,6 +337,11 @@ class Linear(LoraLinear):
 
     def __repr__(self) -> str:
         return super().__repr__().replace("lora.", "sqft.", 1)
+
+
+def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
+    """Whether accelerate's hook on a linear layer (device_map over several GPUs) has nothing to do for this x."""
+    return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

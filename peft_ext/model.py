@@ -5,19 +5,19 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import check_combination, check_is_called
+from peft_ext.checks import check_combination, check_is_called, check_weight
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
-from peft_ext.registry import BaseTunerLayer, LoraModel
+from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
 from sqft_plugins.elastic import Rank, configuration, sample_configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -25,6 +25,9 @@ from sqft_plugins.mask import mask_hash, pack_mask
 
 DENSE_BELOW = 0.10
 """A base with fewer zeros than this is taken for a dense one (Gemma-3-270M, never pruned, has 4.6 %)."""
+
+FILLED_IN = "_filled_in_here"
+"""Set on a configuration whose hashes are not of a saved adapter: over another base they are made anew."""
 
 
 class SQFTModel(LoraModel):
@@ -43,15 +46,7 @@ class SQFTModel(LoraModel):
                 f"target_modules matches {name}, a {type(base).__name__}: SQFT adapts linear layers only, "
                 "leave it out with exclude_modules"
             )
-        if isinstance(getattr(base, "weight", None), DTensor):
-            raise SQFTError(
-                f"{name} is sharded already (DTensor): add the adapter first and shard the whole model after it "
-                "(accelerate does), and do not load the base with tp_plan, tensor parallel training is not supported"
-            )
-        if hasattr(getattr(base, "weight", None), "ds_id"):  # ZeRO-3 gathers a module's weight in its own call only
-            raise SQFTError(f"{name} is partitioned by DeepSpeed ZeRO-3, which was not tried: use FSDP2, DDP or ZeRO-2")
-        if getattr(base, "weight", None) is None:
-            raise SQFTError(f"{name} is still compressed: load the base with CompressedTensorsConfig(dequantize=True)")
+        check_weight(base, name)
         if lora_config.sparse and not lora_config.quantization_aware and holds_codes(base):
             raise SQFTError(
                 f"sparse=True over an INT4 base ({name}) cannot merge back to INT4: train through its grid with "
@@ -67,21 +62,34 @@ class SQFTModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if draw_ranks not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(draw_ranks)
-            model.register_forward_hook(take_up_ranks)
-        config: Any = self.peft_config[adapter_name]
-        layers = dict(sqft_layers(model, adapter_name))
         try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            config: Any = self.peft_config[adapter_name]
+            if getattr(config, FILLED_IN, False) and not config.inference_mode:  # the same object for one more base
+                config = self.peft_config[adapter_name] = copy(config)
+                config.mask_hash = config.grid_stamp = None
+            new = config.mask_hash is None
+            layers = dict(sqft_layers(model, adapter_name))
             if config.quantization_aware:
                 attach_grids(model, config, adapter_name, layers)
             elif config.sparse:
                 _check_base(layers, config, adapter_name)
-        except SQFTError:
-            for layer in layers.values():
-                layer.delete_adapter(adapter_name)
+            if new:
+                setattr(config, FILLED_IN, True)
+        except Exception:
+            self._take_out(adapter_name)
             raise
+        if draw_ranks not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(draw_ranks)
+            model.register_forward_hook(take_up_ranks)
+
+    def _take_out(self, adapter_name: str) -> None:
+        """Removes a refused adapter, and our layers where no other is left. PEFT leaves them in: the next attempt would
+        then take the base for one with an adapter, and not freeze its weights."""
+        delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
+        if not any(module.elastic for module in self.model.modules() if isinstance(module, Linear)):
+            self._unload_and_optionally_merge(merge=False, progressbar=False)
+        self.peft_config.pop(adapter_name, None)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
@@ -104,9 +112,9 @@ class SQFTModel(LoraModel):
         check_combination(configs, ((n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)))
         before: Any = self.peft_config.get(adapters[0])
         if before is not None:
-            # PEFT derives the new configuration from the first one: other modules may have other masks, and of several
-            # nested ranks only the whole can be combined
-            self.peft_config[adapters[0]] = replace(before, mask_hash=None, rank_choices=None)
+            # PEFT derives the new configuration from the first one: other modules may have other masks, of several
+            # nested ranks only the whole can be combined, and alpha = r is the scaling 1 only without rslora
+            self.peft_config[adapters[0]] = replace(before, mask_hash=None, rank_choices=None, use_rslora=False)
         try:
             super().add_weighted_adapter(adapters, *args, **kwargs)
         finally:
@@ -136,13 +144,18 @@ class SQFTModel(LoraModel):
                 raise SQFTError(
                     f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
                 )
-            space = next(iter(layers.values())).elastic[adapter].rank_choices
-            if len(space) == 1 and isinstance(rank, str) and rank in NAMED:
-                ranks = {
-                    name: layer.elastic[adapter].rank_choices[0] for name, layer in layers.items()
-                }  # one choice each
+            choices = {name: layer.elastic[adapter].rank_choices for name, layer in layers.items()}
+            fixed = {name: space[0] for name, space in choices.items() if len(space) == 1}
+            if fixed and isinstance(rank, str) and rank in NAMED:
+                ranks = fixed  # all of them, each its own (rank_pattern)
             else:
-                ranks = configuration(rank, layers, space)
+                ranks = configuration(rank, layers, sorted({r for space in choices.values() for r in space}))
+            wrong = [name for name in ranks if ranks[name] not in choices[name]]
+            if wrong:
+                raise SQFTError(
+                    f"rank={ranks[wrong[0]]} cannot be set: {wrong[0]} has the fixed rank {choices[wrong[0]][0]} "
+                    f"(rank_pattern of adapter {adapter!r}), use 'max'"
+                )
             for name, layer in layers.items():
                 layer.elastic[adapter].chosen = ranks[name]
             result.update(ranks)
@@ -162,7 +175,11 @@ class SQFTModel(LoraModel):
             raise SQFTError(
                 f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
             )
-        return {name: layer.quantized(adapter, merged) for name, layer in layers}
+        weights = {}
+        for name, layer in layers:
+            with layer.at_chosen_rank():
+                weights[name] = layer.quantized(adapter, merged)
+        return weights
 
     def put_rest_on_grid(self, adapter_name: str | None = None) -> list[str]:
         """Writes the INT4 weights of the grid's folder into the base's modules that are INT4 there but not adapted, in

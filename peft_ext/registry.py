@@ -33,7 +33,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
 from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
 from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge  # noqa: E402
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, delete_adapter  # noqa: E402
 from peft.utils import PeftType, register_peft_method  # noqa: E402
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK  # noqa: E402
 from peft.utils.other import get_pattern_key  # noqa: E402
@@ -47,6 +47,7 @@ __all__ = [
     "LoraVariant",
     "PeftType",
     "check_adapters_to_merge",
+    "delete_adapter",
     "get_pattern_key",
     "peft_type",
     "register",

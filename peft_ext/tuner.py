@@ -35,7 +35,9 @@ class PeftTuner:
     name: str
 
     def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
-        """Raises MismatchError for a base with another mask or grid, CheckpointError for one of another shape."""
+        """Raises MismatchError for a base with another mask or grid, CheckpointError for one of another shape and for
+        damaged weights."""
+        read_tensors(adapter)
         config = PeftConfig.from_pretrained(str(adapter))
         if grid is not None:
             if not getattr(config, "quantization_aware", False):
@@ -43,7 +45,9 @@ class PeftTuner:
             config.grid = str(grid)
         try:
             return PeftModel.from_pretrained(model, str(adapter), config=config).eval()
-        except RuntimeError as error:  # torch's word for weights that do not fit
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):  # out of memory, say
+                raise
             first = str(error).strip().split("\n")[-1].strip()
             raise CheckpointError(
                 f"adapter {adapter} does not fit this base ({first[:160]}): load it on its own base"

@@ -40,9 +40,31 @@ def test_the_card_says_base_pipeline_and_ranks(saved) -> None:
     for line in ("| pipeline | SparsePEFT |", "| ranks | 8, 6, 4 |", "| merge | keeps every zero of the base |"):
         assert line in text
     assert f"| base | {folder.parent / 'base'} |" in text
-    card = ModelCard.load(folder / "README.md")
-    assert card.data["base_model"] == str(folder.parent / "base")
-    assert "sqft" in card.data["tags"]
+    assert "sqft" in ModelCard.load(folder / "README.md").data["tags"]
+
+
+def test_the_head_names_a_base_of_the_hub_and_no_path(saved, sparse_llama) -> None:
+    """The hub refuses a card whose base_model is a path, which is what PEFT writes there."""
+    folder, _ = saved
+    head = ModelCard.load(folder / "README.md").data
+    assert "base_model" not in head.to_dict()
+    assert str(folder.parent) not in head.to_yaml()
+    base = sparse_llama()
+    base.name_or_path = base.config._name_or_path = "someone/sparse-llama"
+    get_peft_model(base, make_config()).save_pretrained(folder.parent / "hub")
+    head = ModelCard.load(folder.parent / "hub" / "README.md").data
+    assert head["base_model"] == "someone/sparse-llama"
+    assert "base_model:adapter:someone/sparse-llama" in head["tags"]
+
+
+def test_a_base_in_the_hubs_cache_is_named_as_the_hub_does(saved) -> None:
+    folder, _ = saved
+    cached = "/home/me/.cache/huggingface/hub/models--someone--sparse-llama/snapshots/abc"
+    (folder / "README.md").write_text(f"---\nbase_model: {cached}\ntags: ['base_model:adapter:{cached}']\n---\nMine.\n")
+    make_config(base_model_name_or_path=cached).save_pretrained(folder)
+    head = ModelCard.load(folder / "README.md").data
+    assert head["base_model"] == "someone/sparse-llama"
+    assert head["tags"] == ["sqft"]
 
 
 def test_a_card_of_somebody_else_is_kept_and_told_how_to_load(saved, sparse_llama) -> None:

@@ -65,6 +65,17 @@ def test_rank_and_alpha_patterns_give_each_module_its_own(sparse_llama, tokens) 
     assert torch.equal(logits(model.merge_and_unload(), tokens), unmerged)
 
 
+def test_a_fixed_rank_is_not_said_to_be_another(sparse_llama) -> None:
+    model = get_peft_model(sparse_llama(), config(rank_pattern={"q_proj": 4}))
+    ranks = {name: layer.r["default"] for name, layer in sqft_layers(model.base_model.model, "default")}
+    assert model.set_active_rank("max") == model.set_active_rank(ranks) == ranks
+    for rank, named in ((4, "8"), (8, "4")):
+        with pytest.raises(SQFTError, match=rf"rank={rank} cannot be set: .* has the fixed rank {named} "):
+            model.set_active_rank(rank)
+    with pytest.raises(SQFTError, match=r"rank=6 is outside the search space: use one of \[8, 4\]"):
+        model.set_active_rank(6)
+
+
 def test_rslora_divides_by_the_root_of_the_largest_rank(sparse_llama, tokens) -> None:
     model = fill_adapter(get_peft_model(sparse_llama(), elastic(use_rslora=True))).eval()
     ranks = model.set_active_rank("min")
@@ -160,6 +171,14 @@ def test_a_merge_in_each_precision_is_what_was_evaluated(sparse_llama, tokens, d
     assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
 
 
+def test_an_adapter_of_other_layers_keeps_no_copy_of_this_one(sparse_llama) -> None:
+    model = two_adapters(sparse_llama(), config(target_modules=["q_proj"]), config(target_modules=["up_proj"]))
+    model.merge_adapter(["second"])
+    layer = layers(model)["model." + QUERY]
+    layer.get_base_layer().weight.data.mul_(2)  # a weight loaded into the base after it, say
+    assert torch.equal(layer.unmerged_weight(), layer.get_base_layer().weight)
+
+
 def test_safe_merge_refuses_a_broken_adapter(sparse_llama) -> None:
     model = fill_adapter(get_peft_model(sparse_llama(), config()))
     weight = layers(model)["model.model.layers.0.mlp.up_proj"].lora_B["default"].weight
@@ -167,7 +186,10 @@ def test_safe_merge_refuses_a_broken_adapter(sparse_llama) -> None:
     base = layers(model)["model.model.layers.0.mlp.up_proj"].get_base_layer().weight.clone()
     with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
         model.merge_adapter(safe_merge=True)
-    assert torch.equal(layers(model)["model.model.layers.0.mlp.up_proj"].get_base_layer().weight, base)
+    layer = layers(model)["model.model.layers.0.mlp.up_proj"]
+    assert torch.equal(layer.get_base_layer().weight, base)
+    layer.get_base_layer().weight.data.mul_(2)
+    assert torch.equal(layer.unmerged_weight(), base * 2)  # no copy is left that a later unmerge would put back
 
 
 # --- several adapters ---
@@ -236,7 +258,11 @@ def weights_by_hand(base, model, weights: dict[str, float]):
     return base
 
 
-@pytest.mark.parametrize("first", [config, elastic])
+def rslora(**changes) -> SQFTConfig:
+    return config(use_rslora=True, **changes)
+
+
+@pytest.mark.parametrize("first", [config, elastic, rslora])
 def test_concatenating_adapters_is_their_exact_weighted_sum(sparse_llama, tokens, first) -> None:
     second = config(r=4, lora_alpha=4, target_modules=["q_proj", "gate_proj"])
     model = two_adapters(sparse_llama(), first(), second)
@@ -280,10 +306,15 @@ def test_what_cannot_be_combined_is_refused_by_name(sparse_llama) -> None:
     model = two_adapters(sparse_llama(), elastic(), config(sparse=False))
     with pytest.raises(SQFTError, match=r"adapters \['default', 'second'\] are masked and dense ones: combine"):
         model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "sum", combination_type="cat")
+    model.add_adapter("third", config(sparse=False, lora_bias=True))
+    with pytest.raises(
+        SQFTError, match=r"adapters \['second', 'third'\] have lora_bias, which a combination would lose"
+    ):
+        model.add_weighted_adapter(["second", "third"], [1.0, 1.0], "sum", combination_type="cat")
     model.set_active_rank(4, "default")
     with pytest.raises(SQFTError, match=r"adapter 'default' is at rank 4, .* run set_active_rank\('max', 'default'\)"):
         model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="linear")
-    assert set(model.peft_config) == {"default", "second"}
+    assert set(model.peft_config) == {"default", "second", "third"}
 
 
 # --- transformers' own API ---

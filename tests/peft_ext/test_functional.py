@@ -36,6 +36,17 @@ def test_forward_and_gradients_equal_the_naive_formula(sparse, explicit) -> None
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(IN,), (0, IN), (3, 2, 2, IN)], ids=str)
+def test_inputs_have_the_shapes_that_a_linear_layer_takes(shape) -> None:
+    _, weight, A, B = tensors()
+    x = torch.randn(shape, dtype=weight.dtype, requires_grad=True)
+    ours = masked_linear(x, weight, A, B, SCALING, True)
+    naive = torch.nn.functional.linear(x, weight + SCALING * (B @ A) * (weight != 0))
+    torch.testing.assert_close(ours, naive, rtol=1e-12, atol=1e-12)
+    mine, theirs = (torch.autograd.grad(y.sum(), (x, A, B)) for y in (ours, naive))
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_gradients_by_finite_differences() -> None:
     x, weight, A, B = tensors()
     assert torch.autograd.gradcheck(lambda x, A, B: MaskedLinear.apply(x, weight, A, B, SCALING, True, None), (x, A, B))

@@ -10,7 +10,7 @@ import torch
 from helpers_peft import TARGETS, fill_adapter, sparsify
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 
-from peft_ext import SQFTConfig
+from peft_ext import Linear, SQFTConfig
 from peft_ext.model import sqft_layers
 from sqft_plugins.errors import MismatchError, SQFTError
 
@@ -207,7 +207,7 @@ def test_set_active_rank_takes_numbers_names_and_configurations(sparse_llama, to
         model.set_active_rank({"lm_head": 4})
 
 
-def test_the_evaluation_cache_follows_the_parameters(sparse_llama, tokens) -> None:
+def test_the_evaluation_cache_follows_the_parameters(sparse_llama, tokens, monkeypatch) -> None:
     model = fill_adapter(get_peft_model(sparse_llama(), config())).eval()
     first = logits(model, tokens)
     with torch.no_grad():
@@ -228,6 +228,9 @@ def test_the_evaluation_cache_follows_the_parameters(sparse_llama, tokens) -> No
         layer.scaling["default"].mul_(-1)
     torch.testing.assert_close(logits(model, tokens), second, rtol=1e-6, atol=1e-6)
     second = logits(model, tokens)
+    monkeypatch.setattr(Linear, "keeps_evaluated", False)
+    assert torch.equal(logits(model, tokens), second)
+    assert all(layer._evaluated is None for _, layer in sqft_layers(model.base_model.model, "default"))
     fresh = copy.deepcopy(model)
     for _, layer in sqft_layers(fresh.base_model.model, "default"):
         layer._evaluated = None
@@ -346,6 +349,10 @@ def test_a_training_step_under_autocast(sparse_llama, tokens) -> None:
         ({"share_rank": "block"}, "share_rank='block' is unknown"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base weight"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changes the base weight"),
+        (
+            {"init_lora_weights": "eva", "rank_choices": [8, 4]},
+            "init_lora_weights='eva' cannot be used with rank_choic",
+        ),
         ({"target_parameters": ["mlp.experts"]}, "target_parameters=.* is not supported"),
     ],
 )

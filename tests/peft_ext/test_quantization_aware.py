@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from accelerate.hooks import attach_execution_device_hook
 from helpers_int4 import CHOICES, make_pair
 from helpers_peft import TARGETS, fill_adapter
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
@@ -164,6 +165,25 @@ def test_training_samples_ranks_and_evaluation_does_not(pair, tokens) -> None:
     assert not torch.equal(outputs[8], outputs[4])
     model.set_active_rank(8)
     assert torch.equal(logits(model, tokens), outputs[8])
+
+
+def test_codes_are_those_of_the_chosen_rank_also_after_a_training_step(pair, tokens) -> None:
+    model = tuned(pair, "int4", share_rank="module")
+    codes = model.base_model.quantized()
+    model.train()(input_ids=tokens)
+    drawn = {layer.elastic["default"].sampled for _, layer in sqft_layers(model.base_model.model, "default")}
+    assert drawn - {max(CHOICES)}
+    assert all(torch.equal(w.codes, codes[name].codes) for name, w in model.base_model.quantized().items())
+
+
+def test_a_base_placed_on_devices_by_accelerate_is_trained_and_evaluated(pair, tokens) -> None:
+    """device_map over several GPUs: every layer has a hook that would move its input."""
+    expected = tuned(pair, "int4")
+    base = pair.load("int4")
+    attach_execution_device_hook(base, "cpu")
+    model = fill_adapter(get_peft_model(base, pair.config("int4"))).eval()
+    assert torch.equal(logits(model, tokens), logits(expected, tokens))
+    assert torch.equal(training_logits(model, tokens), training_logits(expected, tokens))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

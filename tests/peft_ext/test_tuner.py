@@ -78,6 +78,14 @@ def test_what_is_no_adapter_or_no_rank_of_it_is_refused(sparse_llama, tmp_path) 
         extract_adapter(tmp_path / "empty", tmp_path / "sub")
 
 
+def test_damaged_weights_are_refused(sparse_llama, tmp_path) -> None:
+    super_adapter(sparse_llama(), tmp_path / "super")
+    file = tmp_path / "super" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors is damaged or cut off .*: copy the adapter"):
+        SQFTTuner().load(sparse_llama(), tmp_path / "super")
+
+
 def test_an_adapter_of_another_shape_is_refused(sparse_llama, tmp_path) -> None:
     super_adapter(sparse_llama(hidden_size=32), tmp_path / "super", sparse=False)
     with pytest.raises(CheckpointError, match=r"does not fit this base .*: load it on its own base"):

@@ -68,9 +68,6 @@ LEFT_OUT = {
     ),
     "test_lora_conversion.py::TestLoraConversion::test_fixed_rank_lora_config": _NO_LORA,
     "test_lora_conversion.py::TestLoraConversion::test_converted_lora_to_lora_works_and_warns": _NO_LORA,
-    "test_low_level_api.py::TestInjectAdapterFromStateDict::test_inject_from_state_dict_missing_keys_warning": (
-        "a part of an adapter under the configuration of the whole: its masks are others"
-    ),
     "test_initialization.py::TestLoadPeftKeyMapping::test_key_mapping_save_old_load_new_lora": (
         "renames the base's modules, whose names are in the mask hash"
     ),
