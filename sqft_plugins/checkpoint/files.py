@@ -37,9 +37,8 @@ def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--o
     shown, path = path, check_output(path, overwrite, argument).resolve()  # a link stays, what it points to is replaced
     if path.exists() and not path.is_dir():
         raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    temporary.mkdir()
+    make_folder(temporary, shown, argument)
     with _cleaned(temporary, path, argument):
         yield temporary
         replace_folder(temporary, path)
@@ -59,12 +58,24 @@ def write_file(path: str | Path, overwrite: bool = False, argument: str = "--out
     shown, path = path, check_output(path, overwrite, argument).resolve()
     if path.is_dir():
         raise SQFTError(f"{argument} {shown} is a folder, a file goes there: choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
+    make_folder(path.parent, shown, argument)
     with _cleaned(temporary, path, argument):
         yield temporary
         _sync(temporary)
         _replace(temporary, path)
+
+
+def make_folder(folder: Path, shown: str | Path, argument: str) -> None:
+    """With its parents. Raises SQFTError, which names `argument` and `shown`, where the system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SQFTError(
+            f"{argument} {shown} cannot be written ({error.strerror or error}): choose another path"
+        ) from error
 
 
 def _beside(path: Path) -> Path:

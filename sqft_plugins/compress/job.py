@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint.files import check_output, held_alone, replace_folder, translate_full_disk
+from sqft_plugins.checkpoint.files import check_output, held_alone, make_folder, replace_folder, translate_full_disk
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import DiskFullError, SQFTError
 from sqft_plugins.progress import say
@@ -83,7 +83,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     if path.exists() and not path.is_dir():
         raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
     work = path.with_name(f".{path.name}.sqft-job")
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work, shown, argument)
     asked = json.dumps({"version": VERSION, **request})
     with held_alone(work / "lock", f"{argument} {shown}", "written"):
         left_behind = work / REQUEST

@@ -12,9 +12,7 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import group_width
 from sqft_plugins.mask import Pattern
 from sqft_plugins.names import resolve, select
-from sqft_plugins.tune.settings import PAPER_TARGETS, AdapterSettings
-
-ALL_LINEAR = "all-linear"
+from sqft_plugins.tune.settings import ALL_LINEAR, PAPER_TARGETS, AdapterSettings
 
 
 @dataclass(frozen=True)

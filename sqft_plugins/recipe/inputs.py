@@ -21,7 +21,7 @@ from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.wire import Step
 from sqft_plugins.tune.adapters import check_targets
-from sqft_plugins.tune.arguments import process_count
+from sqft_plugins.tune.arguments import check_tensorboard, process_count
 from sqft_plugins.tune.chat import read_template
 from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
 
@@ -74,8 +74,7 @@ def _train(step: Step) -> None:
     check_training(section.train_settings(), bool(section.examples("eval_data")), process_count())
     if section.chat_template is not None:
         read_template(section.chat_template)
-    if section.tensorboard is not None and find_spec("tensorboard") is None:
-        raise DependencyError("tensorboard is not installed: pip install 'sqft-plugins[tensorboard]'")
+    check_tensorboard(section.tensorboard)
     if section.text_fraction:
         _texts("text", section.text)
 

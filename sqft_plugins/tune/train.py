@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from transformers import PrinterCallback, set_seed
 from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.compress.hub import local_folder
-from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
 from sqft_plugins.tune.adapters import CHAT_TEMPLATE, check_targets
 from sqft_plugins.tune.arguments import (
+    check_tensorboard,
     examples_at_once,
     is_main_process,
     process_count,
@@ -103,10 +103,7 @@ def train_adapter(
     if Path(out).is_file():
         raise SQFTError(f"--out {out} is a file, a folder goes there: choose another path")
     missing = check_targets(adapter.target_modules, model_path)
-    if training.tensorboard is not None and find_spec("tensorboard") is None:
-        raise DependencyError(
-            f"--tensorboard {training.tensorboard} needs the package: pip install 'sqft-plugins[tensorboard]'"
-        )
+    check_tensorboard(training.tensorboard)
     # codes are made from the float weights, so rounding those would train another model than the one merged into
     dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)

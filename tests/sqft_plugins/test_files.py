@@ -33,6 +33,13 @@ def test_a_folder_appears_whole(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
 
 
+def test_a_place_where_the_system_refuses_to_write_is_told_in_one_line():
+    place = Path("/proc/sqft/out")  # os.access calls /proc writable for root
+    for write in (write_folder, write_file):
+        with pytest.raises(SQFTError, match=r"--out /proc/sqft/out cannot be written"), write(place):
+            pytest.fail("it was opened")
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_nothing_and_keeps_the_old(tmp_path, error):
     old = old_folder(tmp_path / "out")

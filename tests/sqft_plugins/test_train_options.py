@@ -18,7 +18,7 @@ from helpers_train import EXAMPLES, FILES, PLAIN, train
 from sqft_plugins.checkpoint import ModelFolder, load_tokenizer
 from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError, SQFTError
-from sqft_plugins.tune import AdapterSettings, TrainSettings
+from sqft_plugins.tune import AdapterSettings, TrainSettings, arguments
 from sqft_plugins.tune import train as training
 from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.card import smoothed
@@ -173,10 +173,19 @@ def test_tensorboard_gets_the_losses(pruned, tmp_path) -> None:
 
 def test_tensorboard_without_its_package_is_refused_at_once(pruned, tmp_path, monkeypatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(training, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     with pytest.raises(DependencyError, match=r"--tensorboard log .* pip install 'sqft-plugins\[tensorboard\]'"):
         train(pruned, tmp_path / "out", tensorboard="log")
+
+
+def test_a_file_is_no_place_for_the_log(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)  # with or without the package
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "log"):
+        with pytest.raises(SQFTError, match=r"--tensorboard .*/file is a file, a folder goes there"):
+            train(pruned, tmp_path / "out", tensorboard=str(place))
 
 
 def test_the_smooth_line_is_the_mean_around_each_step() -> None:
