@@ -175,7 +175,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
             *(f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in scores),
             f"{row['zeros_kept']:.2%}",
             "" if row["codes"] is None else "{}..{}".format(*row["codes"]),
-            "" if changed is None else f"{changed:.1%}",
+            "" if changed is None else f"{changed:.2%}",
             {None: "", True: "yes", False: "**no**"}[grid],
         ])  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
