@@ -123,6 +123,8 @@ def train_adapter(
         last = last_checkpoint(folder, run, anew) if folder else None
         if is_main_process():
             _tell(data, f"{what['dtype']}, {reason}", missing, last)
+            if adapter.quantization_aware and base.grid is not None:
+                say(f"{model_path} has codes alone, which move slowly: learn more over its float model, with --grid")
         scratch = Path(temporary)
         model = load_model(model_path, dtype=dtype)
         _check_model(model, training)
