@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from common import command
 from merge import measured
-from paper_cells import Bench, circumstances, once
+from paper_cells import Bench, as_text, circumstances, once
 from paper_data import METRICS, examples
 from paper_methods import QUICK, PaperSettings
 from paper_report import NAMES, put
@@ -148,7 +148,7 @@ def tell(
     }
     result["seconds"] = round(time.monotonic() - start, 1)
     with write_file(target, overwrite=True) as file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        file.write_text(as_text(result))
 
 
 def same_grid(one: Path, other: Path) -> bool:

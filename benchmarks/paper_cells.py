@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -79,7 +80,7 @@ class Bench:
                 **self.about,
             }
             with write_file(self.file(cell), overwrite=True) as file:
-                file.write_text(json.dumps(result, indent=1) + "\n")
+                file.write_text(as_text(result))
             say(f"{cell.key}: {summary(result)}")
             return result
 
@@ -215,6 +216,13 @@ class Bench:
                 weight, gone = layer.get_base_layer().weight + layer.get_delta_weight("default"), ~folder.mask(name)
                 pruned, zero = pruned + int(gone.sum()), zero + int((weight[gone] == 0).sum())
         return zero / pruned
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """JSON to read and to compare: a key a line, a list of numbers or texts on one."""
+    text = json.dumps(result, indent=1)
+    lists = re.compile(r"\[\n([^\[\]{}]*)\n *\]")
+    return lists.sub(lambda found: "[" + re.sub(r"\n *", " ", found[1]).strip() + "]", text) + "\n"
 
 
 def summary(result: Mapping[str, Any]) -> str:
