@@ -25,12 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test fold
 from helpers_eval import option_row, write_data
 
 pytest.importorskip("lm_eval")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SQFT_DATA_DIR", raising=False)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

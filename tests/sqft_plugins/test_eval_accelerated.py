@@ -28,15 +28,11 @@ from helpers_eval import write_data
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(48)]
 LINEARS = 14
 """Of the tiny Llama, all INT4."""
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,7 @@ from helpers_eval import write_data
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("peft")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

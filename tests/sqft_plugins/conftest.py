@@ -1,0 +1,12 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Answers are remembered for this test alone, and no data folder is taken from the environment."""
+    monkeypatch.setenv("SQFT_EVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SQFT_DATA_DIR", raising=False)
