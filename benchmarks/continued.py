@@ -30,9 +30,9 @@ from common import command
 from merge import measured
 from paper_cells import Bench, as_text, circumstances, once
 from paper_data import METRICS, examples
-from paper_methods import QUICK, PaperSettings
+from paper_methods import QUICK
 from paper_report import NAMES, put
-from paper_table import PAGE, ROOT, read
+from paper_table import PAGE, ROOT, add_options, bench_of, read
 
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import SQFTError
@@ -50,13 +50,8 @@ TITLES = {"sparsepeft": "SparsePEFT", "qa": "QA-SparsePEFT"}
 
 def main() -> None:
     parser = command(__doc__, "a tiny random model, 2 steps and 4 questions: does it run")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/continued")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache/paper", help="That of paper_table.py")
-    parser.add_argument("--model", type=Path, help="The dense model. Default: Gemma-3-270M from its PyPI package")
-    parser.add_argument("--data-dir", default=os.environ.get(VARIABLE), help=f"As in sqft eval; or {VARIABLE}")
+    add_options(parser, ROOT / "docs/results/continued")
     parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=list(TITLES))
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="Other settings, to another --out")
-    parser.add_argument("--table", action="store_true", help="Only write docs/results.md's table")
     options = parser.parse_args()
     try:
         run(options)
@@ -79,9 +74,7 @@ def run(options: Any) -> None:
             for method in options.methods:
                 rounds(bench, method)
             return finish(out, options.json)
-    given = dict(pair.partition("=")[::2] for pair in options.set)
-    settings = PaperSettings.make({name: json.loads(value) for name, value in given.items()})
-    bench = Bench(options.out, options.work.resolve(), options.data_dir, settings, options.model)
+    bench = bench_of(options)
     for method in options.methods:
         rounds(bench, method)
     finish(options.out, options.json)

@@ -15,6 +15,7 @@ patterns of cells' names ('50-*', '*-qa-*'). The data are those of `sqft eval --
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import json
 import multiprocessing
@@ -42,19 +43,30 @@ PAGE, PICTURE = ROOT / "docs/results.md", ROOT / "docs/results/paper.png"
 
 def main() -> None:
     parser = command(__doc__, "a tiny random model, 50 %, 2 steps and 4 questions: does it run")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/paper", help="Where the cells' JSON files are")
-    parser.add_argument("--work", type=Path, default=ROOT / ".cache/paper", help="Models and adapters on the way")
-    parser.add_argument("--model", type=Path, help="The dense model. Default: Gemma-3-270M from its PyPI package")
-    parser.add_argument("--data-dir", default=os.environ.get(VARIABLE), help=f"As in sqft eval; or {VARIABLE}")
+    add_options(parser, ROOT / "docs/results/paper")
     parser.add_argument("--cells", nargs="+", default=["*"], metavar="PATTERN")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="Other settings, to another --out")
     parser.add_argument("--list", action="store_true", help="Print the names of the cells and which are there")
-    parser.add_argument("--table", action="store_true", help="Only write docs/results.md's table and its picture")
     options = parser.parse_args()
     try:
         run(options)
     except SQFTError as error:
         raise SystemExit(f"paper_table.py: {error}") from error
+
+
+def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Those of the benchmarks that fill docs/results.md out of JSON files in `out`."""
+    parser.add_argument("--out", type=Path, default=out, help="Where the results' JSON files are")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache/paper", help="Models and adapters on the way")
+    parser.add_argument("--model", type=Path, help="The dense model. Default: Gemma-3-270M from its PyPI package")
+    parser.add_argument("--data-dir", default=os.environ.get(VARIABLE), help=f"As in sqft eval; or {VARIABLE}")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="Other settings, to another --out")
+    parser.add_argument("--table", action="store_true", help="Only write what docs/results.md shows of --out")
+
+
+def bench_of(options: Any) -> Bench:
+    given = dict(pair.partition("=")[::2] for pair in options.set)
+    settings = PaperSettings.make({name: json.loads(value) for name, value in given.items()})
+    return Bench(options.out, options.work.resolve(), options.data_dir, settings, options.model)
 
 
 def run(options: Any) -> None:
@@ -75,9 +87,7 @@ def run(options: Any) -> None:
         )
     if options.quick:
         return quick(options)
-    given = dict(pair.partition("=")[::2] for pair in options.set)
-    settings = PaperSettings.make({name: json.loads(value) for name, value in given.items()})
-    bench = Bench(options.out, options.work.resolve(), options.data_dir, settings, options.model)
+    bench = bench_of(options)
     check_settings(bench)
     preload()
     failed = [cell.key for cell in cells if not bench.file(cell).is_file() and not in_own_process(bench, cell)]

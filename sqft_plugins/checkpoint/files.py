@@ -31,12 +31,19 @@ def check_output(path: str | Path, overwrite: bool = False, argument: str = "--o
     return path
 
 
+def check_output_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
+    """`check_output` of a folder: refuses a file, too."""
+    found = check_output(path, overwrite, argument)
+    if found.exists() and not found.is_dir():
+        raise SQFTError(f"{argument} {path} is a file, a folder goes there: choose another path")
+    return found
+
+
 @contextmanager
 def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
     """Yields an empty folder beside `path`; on success it becomes `path`, on any error or Ctrl-C it is removed."""
-    shown, path = path, check_output(path, overwrite, argument).resolve()  # a link stays, what it points to is replaced
-    if path.exists() and not path.is_dir():
-        raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
+    # a link stays, what it points to is replaced
+    shown, path = path, check_output_folder(path, overwrite, argument).resolve()
     temporary = _beside(path)
     make_folder(temporary, shown, argument)
     with _cleaned(temporary, path, argument):

@@ -19,7 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint.files import check_output, held_alone, make_folder, replace_folder, translate_full_disk
+from sqft_plugins.checkpoint.files import (
+    check_output_folder,
+    held_alone,
+    make_folder,
+    replace_folder,
+    translate_full_disk,
+)
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import DiskFullError, SQFTError
 from sqft_plugins.progress import say
@@ -79,9 +85,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     starts anew. After Ctrl-C, a kill or a full disk the finished blocks stay; after a mistake in the input
     (SQFTError) nothing does. Raises SQFTError where another process is at it.
     """
-    shown, path = out, check_output(out, overwrite, argument).resolve()
-    if path.exists() and not path.is_dir():
-        raise SQFTError(f"{argument} {shown} is a file, a folder goes there: choose another path")
+    shown, path = out, check_output_folder(out, overwrite, argument).resolve()
     work = path.with_name(f".{path.name}.sqft-job")
     make_folder(work, shown, argument)
     asked = json.dumps({"version": VERSION, **request})

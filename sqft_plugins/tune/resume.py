@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from sqft_plugins.checkpoint.files import held_alone
+from sqft_plugins.checkpoint.files import held_alone, make_folder
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.evaluation import Best
@@ -40,7 +40,7 @@ def alone(out: str | Path) -> Iterator[None]:
     """Holds the output, for one run at a time. Raises SQFTError where another process writes it. Leaves no folder where
     there is no checkpoint."""
     folder = checkpoint_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, out, "--out")
     with held_alone(folder / LOCK, f"--out {out}", "written"):
         try:
             yield

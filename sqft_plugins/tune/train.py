@@ -15,7 +15,7 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
-from sqft_plugins.checkpoint.files import check_output
+from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
@@ -99,9 +99,7 @@ def train_adapter(
     method = get_manager().get("sqft_tuners", tuner, "--tuner")
     base = ModelFolder(model_path)
     method.check(Path(model_path), adapter)
-    check_output(out, overwrite)
-    if Path(out).is_file():
-        raise SQFTError(f"--out {out} is a file, a folder goes there: choose another path")
+    check_output_folder(out, overwrite)
     missing = check_targets(adapter.target_modules, model_path)
     check_tensorboard(training.tensorboard)
     # codes are made from the float weights, so rounding those would train another model than the one merged into

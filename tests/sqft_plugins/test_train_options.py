@@ -179,6 +179,14 @@ def test_tensorboard_without_its_package_is_refused_at_once(pruned, tmp_path, mo
         train(pruned, tmp_path / "out", tensorboard="log")
 
 
+def test_over_codes_alone_it_is_told_that_they_move_slowly(int4, pruned, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: (_ for _ in ()).throw(SQFTError("far enough")))
+    for base, adapter in ((int4, {}), (pruned, {"grid": str(int4)})):
+        with pytest.raises(SQFTError, match="far enough"):
+            train(base, tmp_path / "out", adapter={"quantization_aware": True, **adapter})
+        assert ("codes alone, which move slowly" in capsys.readouterr().err) == (base is int4)
+
+
 def test_a_file_is_no_place_for_the_log(pruned, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(arguments, "find_spec", lambda name: name)  # with or without the package
     monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
