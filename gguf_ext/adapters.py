@@ -19,6 +19,8 @@ from gguf_ext.errors import AdapterMismatchError, GGUFError, RuntimeFailedError,
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.errors import nearest
 
+ALORA = "adapter.alora.invocation_tokens"
+
 
 class Adapters:
     """The LoRA files of one model and one context. files: name → file. active: name → scale, of those that are on."""
@@ -92,6 +94,11 @@ class Adapters:
             raise AdapterMismatchError(
                 f"{file} is no LoRA file (general.type {metadata.get('general.type')!r}): write one with "
                 "`sqft export gguf-lora`"
+            )
+        if metadata.get(ALORA):
+            raise AdapterMismatchError(
+                f"{file} has {ALORA}: llama.cpp's library would have it always on, not from these tokens on; run it in "
+                "llama-server, or in PEFT"
             )
         buffer = ctypes.create_string_buffer(64)
         self._c.llama_model_meta_val_str(self._model, b"general.architecture", buffer, len(buffer))

@@ -8,7 +8,6 @@ all, so the scaling is folded into B and alpha is 0. Rows of B are put into the 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_c
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
 from gguf_ext.export import require_gguf, write_tensors
+from gguf_ext.lora_config import check_dense, check_rank, pattern_value
 from gguf_ext.plan import Planned, Source, match_rule
 from gguf_ext.reader import GGUFFile
 from sqft_plugins._version import VERSION
@@ -95,31 +95,9 @@ def export_lora(
     )
 
 
-def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
-    """Raises AdapterError, naming the way out, for an adapter whose delta is not scale * (B @ A) of one rank."""
-    kind = str(config.get("peft_type"))
-    merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
-    if kind not in ("LORA", "SQFT"):
-        raise AdapterError(f"adapter {adapter} is {kind}: llama.cpp has LoRA only; {merge}")
-    if config.get("quantization_aware"):
-        raise AdapterError(f"adapter {adapter} is quantization-aware: base + LoRA is not the trained model; {merge}")
-    if kind == "SQFT" and config.get("sparse", True):
-        raise AdapterError(f"adapter {adapter} is masked: its delta has full rank, no LoRA file holds it; {merge}")
-    if len(config.get("rank_choices") or []) > 1:
-        raise AdapterError(
-            f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
-            f"--out DIR` and export that"
-        )
-    for name, plain in (("use_dora", False), ("lora_bias", False), ("bias", "none"), ("modules_to_save", None)):
-        if config.get(name, plain) not in (plain, None, []):
-            raise AdapterError(f"adapter {adapter} has {name}={config[name]!r}, which llama.cpp lacks: {merge}")
-
-
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / r as PEFT computes it: alpha of the first pattern that matches the end of the module's name."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = float(next(found, config.get("lora_alpha", PEFT_ALPHA)))
+    alpha = float(pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA)))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -133,7 +111,8 @@ def _plan(
     planned = []
     for name in sorted(tensors):
         if ".base_layer." in name:
-            continue  # PEFT saves the frozen weight of an adapted lm_head along
+            _check_kept(folder, name, tensors[name], adapter)
+            continue
         if not name.startswith(PREFIX) or not name.endswith(ENDS):
             raise UnmappedTensorError(
                 f"tensor {name} of adapter {adapter} has no place in a LoRA file: merge it instead"
@@ -148,6 +127,7 @@ def _plan(
                 f"adapter {adapter} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} for {module}: "
                 "copy the adapter again"
             )
+        check_rank(config, module, A.shape[0], adapter)
         rule, layer, owner = match_rule(architecture, module)
         tied = bool(base.get("tie_word_embeddings")) and module == "lm_head"
         if rule is None or tied:
@@ -162,6 +142,20 @@ def _plan(
             place = Source(f"{rule.target.format(i=layer)}.weight.{end}", "", constant=part.contiguous())
             planned.append(Planned(place, TensorType.F32, tuple(part.shape)))
     return planned
+
+
+def _check_kept(folder: ModelFolder, name: str, weight: Tensor, adapter: Path) -> None:
+    """PEFT saves the frozen weight of an adapted lm_head along. Raises MismatchError where it is not the base's."""
+    module = name.removeprefix(PREFIX).partition(".base_layer.")[0]
+    stored = next((one for one in (module, module.partition(".")[2]) if f"{one}.weight" in folder.files), None)
+    base = None if stored is None else folder.tensor(f"{stored}.weight")
+    if base is not None and not (
+        base.shape == weight.shape and torch.equal(base.float(), weight.to(base.dtype).float())
+    ):
+        raise MismatchError(
+            f"adapter {adapter} carries a {module} of its own, which is not that of {folder.path}: a LoRA file holds "
+            f"no such weight, merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
+        )
 
 
 def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tuple[int, int], adapter: Path) -> None:

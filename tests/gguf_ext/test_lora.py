@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import peft_ext  # noqa: F401 (registers SQFT with PEFT)
 from gguf_ext import GGUFError, LlamaSession, export_gguf, export_lora
 from gguf_ext.errors import AdapterError, RuntimeFailedError, UnmappedTensorError
+from gguf_ext.lora_config import PLAIN_FIELDS
 from gguf_ext.reader import GGUFFile
 from peft_ext import SQFTConfig
 from sqft_plugins.cli import main
@@ -130,8 +133,22 @@ def test_a_sub_adapter_of_a_dense_sqft_adapter(use_rslora, bases, tmp_path):
         ({"peft_type": "SQFT", "sparse": True}, "is masked: its delta has full rank.*merge it with `sqft merge"),
         ({"peft_type": "SQFT", "quantization_aware": True}, "is quantization-aware.*merge it with `sqft merge"),
         ({"peft_type": "LOHA"}, "is LOHA: llama.cpp has LoRA only"),
-        ({"use_dora": True}, "has use_dora=True"),
+        ({"use_dora": True}, "has use_dora=True.*merge it with `sqft merge"),
         ({"bias": "all"}, "has bias='all'"),
+        ({"lora_bias": True}, "has lora_bias=True"),
+        ({"modules_to_save": ["norm"]}, "has modules_to_save="),
+        ({"trainable_token_indices": [5]}, "has trainable_token_indices="),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "has layer_replication=.*run it in PEFT"),
+        ({"alora_invocation_tokens": [5, 6]}, "has alora_invocation_tokens=.*run it in PEFT"),
+        ({"arrow_config": {"top_k": 2}}, "has arrow_config="),
+        ({"kasa_config": {"beta": 1e-4}}, "has kasa_config="),
+        ({"use_qalora": True}, "has use_qalora=True"),
+        ({"of_a_later_release": 3}, "has of_a_later_release=3"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changed the base.*weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "'loftq', which changed the base.*sqft merge"),
+        ({"init_lora_weights": "corda"}, "'corda', which changed the base.*weight_conversion"),
+        ({"init_lora_weights": "lora_ga"}, "'lora_ga', which changed the base.*weight_conversion"),
+        ({"init_lora_weights": "of_a_later_release"}, "which changed the base"),
         ({"base_model_name_or_path": "nowhere"}, "name it with --base"),
     ],
 )
@@ -143,6 +160,100 @@ def test_what_no_lora_file_can_hold_is_refused(changes, words, bases, tmp_path):
     with pytest.raises(AdapterError, match=words):
         export_lora(adapter, tmp_path / "lora.gguf")
     assert not (tmp_path / "lora.gguf").exists()
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_changed_the_base_is_merged_or_converted(init, bases, tmp_path):
+    """Each way out that the refusal names is the model that PEFT loads."""
+    base, file = bases("llama")
+    original = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(original, LoraConfig(r=4, lora_alpha=8, init_lora_weights=init, target_modules=["q_proj"]))
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's manual says, for the conversion at the end
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = init
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    with torch.no_grad():
+        wanted = model(torch.tensor([TOKENS])).logits[0]
+    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "initial")
+    with pytest.raises(AdapterError, match=rf"init_lora_weights='{init}', which changed the base weight"):
+        export_lora(tmp_path / "adapter", tmp_path / "lora.gguf", base=base)
+    assert not (tmp_path / "lora.gguf").exists()
+    torch.testing.assert_close(_peft_logits(base, tmp_path / "adapter"), wanted, rtol=0, atol=1e-4)
+    export_lora(tmp_path / "plain", tmp_path / "lora.gguf", base=base)
+    with _session(file) as session:
+        session.set_adapters({tmp_path / "lora.gguf": 1.0})
+        torch.testing.assert_close(_logits(session), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "mica"},
+        {"init_lora_weights": False},
+        {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 5}},
+        {"layers_to_transform": [1], "fan_in_fan_out": True},
+    ],
+    ids=str,
+)
+def test_options_that_leave_the_formula_alone_are_exported_right(settings, bases, tmp_path):
+    base, file = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj", "v_proj"], **settings)
+    export_lora(adapter, tmp_path / "lora.gguf")
+    with _session(file) as session:
+        session.set_adapters({tmp_path / "lora.gguf": 1.0})
+        torch.testing.assert_close(_logits(session), _peft_logits(base, adapter), rtol=0, atol=1e-4)
+
+
+def test_every_option_of_peft_is_decided():
+    """A field of LoraConfig is either known to leave the formula alone, or refused when it is set."""
+    set_by_default = {key for key, value in LoraConfig().to_dict().items() if value and key != "bias"}
+    assert set_by_default <= PLAIN_FIELDS
+    variants = {field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")}
+    assert len(variants) > 4
+    assert not variants & PLAIN_FIELDS
+
+
+def test_ranks_and_weights_that_are_not_those_of_the_configuration_are_refused(bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj", "lm_head"])
+    export_lora(adapter, tmp_path / "lora.gguf")
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for changes in ({"r": 16}, {"rank_pattern": {"q_proj": 4}}):
+        file.write_text(json.dumps({**config, **changes}))
+        with pytest.raises(CheckpointError, match=r"has rank 8 in the tensors of .* and \d+ in adapter_config\.json"):
+            export_lora(adapter, tmp_path / "lora.gguf", overwrite=True)
+    file.write_text(json.dumps(config))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if ".base_layer." in name)
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(MismatchError, match="carries a lm_head of its own, which is not that of"):
+        export_lora(adapter, tmp_path / "lora.gguf", overwrite=True)
+
+
+def test_a_file_with_invocation_tokens_is_not_switched_on(bases, tmp_path):
+    """llama.cpp's library would add it to every token."""
+    base, file = bases("llama")
+    export_lora(_adapter(base, tmp_path / "adapter", ["q_proj"]), tmp_path / "lora.gguf")
+    reader = GGUFReader(tmp_path / "lora.gguf")
+    writer = GGUFWriter(tmp_path / "alora.gguf", "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_key_value("adapter.alora.invocation_tokens", [5, 6], GGUFValueType.ARRAY, GGUFValueType.UINT32)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with _session(file) as session, pytest.raises(RuntimeFailedError, match="would have it always on"):
+        session.set_adapters({tmp_path / "alora.gguf": 1.0})
 
 
 def test_another_base_and_modules_without_a_place_are_refused(bases, tiny_gemma, tmp_path):

@@ -1,0 +1,97 @@
+"""Which adapters a LoRA file of llama.cpp can hold: those that compute `W x + scale * B A x` over the untouched base.
+
+A `LoraConfig` can ask for much else. What is known to leave that formula alone is listed; any other option that is set
+is refused, so that one which PEFT adds tomorrow is not exported as if it were not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gguf_ext.errors import AdapterError
+from sqft_plugins.errors import CheckpointError
+
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations beside True and False that write A and B only; all others write into the base weight, and what they
+leave of it stands in no adapter (peft/tuners/lora/layer.py, `update_layer`)."""
+MERGED_RIGHT = ("pissa", "olora", "loftq")
+"""Of the others, those that PEFT repeats to the bit when it loads the adapter over the same base."""
+PLAIN_FIELDS = frozenset(
+    {
+        # where it comes from and which modules it adapts: the tensors tell
+        *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
+        *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("target_parameters", "megatron_config", "megatron_core"),
+        # what the scaling is made of
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
+        # of training alone
+        *("lora_dropout", "init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+        # how PEFT holds it, not what it computes: A and B are stored alike
+        *("fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "runtime_config"),
+        # of SQFT, looked at by name
+        *("sparse", "quantization_aware", "grid", "rank_choices", "share_rank", "mask_hash", "grid_stamp"),
+    }
+)
+NO_MERGE = {
+    "alora_invocation_tokens": "llama.cpp's library would have it always on, not from these tokens on, and nothing "
+    "merges it: run it in PEFT",
+    "layer_replication": "the model has layers that its base lacks: run it in PEFT",
+}
+DEFAULT_RANK = 8
+"""The rank of a LoraConfig that names none."""
+
+
+def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
+    """Raises AdapterError, naming the way out, for an adapter whose delta is not scale * (B @ A) of one rank."""
+    kind = str(config.get("peft_type"))
+    merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
+    if kind not in ("LORA", "SQFT"):
+        raise AdapterError(f"adapter {adapter} is {kind}: llama.cpp has LoRA only; {merge}")
+    if config.get("quantization_aware"):
+        raise AdapterError(f"adapter {adapter} is quantization-aware: base + LoRA is not the trained model; {merge}")
+    if kind == "SQFT" and config.get("sparse", True):
+        raise AdapterError(f"adapter {adapter} is masked: its delta has full rank, no LoRA file holds it; {merge}")
+    if len(config.get("rank_choices") or []) > 1:
+        raise AdapterError(
+            f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
+            f"--out DIR` and export that"
+        )
+    _check_init(config.get("init_lora_weights", True), adapter, merge)
+    for name, value in config.items():
+        if name in PLAIN_FIELDS or not value or (name == "bias" and value == "none"):
+            continue
+        way = NO_MERGE.get(name, merge)
+        raise AdapterError(f"adapter {adapter} has {name}={value!r}, which llama.cpp lacks: {way}")
+
+
+def _check_init(init: Any, adapter: Path, merge: str) -> None:
+    if not isinstance(init, str) or init.lower() in PLAIN_INITS:
+        return
+    convert = (
+        "save the trained model again with save_pretrained(DIR, path_initial_model_for_weight_conversion=…), which "
+        "makes a plain LoRA of it"
+    )
+    way = f"{merge}, or {convert}" if init.lower() in MERGED_RIGHT else convert
+    raise AdapterError(
+        f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight: over the untouched base its "
+        f"A and B are another model; {way}"
+    )
+
+
+def check_rank(config: Mapping[str, Any], module: str, rank: int, adapter: Path) -> None:
+    """Raises CheckpointError for a rank of the tensors that is not the configuration's: the scaling would be wrong."""
+    wanted = pattern_value(config.get("rank_pattern"), module, config.get("r", DEFAULT_RANK))
+    if wanted != rank:
+        raise CheckpointError(
+            f"adapter {adapter} has rank {rank} in the tensors of {module} and {wanted} in adapter_config.json: copy "
+            "the adapter again"
+        )
+
+
+def pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name (peft/utils/other.py,
+    `get_pattern_key`)."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
