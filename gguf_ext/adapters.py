@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf_ext.backend import last_error, library
+from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import AdapterMismatchError, GGUFError, RuntimeFailedError, UnknownAdapterError
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.errors import nearest
@@ -41,6 +41,7 @@ class Adapters:
         if not Path(file).is_file():
             raise GGUFError(f"adapter {file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
         self._check(GGUFFile(file).metadata, file)
+        forget_errors()
         handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not handle:
             raise AdapterMismatchError(
@@ -63,6 +64,7 @@ class Adapters:
         if wanted == self.active:
             return False
         count = len(wanted)
+        forget_errors()
         handles = (self._c.llama_adapter_lora_p_ctypes * count)(*(self._handles[name] for name in wanted))
         if code := self._c.llama_set_adapters_lora(
             self._context, handles, count, (ctypes.c_float * count)(*wanted.values())

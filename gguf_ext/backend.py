@@ -9,7 +9,11 @@ from typing import Any
 
 from gguf_ext.errors import missing_package
 
-_log: deque[str] = deque(maxlen=8)
+WARNING, ERROR, CONTINUED = 3, 4, 5
+"""ggml.h, enum ggml_log_level; CONTINUED is the rest of the line before."""
+OUTCOME = "failed to load model"
+"""What llama.cpp logs last of a file that it refuses, after the line with the cause."""
+_log: deque[tuple[int, str]] = deque(maxlen=16)
 _backend: dict[str, Any] = {}
 
 
@@ -27,8 +31,7 @@ def library() -> Any:
 
         @llama_cpp.llama_log_callback
         def keep(level: int, text: bytes, data: Any) -> None:
-            if level in (3, 4) or b"error" in text.lower():
-                _log.append(text.decode("utf-8", errors="replace").strip())
+            _keep(level, text.decode("utf-8", errors="replace"))
             if logger.level == logging.DEBUG:  # what verbose=True sets
                 llama_log_callback(level, text, data)
 
@@ -38,7 +41,27 @@ def library() -> Any:
     return _backend["module"]
 
 
+def forget_errors() -> None:
+    """Before a call that may fail: what is logged from here on is about it."""
+    _log.clear()
+
+
 def last_error() -> str:
-    """llama.cpp's last warning or error, for a message of ours."""
-    lines = [line for line in _log if line]
-    return lines[-1][:200] if lines else "no reason given"
+    """Why llama.cpp failed since `forget_errors`, for a message of ours: its errors in the order it met them, the cause
+    before what came of it; its last warning where it logged no error."""
+    errors = [line for level, line in _log if level == ERROR and line]
+    causes = [line for line in errors if OUTCOME not in line] or errors
+    warnings = [line for level, line in _log if level != ERROR and line]
+    told = "; ".join(dict.fromkeys(causes)) or (warnings[-1] if warnings else "no reason given")
+    return told if len(told) <= 300 else f"{told[:300]}…"
+
+
+def _keep(level: int, text: str) -> None:
+    line = " ".join(text.split())
+    if level != CONTINUED:
+        _backend["kept"] = level in (WARNING, ERROR) or "error" in text.lower()
+        if _backend["kept"]:
+            _log.append((level, line))
+    elif _backend.get("kept") and _log:
+        before, begun = _log.pop()
+        _log.append((before, f"{begun} {line}".strip()))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gguf_ext.arch import Entry
+from gguf_ext.ending import END_TOKENS, unplaced
 from gguf_ext.errors import GGUFError, MissingTokenizerError, VerificationError
 from gguf_ext.estimate import HEADER, entry_bytes
 from gguf_ext.layout import Layout, find_layout
@@ -190,8 +191,13 @@ def _vocabulary(
     if options.pre is not None:
         tell_unknown_name(options.pre)
     if tokenizer is not None:
-        return from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre).entries()
-    return read_vocabulary(folder.path, layout.config, options.pre).entries()
+        vocabulary = from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre)
+    else:
+        vocabulary = read_vocabulary(folder.path, layout.config, options.pre)
+    entries = vocabulary.entries()
+    if lost := unplaced(layout.config[END_TOKENS], {entry.key: entry.value for entry in entries}):
+        say(f"llama.cpp has no place for all end tokens of the model: it will not stop at {', '.join(map(repr, lost))}")
+    return entries
 
 
 def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: list[Entry]) -> list[Entry]:

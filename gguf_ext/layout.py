@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
+from gguf_ext.ending import END_TOKENS, end_tokens
 from gguf_ext.errors import UnsupportedArchitectureError
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import model_entries, sqft_entries
@@ -47,9 +48,12 @@ def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout
 
 
 def _config(folder: ModelFolder, architecture: Architecture) -> Config:
+    """As the architecture's table reads it, and the tokens that end a text."""
     if isinstance(folder, ModelInMemory):
-        return folder.normalized(architecture)
-    return read_config(folder.path, architecture)
+        config = folder.normalized(architecture)
+    else:
+        config = read_config(folder.path, architecture)
+    return {**config, END_TOKENS: end_tokens(folder, config)}
 
 
 def _of_template(folder: ModelFolder, template: GGUFFile, why: str) -> Layout:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gguf_ext.adapters import Adapters
-from gguf_ext.backend import last_error, library
+from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import GGUFError, RuntimeFailedError
 
 CONTEXT = 4096
@@ -65,6 +65,7 @@ class LlamaSession:
         self._c = library()
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
+        forget_errors()
         self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
             raise RuntimeFailedError(
@@ -198,6 +199,7 @@ class LlamaSession:
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = 0
             batch.logits[index] = all_logits or index == len(tokens) - 1
+        forget_errors()
         if code := self._c.llama_decode(self._context, batch):
             raise RuntimeFailedError(
                 f"llama.cpp failed at token {start} of {self.path} (code {code}, {last_error()}): use a smaller context"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from gguf_ext.ending import file_ends
 from gguf_ext.errors import GGUFError
 from gguf_ext.layout import Layout
 from gguf_ext.reader import GGUFFile
@@ -44,6 +45,9 @@ def _differences(ours: Vocabulary, read: GGUFFile) -> Iterable[tuple[str, str]]:
     for key in (*DECISIVE, *(flag for flag in FLAGS if flag in there and flag in here)):
         if there.get(key) != here.get(key):
             yield key, f"{there.get(key)!r} in the file, {here.get(key)!r} in the model"
+    alike = all(here.get(key) == there.get(key) for key in (TOKENS, *DECISIVE))
+    if alike and (ends := file_ends(here)) != file_ends(there):
+        yield "end tokens", f"{sorted(file_ends(there))} end a text in the file, {sorted(ends)} in the model's"
 
 
 def _unequal(ours: Sequence[str], there: Sequence[str], places: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_ext.arch import Config, Entry
+from gguf_ext.ending import END_TOKENS, place_ends
 from gguf_ext.errors import GGUFError, MissingTokenizerError, UnsupportedTokenizerError
 from gguf_ext.pretokenizer import pre_tokenizer_name
 
@@ -83,7 +84,7 @@ class Vocabulary:
         if self.merges:
             entries.append(Entry("tokenizer.ggml.merges", self.merges, "strings"))
         for name, token in self.special.items():
-            entries.append(Entry(f"tokenizer.ggml.{SPECIAL_KEYS[name]}_token_id", token, "uint32"))
+            entries.append(Entry(f"tokenizer.ggml.{SPECIAL_KEYS.get(name, name)}_token_id", token, "uint32"))
         entries.append(Entry("tokenizer.ggml.add_bos_token", self.add_bos, "bool"))
         entries.append(Entry("tokenizer.ggml.add_eos_token", self.add_eos, "bool"))
         if self.model == "llama":
@@ -134,7 +135,8 @@ def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabular
         vocabulary = replace(vocabulary, special={**vocabulary.special, "eos": eos})
     vocabulary = vocabulary.resized(int(config["vocab_size"]))
     check(vocabulary, source)
-    return vocabulary
+    ends = config.get(END_TOKENS) or []
+    return replace(vocabulary, special=place_ends(ends, vocabulary.tokens, vocabulary.special))
 
 
 def check(vocabulary: Vocabulary, source: str) -> None:
