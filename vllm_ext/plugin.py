@@ -42,6 +42,6 @@ def sqft_commands(group):
 
 @hookimpl
 def sqft_checks():
-    from vllm_ext.checks import plugin_check, torchvision_check, vllm_check
+    from vllm_ext.checks import plugin_check, processor_check, torchvision_check, vllm_check
 
-    return [vllm_check(), *plugin_check(), *torchvision_check()]
+    return [vllm_check(), *plugin_check(), *processor_check(), *torchvision_check()]

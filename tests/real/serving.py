@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_ext.checks import has_int4_kernel
+
 SQFT = [sys.executable, "-c", "from sqft_plugins.cli import main; main()"]
 SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 START = 900
@@ -136,6 +138,10 @@ def _runs(pid: int) -> bool:
     return True
 
 
+PEER = {"VLLM_PLUGINS": ""} if has_int4_kernel() else {"SQFT_VLLM_OPERATOR": "torch"}
+"""Stock vLLM. Where the processor lacks what its INT4 kernel needs it cannot run: there vLLM with the float weights."""
+OPERATOR = "vllm" if has_int4_kernel() else "torch"
+"""What computes the same sums as that peer, to the last bit."""
 STOCK = """
 import gc, json, sys
 from vllm import LLM, SamplingParams
@@ -159,12 +165,12 @@ if __name__ == "__main__":
 
 
 def stock(folders: Sequence[Path], prompts: Sequence[str], tokens: int, tmp: Path) -> list[list[dict[str, Any]]]:
-    """For each folder, for each prompt asked alone: text, tokens and logprobs of vLLM without this plug-in."""
+    """For each folder, for each prompt asked alone: text, tokens and logprobs of the peer."""
     script = tmp / "stock.py"
     script.write_text(STOCK)
     settings = {
         **SMALL,
-        "VLLM_PLUGINS": "",
+        **PEER,
         "VLLM_CPU_INT4_W4A8": "0",  # as `sqft serve` sets it
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
 
-from serving import Served, serve, stock
+from serving import OPERATOR, Served, serve, stock
 
 pytestmark = [
     pytest.mark.slow,  # some 4 minutes: two engines and a server on the real model
@@ -92,7 +92,7 @@ def server(demo, adapters, tmp_path_factory, expected):  # `expected` first: one
     # vLLM's own kernel under the planes: then the sums are the merged folder's, to the last bit
     with serve(
         out / "int4", log, "--adapters", str(adapters), "--plane-cache-bytes", "512MiB",
-        passed=["--dtype", "bfloat16", "--max-num-seqs", "16"], SQFT_VLLM_OPERATOR="vllm",
+        passed=["--dtype", "bfloat16", "--max-num-seqs", "16"], SQFT_VLLM_OPERATOR=OPERATOR,
     ) as served:  # fmt: skip
         yield served
 

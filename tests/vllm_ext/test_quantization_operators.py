@@ -7,6 +7,7 @@ import torch
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import round_to_nearest
+from vllm_ext.checks import has_int4_kernel
 from vllm_ext.quantization.operators import FORCE, NAMES, Problem, check_pruned, choose, forced_name
 from vllm_ext.quantization.sparse_operator import SparseOperator
 from vllm_ext.quantization.torch_operator import TorchOperator
@@ -57,6 +58,16 @@ def test_what_was_prepared_comes_back_bit_for_bit(operator, group_size, symmetri
     assert torch.equal(kept, mask)
 
 
+@pytest.mark.parametrize(("group_size", "symmetric"), GRIDS)
+def test_the_sparse_operator_computes_a_layer_that_keeps_everything(group_size, symmetric):
+    weight, mask = weight_and_mask(group_size, symmetric)
+    weight, everything = round_to_nearest(torch.randn(48, 128), None, group_size, symmetric), torch.ones_like(mask)
+    x = torch.randn(5, 128).to(torch.bfloat16)
+    exact = formula(weight, x, None)
+    y = SparseOperator().linear(SparseOperator().prepare(weight, everything, torch.bfloat16), x, None)
+    assert float((y.double() - exact).abs().max() / exact.abs().max()) < 1e-2  # the bf16 output
+
+
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_a_plane_is_the_layer_with_other_codes(operator):
     weight, mask = weight_and_mask(32, False)
@@ -96,9 +107,8 @@ def problem(**changes) -> Problem:
     ("changes", "name", "reason"),
     [
         ({}, "sparse", "the fastest that fits"),
-        ({"density": 0.8}, "vllm", "more than 75% of the layer is kept"),
         ({"density": 0.8, "dtype": torch.float32}, "torch", "does not take float32"),
-        ({"density": 0.8, "shape": (40, 128)}, "torch", "multiples of 32"),
+        ({"density": 0.8, "shape": (40, 128)}, "sparse", "multiples of 32"),
     ],
 )
 def test_the_fastest_that_fits_is_chosen_and_the_reason_said(changes, name, reason, monkeypatch):
@@ -109,13 +119,38 @@ def test_the_fastest_that_fits_is_chosen_and_the_reason_said(changes, name, reas
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dense_layer_takes_vllms_kernel_where_the_processor_has_it_and_ours_elsewhere(dtype, monkeypatch):
+    from vllm_ext.quantization import vllm_operator
+
+    monkeypatch.delenv(FORCE, raising=False)
+    dense = problem(density=0.8, dtype=dtype)
+    assert has_int4_kernel() == (vllm_operator.why_no_cpu_kernel() is None)  # doctor's answer is vLLM's
+    here = choose(dense)
+    assert here.operator.name == ("vllm" if vllm_operator.why_no_cpu_kernel() is None else "sparse")
+    assert "more than 75% of the layer is kept" in here.reason
+
+    monkeypatch.setattr(vllm_operator, "CPU_KERNEL", "an_operator_that_no_build_has")
+    elsewhere = choose(dense)
+    assert elsewhere.operator.name == "sparse"
+    assert "vLLM has no INT4 kernel for this processor" in elsewhere.reason
+    monkeypatch.setenv(FORCE, "vllm")
+    with pytest.raises(SQFTError, match=r"SQFT_VLLM_OPERATOR=vllm: vLLM has no INT4 kernel .*: unset it"):
+        choose(dense)
+
+
+@pytest.mark.vllm
 def test_the_variable_forces_an_operator_or_says_why_it_cannot(monkeypatch):
+    from vllm_ext.quantization.vllm_operator import why_no_cpu_kernel
+
     for name in NAMES:
+        if name == "vllm" and why_no_cpu_kernel() is not None:
+            continue  # the test above
         monkeypatch.setenv(FORCE, name)
         assert choose(problem()).operator.name == name
     monkeypatch.setenv(FORCE, "sparse")
-    with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparse: more than 75% of the layer is kept: unset it"):
-        choose(problem(density=1.0))
+    with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparse: a float32 layer of which more than 75% is kept"):
+        choose(problem(density=1.0, dtype=torch.float32))
 
 
 def test_an_unknown_operator_is_named(monkeypatch):

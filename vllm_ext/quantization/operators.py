@@ -7,8 +7,8 @@ with other codes at kept places: mask, scales and zero points are shared, only t
 |---|---|---|---|
 | `torch` | everywhere: the reference | the float weight in the activations' dtype | another float weight |
 | `vllm` | what vLLM's own dense INT4 kernels take | 4 bits a weight and the scales | 4 bits a weight |
-| `sparse` | CPU, density at most 0.75 (sqft_plugins.kernels) | 1 bit a weight, 4 bits a kept weight, the scales | 4 bits a kept weight |
-"""  # noqa: E501
+| `sparse` | CPU (sqft_plugins.kernels) | 1 bit a weight, 4 bits a kept weight, the scales | 4 bits a kept weight |
+"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sqft_plugins.errors import MismatchError, SQFTError, nearest
 from sqft_plugins.grid import QuantizedWeight, lost_zeros
 
 MAX_DENSITY = 0.75
-"""Above it a layer stays dense: the mask costs more than the pruned codes."""
+"""Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
 FORCE = "SQFT_VLLM_OPERATOR"
 
 
@@ -107,6 +107,9 @@ def operators() -> dict[str, Operator]:
 def choose(problem: Problem) -> Choice:
     """The fastest operator that takes the shard, or the one that SQFT_VLLM_OPERATOR names.
 
+    A shard of a density above MAX_DENSITY goes to vLLM's dense kernel. Where vLLM has none for this processor (without
+    AVX-512) the sparse kernel still is the fastest that keeps INT4 in memory, at 5 bits a weight.
+
     Raises SQFTError where the named one is unknown or cannot.
     """
     known = operators()
@@ -117,7 +120,12 @@ def choose(problem: Problem) -> Choice:
             raise SQFTError(f"{FORCE}={forced}: {why_not}: unset it")
         return Choice(known[forced], f"{FORCE}={forced}")
     reasons: list[str] = []
-    for operator in known.values():
+    order = list(NAMES)
+    if problem.density > MAX_DENSITY:
+        order = ["vllm", "sparse", "torch"]
+        reasons.append(f"more than {MAX_DENSITY:.0%} of the layer is kept")
+
+    for operator in (known[name] for name in order):
         why_not = operator.why_not(problem)
         if why_not is None:
             return Choice(operator, "; ".join(reasons) or "the fastest that fits")
@@ -134,6 +142,7 @@ def forced_name() -> str | None:
 
 
 NAMES = ("sparse", "vllm", "torch")
+"""The fastest first, where zeros pay."""
 
 
 def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:

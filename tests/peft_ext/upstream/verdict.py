@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import aim
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from left_out import FAIL_FOR_LORA, LEFT_OUT, REFUSALS, SLOW
+from left_out import FAIL_FOR_LORA, LEFT_OUT, REFUSALS, SLOW, TOLERANCES
 
 OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled)
 SLOW_TOO = os.environ.get("SQFT_SLOW") == "1"
@@ -28,7 +31,8 @@ def judged(item: pytest.Function, expected: bool = False) -> Iterator[None]:
     """
     settings = settings_of(item)
     try:
-        result = yield
+        with tolerance(item):
+            result = yield
     except (Exception, pytest.fail.Exception) as error:
         errors = list(chain(error))
         if any(isinstance(one, OFFLINE) for one in errors):
@@ -48,6 +52,16 @@ def judged(item: pytest.Function, expected: bool = False) -> Iterator[None]:
     if expected and (reason := listed(item, MUST_FAIL)):
         pytest.fail(f"passes, but left_out.py lists it ({reason}): remove it from the list")
     return result
+
+
+@contextmanager
+def tolerance(item: pytest.Function) -> Iterator[None]:
+    """torch.allclose with the absolute tolerance that the list gives to this test."""
+    atol, _ = TOLERANCES.get(name_of(item), (None, ""))
+    with pytest.MonkeyPatch.context() as patch:
+        if atol is not None:
+            patch.setattr(torch, "allclose", partial(torch.allclose, atol=atol))
+        yield
 
 
 def settings_of(item: pytest.Function) -> str | None:
