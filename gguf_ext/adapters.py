@@ -18,6 +18,7 @@ from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import AdapterMismatchError, GGUFError, RuntimeFailedError, UnknownAdapterError
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.errors import nearest
+from sqft_plugins.identity import file_hash
 
 ALORA = "adapter.alora.invocation_tokens"
 
@@ -29,7 +30,7 @@ class Adapters:
         """model, context: llama.cpp's pointers; the owner calls `close` before it frees them. path: for messages."""
         self._c, self._model, self._context, self._path = library(), model, context, path
         self._handles: dict[str, Any] = {}
-        self._identities: dict[str, tuple[str, int, int]] = {}
+        self._identities: dict[str, str] = {}
         self.files: dict[str, Path] = {}
         self.active: dict[str, float] = {}
 
@@ -42,14 +43,13 @@ class Adapters:
             raise GGUFError(f"adapter {file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
         self._check(GGUFFile(file).metadata, file)
         forget_errors()
+        content = file_hash(Path(file))  # before llama.cpp reads it: what is written meanwhile is another file
         handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not handle:
             raise AdapterMismatchError(
                 f"llama.cpp cannot add {file} to {self._path} ({last_error()}): export it for this base"
             )
-        self._handles[name], self.files[name] = handle, Path(file)
-        stat = Path(file).stat()
-        self._identities[name] = (str(Path(file).resolve()), stat.st_size, stat.st_mtime_ns)
+        self._handles[name], self.files[name], self._identities[name] = handle, Path(file), content
 
     def set(self, scales: Mapping[str, float]) -> bool:
         """Makes these (name → scale) the active ones, and no others; a scale of 0 is off. → whether anything changed:
@@ -79,7 +79,7 @@ class Adapters:
         token."""
         if not self.active:
             return ()
-        parts = [(*self._identities[name], scale) for name, scale in self.active.items()]
+        parts = [(self._identities[name], scale) for name, scale in self.active.items()]
         return (-1 - zlib.crc32(repr(sorted(parts)).encode()),)
 
     def close(self) -> None:

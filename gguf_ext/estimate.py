@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gguf_ext.split import aligned, table_bytes
 from gguf_ext.vocab import read_vocabulary
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
+from sqft_plugins.identity import while_unchanged
 from sqft_plugins.progress import say
 
 HEADER = 24
@@ -52,7 +52,7 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
 
 
-@lru_cache(maxsize=4)
+@while_unchanged
 def vocabulary_bytes(path: Path) -> int:
     """The tokenizer's metadata in the file; remembered, since reading a large vocabulary takes seconds. Raises
     GGUFError for a tokenizer that llama.cpp lacks."""

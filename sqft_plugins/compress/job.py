@@ -28,6 +28,7 @@ from sqft_plugins.checkpoint.files import (
 )
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import DiskFullError, SQFTError
+from sqft_plugins.identity import content_hash
 from sqft_plugins.progress import say
 
 REQUEST, PROGRESS = "request.json", "progress.json"
@@ -71,10 +72,9 @@ class Job:
         return self.path / f"states-{block}.safetensors"
 
 
-def fingerprint(source: ModelFolder) -> dict[str, list[int]]:
-    """File name → size and time of change, of the files that a result depends on."""
-    files = [*sorted(set(source.files.values())), *sorted(source.path.glob("*.json"))]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+def fingerprint(source: ModelFolder) -> str:
+    """SHA-256 of all that a result depends on: weights, configuration, tokenizer, masks."""
+    return content_hash(source.path)
 
 
 @contextmanager

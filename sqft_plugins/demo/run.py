@@ -21,6 +21,7 @@ from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
 from sqft_plugins.evaluate.tasks import JsonlTask, limited, split_examples
+from sqft_plugins.identity import content_hash
 from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Task
@@ -112,10 +113,8 @@ class Demo:
         if s.model is None:
             run("base", self.make_base, output="base/config.json")
         else:
-            files = {
-                f.name: (f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(self.base.iterdir()) if f.is_file()
-            }
-            run("base", lambda: {"model": s.model}, settings={"model": s.model, "files": files})
+            about = {"model": s.model, "content": content_hash(self.base)}
+            run("base", lambda: {"model": s.model}, settings=about)
         prune = run("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output="pruned/config.json")
         self.masks = ModelFolder(self.out / "pruned").packed_masks
         rows = [run("dense", lambda: self.folder_row(self.base), after=["prune"], settings=scoring)]

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sqft_plugins
 from sqft_plugins.elastic import Rank, configuration
+from sqft_plugins.identity import content_hash, hash_of_files
 from sqft_plugins.kernels.library import FILE, library
 
-LIBRARIES = ("torch", "transformers", "peft", "llama-cpp-python", "compressed-tensors")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "llama-cpp-python", "compressed-tensors")
 PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
-IGNORED = (".md", ".png", ".html", ".log", ".csv")
-"""Ends of files in a model folder that no runtime reads."""
-_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
 def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,29 +29,16 @@ def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str,
     return about | {"libraries": installed, "code": code_hash()}
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 over the names and contents of a file, or of the files of a folder. A part of a split GGUF file stands
-    for all of them: llama.cpp finds the others by their names."""
-    if path.is_file():
-        part = _PART.fullmatch(path.name)
-        if part is None:
-            return _digest([path], path.parent)
-        found = {file: _PART.fullmatch(file.name) for file in path.parent.iterdir()}
-        return _digest([file for file, one in found.items() if one and one.groups() == part.groups()], path.parent)
-    files = [file for file in path.rglob("*") if file.is_file() and file.suffix not in IGNORED]
-    return _digest([file for file in files if not file.name.startswith(".")], path)
-
-
 def adapter_hash(adapter: Path) -> str:
     """SHA-256 over the configuration and the weights of an adapter folder."""
-    return _digest([adapter / "adapter_config.json", adapter / "adapter_model.safetensors"], adapter)
+    return hash_of_files([adapter / "adapter_config.json", adapter / "adapter_model.safetensors"], adapter)
 
 
 @cache
 def code_hash() -> str:
     """SHA-256 over the Python files of this project, so that a changed engine is not believed to answer as before."""
     root = Path(sqft_plugins.__file__).parents[1]
-    return _digest([file for name in PACKAGES for file in (root / name).rglob("*.py")], root)
+    return hash_of_files([file for name in PACKAGES for file in (root / name).rglob("*.py")], root)
 
 
 def rank_in_force(adapter: Path, rank: Rank) -> Rank:
@@ -81,15 +64,6 @@ def _adapter(model: Path, adapter: Path, rank: Rank) -> dict[str, Any]:
         "rank": rank_in_force(folder, rank),
         "grid": content_hash(grid) if grid is not None else None,
     }
-
-
-def _digest(files: Iterable[Path], root: Path) -> str:
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with open(file, "rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.relative_to(root)} {content}\n".encode())
-    return total.hexdigest()
 
 
 def _version(name: str) -> str | None:

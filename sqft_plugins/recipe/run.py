@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +13,8 @@ from sqft_plugins.checkpoint import write_file
 from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.errors import SQFTError, nearest
-from sqft_plugins.evaluate.identity import IGNORED
 from sqft_plugins.evaluate.lm_data import VARIABLE
+from sqft_plugins.identity import IGNORED, content_hash, file_hash, files_of, hash_of_files
 from sqft_plugins.recipe.artefact import Artefact, from_path
 from sqft_plugins.recipe.inputs import check_inputs, check_model
 from sqft_plugins.recipe.make import Maker, output_of
@@ -118,8 +117,8 @@ def inputs_of(step: Step) -> dict[str, Any]:
     }
     if section.verb == "eval" and section.data_dir is None and os.environ.get(VARIABLE):
         found["data_dir"] = os.environ[VARIABLE]
-    uses = {role: artefact.name if artefact.step else _files(artefact.path) for role, artefact in step.uses.items()}
-    targets = [artefact.name if artefact.step else _files(artefact.path) for artefact, _ in step.targets]
+    uses = {role: artefact.name if artefact.step else _identity(artefact.path) for role, artefact in step.uses.items()}
+    targets = [artefact.name if artefact.step else _identity(artefact.path) for artefact, _ in step.targets]
     ranks = [rank and (rank.search.name if rank.search else rank.rank) for rank in (step.rank, *_ranks(step))]
     return {"verb": step.verb, "options": found, "uses": uses, "targets": targets, "ranks": ranks}
 
@@ -157,7 +156,7 @@ def _prepare(path: Path) -> dict[str, Any]:
 
 def _base_inputs(recipe: Recipe) -> dict[str, Any]:
     path = Path(recipe.model)
-    return {"settings": {"files": _files(path)} if path.is_dir() else {"model": recipe.model}}
+    return {"settings": {"content": _identity(path)} if path.is_dir() else {"model": recipe.model}}
 
 
 def _ranks(step: Step) -> list[Any]:
@@ -165,20 +164,18 @@ def _ranks(step: Step) -> list[Any]:
 
 
 def _content(value: Any) -> Any:
-    """The hash of a file, names and sizes in a folder; anything else as it is."""
+    """The hash of a file or a folder; anything else as it is."""
     if isinstance(value, list):
         return [_content(one) for one in value]
     path = Path(value) if isinstance(value, str) else None
     if path is not None and path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    if path is not None and path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return {str(file.relative_to(path)): file.stat().st_size for file in files}
-    return value
+        return file_hash(path)
+    return hash_of_files(files_of(path), path) if path is not None and path.is_dir() else value
 
 
-def _files(path: Path) -> dict[str, list[int]]:
-    """Size and time of change of a file, or of those that lie in a model or adapter folder."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    read = [file for file in files if file.suffix not in IGNORED and not file.name.startswith(".")]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in read}
+def _identity(path: Path) -> str:
+    """The hash of a model or adapter; value planes, which a step may write into an adapter's folder, are not of it."""
+    if not (path / "adapter_config.json").is_file():
+        return content_hash(path)
+    own = [file for file in files_of(path) if file.relative_to(path).parts[0] != "planes"]
+    return hash_of_files([file for file in own if file.suffix not in IGNORED], path)

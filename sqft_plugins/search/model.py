@@ -11,8 +11,9 @@ from typing import Any
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.errors import KernelError, SQFTError
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
-from sqft_plugins.evaluate.identity import adapter_hash, content_hash
+from sqft_plugins.evaluate.identity import adapter_hash
 from sqft_plugins.hardware import on_fast_device, parse_dtype
+from sqft_plugins.identity import content_hash
 from sqft_plugins.kernels.library import library
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say

@@ -19,6 +19,7 @@ from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
+from sqft_plugins.identity import content_hash
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
@@ -166,8 +167,6 @@ def train_adapter(
 
 def _identity(what: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
     """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
-    from sqft_plugins.evaluate.identity import content_hash
-
     without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}  # said otherwise, or no matter
     training = {name: value for name, value in what["training"].items() if name not in without}
     adapter = dict(what["adapter"])

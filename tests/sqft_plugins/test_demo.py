@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sqft_plugins.demo.report import write_report
 from sqft_plugins.demo.run import DemoSettings, run_demo
@@ -69,6 +70,10 @@ def test_another_model_under_the_same_name_is_not_reused(tiny_llama, tmp_path) -
     model = tmp_path / "model"
     shutil.copytree(tiny_llama, model)
     run_demo(tmp_path / "out", settings(model))
+    os.utime(model / "model.safetensors", ns=(1, 1))  # the same model
+    assert "pruned" in run_demo(tmp_path / "out", settings(model))["reused"]
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor.flip(0) for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
     os.utime(model / "model.safetensors", ns=(1, 1))
     assert run_demo(tmp_path / "out", settings(model))["reused"] == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,21 @@ def test_killed_at_any_block_the_result_is_byte_identical(
         {**row, "seconds": 0} for row in undisturbed["layers"]
     ]
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("swapped", ["model.safetensors", "tokenizer.json"])
+def test_another_model_under_the_same_name_size_and_time_does_not_go_on_from_there(
+    swapped, folder_of, tmp_path, capfd
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(folder_of("llama", num_hidden_layers=4), path)
+    killed(2, False, lambda: prune_folder(path, tmp_path / "out", sparsity=0.5, **SMALL))
+    before, content = (path / swapped).stat(), (path / swapped).read_bytes()
+    last_bit = content[:-1] + bytes([content[-1] ^ 1])
+    (path / swapped).write_bytes(last_bit if swapped.endswith("s") else content.replace(b"\n", b" ", 1))
+    os.utime(path / swapped, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prune_folder(path, tmp_path / "out", sparsity=0.5, **SMALL)
+    assert "is of another command or another model: starting anew" in capfd.readouterr().err
 
 
 def test_another_command_does_not_go_on_from_there(folder_of, tmp_path, capfd) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.identity import while_unchanged
 from sqft_plugins.mask import mask_hash
 from vllm_ext.adapters.folder import AdapterFolder
 
@@ -32,7 +32,7 @@ def check_base(folder: AdapterFolder, base: Path | None) -> None:
 
 
 def _check_masks(folder: AdapterFolder, base: Path) -> None:
-    masks = _masks(str(base))
+    masks = _masks(base)
     if not masks:
         return  # the served model carries no masks: nothing to compare with
     missing = [module for module in folder.modules if module not in masks]
@@ -45,12 +45,11 @@ def _check_masks(folder: AdapterFolder, base: Path) -> None:
         )
 
 
-@lru_cache(maxsize=4)
-def _masks(base: str):
+@while_unchanged
+def _masks(base: Path):
     return ModelFolder(base).packed_masks
 
 
-@lru_cache(maxsize=256)
 def _stamped_hash(path: Path) -> str | None:
     try:
         stamp = ModelFolder(path).stamp

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
 from sqft_plugins.elastic import check_rank_choices, configuration, parse_rank
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.identity import file_hash
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -31,8 +32,8 @@ Kind = Literal["lora", "masked", "quantization-aware"]
 the base's INT4 grid."""
 
 
-Signature = tuple[Any, ...]
-"""Changes when a file of an adapter folder is replaced or written to."""
+Signature = tuple[tuple[str, str], ...]
+"""(name, SHA-256) of each file that decides an adapter's answers: another one has other content."""
 
 
 class UnknownRankError(SQFTError):
@@ -90,24 +91,20 @@ class AdapterFolder:
 
 
 def signature(path: Path) -> Signature | None:
-    """None where the adapter is gone. Costs a few microseconds: it is asked for at every request."""
+    """None where the adapter is gone. Asked for at every request: costs a few microseconds while nothing changes, after
+    a change a reading of the files."""
     try:
-        return tuple(_stat(path / file) for file in (CONFIG, WEIGHTS)) + _configurations(path)
+        files = [path / CONFIG, path / WEIGHTS, *_configurations(path)]
+        return tuple((str(file.relative_to(path)), file_hash(file)) for file in files)
     except OSError:
         return None
 
 
-def _stat(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _configurations(path: Path) -> Signature:
+def _configurations(path: Path) -> list[Path]:
     try:
-        entries = sorted(os.scandir(path / FOLDER), key=lambda entry: entry.name)
+        return sorted(Path(entry.path) for entry in os.scandir(path / FOLDER) if entry.is_file())
     except OSError:
-        return ()
-    return tuple((entry.name, *_stat(Path(entry.path))) for entry in entries if entry.is_file())
+        return []
 
 
 def open_adapter(path: str | Path) -> AdapterFolder:

@@ -22,6 +22,7 @@ from vllm_ext.patching import replace_method
 
 CHECKED = 1024
 """Variants of which it is remembered that they were checked."""
+_NUMBERED: dict[int, str] = {}
 
 
 def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRARequest:
@@ -35,11 +36,21 @@ def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRAReq
     own = path.with_name(name.adapter)
     folder = open_adapter(own)
     handler(folder).check(folder, name.rank, None)
-    version = hashlib.sha256(repr(signature(own)).encode()).hexdigest()[:8]
-    variant = Variant(own, name.rank, version)
-    if lora_int_id is None:
-        lora_int_id = 1 + int(hashlib.sha256(str(variant).encode()).hexdigest()[:7], 16)
-    return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id, lora_path=str(variant))
+    variant = str(Variant(own, name.rank, version_of(own)))
+    return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id or _number_of(variant), lora_path=variant)
+
+
+def version_of(folder: Path) -> str:
+    """Another one for an adapter folder with other content."""
+    return hashlib.sha256(repr(signature(folder)).encode()).hexdigest()[:16]
+
+
+def _number_of(variant: str) -> int:
+    """A number that no other variant has in this process: vLLM takes the same number for the same weights."""
+    number = 1 + int(hashlib.sha256(variant.encode()).hexdigest()[:7], 16)
+    while _NUMBERED.setdefault(number, variant) != variant:
+        number += 1
+    return number
 
 
 def patch_admission() -> bool:
@@ -57,6 +68,8 @@ def patch_admission() -> bool:
                 return
             try:
                 folder = open_adapter(variant.folder)
+                if variant.version not in ("", version_of(variant.folder)):
+                    raise SQFTError(f"adapter {folder.path.name} has changed since: ask lora_request for it again")
                 handler(folder).check(folder, variant.rank, _base(self.vllm_config), self.vllm_config)
             except SQFTError as error:
                 raise VLLMValidationError(str(error), parameter="model") from error

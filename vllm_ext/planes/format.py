@@ -25,10 +25,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint import ModelFolder, Stamp, write_file
+from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
+from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, lost_zeros
+from sqft_plugins.identity import file_hash, while_unchanged
 
 PLANE_VERSION = 1
 KEY = "sqft_plane"
@@ -59,8 +61,8 @@ def plane_key(base: Mapping[str, Any], adapter: str, ranks: Mapping[str, int]) -
 
 
 def base_identity(folder: ModelFolder) -> dict[str, Any]:
-    """What of an INT4 folder's stamp must not differ: all but its path and the release that wrote it. Raises
-    MismatchError for a folder that has no stamp, or is float."""
+    """What of an INT4 folder must not differ: its stamp, but for its path and the release that wrote it, and its codes:
+    two merges of one base have the same stamp. Raises MismatchError for a folder that has no stamp, or is float."""
     if folder.grid is None:
         raise MismatchError(f"model {folder.path} is float: value planes are of its INT4 folder, name that one")
     if folder.stamp is None:
@@ -68,11 +70,16 @@ def base_identity(folder: ModelFolder) -> dict[str, Any]:
             f"model {folder.path} has no stamp (sqft/stamp.json), so nothing tells that a plane is its own: "
             "make it with `sqft quantize`"
         )
-    return identity_of(folder.stamp)
+    stamp = folder.stamp.model_dump(mode="json", exclude={"base", "created_by"}, exclude_none=True)
+    return stamp | {"code_hash": code_hash(folder.path)}
 
 
-def identity_of(stamp: Stamp) -> dict[str, Any]:
-    return stamp.model_dump(mode="json", exclude={"base", "created_by"}, exclude_none=True)
+@while_unchanged
+def code_hash(folder: Path) -> str:
+    """SHA-256 of the INT4 codes of all modules, in whatever form the folder stores them."""
+    model = ModelFolder(folder)
+    codes = ((module, model.quantized(module).codes.contiguous().numpy()) for module in model.quantized_modules)
+    return combined_hash({module: hashlib.sha256(own.tobytes()).hexdigest() for module, own in codes})
 
 
 def adapter_identity(adapter: Path) -> str:
@@ -80,8 +87,7 @@ def adapter_identity(adapter: Path) -> str:
     its base, may change. Raises CheckpointError."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text())
-        with open(adapter / "adapter_model.safetensors", "rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = file_hash(adapter / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"adapter {adapter} cannot be read ({error}): copy it again") from error
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "mask_hash", "grid_stamp")

@@ -16,12 +16,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
-from vllm_ext.adapters.folder import Signature, signature
 from vllm_ext.planes.build import FOLDER
 from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
 
@@ -53,7 +51,7 @@ def find_plane(base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind:
     with the way out, where it is neither there nor can be built: a plane is exact only with the weights it was trained
     over.
     """
-    key = plane_key(base_identity(base), _adapter(adapter, signature(adapter)), ranks)
+    key = plane_key(base_identity(base), adapter_identity(adapter), ranks)
     file = store_folder() / f"{key}{SUFFIX}"
     with _locked(file):
         if not file.is_file():
@@ -138,8 +136,3 @@ def _locked(file: Path) -> Iterator[None]:
 def _shown(ranks: Mapping[str, int]) -> str:
     numbers = set(ranks.values())
     return f"r{numbers.pop()}" if len(numbers) == 1 else "FILE.json"
-
-
-@lru_cache(maxsize=256)
-def _adapter(adapter: Path, now: Signature | None) -> str:
-    return adapter_identity(adapter)
