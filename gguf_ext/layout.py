@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
+from gguf_ext.arch import Architecture, Config, Entry, find_architecture, model_class, read_config, table_of
 from gguf_ext.ending import END_TOKENS, end_tokens
-from gguf_ext.errors import UnsupportedArchitectureError
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import model_entries, sqft_entries
 from gguf_ext.plan import Source, check_order, sources
@@ -32,16 +31,13 @@ class Layout:
 
 
 def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout:
-    """The layout by the table of the model's class; without one by `template`. Raises UnsupportedArchitectureError,
-    UnmappedTensorError, TemplateError, ActOrderError."""
+    """The layout by the table of the model's class; of a class that has none by `template`. What a table refuses, no
+    template lets in. Raises UnsupportedArchitectureError, UnmappedTensorError, TemplateError, ActOrderError."""
     check_order(folder)
-    try:
-        architecture = find_architecture(folder.config, folder.path)
-        config = _config(folder, architecture)
-    except UnsupportedArchitectureError as error:
-        if template is None:
-            raise
-        return _of_template(folder, template, str(error))
+    if template is not None and table_of(folder.config, folder.path) is None:
+        return _of_template(folder, template)
+    architecture = find_architecture(folder.config, folder.path)
+    config = _config(folder, architecture)
     entries = model_entries(folder, architecture, config)
     found = sources(folder, architecture, config)
     return Layout(architecture.name, found, entries, config=config, note=architecture.note(config))
@@ -56,9 +52,13 @@ def _config(folder: ModelFolder, architecture: Architecture) -> Config:
     return {**config, END_TOKENS: end_tokens(folder, config)}
 
 
-def _of_template(folder: ModelFolder, template: GGUFFile, why: str) -> Layout:
+def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
     found = template_sources(folder, template)
-    say(f"{why.partition(': known')[0]}: its tensors are named and ordered as in {template.path}")
+    name = model_class(folder.config)
+    say(
+        f"model {folder.path} is {name}, which has no table here: its tensors are named and ordered as in "
+        f"{template.path}"
+    )
     described, model = copied_entries(template)
     model += [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
     return Layout(str(template.metadata["general.architecture"]), found, model, described)

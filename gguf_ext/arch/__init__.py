@@ -27,10 +27,12 @@ __all__ = [
     "find_architecture",
     "head_width",
     "known_architectures",
+    "model_class",
     "normalized",
     "read_config",
     "rotary",
     "rotary_order",
+    "table_of",
 ]
 
 ARCHITECTURES: tuple[Architecture, ...] = (BLOOM, GEMMA3, GPT2, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3)
@@ -54,16 +56,63 @@ def known_architectures() -> dict[str, Architecture]:
 
 def find_architecture(config: dict[str, Any], model: str | Path) -> Architecture:
     """The table for a config.json. Raises UnsupportedArchitectureError, naming those there are."""
-    names = config.get("architectures") or [config.get("model_type", "none")]
-    name = names[0]
-    known = known_architectures()
-    if name in known:
-        return known[name]
-    if name in REFUSED:
+    found = table_of(config, model)
+    if found is None:
+        name = model_class(config)
         raise UnsupportedArchitectureError(
-            f"model {model} is {name}: {REFUSED[name]}; known: {', '.join(sorted(known))}"
+            f"model {model} is {name}, which has no table here: {nearest(name, known_architectures())}"
         )
-    raise UnsupportedArchitectureError(f"model {model} is {name}, which has no table here: {nearest(name, known)}")
+    return found
+
+
+def table_of(config: dict[str, Any], model: str | Path) -> Architecture | None:
+    """The table for a config.json, None where there is none: only then may a file of the same base tell the layout.
+
+    The class that `architectures` names and the one that transformers makes of `model_type` count alike, so that a
+    model which a table would refuse is not let in under another name. Raises UnsupportedArchitectureError for a class
+    that llama.cpp lacks, and where the two have different tables.
+    """
+    known = known_architectures()
+    named, loaded = model_class(config), _class_of_type(config)
+    for name in (named, loaded):
+        if name in REFUSED:
+            raise UnsupportedArchitectureError(
+                f"model {model} is {name}: {REFUSED[name]}; known: {', '.join(sorted(known))}"
+            )
+    if loaded in known and named in _classes() and known.get(named) is not known[loaded]:
+        raise UnsupportedArchitectureError(
+            f"model {model} is {named} by its architectures, but {loaded} by its model_type, which transformers loads: "
+            "correct config.json"
+        )
+    if named in known or not config.get("architectures"):
+        return known.get(named)
+    if loaded in known:
+        raise UnsupportedArchitectureError(
+            f"model {model} is {named}, which has no table here, but transformers loads it as {loaded}: if it is that, "
+            f'write "architectures": ["{loaded}"] in its config.json'
+        )
+    return None
+
+
+def model_class(config: dict[str, Any]) -> str:
+    """The class that a config.json names, else that of its type, else the type."""
+    names = config.get("architectures")
+    return str(names[0]) if names else _class_of_type(config) or str(config.get("model_type", "none"))
+
+
+def _class_of_type(config: dict[str, Any]) -> str:
+    """The class that `AutoModelForCausalLM` makes of a config.json; "" where transformers does not know the type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type", "")), "")
+    return found if isinstance(found, str) else found[0]
+
+
+def _classes() -> set[str]:
+    """The classes of causal language models that transformers has."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return {name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
 
 
 def read_config(model: str | Path, architecture: Architecture) -> Config:

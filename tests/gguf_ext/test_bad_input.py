@@ -105,7 +105,7 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
             if case == "damaged template":
                 (tmp_path / "base.gguf").write_bytes(data[:-100])
             else:
-                _config(folder, architectures=["FalconForCausalLM"])
+                _config(folder, architectures=["FalconForCausalLM"], model_type="falcon")
                 _tensor(folder, "model.layers.1.mlp.up_proj.weight", lambda w: w.normal_())
             options["template_gguf"] = tmp_path / "base.gguf"
         return folder, options
