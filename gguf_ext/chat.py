@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_ext.errors import GGUFError, RuntimeFailedError
+from gguf_ext.errors import GGUFError
+from gguf_ext.prompt import TEMPLATE
 from sqft_plugins.errors import nearest
 
 if TYPE_CHECKING:
     from gguf_ext.llama import AdapterLlama
 
-TEMPLATE = "tokenizer.chat_template"
 HELP = {
     "/adapter [NAME[:SCALE] ... | none]": "show the adapters; make these the active ones; switch all off",
     "/scale NUMBER": "the scale of the active adapters",
@@ -128,11 +128,6 @@ class Chat:
                 hint = "use /reset" if self.templated else "shorten it"
                 raise GGUFError(
                     f"the conversation does not fit context={self.llm.n_ctx()}: {hint}, or give a larger --context"
-                ) from error
-            # a template raises ValueError by llama-cpp-python's raise_exception, and whatever jinja2 has
-            if self.templated and (isinstance(error, ValueError) or type(error).__module__.startswith("jinja2")):
-                raise RuntimeFailedError(
-                    f"the chat template of {self.llm.model_path} fails ({error}): use --plain, or another file"
                 ) from error
             raise
 

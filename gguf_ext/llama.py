@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from gguf_ext.adapters import Adapters
-from gguf_ext.backend import last_error, library
+from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import GGUFError, RuntimeFailedError
+from gguf_ext.prompt import DEFAULT, TEMPLATE, ChatTemplates, metadata_texts
 from gguf_ext.reader import GGUFFile
-from gguf_ext.runtime import CONTEXT
+from gguf_ext.runtime import CONTEXT, token_piece
 
 library()  # raises where llama-cpp-python is missing, and takes llama.cpp's log
 from llama_cpp import Llama, LlamaState  # noqa: E402
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
+from llama_cpp.llama_chat_format import (  # noqa: E402
+    ChatFormatterResponse,
+    chat_formatter_to_chat_completion_handler,
+)
+from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
+
+CHAT_FORMAT = "chat_template"
+"""llama-cpp-python's name of the template NAME of the file is `chat_template.NAME`."""
 
 
 def load(
@@ -39,12 +48,12 @@ def load(
         raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
     if options.get("lora_path"):
         raise GGUFError(f"lora_path={options['lora_path']} cannot be switched: give it as adapters={{name: file}}")
-    metadata = GGUFFile(path).metadata
+    file = GGUFFile(path)
     if n_ctx is None:
-        trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+        trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
         n_ctx = min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT
     try:
-        return AdapterLlama(str(path), adapters=adapters, n_ctx=n_ctx, verbose=verbose, **options)
+        return AdapterLlama(str(path), adapters=adapters, file=file, n_ctx=n_ctx, verbose=verbose, **options)
     except GGUFError:
         raise
     except ValueError as error:  # what `Llama` raises where llama.cpp gives no model or context
@@ -65,18 +74,73 @@ class AdapterLlama(Llama):
     Switch between requests, not while a stream is being read. A switch empties the attention cache; what a cache given
     to `set_cache` holds is found again under the adapters it was computed with. Several at once and their scales cost
     what their files cost: every active one is multiplied. `close` frees them with the model.
+
+    `create_chat_completion` renders the file's own template as transformers does, unless `chat_format` or
+    `chat_handler` is given; a file without one raises GGUFError there.
     """
 
-    def __init__(self, model_path: str, *, adapters: Mapping[str, str | Path] | None = None, **options: Any):
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        file: GGUFFile | None = None,
+        **options: Any,
+    ):
+        """file: what is at `model_path`, where it was read before. options: those of `Llama`."""
+        file = file or GGUFFile(model_path)
+        texts = metadata_texts(file)
+        self._metadata = {key: text for key, text in texts.items() if not key.startswith(TEMPLATE)}
+        forget_errors()
         super().__init__(model_path, **options)
+        self._metadata = texts
+        self._templates = ChatTemplates(file)
+        names = {DEFAULT, *self._templates.templates}
+        self._chat_handlers = {f"{CHAT_FORMAT}.{name}": self._handler(name) for name in names}
+        if options.get("chat_format") is None and self.chat_handler is None:
+            self.chat_format = f"{CHAT_FORMAT}.{DEFAULT}"
+        if options.get("tokenizer") is None:
+            self.tokenizer_ = _Tokenizer(self)
         self._adapters = Adapters(self.model, self.ctx, model_path)
         self._stack.callback(self._adapters.close)  # before the context and the model, which were entered earlier
         try:
-            for name, file in (adapters or {}).items():
-                self._adapters.add(name, file)
+            for name, path in (adapters or {}).items():
+                self._adapters.add(name, path)
         except Exception:
             self.close()
             raise
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As `Llama.metadata`, every value whole."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, found: dict[str, str]) -> None:
+        """What `Llama` reads is dropped: it would compile the templates, and choose formatters of its own by them."""
+
+    def create_completion(self, prompt: Any, suffix: str | None = None, *args: Any, **options: Any) -> Any:
+        """As `Llama.create_completion`; a text gets the special tokens that llama.cpp puts around it, where `Llama`
+        appends the separator of every tokenizer that has one."""
+        plain = not args and not options.get("echo") and options.get("logprobs") is None
+        if plain and suffix is None and isinstance(prompt, str) and prompt:
+            prompt = self.tokenize(prompt.encode(), add_bos=True, special=True)
+        return super().create_completion(prompt, suffix, *args, **options)
+
+    def _handler(self, name: str) -> Any:
+        """What llama-cpp-python calls for `create_chat_completion` with this template of the file."""
+        chosen = None if name == DEFAULT else name
+
+        def formatter(*, messages: Any, tools: Any = None, **others: Any) -> ChatFormatterResponse:
+            others = {key: value for key, value in others.items() if value is not None}
+            prompt = self._templates.prompt(messages, tools, chosen, **others)
+            if not prompt:
+                raise GGUFError(
+                    f"the chat template of {self.model_path} makes nothing of the conversation: use --plain"
+                )
+            return ChatFormatterResponse(prompt=prompt, added_special=True)  # it ends where the file's tokens end it
+
+        return chat_formatter_to_chat_completion_handler(formatter)
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -123,6 +187,15 @@ class AdapterLlama(Llama):
         active = state.pop("active")
         super().__setstate__(state)
         self.set_adapters(active)
+
+
+class _Tokenizer(LlamaTokenizer):
+    """llama-cpp-python's own has room for 32 bytes of a token, and drops a longer one, such as a long run of spaces."""
+
+    def detokenize(self, tokens: Any, prev_tokens: Any = None, special: bool = False) -> bytes:
+        text = b"".join(token_piece(self._model.vocab, token, special) for token in tokens)
+        begins = len(tokens) > 0 and tokens[0] == self._model.token_bos()
+        return text[1:] if begins and text[:1] == b" " else text  # as in `LlamaTokenizer`
 
 
 class _AdapterCache(BaseLlamaCache):

@@ -214,12 +214,7 @@ class LlamaSession:
         return torch.from_numpy(rows)
 
     def _piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(256)
-        count = self._c.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        if count < 0:
-            buffer = ctypes.create_string_buffer(-count)
-            count = self._c.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[:count]
+        return token_piece(self._vocab, token)
 
     def _fits(self, tokens: int) -> None:
         if tokens > self.context:
@@ -227,6 +222,17 @@ class LlamaSession:
                 f"{tokens} tokens do not fit context={self.context} of {self.path}: "
                 f"shorten the text, or open with a larger context"
             )
+
+
+def token_piece(vocab: Any, token: int, special: bool = False) -> bytes:
+    """The bytes of a token, of any length; of a special one only where `special`."""
+    c = library()
+    buffer = ctypes.create_string_buffer(256)
+    count = c.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    if count < 0:
+        buffer = ctypes.create_string_buffer(-count)
+        count = c.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    return buffer.raw[:count]
 
 
 def _first(text: str, stop: Sequence[str]) -> str | None:

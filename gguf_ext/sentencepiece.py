@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf_ext.arch import Config
 from gguf_ext.errors import UnsupportedTokenizerError
+from gguf_ext.prompt import DEFAULT, named_templates
 from gguf_ext.vocab import SPACE, TokenKind, Vocabulary
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import SQFTError
@@ -62,8 +63,6 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
         found = int(wanted) if wanted is not None else _signed(trainer.get(field, SPECIAL_DEFAULTS[name]))
         if 0 <= found < len(tokens):
             special_ids[name] = found
-    jinja = folder / "chat_template.jinja"
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else settings.get("chat_template")
     return Vocabulary(
         model="llama",
         pre="default",
@@ -75,8 +74,16 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
         add_bos=bool(settings.get("add_bos_token", True)),
         add_eos=bool(settings.get("add_eos_token", False)),
         space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
-        chat_template=template if isinstance(template, str) else None,
+        chat_templates=_chat_templates(folder, settings),
     )
+
+
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """As transformers finds them: in files, else in tokenizer_config.json."""
+    files = {DEFAULT: folder / "chat_template.jinja"}
+    files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    found = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    return found or named_templates(settings.get("chat_template"))
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, tuple[str, bool]]:

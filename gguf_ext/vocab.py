@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gguf_ext.arch import Config, Entry
 from gguf_ext.ending import END_TOKENS, place_ends
 from gguf_ext.errors import GGUFError, MissingTokenizerError, UnsupportedTokenizerError
 from gguf_ext.pretokenizer import pre_tokenizer_name
+from gguf_ext.prompt import named_templates, template_entries, with_tokens
 
 SPACE = "▁"
 """How sentencepiece writes a space."""
@@ -39,7 +40,7 @@ class TokenKind(IntEnum):
 class Vocabulary:
     """model: `llama` or `gpt2`. pre: the pre-tokenizer. tokens, kinds, scores: one a token id (scores empty for gpt2).
     merges: "left right", best first (empty for llama). special: "bos", "eos", … → id. space_prefix: whether a text gets
-    a space in front."""
+    a space in front. chat_templates: name → text, "default" for the one without a name."""
 
     model: str
     pre: str
@@ -51,7 +52,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     space_prefix: bool
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
 
     def resized(self, size: int) -> Vocabulary:
         """With as many tokens as the embedding has rows: padded with unused ones, or without those that have no row."""
@@ -89,12 +90,18 @@ class Vocabulary:
         entries.append(Entry("tokenizer.ggml.add_eos_token", self.add_eos, "bool"))
         if self.model == "llama":
             entries.append(Entry("tokenizer.ggml.add_space_prefix", self.space_prefix, "bool"))
-        if self.chat_template:
-            entries.append(Entry("tokenizer.chat_template", self.chat_template, "string"))
-        return entries
+        return entries + template_entries(self.chat_templates)
 
 
-SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+SPECIAL_KEYS = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+    "cls": "cls",
+    "mask": "mask",
+}
 """Our names → GGUF's (the spelling of `seperator` is GGUF's)."""
 
 
@@ -178,14 +185,13 @@ def _from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabula
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL_KEYS}
     special = {name: int(token) for name, token in special.items() if token is not None}
     probe = list(tokenizer("a").input_ids)  # what really happens, whichever setting asked for it
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, Mapping):
-        template = template.get("default")
+    templates = named_templates(getattr(tokenizer, "chat_template", None))
+    named = getattr(tokenizer, "special_tokens_map", {})
     common: dict[str, Any] = {
         "special": special,
         "add_bos": probe[:1] == [special.get("bos")],
         "add_eos": len(probe) > 1 and probe[-1:] == [special.get("eos")],
-        "chat_template": template,
+        "chat_templates": {name: with_tokens(text, named) for name, text in templates.items()},
     }
     if data["model"].get("byte_fallback"):
         if pre is not None:
