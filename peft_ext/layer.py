@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import OFFLOADED, is_offloaded
+from peft_ext.evaluated import EvaluatedWeight
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
 from peft_ext.grids import LayerGrid, holds_codes
 from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
@@ -24,6 +26,15 @@ from sqft_plugins.elastic import slice_lora
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
+
+
+@dataclass(frozen=True)
+class KeptBase:
+    """What a merge has set aside: the base layer, its weight in its own layout and its bias."""
+
+    layer: nn.Module
+    weight: Tensor
+    bias: Tensor | None
 
 
 @dataclass
@@ -94,6 +105,7 @@ class Linear(LoraLinear):
     own loops and `ElasticMaskedVariant`.
     keeps_evaluated: whether evaluation keeps one more copy of the weight (`_evaluation_weight`); False, here for all
     layers or on one, makes it anew in each forward.
+    base_is_shared: whether the base module also stands in another place of the model, without this adapter.
     """
 
     keeps_evaluated = True
@@ -103,8 +115,9 @@ class Linear(LoraLinear):
         # the constructor of the parent ends in this method, so our state cannot be made after it
         if "elastic" not in self.__dict__:
             self.elastic: dict[str, ElasticState] = {}
-            self._kept: tuple[Tensor, Tensor | None] | None = None
-            self._evaluated: tuple[tuple, tuple[Tensor, ...], Tensor] | None = None
+            self.base_is_shared = False
+            self._kept: KeptBase | None = None
+            self._evaluated: EvaluatedWeight | None = None
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     @property
@@ -138,7 +151,7 @@ class Linear(LoraLinear):
 
     def unmerged_weight(self) -> Tensor:
         """[out, in]: the base weight, whatever is merged now."""
-        return self._as_out_in(self._kept[0] if self._kept is not None else self.base().weight.data)
+        return self._as_out_in(self._kept.weight.data if self._kept is not None else self.base().weight.data)
 
     def base_mask(self, adapter: str | None = None) -> Tensor:
         """bool [out, in]: the mask stored with the INT4 base under a quantization-aware adapter, else the nonzero
@@ -203,6 +216,8 @@ class Linear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = self._single_adapter(x, args, kwargs)
+        if self.merged and not self.disable_adapters and "adapter_names" not in kwargs:
+            return self._beside_merged(x, *args, **kwargs)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
         base = self.base()
@@ -240,26 +255,35 @@ class Linear(LoraLinear):
         autocast = torch.is_autocast_enabled(x.device.type)
         return adapter if autocast or x.dtype == base.weight.dtype else None
 
+    def _beside_merged(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The merged base and the active adapters that are not merged, which PEFT's own forward would leave out."""
+        result = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.elastic and name not in self.merged_adapters:
+                x = self._cast_input_dtype(x, self.factor("A", name).dtype)
+                result = self.lora_variant[name].forward(self, active_adapter=name, x=x, result=result)
+        return result.to(dtype)
+
     def _evaluation_weight(self, adapter: str) -> Tensor:
-        """The merged weight, kept until a parameter, the rank or the scaling changes: made anew at every token,
-        generation was ten times slower than from a merged model. Costs one more copy of the weight."""
-        if torch.compiler.is_compiling() or getattr(self, "_is_fsdp_managed_module", False):
+        """The merged weight, kept until the base weight, the adapter, the rank or the scaling changes: made anew at
+        every token, generation was ten times slower than from a merged model. Costs one more copy of the weight."""
+        if torch.compiler.is_compiling() or _is_fsdp_managed(self):
             # What is kept and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
             # tensor, whose version does not tell that they changed; and a copy of every layer on every process is what
             # sharding is to avoid.
             return self.merged_weight(adapter, self.base().weight.data)
-        if not self.keeps_evaluated:
+        if not self.keeps_evaluated or self.base().weight.is_meta:
             self._evaluated = None
             return self.merged_weight(adapter, self.base().weight.data)
         base, factors = self.base().weight, (self.factor("A", adapter), self.factor("B", adapter))
-        version = 0 if base.is_inference() else base._version  # one made in torch.inference_mode() has none
-        key = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), id(base), base.data_ptr(), version)
+        state = self.elastic[adapter]
+        settings = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), state.sparse)
         kept = self._evaluated
-        # the factors are compared as numbers: PEFT's hotswap writes through `.data`, which no version counter sees
-        if kept is None or kept[0] != key or not all(map(_same, kept[1], factors)):
-            copies = tuple(factor.detach().clone() for factor in factors)
-            kept = self._evaluated = (key, copies, self.merged_weight(adapter, base.data))
-        return kept[2]
+        if kept is None or kept.state is not state or not kept.still_holds(settings, factors, base):
+            merged = self.merged_weight(adapter, base.data)
+            kept = self._evaluated = EvaluatedWeight.of(settings, state, factors, base, merged)
+        return kept.merged
 
     def train(self, mode: bool = True):
         self._evaluated = None  # training would keep the copy for nothing
@@ -280,9 +304,7 @@ class Linear(LoraLinear):
             )
         self._evaluated = None
         if self._kept is None:
-            base = self.base()
-            bias = base.bias
-            self._kept = (base.weight.data.clone(), None if bias is None else bias.data.clone())
+            self._set_aside()
         try:
             with self.at_chosen_rank():
                 super().merge(safe_merge=safe_merge, adapter_names=names)
@@ -308,6 +330,12 @@ class Linear(LoraLinear):
                 f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: merge it alone, not "
                 f"{together} together"
             )
+        if not isinstance(self.base().weight, nn.Parameter) and not _is_fsdp_managed(self):
+            raise SQFTError(
+                f"adapter {names[0]!r} cannot be merged: its base weight is computed anew in each call (weight_norm, "
+                "torch.nn.utils.prune), which would undo a merge. Make it plain first (remove_parametrizations, "
+                "prune.remove)"
+            )
         if together and not aware and holds_codes(self.base()):
             raise SQFTError(
                 f"adapter {together[0]!r} is not quantization-aware and its base is INT4: rounded to the grid a small "
@@ -323,14 +351,49 @@ class Linear(LoraLinear):
         self._put_back()
         self.merged_adapters.clear()
 
+    def _set_aside(self) -> None:
+        """Keeps the base's weight and bias, and puts copies there to be merged into.
+
+        Copies, because another layer may have the same tensor (tied weights, `layer_replication`, a module in two
+        places), and a merge into it would change that layer, too. Only a sharded weight, which FSDP holds on to, is
+        written over.
+        """
+        layer, base = self.base_layer, self.base()
+        weight, bias = base.weight, base.bias
+        if self._is_sharded():
+            self._kept = KeptBase(layer, weight.detach().clone(), None if bias is None else bias.detach().clone())
+            return
+        self._kept = KeptBase(layer, weight, bias)
+        if self.base_is_shared:
+            self.base_layer = base = _shallow_copy(base)
+        base.weight = _copy(weight)
+        if bias is not None:
+            base.bias = _copy(bias)
+
     def _put_back(self) -> None:
         assert self._kept is not None
-        base = self.base()
-        weight, bias = self._kept
-        base.weight.data.copy_(weight)  # not `.data = weight`, which does nothing to a sharded parameter
-        if bias is not None:
-            base.bias.data.copy_(bias)
+        kept, base = self._kept, self.base()
+        if self._is_sharded():
+            base.weight.data.copy_(kept.weight)  # not `.data = weight`, which does nothing to a sharded parameter
+            if kept.bias is not None:
+                base.bias.data.copy_(kept.bias)
+        else:
+            self.base_layer = kept.layer
+            self.base().weight, self.base().bias = kept.weight, kept.bias  # type: ignore[assignment]
         self._kept = None
+
+    def _is_sharded(self) -> bool:
+        weight: Any = self.base().weight  # under FSDP1 a plain view of the flat parameter
+        return isinstance(weight, DTensor) or not isinstance(weight, nn.Parameter) or _is_fsdp_managed(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any):
+        """Also moves and casts what a merge has set aside."""
+        super()._apply(fn, *args, **kwargs)
+        if self._kept is not None:
+            for tensor in (self._kept.weight, self._kept.bias):
+                if tensor is not None:
+                    tensor.data = fn(tensor.data)
+        return self
 
     def _as_out_in(self, weight: Tensor) -> Tensor:
         return weight.t() if self.fan_in_fan_out else weight
@@ -344,5 +407,18 @@ def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
     return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+def _is_fsdp_managed(module: nn.Module) -> bool:
+    return bool(getattr(module, "_is_fsdp_managed_module", False))
+
+
+def _copy(parameter: Tensor) -> nn.Parameter:
+    twin = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    twin.__dict__.update(parameter.__dict__)  # marks that transformers and others set
+    return twin
+
+
+def _shallow_copy(module: nn.Linear) -> nn.Linear:
+    """Another module of the same parameters, hooks and attributes, whose parameters can be replaced."""
+    twin = copy(module)
+    twin._parameters = dict(module._parameters)
+    return twin

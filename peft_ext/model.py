@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import check_combination, check_is_called, check_weight
+from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
 from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
@@ -69,6 +71,7 @@ class SQFTModel(LoraModel):
                 config = self.peft_config[adapter_name] = copy(config)
                 config.mask_hash = config.grid_stamp = None
             new = config.mask_hash is None
+            mark_shared_bases(model)
             layers = dict(sqft_layers(model, adapter_name))
             if config.quantization_aware:
                 attach_grids(model, config, adapter_name, layers)
@@ -82,6 +85,8 @@ class SQFTModel(LoraModel):
         if draw_ranks not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(draw_ranks)
             model.register_forward_hook(take_up_ranks)
+            model.register_forward_pre_hook(note_cache, with_kwargs=True)
+            model.register_forward_hook(forget_cache, always_call=True)
 
     def _take_out(self, adapter_name: str) -> None:
         """Removes a refused adapter, and our layers where no other is left. PEFT leaves them in: the next attempt would
@@ -126,8 +131,8 @@ class SQFTModel(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
-        for hooks, ours in ((model._forward_pre_hooks, draw_ranks), (model._forward_hooks, take_up_ranks)):
-            for key in [key for key, hook in hooks.items() if hook is ours]:  # nothing of ours stays behind
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in HOOKS]:  # nothing of ours stays behind
                 del hooks[key]
         return model
 
@@ -233,6 +238,9 @@ def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
             (state.sampled, state.rows), state.resting = state.resting, (None, None)
 
 
+HOOKS = (draw_ranks, take_up_ranks, note_cache, forget_cache)
+
+
 def _elastic_adapters(model: nn.Module) -> list[tuple[str, Any]]:
     configs: Mapping = getattr(model, "peft_config", None) or {}
     return [(name, config) for name, config in configs.items() if getattr(config, "rank_choices", None) is not None]
@@ -246,6 +254,18 @@ def _draw(model: nn.Module, adapter: str, config: Any) -> None:
         state, A = layer.elastic[adapter], layer.factor("A", adapter)
         # a tensor of its own for each layer: of shared ones dynamo notes who shares, and that changes with every draw
         state.sampled, state.rows = drawn[name], torch.arange(len(A), device=A.device).unsqueeze(1) < drawn[name]
+
+
+def mark_shared_bases(model: nn.Module) -> None:
+    """Tells each SQFT layer whether its base module also stands in another place of the model.
+
+    PEFT replaces a module that has two names in the first place only (`named_modules` names it once). The adapter acts
+    there alone, unmerged and merged.
+    """
+    places = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.base_is_shared = places[id(module.base_layer)] > 1
 
 
 def _shared_seed() -> int:

@@ -219,6 +219,22 @@ def test_merging_two_adapters_and_back_restores_every_bit(sparse_llama, tokens) 
     assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
 
 
+@pytest.mark.parametrize("merged", ["default", "second"])
+def test_the_other_of_two_active_adapters_acts_on_beside_a_merged_one(sparse_llama, tokens, merged) -> None:
+    """PEFT's own layers fall silent: https://github.com/huggingface/peft, LoraLayer.forward where `self.merged`."""
+    model = two_adapters(sparse_llama(), elastic(), config(r=4, sparse=False, target_modules=["q_proj", "gate_proj"]))
+    model.base_model.set_adapter(["default", "second"])
+    both = logits(model, tokens)
+    model.merge_adapter([merged])
+    torch.testing.assert_close(logits(model, tokens), both, rtol=1e-5, atol=1e-5)
+    model.train()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    trained = {n for n, p in model.named_parameters() if p.grad is not None and "lora_B" in n and "q_proj" in n}
+    assert {name.split(".")[-2] for name in trained} == {"default", "second"} - {merged}
+    model.eval().unmerge_adapter()
+    assert torch.equal(logits(model, tokens), both)
+
+
 def test_disabling_unmerges_and_deleting_the_last_leaves_the_base(sparse_llama, tokens) -> None:
     base = sparse_llama()
     plain = logits(base, tokens)

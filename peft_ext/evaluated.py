@@ -1,0 +1,127 @@
+"""The merged weight that evaluation keeps, and how it is known to be still the right one.
+
+Version counters, ids and data pointers cannot tell: `parameter.data[...] = x` and `parameter.data = x` pass by the
+counter, and a new tensor takes the address of the last one. So the adapter is compared with a copy, and the base weight
+by a fingerprint of every bit. That costs one to two reads of the weight, once per forward of the model; a forward that
+continues a cache of keys and values (every token of `generate` but the first) trusts the one before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 2**17
+"""64-bit words in one block, 1 MiB: it stays in a core's cache between the three passes over it."""
+SEED = 16
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def fingerprint(weight: Tensor) -> Tensor:
+    """int64 [rows] of a weight [rows, columns]: for each row Σ v[i] · (x[i] ^ x[i] >> 32) mod 2^64 over its bits as
+    64-bit words x, with fixed random odd v.
+
+    A change of one word always shows, others are missed with a probability below 2^-32. The upper half of a word is
+    folded into the lower one because its last bit, the sign of a weight, would count only by the parity of its changes.
+    """
+    rows = weight.detach().contiguous()
+    width, start = (count * rows.element_size() for count in (rows.shape[1], rows.storage_offset()))
+    size = next(size for size in INTEGERS if width % size == 0 and start % size == 0)
+    words = rows.view(INTEGERS[size])
+    factors = _factors(words.shape[1], words.device)
+    result = torch.empty(len(words), dtype=torch.int64, device=words.device)
+    step = max(BLOCK // max(words.shape[1], 1), 1)
+    for start in range(0, len(words), step):
+        block = words[start : start + step].to(torch.int64)
+        mixed = torch.bitwise_right_shift(block, 32).bitwise_xor_(block)
+        if mixed.device.type == "cpu":
+            torch.mv(mixed, factors, out=result[start : start + step])
+        else:  # torch has no matrix product of integers there
+            result[start : start + step] = mixed.mul_(factors).sum(1)
+    return result
+
+
+def _factors(count: int, device: torch.device) -> Tensor:
+    random = torch.randint(-(2**62), 2**62, (count,), generator=torch.Generator().manual_seed(SEED))
+    return random.mul_(2).add_(1).to(device)
+
+
+@dataclass(frozen=True)
+class EvaluatedWeight:
+    """A merged weight and what it was made of.
+
+    settings: adapter, rank, scaling and what else is compared by value. state: what the layer knows of the adapter,
+    compared by identity. factors: copies of A and B. base: fingerprint of the base weight, kind its dtype, shape and
+    device, place where it was: a hint that is good only until the next whole forward.
+    """
+
+    settings: tuple
+    state: object
+    factors: tuple[Tensor, ...]
+    base: Tensor
+    kind: tuple
+    place: tuple
+    merged: Tensor
+
+    @classmethod
+    def of(
+        cls, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
+    ) -> EvaluatedWeight:
+        copies = tuple(factor.detach().clone() for factor in factors)
+        return cls(settings, state, copies, fingerprint(base), _kind(base), _place(base), merged)
+
+    def still_holds(self, settings: tuple, factors: tuple[Tensor, ...], base: Tensor) -> bool:
+        """Whether the merged weight is that of these factors and this base weight."""
+        if settings != self.settings or _kind(base) != self.kind:
+            return False
+        if not all(map(_same, self.factors, factors)):
+            return False
+        if _forward.continues_cache and _place(base) == self.place:
+            return True
+        return torch.equal(fingerprint(base), self.base)
+
+
+def _kind(tensor: Tensor) -> tuple:
+    return tensor.dtype, tensor.shape, tensor.device
+
+
+def _place(tensor: Tensor) -> tuple:
+    version = 0 if tensor.is_inference() else tensor._version  # one made in torch.inference_mode() has none
+    return id(tensor), tensor.data_ptr(), version
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return _kind(a) == _kind(b) and torch.equal(a, b)
+
+
+class _Forward(threading.local):
+    """Whether the forward of a model that runs in this thread continues a cache."""
+
+    continues_cache = False
+
+
+_forward = _Forward()
+
+
+def note_cache(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Forward pre-hook (with_kwargs) of the whole model: notes whether the forward continues a cache.
+
+    The keys and values in a cache are those of the weights before, so a weight that is written over between two tokens
+    would give no meaningful text anyway.
+    """
+    if torch.compiler.is_compiling():
+        return
+    cache = kwargs.get("past_key_values")
+    length = getattr(cache, "get_seq_length", None)
+    _forward.continues_cache = callable(length) and int(length()) > 0
+
+
+def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
+    """Forward hook (always_call) of the whole model."""
+    if not torch.compiler.is_compiling():
+        _forward.continues_cache = False
