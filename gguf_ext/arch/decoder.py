@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gguf_ext.arch.spec import Bias, Config, Entry, Rule, head_width, rotary
+from gguf_ext.arch.rope import rope_note, rope_reason
+from gguf_ext.arch.spec import Bias, Config, Entry, Rule, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -32,29 +33,13 @@ def why_not(name: str, config: Config, rope_types: Sequence[str], partial: bool 
     """A line why llama.cpp's architecture `name` cannot run the model, empty where it can. partial: whether it may
     rotate a part of each head."""
     rope = config["rope_parameters"]
-    if rope["rope_type"] not in rope_types:
-        return f"rope_type={rope['rope_type']!r} has no table for {name}: use one of {', '.join(rope_types)}"
+    if reason := rope_reason(name, rope, rope_types):
+        return reason
     if not partial and float(rope.get("partial_rotary_factor") or 1) != 1:
         return f"partial_rotary_factor has no table for {name}: only models that rotate whole heads"
     if config.get("hidden_act") != "silu":
         return f"hidden_act={config.get('hidden_act')!r} does not exist in llama.cpp's {name}: only silu"
     return ""
-
-
-def rope_entries(name: str, config: Config) -> list[Entry]:
-    """Widths of heads, rotary base, and linear scaling where there is one."""
-    rope, head = config["rope_parameters"], head_width(config)
-    rotated = int(head * float(rope.get("partial_rotary_factor") or 1))
-    entries = [
-        Entry(f"{name}.rope.dimension_count", rotated, "uint32"),
-        Entry(f"{name}.attention.key_length", head, "uint32"),
-        Entry(f"{name}.attention.value_length", head, "uint32"),
-        Entry(f"{name}.rope.freq_base", float(rope["rope_theta"]), "float32"),
-    ]
-    if rope["rope_type"] == "linear":
-        entries.append(Entry(f"{name}.rope.scaling.type", "linear", "string"))
-        entries.append(Entry(f"{name}.rope.scaling.factor", float(rope["factor"]), "float32"))
-    return entries
 
 
 def window(config: Config) -> int | None:
@@ -68,12 +53,13 @@ def windowed_context(name: str, config: Config) -> Entry:
     return Entry(f"{name}.context_length", window(config) or int(config["max_position_embeddings"]), "uint32")
 
 
-def window_note(config: Config) -> str:
-    """For `Architecture.note`."""
+def decoder_note(config: Config) -> str:
+    """For `Architecture.note`: what the user must know of the window and of the rotary positions."""
     size = window(config)
-    return (
+    told = (
         f"sliding_window={size} of the model does not exist in llama.cpp: the file's context is {size} tokens, up to "
         f"which both compute the same"
         if size
         else ""
     )
+    return "; ".join(filter(None, (told, rope_note(config))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gguf_ext.arch.rope import SCALED, rope_note, rope_reason, scaling_entries, yarn_attention
 from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Key, Rule
 
 PATTERN = 6
@@ -13,10 +14,11 @@ LAYERS_27B = 62
 def _reason(config: Config) -> str:
     full = config["rope_parameters"]["full_attention"]
     local = config["rope_parameters"]["sliding_attention"]
-    if full["rope_type"] not in ("default", "linear") or local["rope_type"] != "default":
-        return (
-            f"rope_type={full['rope_type']!r}/{local['rope_type']!r} has no table for gemma3: only default and linear"
-        )
+    if reason := rope_reason("gemma3", full, SCALED) or rope_reason("gemma3", local, ("default",)):
+        return reason
+    if full["rope_type"] == "yarn" and yarn_attention(full, config) != 1:
+        # llama.cpp has one such factor, for the layers with a window too
+        return "attention_factor, mscale of YaRN are fixed to their defaults in llama.cpp's gemma3"
     heads = config["hidden_size"] / config["num_attention_heads"]
     scalar = heads if config["num_hidden_layers"] == LAYERS_27B else config["head_dim"]
     if config["query_pre_attn_scalar"] != scalar:
@@ -39,9 +41,7 @@ def _entries(config: Config) -> list[Entry]:
         Entry("gemma3.rope.freq_base", float(full["rope_theta"]), "float32"),
         Entry("gemma3.rope.freq_base_swa", float(local["rope_theta"]), "float32"),
     ]
-    if full["rope_type"] == "linear":
-        entries.append(Entry("gemma3.rope.scaling.type", "linear", "string"))
-        entries.append(Entry("gemma3.rope.scaling.factor", float(full["factor"]), "float32"))
+    entries += scaling_entries("gemma3", full, config)
     sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
     if sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
         entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
@@ -49,6 +49,10 @@ def _entries(config: Config) -> list[Entry]:
         cap = float(config["final_logit_softcapping"])
         entries.append(Entry("gemma3.final_logit_softcapping", cap, "float32"))
     return entries
+
+
+def _note(config: Config) -> str:
+    return rope_note({**config, "rope_parameters": config["rope_parameters"]["full_attention"]})
 
 
 # transformers multiplies by (1 + weight), llama.cpp by weight
@@ -81,4 +85,5 @@ GEMMA3 = Architecture(
     ),
     reason=_reason,
     entries=_entries,
+    note=_note,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.decoder import decoder_rules, rope_entries, why_not, window_note, windowed_context
+from gguf_ext.arch.decoder import decoder_note, decoder_rules, why_not, windowed_context
+from gguf_ext.arch.rope import FACTORED, rope_constants, rope_entries
 from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry
 
 
 def _reason(config: Config) -> str:
-    return why_not("llama", config, ("default", "linear"))
+    return why_not("llama", config, FACTORED)
 
 
 def _entries(config: Config) -> list[Entry]:
@@ -21,5 +22,6 @@ MISTRAL = Architecture(
     rules=decoder_rules(rotated=True),
     reason=_reason,
     entries=_entries,
-    note=window_note,
+    constants=rope_constants,
+    note=decoder_note,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.decoder import decoder_rules, rope_entries, why_not
+from gguf_ext.arch.decoder import decoder_rules, why_not
+from gguf_ext.arch.rope import SCALED, rope_entries, rope_note
 from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Rule
 
 
@@ -11,7 +12,7 @@ def _reason(name: str, config: Config) -> str:
         return f"use_sliding_window does not exist in llama.cpp's {name}: only models without it"
     if name == "qwen3" and config.get("attention_bias"):
         return "attention_bias does not exist in llama.cpp's qwen3: only models without it"
-    return why_not(name, config, ("default", "linear"))
+    return why_not(name, config, SCALED)
 
 
 def _reason2(config: Config) -> str:
@@ -37,6 +38,7 @@ QWEN2 = Architecture(
     rules=decoder_rules(qkv_bias="required"),
     reason=_reason2,
     entries=_entries2,
+    note=rope_note,
 )
 QWEN3 = Architecture(
     name="qwen3",
@@ -49,4 +51,5 @@ QWEN3 = Architecture(
     ),
     reason=_reason3,
     entries=_entries3,
+    note=rope_note,
 )

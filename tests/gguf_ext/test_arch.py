@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gguf_ext.arch import ARCHITECTURES, find_architecture, read_config, rotary_order
-from gguf_ext.arch.llama import llama3_rope_factors
+from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import UnmappedTensorError, UnsupportedArchitectureError
 from gguf_ext.plan import sources
 from sqft_plugins.checkpoint import ModelFolder

@@ -39,6 +39,28 @@ LONGROPE = {
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0],
     "original_max_position_embeddings": 256,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GEMMA3_YARN = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+ROPES = {
+    "yarn": YARN,
+    "yarn-of-the-whole-context": {**YARN, "original_max_position_embeddings": None},
+    "yarn-without-stretching": {**YARN, "factor": 1.0},
+    "yarn-attention-factor": {**YARN, "attention_factor": 1.5},
+    "yarn-mscale": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5},
+    "yarn-mscale-alone": {**YARN, "mscale": 2.0},
+    "yarn-usual-betas": {**YARN, "beta_fast": 32, "beta_slow": 1.0},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    "llama3": LLAMA3,
+    "longrope": LONGROPE,
+}
 VARIANTS = {
     "mistral": ("mistral", {}),
     "mistral-head": ("mistral", {"head_dim": 32}),
@@ -102,6 +124,37 @@ def test_logits_of_an_f32_file_are_those_of_transformers(variant, make_folder, t
     largest, divergence = _difference(model, tmp_path / "m.gguf", _tokens(150))
     assert largest < 0.1
     assert divergence < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(family, name) for family in ("llama", "mistral") for name in ROPES]
+    + [(family, name) for family in ("qwen2", "qwen3") for name in ROPES if name not in ("llama3", "longrope")]
+    + [("gemma3", "yarn"), ("gemma3", "linear")],
+)
+def test_every_kind_of_rotary_positions_gives_the_logits_of_transformers(family, name, make_folder, tmp_path):
+    rope = {key: value for key, value in ROPES[name].items() if value is not None}
+    whole = {**GEMMA3_YARN, "full_attention": dict(rope)} if family == "gemma3" else dict(rope)
+    model = make_folder(family, tmp_path / "model", rope_parameters=whole, max_position_embeddings=512)
+    export_gguf(model, tmp_path / "m.gguf", float_type="f32")
+    largest, divergence = _difference(model, tmp_path / "m.gguf", _tokens(200))
+    gelu = family == "gemma3"  # through a table in fp16
+    assert divergence < (1e-5 if gelu else 1e-10)
+    assert largest < (0.1 if gelu else 1e-3)
+
+
+def test_the_scaling_of_rotary_positions_is_compared(make_folder, tmp_path):
+    model = make_folder("llama", tmp_path / "model", rope_parameters=dict(YARN))
+    export_gguf(model, tmp_path / "m.gguf", float_type="f32")
+    config = json.loads((model / "config.json").read_text())
+    for changed, key in (
+        ({**YARN, "factor": 8.0}, "llama.rope.scaling.factor"),
+        ({**YARN, "original_max_position_embeddings": 128}, "llama.rope.scaling.original_context_length"),
+        ({**YARN, "attention_factor": 1.5}, "llama.rope.scaling.attn_factor"),
+        ({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, "llama.rope.scaling.type"),
+    ):
+        (model / "config.json").write_text(json.dumps({**config, "rope_parameters": changed}))
+        assert key in [item.name for item in verify_gguf(model, tmp_path / "m.gguf").differences]
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(200, 256), (300, 512)])
@@ -269,7 +322,11 @@ def test_the_estimate_is_the_file(family, make_int4, tmp_path):
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "use_sliding_window"),
         ("qwen3", {"attention_bias": True}, "attention_bias"),
         ("phi3", {"hidden_act": "relu"}, "hidden_act='relu'"),
-        ("mistral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type='yarn'"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "rope_type='llama3' has no table for qwen2: use one of default, linear"),
+        ("mistral", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, "beta_fast=16.0 of YaRN is fixed to 32"),
+        ("llama", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, "beta_slow=2.0 of YaRN is fixed to 1"),
+        ("qwen3", {"rope_parameters": {**YARN, "truncate": False}}, "truncate=False of YaRN"),
+        ("gemma3", {"rope_parameters": {**GEMMA3_YARN, "full_attention": {**YARN, "attention_factor": 1.5}}}, "mscale"),
     ],
 )
 def test_options_that_llama_cpp_lacks_are_refused(family, changes, words, tiny_model, tmp_path):

@@ -1,0 +1,154 @@
+"""Rotary positions: which of transformers' kinds llama.cpp computes alike, and what it must be told for that.
+
+transformers: modeling_rope_utils.py. llama.cpp: the entries are read for every architecture (llama-model.cpp,
+load_hparams), the tensors of factors by those whose graph asks for them, and YaRN is done in llama-context.cpp and
+ggml's rope. It reads YaRN's betas for other architectures only, so here they are what it takes: 32 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gguf_ext.arch.spec import Config, Entry, head_width
+
+SCALED = ("default", "linear", "yarn")
+"""Kinds that need entries alone: every graph with rotary positions has them."""
+FACTORED = (*SCALED, "llama3", "longrope")
+"""Of graphs that also divide each frequency by a tensor of factors: `llama`; `phi3` for longrope only."""
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""YaRN's, in llama.cpp."""
+
+
+def rope_reason(name: str, rope: Config, kinds: Sequence[str]) -> str:
+    """A line why llama.cpp's architecture `name` cannot rotate by `rope`, empty where it can."""
+    kind = rope["rope_type"]
+    if kind not in kinds:
+        return f"rope_type={kind!r} has no table for {name}: use one of {', '.join(kinds)}"
+    if kind != "yarn":
+        return ""
+
+    for beta, fixed in BETAS.items():
+        if float(rope.get(beta) or fixed) != fixed:
+            return f"{beta}={rope[beta]} of YaRN is fixed to {fixed:g} in llama.cpp's {name}"
+    if rope.get("truncate", True) is False:
+        return f"truncate=False of YaRN does not exist in llama.cpp's {name}: only models that truncate"
+    return ""
+
+
+def rope_entries(name: str, config: Config) -> list[Entry]:
+    """Widths of heads, rotary base, and the scaling where there is one."""
+    rope, head = config["rope_parameters"], head_width(config)
+    rotated = int(head * float(rope.get("partial_rotary_factor") or 1))
+    return [
+        Entry(f"{name}.rope.dimension_count", rotated, "uint32"),
+        Entry(f"{name}.attention.key_length", head, "uint32"),
+        Entry(f"{name}.attention.value_length", head, "uint32"),
+        Entry(f"{name}.rope.freq_base", float(rope["rope_theta"]), "float32"),
+        *scaling_entries(name, rope, config),
+    ]
+
+
+def scaling_entries(name: str, rope: Config, config: Config) -> list[Entry]:
+    """`rope.scaling.*`, where there is any."""
+    kind = rope["rope_type"]
+    entries = []
+    if kind in ("linear", "yarn"):
+        entries.append(Entry(f"{name}.rope.scaling.type", kind, "string"))
+        entries.append(Entry(f"{name}.rope.scaling.factor", rope_factor(rope, config), "float32"))
+    elif kind == "longrope" and name != "phi3":  # whose graph takes the factors without being asked
+        entries.append(Entry(f"{name}.rope.scaling.type", kind, "string"))
+    if kind in ("yarn", "longrope"):
+        original = original_context(rope, config)
+        entries.append(Entry(f"{name}.rope.scaling.original_context_length", original, "uint32"))
+    if kind == "longrope":
+        attention = longrope_attention(rope, config)
+        entries.append(Entry(f"{name}.rope.scaling.attn_factor", attention, "float32"))
+    elif kind == "yarn" and (attention := yarn_attention(rope, config)) != 1:
+        entries.append(Entry(f"{name}.rope.scaling.attn_factor", attention, "float32"))
+    return entries
+
+
+def rope_constants(config: Config) -> dict[str, Tensor]:
+    """What each rotary frequency is divided by, float32 [rotated / 2]: for Llama 3 the one tensor, for LongRoPE one in
+    a long and one in a short context."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "llama3":
+        return {"rope_freqs.weight": llama3_rope_factors(head_width(config), rope)}
+    if rope["rope_type"] == "longrope":
+        return {
+            f"rope_factors_{length}.weight": torch.tensor(rope[f"{length}_factor"], dtype=torch.float32)
+            for length in ("long", "short")
+        }
+    return {}
+
+
+def rope_note(config: Config) -> str:
+    """What the user must know of a kind that llama.cpp does otherwise in some contexts; for `Architecture.note`."""
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "longrope":
+        original = original_context(rope, config)
+        return (
+            f"LongRoPE: llama.cpp takes the long factors for every text where its context is above {original} tokens, "
+            f"transformers only where the text is: for short texts open the file with context={original}"
+        )
+    return ""
+
+
+def rope_factor(rope: Config, config: Config) -> float:
+    """By how much the context was stretched."""
+    given = rope.get("factor")
+    return (
+        float(given) if given is not None else int(config["max_position_embeddings"]) / original_context(rope, config)
+    )
+
+
+def original_context(rope: Config, config: Config) -> int:
+    """Tokens of the context before it was stretched."""
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    found = rope.get(names[0]) or config.get(names[0]) or config[names[1]]
+    return int(found)
+
+
+def yarn_attention(rope: Config, config: Config) -> float:
+    """What YaRN multiplies queries and keys with (arXiv 2309.00071, section 3.4), over what llama.cpp takes for it:
+    0.1 ln(factor) + 1."""
+    factor = rope_factor(rope, config)
+    usual = _magnitude(factor)
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"]) / usual
+
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not above or not below:
+        return 1.0
+    return _magnitude(factor, float(above)) / _magnitude(factor, float(below)) / usual
+
+
+def _magnitude(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def longrope_attention(rope: Config, config: Config) -> float:
+    """What LongRoPE multiplies queries and keys with: sqrt(1 + ln(longer) / ln(original)), longer = context / original
+    (arXiv 2402.13753, section 3.3), or what the model says."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    longer = rope_factor(rope, config)
+    return math.sqrt(1 + math.log(longer) / math.log(original_context(rope, config))) if longer > 1 else 1.0
+
+
+def llama3_rope_factors(head: int, rope: Config) -> Tensor:
+    """float32 [head / 2]: what each rotary frequency is divided by (llama.cpp's `rope_freqs`).
+
+    Llama 3.1's rule: wavelengths above `original / low_freq_factor` are stretched by `factor`, those below
+    `original / high_freq_factor` are left alone, and the frequencies between are interpolated.
+    """
+    factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    original = float(rope["original_max_position_embeddings"])
+    frequency = float(rope["rope_theta"]) ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
+    turns = original * frequency / (2 * math.pi)  # how often the original context turns this frequency
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched, 1: as it was
+    return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
