@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 
 from sqft_plugins.errors import DependencyError
+from vllm_ext.orphans import end_with_parent
 from vllm_ext.version import INSTALL, installed, why_unsupported
 
 ROOMS = ("vllm_ext.quantization", "vllm_ext.adapters", "vllm_ext.planes")
@@ -30,6 +31,9 @@ def register() -> None:
             register_refusal(problem)
             _done.add("refusal")
         return
+    if "orphans" not in _done:
+        end_with_parent()
+        _done.add("orphans")
     for room in ROOMS:
         if room not in _done:
             try:

@@ -7,7 +7,6 @@ request is admitted with the path of a copy that was checked after it was made, 
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import shutil
@@ -23,6 +22,7 @@ from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter
+from vllm_ext.private import make_private
 
 VARIABLE = "SQFT_ADAPTER_COPIES"
 """Where the copies go. Default: the system's temporary folder. Workers on other machines must see it too."""
@@ -45,14 +45,12 @@ class AdapterCopies:
         where it cannot be made."""
         place = os.environ.get(VARIABLE) or None
         try:
-            root = Path(tempfile.mkdtemp(prefix="sqft-adapters-", dir=place))
+            return make_private("sqft-adapters-", place)
         except OSError as error:
             raise SQFTError(
                 f"adapters cannot be copied to {place or tempfile.gettempdir()} ({error.strerror}): let {VARIABLE} "
                 "name a folder that can be written to"
             ) from error
-        atexit.register(shutil.rmtree, root, ignore_errors=True)
-        return root
 
     def take(self, name: str) -> AdapterFolder:
         """The copy of an adapter as it is now, made if it is not there. Raises SQFTError for a folder that is not

@@ -6,7 +6,6 @@ changed: workers read there while adapters come and go.
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import json
 import os
@@ -22,6 +21,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.planes.build import FOLDER
 from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
+from vllm_ext.private import make_private
 
 VARIABLE = "SQFT_PLANE_DIR"
 """The private folder. Default: a temporary one for each server. Workers on other machines must see it too."""
@@ -38,9 +38,8 @@ def store_folder() -> Path:
         except OSError as error:
             raise SQFTError(f"{VARIABLE}={given} cannot be made ({error.strerror}): name another folder") from error
         return folder
-    folder = Path(tempfile.mkdtemp(prefix="sqft-planes-"))
+    folder = make_private("sqft-planes-")
     os.environ[VARIABLE] = str(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

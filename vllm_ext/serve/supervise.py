@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from sqft_plugins.errors import SQFTError
+from vllm_ext.serve.keeper import end_session
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 15.0
-"""Seconds that a server gets to end after a signal, before its processes are killed."""
+PATIENCE = 10.0
+"""Seconds that a server gets to end after a signal, before its processes are killed; vLLM's --shutdown-timeout, by
+which running requests are finished first, comes on top."""
 NO_ANSWER = (OSError, http.client.HTTPException)
 """What a request raises where nobody answers, or not in HTTP; urllib's own errors are OSErrors."""
 
@@ -40,28 +42,97 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
+class Ending:
+    """How a server ends: by the signals that this process gets, by `now`, and within `patience` seconds.
+
+    The first signal is handed on and starts the clock; when that has run down, or at a second signal, the server and
+    all it started are killed. vLLM alone ignores a signal while it loads and waits for requests that do not end.
+    """
+
+    def __init__(self, patience: float):
+        self.patience = patience
+        self.signal: int | None = None
+        """The first that came."""
+        self.killed = False
+        self._process: subprocess.Popen | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While it is entered, signals of this process are the server's."""
+        handlers = dict.fromkeys(FORWARDED, self._got) | {signal.SIGALRM: lambda *_: self._kill()}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def of(self, process: subprocess.Popen) -> None:
+        """The server, as soon as there is one: a signal that came before is handed on now."""
+        self._process = process
+        if self.signal is not None:
+            self._hand_on(self.signal)
+
+    def now(self) -> None:
+        """Ends what runs; afterwards nothing of it does."""
+        assert self._process is not None
+        _send(self._process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.patience)
+        end_session(self._process.pid)  # engine processes that outlived the API server, too
+        self._process.wait()
+
+    def _got(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            self._kill()
+            return
+        self.signal = number
+        if self._process is not None:
+            self._hand_on(number)
+
+    def _hand_on(self, number: int) -> None:
+        assert self._process is not None
+        _send(self._process, number)
+        signal.setitimer(signal.ITIMER_REAL, self.patience)
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self.killed = True
+            end_session(self._process.pid)
+
+
 @contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str], log: IO[str] | int) -> Iterator[subprocess.Popen]:
+def started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: IO[str] | int,
+    ending: Ending | None = None,
+    folders: Sequence[str] = (),
+) -> Iterator[subprocess.Popen]:
     """The running server, in a session of its own; at the end it and whatever it started are gone.
 
-    log: where its output goes. While it runs, SIGINT, SIGTERM and SIGHUP of this process are handed on once: in a
-    session of its own the server does not get the terminal's Ctrl-C a second time.
+    log: where its output goes. ending: how it ends. folders: what goes with it, also where this process is killed.
+    While it runs, signals of this process are handed on: in a session of its own the server does not get the
+    terminal's Ctrl-C a second time.
     """
-    process = subprocess.Popen(
-        list(command), env={**os.environ, **environment}, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-        start_new_session=True, preexec_fn=_end_with_parent,
-    )  # fmt: skip
-    before = {number: signal.signal(number, lambda got, _: _send(process, got)) for number in FORWARDED}
-    try:
-        yield process
-    finally:
-        _send(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE)
-        _kill_group(process)  # engine processes that outlived the API server, too
-        process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    ending = ending or Ending(PATIENCE)
+    with ending.listening():
+        process = subprocess.Popen(
+            list(command), env={**os.environ, **environment}, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        ending.of(process)
+        try:
+            yield process
+        finally:
+            ending.now()
+            keeper.kill()
+            keeper.wait()
 
 
 def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], None], timeout: float) -> bool:
@@ -104,12 +175,7 @@ def _send(process: subprocess.Popen, number: int) -> None:
         process.send_signal(number)
 
 
-def _kill_group(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def _end_with_parent() -> None:
-    """Runs in the child: where `sqft serve` itself is killed, the server shall not stay behind."""
+    """Runs in the child: where `sqft serve` itself is killed, the API server ends at once, even without a keeper."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -4,12 +4,11 @@ start. 25 MiB, where a process with torch and PEFT in it has 500."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,12 +18,26 @@ import click
 from sqft_plugins.cli.common import emit
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.progress import PLAIN_SECONDS, say
+from vllm_ext.private import make_private, remove_private
 from vllm_ext.serve.options import option_of
 from vllm_ext.serve.server import Server
-from vllm_ext.serve.supervise import NO_ANSWER, check_port, served_names, started, wait_healthy
+from vllm_ext.serve.supervise import (
+    FORWARDED,
+    NO_ANSWER,
+    PATIENCE,
+    Ending,
+    check_port,
+    served_names,
+    started,
+    wait_healthy,
+)
 
 PRIVATE = ("PROMETHEUS_MULTIPROC_DIR", "SQFT_ADAPTER_COPIES", "SQFT_PLANE_DIR")
 """Variables of folders that go with the server: counters (vLLM wants that folder empty), adapters, planes."""
+SOCKETS = "VLLM_RPC_BASE_PATH"
+"""vLLM's own: where the sockets between its processes lie, which a killed server leaves behind."""
+MAX_SOCKETS = 60
+"""Characters of the folder they lie in: a socket's path may have 107, of which vLLM takes 37."""
 
 
 def main(what: str) -> int:
@@ -38,40 +51,71 @@ def main(what: str) -> int:
 
 
 def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
-    """Starts the server, tells when it is ready, and stays until it ends → its exit code."""
+    """Starts the server, tells when it is ready, and stays until it ends → its exit code; 128 + the signal's number
+    where a signal to this process had to be enforced."""
     for note in server.notes:
         say(note)
     say(server.shell())
     check_port(server.host, server.port)
+    ending = Ending(PATIENCE + shutdown_timeout(server))
     with contextlib.ExitStack() as stack:
-        environment = {**stack.enter_context(private_folders()), **server.environment}
+        stack.enter_context(exit_at_signals())
+        root = stack.enter_context(private_root())
+        environment = {**private_folders(root), **server.environment}
         output = stack.enter_context(_log(log))
-        process = stack.enter_context(started(server.command, environment, output))
-        if not wait_healthy(process, server.url, Waiting(log), timeout):
+        process = stack.enter_context(started(server.command, environment, output, ending, [str(root)]))
+        if wait_healthy(process, server.url, Waiting(log), timeout):
+            names = _names(server)
+            result = {**server.as_dict(), "names": names, "pid": process.pid}
+            emit(as_json, result, lambda: _show_ready(server, names))
+            sys.stdout.flush()
+            process.wait()
+        elif ending.signal is None:
             where = f"{log} tells why:\n{_tail(log)}" if log else "its log above tells why"
             raise SQFTError(f"the server ended with {exit_code(process)} before it was healthy: {where}")
-        names = _names(server)
-        result = {**server.as_dict(), "names": names, "pid": process.pid}
-        emit(as_json, result, lambda: _show_ready(server, names))
-        sys.stdout.flush()
-        process.wait()
-        return exit_code(process)
+    return 128 + ending.signal if ending.signal and ending.killed else exit_code(process)
 
 
 @contextlib.contextmanager
-def private_folders() -> Iterator[dict[str, str]]:
-    """Variable → folder, of those in PRIVATE that are not set. They go with this process, also where the server was
-    killed, and hold a lock meanwhile: what tidies /tmp (systemd-tmpfiles) leaves a locked folder alone."""
-    with tempfile.TemporaryDirectory(prefix="sqft-serve-", ignore_cleanup_errors=True) as root:
-        handle = os.open(root, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        folders = {name: Path(root, name.lower()) for name in PRIVATE if name not in os.environ}
-        for folder in folders.values():
-            folder.mkdir()
-        try:
-            yield {name: str(folder) for name, folder in folders.items()}
-        finally:
-            os.close(handle)
+def exit_at_signals() -> Iterator[None]:
+    """While it is entered, a signal ends this process as an exception does, so that what it made is removed."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def private_root() -> Iterator[Path]:
+    """A folder that goes with the server; those of servers that were killed go when it is made."""
+    root = make_private("sqft-serve-")
+    try:
+        yield root
+    finally:
+        remove_private(root)
+
+
+def private_folders(root: Path) -> dict[str, str]:
+    """Variable → folder below `root`, of those in PRIVATE that are not set."""
+    folders = {name: root / name.lower() for name in PRIVATE if name not in os.environ}
+    if SOCKETS not in os.environ and len(str(root)) <= MAX_SOCKETS:
+        folders[SOCKETS] = root / "s"
+    for folder in folders.values():
+        folder.mkdir()
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def shutdown_timeout(server: Server) -> float:
+    """vLLM's --shutdown-timeout: the seconds in which it finishes running requests at a signal."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(option_of(server.command, "--shutdown-timeout") or 0))
+    return 0.0  # vLLM will tell
 
 
 def _names(server: Server) -> list[str]:
