@@ -16,6 +16,7 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.copies import AdapterCopies
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
 from vllm_ext.adapters.folder import UnknownRankError, open_adapter
+from vllm_ext.adapters.names import AdapterNameError
 
 Q0, DOWN, Q1 = MODULES
 
@@ -47,7 +48,9 @@ def test_a_saved_default_is_what_the_plain_name_means(root):
     assert set(open_adapter(root / "math").ranks(None).values()) == {4}
 
 
-@pytest.mark.parametrize("rank", ["r5", "r0", "r64", "8", "@r8", "best", "R8", "maximum", "r8 ", "r" + "9" * 60])
+@pytest.mark.parametrize(
+    "rank", ["r5", "r0", "r64", "8", "@r8", "r08", "r008", "best", "R8", "maximum", "r8 ", "r" + "9" * 60]
+)
 def test_a_rank_that_is_not_offered_names_those_that_are(root, rank):
     with pytest.raises(UnknownRankError, match=r"adapter math is not served at .* use max, heuristic, min, r8, r6, r4"):
         open_adapter(root / "math").ranks(rank)
@@ -224,6 +227,38 @@ def test_a_path_is_no_name(root, tmp_path, name):
     write_adapter(tmp_path / "secret")
     with pytest.raises(SQFTError):
         AdapterDirectory(root).find(name)
+
+
+@pytest.mark.parametrize("name", ["text", "image", "gemma-50", "my math", "math@r8", "mäth", "-rf"])
+def test_an_adapter_whose_name_cannot_be_served_is_told_by_name_and_never_served(root, name):
+    write_adapter(root / name)
+    directory = AdapterDirectory(root, served=["gemma-50"])
+    with pytest.raises(AdapterNameError, match=rf"^adapter .* in {root} cannot be served: .*rename it") as caught:
+        directory.check_names()
+    assert ascii(name) in str(caught.value)
+    assert list(directory) == ["math", "plain"]
+    with pytest.raises(AdapterNameError):
+        directory.open(name)
+
+
+def test_hidden_folders_and_those_without_an_adapter_are_nobodys_names(root):
+    write_adapter(root / ".math.new")
+    (root / "text").mkdir()
+    (root / "lost+found").mkdir()
+    AdapterDirectory(root).check_names()
+    with pytest.raises(UnknownAdapterError):
+        AdapterDirectory(root).open("text")
+
+
+@pytest.mark.parametrize("name", ["Math", "MATH", "math."])
+def test_where_case_does_not_count_an_adapter_has_its_own_name_only(root, name):
+    (root / name).symlink_to(root / "math")  # stands for a file system on which this is another name of that folder
+    directory = AdapterDirectory(root)
+    entries = directory._entries
+    directory._entries = lambda: [entry for entry in entries() if entry != name]
+    with pytest.raises(UnknownAdapterError):
+        directory.open(name)
+    assert directory.open("math").path.name == "math"
 
 
 def test_an_unknown_name_names_the_nearest(root):

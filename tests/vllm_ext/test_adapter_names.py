@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.names import MAX_LENGTH, AdapterName, AdapterNameError, parse_name, shown
+from vllm_ext.adapters.names import (
+    MAX_LENGTH,
+    MODALITIES,
+    AdapterName,
+    AdapterNameError,
+    parse_name,
+    shown,
+    why_not_served,
+)
 from vllm_ext.adapters.path import Variant, parse_path
 
 HOSTILE = [
@@ -53,6 +61,30 @@ def test_whatever_is_accepted_stays_one_entry_of_a_folder(text):
         assert not set(part) & set("/\\%:?*~ \0\n\r\t")
         assert part not in (".", "..")
     assert str(name) == text
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "math@r8", "math@max", *MODALITIES], ids=str.__len__)
+def test_a_folder_that_cannot_be_asked_for_or_means_something_else_is_not_served(name):
+    assert "rename it" in why_not_served(name)
+
+
+@pytest.mark.parametrize("served", ["gemma", "gemma@chat"])
+def test_a_folder_called_as_the_base_is_not_served(served):
+    assert "served under this name" in why_not_served("gemma", ["other", served])
+    assert why_not_served("gemma", ["other", "gemma-50", "Gemma"]) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["math", "Math", "r16", "r016", "max", "min", "heuristic", "default", "base", "texts", "image_url", "v1.2-b"],
+)
+def test_a_name_that_means_nothing_else_is_served(name):
+    assert why_not_served(name, ["gemma-50"]) is None
+
+
+def test_the_modalities_are_those_of_vllm():
+    chat = pytest.importorskip("vllm.renderers.chat_utils", reason="vLLM is not installed")
+    assert {kind.split("_")[0] for kind in chat.MM_PARSER_MAP} == MODALITIES
 
 
 def test_a_shown_name_is_short_and_printable():

@@ -14,6 +14,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolverRegistry
 
@@ -84,6 +85,29 @@ def test_a_hostile_name_is_answered_with_400_and_leaves_nothing_behind(models, n
     assert len(message) < 300
     assert not models.lora_requests
     assert not len(models.lora_resolver_lock)
+
+
+@pytest.mark.parametrize("name", ["text", "base"])
+def test_an_adapter_that_arrives_under_a_name_with_a_meaning_is_refused(models, root, name):
+    write_adapter(root / name)
+    status, message = resolve(models, name)
+    assert status == 400
+    assert "rename it" in message
+    assert name not in [card.id for card in asyncio.run(models.show_available_models()).data[1:]]
+
+
+def test_a_chat_with_parts_gets_no_adapter_that_it_did_not_ask_for(models, monkeypatch):
+    """Also where a kind of parts is new and no name of ours is refused for it."""
+    resolve(models, "plain")
+    chat = SimpleNamespace(model="base", messages=[{"role": "user", "content": [{"type": "plain_text", "text": "Hi"}]}])
+    serving = BaseServing.__new__(BaseServing)
+    serving.models = models
+    assert serving._maybe_get_adapters(chat, supports_default_mm_loras=True) is None
+    models.lora_requests["audio"] = static = LoRARequest("audio", 99, "/vllms/own")
+    chat.messages[0]["content"].append({"type": "audio_url"})
+    assert serving._maybe_get_adapters(chat, supports_default_mm_loras=True) is static
+    chat.model = "plain"
+    assert serving._maybe_get_adapters(chat, supports_default_mm_loras=True).lora_name == "plain"
 
 
 def test_an_unknown_name_is_404_and_leaves_nothing_behind(models):

@@ -21,7 +21,7 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext import version
 from vllm_ext.serve.command import api_server, build, find_launcher, max_rank, vllm_serve
 from vllm_ext.serve.guard import NoRuntimeLoading, closed
-from vllm_ext.serve.options import given, option_of
+from vllm_ext.serve.options import given, option_of, words_of
 from vllm_ext.serve.supervise import served_names, started, wait_healthy
 
 
@@ -73,6 +73,38 @@ def test_adapters_are_named_by_directory_and_sized_by_what_is_there(int4, tmp_pa
     assert server.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert server.environment["SQFT_PLANE_CACHE_BYTES"] == "123"
     assert server.environment["SQFT_PLANE_DIR"] == str(tmp_path / "planes")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "passed"),
+    [
+        ("text", []),
+        ("my adapter", []),
+        ("int4", []),  # the base's own name
+        ("mine", ["--served-model-name", "other", "mine"]),
+        ("mine", ["--served-model-name=mine"]),
+        ("math", ["--served_model_name", "math@r8"]),
+    ],
+)
+def test_an_adapter_whose_name_is_taken_keeps_the_server_from_starting(int4, tmp_path, adapter, passed) -> None:
+    write_adapter(tmp_path / "plain")
+    build(int4, tmp_path, launcher=api_server, passed=passed)
+    write_adapter(tmp_path / adapter)
+    with pytest.raises(SQFTError, match=rf"adapter '{adapter}' in .* cannot be served: .*rename it"):
+        build(int4, tmp_path, launcher=api_server, passed=passed)
+
+
+def test_a_server_that_takes_every_name_for_the_base_serves_no_adapters(int4, tmp_path) -> None:
+    unchecked = {"VLLM_SKIP_MODEL_NAME_VALIDATION": "true"}
+    build(int4, launcher=api_server, environment=unchecked)
+    with pytest.raises(SQFTError, match="VLLM_SKIP_MODEL_NAME_VALIDATION=true: vLLM would answer for adapters"):
+        build(int4, tmp_path, launcher=api_server, environment=unchecked)
+
+
+def test_the_words_of_an_option_that_takes_several() -> None:
+    assert words_of(["--a", "--name", "x", "y", "--b", "z"], "--name") == ["x", "y"]
+    assert words_of(["--name", "x", "--name=z"], "--name") == ["z"]
+    assert words_of(["--names", "x"], "--name") == []
 
 
 def test_a_server_that_would_not_load_the_plug_in_is_not_started(int4) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Signature, open_adapter, signature
-from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name
+from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown, why_not_served
 
 VARIABLE = "SQFT_ADAPTERS_DIR"
 
@@ -22,11 +22,12 @@ class UnknownAdapterError(SQFTError):
 class AdapterDirectory:
     """The adapter folders right below `root`; read anew at each question, so adapters come and go while a server runs.
 
-    A folder counts if it has an adapter_config.json and its name can be asked for (names.py). Links are followed only
-    to what lies inside `root`. May be asked from several threads.
+    A folder counts if it has an adapter_config.json and its name can be served (names.py). Links are followed only to
+    what lies inside `root`. May be asked from several threads. served: the names of the base.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, served: Collection[str] = ()):
+        self.served = served
         self.given = Path(root)
         self.root = self.given.resolve()
         if not self.root.is_dir():
@@ -37,17 +38,28 @@ class AdapterDirectory:
         """The names of the adapter folders, in order; whether they are whole is not looked at."""
         for entry in self._entries():
             try:
-                if parse_name(entry).rank is None and (self.root / entry / CONFIG).is_file():
+                if why_not_served(entry, self.served) is None and (self.root / entry / CONFIG).is_file():
                     self.find(entry)
                     yield entry
             except (SQFTError, OSError):  # no adapter, or one that may not be read
                 continue
+
+    def check_names(self) -> None:
+        """Raises AdapterNameError for adapters that cannot be served for their names."""
+        adapters = [entry for entry in self._entries() if not entry.startswith(".") and self._is_adapter(entry)]
+        reasons = {entry: why for entry in adapters if (why := why_not_served(entry, self.served)) is not None}
+        for entry, why in reasons.items():
+            more = f" ({len(reasons) - 1} more cannot be served either)" if len(reasons) > 1 else ""
+            raise AdapterNameError(f"adapter {shown(entry)} in {self.given} cannot be served: {why}{more}")
 
     def find(self, name: str) -> Path:
         """The folder of an adapter. Raises UnknownAdapterError, also where its files lie outside of the directory, and
         CheckpointError where they may not be read."""
         if parse_name(name).rank is not None:
             raise AdapterNameError(f"adapter name {name!r} holds an @")
+        why = why_not_served(name, self.served)
+        if why is not None and self._is_adapter(name):
+            raise AdapterNameError(f"adapter {name} cannot be served: {why}")
         try:
             return self._find(name)
         except FileNotFoundError as error:
@@ -56,9 +68,11 @@ class AdapterDirectory:
             raise CheckpointError(f"adapter {name} cannot be read: {error.strerror}") from error
 
     def _find(self, name: str) -> Path:
-        folder = self._inside(self.root / name)
+        entries = self._entries()
+        # the folder's own name: where case does not count, and a last dot, others lead to it, too
+        folder = self._inside(self.root / name) if name in entries else None
         if folder is None or not (folder / CONFIG).is_file():
-            known = [entry for entry in self._entries() if not entry.startswith(".")][:1000]
+            known = [entry for entry in entries if not entry.startswith(".")][:1000]
             raise UnknownAdapterError(f"adapter {name!r} is not in {self.given}: {nearest(name, known)}")
         for file in (folder / CONFIG, folder / WEIGHTS, folder / FOLDER, *saved_configurations(folder).values()):
             if file.exists() and self._inside(file) is None:
@@ -103,6 +117,12 @@ class AdapterDirectory:
         except (OSError, RuntimeError):  # not there; a ring of links
             return None
         return real if real != self.root and real.is_relative_to(self.root) else None
+
+    def _is_adapter(self, entry: str) -> bool:
+        try:
+            return (self.root / entry / CONFIG).is_file()
+        except OSError:
+            return False
 
     def _entries(self) -> list[str]:
         """What lies there, in order; nothing where the directory is gone, as while a disk is not mounted."""

@@ -77,9 +77,9 @@ class AdapterFolder:
             except SQFTError as error:
                 raise CheckpointError(f"configuration {rank} of adapter {self.path.name}: {error}") from error
         try:
-            if rank.startswith("@") or rank.isdigit():
-                raise SQFTError(f"rank {rank!r} is written r{rank}")  # one name for one thing
             number = parse_rank(rank, self.rank_choices)
+            if rank not in (*NAMED, "median", f"r{number}"):  # such as @r8, 8, r08: one name for one thing
+                raise SQFTError(f"rank {rank!r} is written r{number}")
         except SQFTError as error:
             known = ", ".join(str(variant) for variant in self.variants if variant)
             raise UnknownRankError(f"adapter {self.path.name} is not served at {rank[:64]!r}: use {known}") from error

@@ -7,6 +7,7 @@ is the saved configuration `default`, where there is one, else heuristic; an ada
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqft_plugins.errors import SQFTError
@@ -15,6 +16,10 @@ MAX_LENGTH = 200
 """Characters of a whole name."""
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """What both parts are made of: no separator, no '%', no control character, no leading dot, ASCII only."""
+
+MODALITIES = frozenset({"audio", "image", "input", "output", "prompt", "refusal", "text", "thinking", "tool", "video"})
+"""What vLLM calls the parts of a chat message, up to their first `_`: an adapter of such a name is its default for
+every request with such a part, the base's too (vLLM 0.32, `_get_active_default_mm_loras`)."""
 
 
 class AdapterNameError(SQFTError):
@@ -43,6 +48,25 @@ def parse_name(name: str) -> AdapterName:
             "letter or digit first"
         )
     return AdapterName(adapter, rank if at else None)
+
+
+def why_not_served(folder: str, served: Collection[str] = ()) -> str | None:
+    """Why an adapter's folder of this name cannot be served, with the way out; None where it can. served: the names of
+    the base. Hidden folders are nobody's adapters; whoever lists folders leaves them out."""
+    try:
+        taken = parse_name(folder).rank is not None
+    except AdapterNameError:
+        taken = True
+    if taken:
+        return (
+            "its name cannot be asked for: rename it to letters, digits, '_', '.' and '-', a letter or digit first, at "
+            f"most {MAX_LENGTH} of them"
+        )
+    if folder in MODALITIES:
+        return f"vLLM would use it for every chat with a part of the type {folder}: rename it"
+    if folder in {name.partition("@")[0] for name in served}:
+        return "the base is served under this name: rename it, or give the base another with -- --served-model-name"
+    return None
 
 
 def shown(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
+from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -43,6 +44,7 @@ def patch_serving() -> bool:
             resolver = LoRAResolverRegistry.resolvers.get(NAME)
             self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
             if self._sqft_resolver is not None:
+                self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
                 self.lora_requests = VariantTable(self._sqft_resolver.directory)
                 self.lora_resolver_lock = Locks()
 
@@ -79,11 +81,25 @@ def patch_serving() -> bool:
 
         return show_available_models
 
+    def make_defaults(original):
+        def _get_active_default_mm_loras(self, request):
+            table = self.models.lora_requests
+            if not isinstance(table, VariantTable):
+                return original(self, request)
+            kinds = self._get_message_types(request)  # ours are served to who asks for them by name, whatever that is
+            found = [lora for name, lora in table.items() if name in kinds and not table.is_ours(name)]
+            return found[0] if len(found) == 1 else None
+
+        return _get_active_default_mm_loras
+
     parameters = ["self", "engine_client", "base_model_paths", "lora_modules"]
     return (
         replace_method(OpenAIServingModels, "__init__", parameters, make_init, lost)
         and replace_method(OpenAIServingModels, "resolve_lora", ["self", "lora_name"], make_resolve, lost)
         and replace_method(OpenAIServingModels, "show_available_models", ["self"], make_list, "names are not listed")
+        and replace_method(
+            BaseServing, "_get_active_default_mm_loras", ["self", "request"], make_defaults, "a chat may get an adapter"
+        )
     )
 
 

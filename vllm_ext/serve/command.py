@@ -11,7 +11,7 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.checks import LET_IN, left_out
-from vllm_ext.serve.options import given, option_of
+from vllm_ext.serve.options import given, option_of, words_of
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
 from vllm_ext.version import INSTALL, installed, why_unsupported
 
@@ -20,6 +20,8 @@ PLANE_DIR = "SQFT_PLANE_DIR"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 DEFAULT_RANK = 32
+UNCHECKED = "VLLM_SKIP_MODEL_NAME_VALIDATION"
+"""vLLM's own variable: every model name that is not loaded yet means the base."""
 GUARD = "vllm_ext.serve.guard.NoRuntimeLoading"
 
 
@@ -60,6 +62,9 @@ def build(
     if adapters is not None:
         if not adapters.is_dir():
             raise SQFTError(f"--adapters {adapters} is not a folder: give the one whose subfolders are adapters")
+        AdapterDirectory(adapters, words_of(passed, "--served-model-name") or [name]).check_names()
+        if present.get(UNCHECKED, "").strip().lower() in ("1", "true"):
+            raise SQFTError(f"{UNCHECKED}={present[UNCHECKED]}: vLLM would answer for adapters with the base: unset it")
         rank = max_rank(adapters)
         own |= {ADAPTERS: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]

@@ -19,6 +19,19 @@ def option_of(words: Sequence[str], option: str) -> str | None:
     return value
 
 
+def words_of(words: Sequence[str], option: str) -> list[str]:
+    """The values of the last `option` that takes several, `--served-model-name a b`; empty where it is not there."""
+    values: list[str] = []
+    begun = False
+    for word in words:
+        if word.startswith("-"):
+            begun = _name(word) == option
+            values = ([word.partition("=")[2]] if "=" in word else []) if begun else values
+        elif begun:
+            values.append(word)
+    return values
+
+
 def _name(word: str) -> str:
     name = word.partition("=")[0]
     return name.replace("_", "-") if name.startswith("--") else name
