@@ -20,7 +20,8 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
-from vllm_ext.adapters.groups import Batch, group_tokens
+from vllm_ext.adapters.groups import Batch, Group, group_tokens
+from vllm_ext.adapters.logits import patch_prompt_logits, restore_prompt_logits
 from vllm_ext.patching import replace_method, restore_method
 
 SWITCH = "SQFT_LORA_CPU"
@@ -44,13 +45,20 @@ class Grouping:
 
     def __init__(self) -> None:
         self.tokens = self.samples = Batch([])
-        self.count = -1
+        self.count = self.sampled = -1
+        self.owner: int | None = None  # the slot of the request that all rows of the next logits belong to
         self._layers: dict[int, tuple[Any, dict[int, Slot | None]]] = {}
 
     def update(self, tokens: Tensor, samples: Tensor) -> None:
         """A new step. tokens, samples: the slot of each token and of each sampled position, -1 without adapter."""
-        self.count = tokens.numel()
+        self.count, self.sampled = tokens.numel(), samples.numel()
         self.tokens, self.samples = group_tokens(tokens), group_tokens(samples)
+
+    def logits(self, rows: int) -> Batch:
+        """The adapters of so many rows of logits: of the sampled positions, or all of one request (logits.py)."""
+        if self.owner is None:
+            return self.samples
+        return Batch([Group(self.owner, 0, rows)] if self.owner >= 0 else [])
 
     def forget(self, slot: int) -> None:
         """The slot has another adapter now."""
@@ -131,13 +139,14 @@ def patch_lora_cpu() -> bool:
                 restore_method(*place)
             return False
         done.append((owner, name))
-    return True
+    return patch_prompt_logits(grouping)
 
 
 def restore_lora_cpu() -> None:
     """vLLM's own methods again."""
     for owner, name, _, _ in _METHODS:
         restore_method(owner, name)
+    restore_prompt_logits()
 
 
 def grouping(wrapper: Any) -> Grouping:
@@ -192,7 +201,11 @@ def _add_lora_logits(original):
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         state = grouping(self)
         stacks = (lora_b_stacked, [lora_a_stacked], [lora_b_stacked], [y.shape[-1]])
-        add_low_rank(y, x, state.samples, [state.slot(*stacks, group.slot) for group in state.samples.groups])
+        batch = state.logits(x.shape[0])
+        slots = [state.slot(*stacks, group.slot) for group in batch.groups]
+        if any(slots) and state.owner is None and x.shape[0] != state.sampled:
+            raise RuntimeError(f"sqft: logits of {x.shape[0]} rows, {state.sampled} positions are sampled: whose?")
+        add_low_rank(y, x, batch, slots)
         return None
 
     return add_lora_logits
