@@ -25,7 +25,8 @@ def patch_prompt_logits(grouping: Callable[[Any], Any]) -> bool:
 
     def make(original):
         def _get_prompt_logprobs_dict(self, hidden_states, num_scheduled_tokens):
-            asked, scores = self.num_prompt_logprobs, {}
+            asked: dict[str, int] = self.num_prompt_logprobs
+            scores: dict[str, Any] = {}
             if not asked or not self.lora_config:
                 return original(self, hidden_states, num_scheduled_tokens)
             try:
