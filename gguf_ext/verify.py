@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gguf_ext.blocks import TensorType, row_bytes
+from gguf_ext.counterparts import counterparts
 from gguf_ext.errors import GGUFError
+from gguf_ext.hyperparameters import compare_entries
 from gguf_ext.layout import Layout, find_layout
 from gguf_ext.plan import Source
 from gguf_ext.reader import GGUFFile
@@ -103,14 +104,9 @@ def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport
         report.differences.append(
             Difference("general.architecture", f"{named!r} in the file, {layout.architecture!r} in the model")
         )
-    for key, value, kind in layout.entries:
-        there = read.metadata.get(key)
-        if kind == "float32" and isinstance(there, float):
-            same = np.float32(there) == np.float32(value)
-        else:
-            same = there == value
-        if not same:
-            report.differences.append(Difference(key, f"{there!r} in the file, {value!r} in the model"))
+    other = {} if layout.config is None else counterparts(layout.config)
+    found = compare_entries(layout.architecture, layout.entries, read, other)
+    report.differences += [Difference(*item) for item in found]
     for name in sorted(set(read.tensors) - {source.name for source in layout.sources}):
         report.differences.append(Difference(name, "is in the file but not in the model"))
     for source in track(layout.sources, "comparing the tensors"):
