@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -9,36 +10,63 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from peft_ext.reads import weights_read_by
 from sqft_plugins.errors import SQFTError
 
-_MAMBA = ("x_proj", "dt_proj", "out_proj")
-_MAMBA2 = ("out_proj",)
-READ_AS_TENSORS = {
-    "mamba": _MAMBA,
-    "falcon_mamba": _MAMBA,
-    "jamba": ("dt_proj",),
-    "mamba2": _MAMBA2,
-    "bamba": _MAMBA2,
-    "falcon_h1": _MAMBA2,
-    "granitemoehybrid": _MAMBA2,
-    "nemotron_h": _MAMBA2,
-    "zamba2": _MAMBA2,
-}
-"""model_type → linears of transformers' Mamba blocks whose `weight` the block reads itself, always or where its kernels
-are installed: an adapter there would do nothing until it is merged."""
 
+class ReadWeights:
+    """The linear layers of one model whose weight one of their parents reads itself; each parent is looked at once."""
 
-def check_is_called(model: nn.Module, name: str) -> None:
-    """Raises SQFTError for a linear of a Mamba block that is not called as a module; `name` is its last name. PEFT has
-    the check for its own adapter types, out_proj only (peft/tuners/tuners_utils.py, _check_lora_target_modules_mamba).
-    """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    read = READ_AS_TENSORS.get(kind, ()) if isinstance(kind, str) else ()
-    if name in read:
-        raise SQFTError(
-            f"target_modules matches {name}: {kind} reads that weight itself, past any adapter, leave it out with "
-            f"exclude_modules={list(read)}"
-        )
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._of: dict[nn.Module, tuple[list[nn.Module], bool]] = {}
+        self._told: set[type] = set()
+
+    def leaves_out(self, target: nn.Module, name: str) -> bool:
+        """Whether the layer `name` is to be left out, because one of its parents computes with its weight and does not
+        call it: an adapter there would do nothing until it is merged. A layer of its name that is called is no reason
+        to refuse all: then it is said. Raises SQFTError where no other layer of its name is.
+
+        PEFT has the check for `out_proj` of Mamba blocks only (tuners_utils.py, _check_lora_target_modules_mamba).
+        """
+        parent = self._reader(target, name)
+        if parent is None:
+            return False
+        kind = getattr(getattr(self.model, "config", None), "model_type", None) or type(parent).__name__
+        last, remedy = name.rpartition(".")[2], f"exclude_modules={self._names(parent)}"
+        what = f"target_modules matches {last}: {kind} reads that weight itself, past any adapter ({name}, by "
+        alike = [(n, m) for n, m in self.model.named_modules() if n.rpartition(".")[2] == last and n != name]
+        if all(self._reader(module, path) is not None for path, module in alike):
+            raise SQFTError(f"{what}{type(parent).__name__}): leave it out with {remedy}")
+        warnings.warn(f"{what}{type(parent).__name__}): it is left out, as with {remedy}", stacklevel=2)
+        return True
+
+    def _reader(self, target: nn.Module, name: str) -> nn.Module | None:
+        path = name.split(".")[:-1]
+        for parent in (self.model.get_submodule(".".join(path[:length])) for length in range(len(path), -1, -1)):
+            read = self._read_by(parent)
+            if any(target is module for module in read):
+                return parent
+        return None
+
+    def _read_by(self, parent: nn.Module) -> list[nn.Module]:
+        if parent not in self._of:
+            self._of[parent] = weights_read_by(parent)
+            if not self._of[parent][1] and type(parent) not in self._told:
+                self._told.add(type(parent))
+                warnings.warn(
+                    f"{type(parent).__name__} has no source here, so it was not checked whether it reads the weights "
+                    "of its layers itself, past any adapter: compare the logits before and after a merge",
+                    stacklevel=2,
+                )
+        return self._of[parent][0]
+
+    def _names(self, parent: nn.Module) -> list[str]:
+        """What excludes the layers that `parent` reads, and no others of their names."""
+        prefix = next(name for name, module in self.model.named_modules() if module is parent)
+        own = [name for name, module in parent.named_modules() if name and module in self._of[parent][0]]
+        paths = [f"{prefix}.{name}".removeprefix(".").split(".") for name in own]
+        return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

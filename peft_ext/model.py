@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 from collections import Counter
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import check_combination, check_is_called, check_weight
+from peft_ext.checks import ReadWeights, check_combination, check_weight
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
@@ -34,6 +35,8 @@ FILLED_IN = "_filled_in_here"
 
 class SQFTModel(LoraModel):
     """The tuner behind `get_peft_model(model, SQFTConfig(...))`."""
+
+    _read_weights: ReadWeights | None = None
 
     @staticmethod
     def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
@@ -58,12 +61,16 @@ class SQFTModel(LoraModel):
         lora_config.fan_in_fan_out = conv1d
         return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)
 
-    def _check_target_module_compatiblity(self, peft_config, model: nn.Module, target_name: str) -> None:
-        check_is_called(model, target_name)
-        super()._check_target_module_compatiblity(peft_config, model, target_name)
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(LoraModel._create_and_replace).bind(self, *args, **kwargs).arguments
+        if self._read_weights is None:
+            self._read_weights = ReadWeights(self.model)
+        if not self._read_weights.leaves_out(given["target"], given["current_key"]):
+            super()._create_and_replace(*args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
+        self._read_weights = None
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             config: Any = self.peft_config[adapter_name]
@@ -82,6 +89,8 @@ class SQFTModel(LoraModel):
         except Exception:
             self._take_out(adapter_name)
             raise
+        finally:
+            self._read_weights = None
         if draw_ranks not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(draw_ranks)
             model.register_forward_hook(take_up_ranks)

@@ -96,14 +96,16 @@ def test_over_a_dense_base_it_is_lora(build) -> None:
     ours = fill_adapter(get_peft_model(build(), SQFTConfig(**settings)))
     lora = fill_adapter(get_peft_model(build(), LoraConfig(**settings)))
     adapted = {name for name, _ in sqft_layers(ours.base_model.model, "default")}
-    assert adapted == {name for name, module in lora.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    theirs = {name for name, module in lora.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    # LoRA puts an adapter there that torch's attention never asks
+    assert adapted == theirs - {"model.vision_tower.head.attention.out_proj"}
     torch.testing.assert_close(logits(ours), logits(lora), rtol=1e-5, atol=1e-5)
     for model in (ours, lora):
         model(**inputs(model)).logits.square().mean().backward()
-    theirs = {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
     mine = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    assert set(mine) == set(theirs)
-    for name, gradient in theirs.items():  # float32 sums in another order
+    assert set(mine) == set(gradients)
+    for name, gradient in gradients.items():  # float32 sums in another order
         torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6)
 
 

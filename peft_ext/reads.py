@@ -1,0 +1,481 @@
+"""Which linear layers a parent computes with by reading their `weight`, past any adapter: in its own forward pass it
+says `F.linear(x, self.out_proj.weight)` where it could say `self.out_proj(x)`.
+
+The rule is what the parent's source says, not a list of classes: the forward pass, and the methods and functions it
+calls, are walked with the objects that the parent holds, so that `if self.pretraining_tp > 1` is decided as the model
+would. What depends on an argument, on the mode or on the device can happen, and counts. A read for its shape, dtype or
+presence does not count, nor does clamping in place.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import operator
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda self: "UNKNOWN"})()
+WEIGHTS = ("weight", "in_proj_weight")
+HARMLESS = frozenset(
+    [
+        *("dtype", "device", "shape", "size", "ndim", "dim", "numel", "layout", "element_size", "__class__"),
+        *("requires_grad", "requires_grad_", "grad", "is_meta", "is_cuda", "is_floating_point", "register_hook"),
+        "clamp_",
+    ]
+)
+ASKING = ("isinstance", "type", "id", "hasattr", "len", "callable", "issubclass")
+"""Calls that look at a weight without computing with it."""
+NOT_FOLLOWED = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation")
+UNUSED = {("DisentangledSelfAttention", "in_proj")}
+"""(class, child) whose read no model reaches: DeBERTa's is for `query_states`, which its encoder gives where z_steps is
+above 1, and z_steps is 0 in its source."""
+COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+PLAIN = (int, float, str, bool, type(None), bytes)
+MOST = 64
+"""Values that one expression is followed with; more are unknown."""
+
+Values = list[Any]
+Scope = dict[str, Values]
+
+
+def weights_read_by(parent: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The modules whose `weight` the forward pass of `parent` reads, and whether all of it could be seen: False where
+    Python has no source of something that names a weight (defined on standard input, say)."""
+    walk = _Walk()
+    forward = getattr(type(parent), "forward", None)
+    if isinstance(forward, types.FunctionType):
+        walk.call(forward, [[parent]], {}, entry=True)
+    unused = [getattr(parent, child, None) for name, child in UNUSED if name == type(parent).__name__]
+    return [module for module in walk.read if not any(module is one for one in unused)], walk.complete
+
+
+class _Many(list):
+    """What is known of the members of a list, tuple or iterator."""
+
+
+class _Walk:
+    """One walk through a forward pass. Each expression is a list of the values that it may have."""
+
+    def __init__(self) -> None:
+        self.read: list[nn.Module] = []
+        self.complete = True
+        self._seen: set[tuple] = set()
+        self._function: types.FunctionType | None = None
+        self._self: Any = None
+
+    # --- functions ---
+
+    def call(
+        self, function: types.FunctionType, given: list[Values], named: dict[str, Values], entry: bool = False
+    ) -> None:
+        """Walks the body of a Python function. entry: its further arguments are the caller's, and unknown."""
+        function = inspect.unwrap(function)
+        if not isinstance(function, types.FunctionType) or function.__module__.startswith(NOT_FOLLOWED):
+            return
+        modules = [
+            id(value) for values in (*given, *named.values()) for value in values if isinstance(value, nn.Module)
+        ]
+        key = (function.__code__, *modules)
+        if key in self._seen or len(self._seen) > 500:
+            return
+        self._seen.add(key)
+        tree = _tree_of(function)
+        if tree is None:
+            self.complete &= not _names(function.__code__) & set(WEIGHTS)
+            return
+        outer = self._function, self._self
+        self._function, self._self = function, given[0][0] if given and given[0] else None
+        self._block(tree.body, _scope(function, tree.args, given, named, entry))
+        self._function, self._self = outer
+
+    # --- statements ---
+
+    def _block(self, body: Iterable[ast.stmt], scope: Scope) -> bool:
+        """Whether the block surely ends here: what follows it is not reached."""
+        return any(self._statement(statement, scope) for statement in body)
+
+    def _statement(self, node: ast.stmt, scope: Scope) -> bool:
+        if isinstance(node, ast.If):
+            return self._if(node, scope)
+        if isinstance(node, ast.For):
+            self._assign(node.target, _members(self.value(node.iter, scope)), scope)
+            self._loop([*node.body, *node.orelse], scope)
+        elif isinstance(node, ast.While):
+            self._loop([ast.Expr(node.test), *node.body, *node.orelse], scope)
+        elif isinstance(node, ast.With):
+            for item in node.items:
+                self.value(item.context_expr, scope)
+            return self._block(node.body, scope)
+        elif isinstance(node, ast.Try):
+            self._loop([*node.body, *(s for h in node.handlers for s in h.body), *node.orelse], scope)
+            return self._block(node.finalbody, scope)
+        elif isinstance(node, ast.Assign):
+            values = self.value(node.value, scope)
+            for target in node.targets:
+                self._assign(target, values, scope, node.value)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            self._assign(node.target, self.value(node.value, scope), scope)
+        elif isinstance(node, ast.FunctionDef):  # called somewhere here, as by gradient checkpointing
+            inner = {**scope, **{arg.arg: [UNKNOWN] for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}}
+            self._block(node.body, inner)
+        elif isinstance(node, ast.ClassDef | ast.Import | ast.ImportFrom):
+            pass
+        else:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self.value(child, scope)
+            if isinstance(node, ast.AugAssign):
+                self._assign(node.target, [UNKNOWN], scope)
+        return isinstance(node, ast.Return | ast.Raise | ast.Continue | ast.Break)
+
+    def _if(self, node: ast.If, scope: Scope) -> bool:
+        truth = _truth(self.value(node.test, scope))
+        ends, scopes = [], []
+        for case, body in ((True, node.body), (False, node.orelse)):
+            if case in truth:
+                own = dict(scope)
+                ends.append(self._block(body, own))
+                if not ends[-1]:
+                    scopes.append(own)
+        if scopes:
+            names = {name for own in scopes for name in own}
+            scope.update({name: _union(own.get(name, [UNKNOWN]) for own in scopes) for name in names})
+        return all(ends)
+
+    def _loop(self, body: list[ast.stmt], scope: Scope) -> None:
+        """A body that may run never, once or often."""
+        own = dict(scope)
+        for node in body:
+            for part in ast.walk(node):
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id in own:
+                    own[part.id] = _union([own[part.id], [UNKNOWN]])
+        for statement in body:  # a `continue` ends one round only
+            self._statement(statement, own)
+        for name in own:
+            scope[name] = _union([scope.get(name, [UNKNOWN]), own[name]])
+
+    def _assign(self, target: ast.expr, values: Values, scope: Scope, source: ast.expr | None = None) -> None:
+        if isinstance(target, ast.Name):
+            scope[target.id] = values
+        elif isinstance(target, ast.Tuple | ast.List):
+            parts = source.elts if isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts) else None
+            for index, one in enumerate(target.elts):
+                self._assign(one, self.value(parts[index], scope) if parts else _members(values), scope)
+        elif isinstance(target, ast.Starred):
+            self._assign(target.value, [UNKNOWN], scope)
+
+    # --- expressions ---
+
+    def value(self, node: ast.expr, scope: Scope) -> Values:
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if method is not None:
+            return method(node, scope)[:MOST]
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.value(child, scope)
+        return [UNKNOWN]
+
+    def _constant(self, node: ast.Constant, scope: Scope) -> Values:
+        return [node.value]
+
+    def _joinedstr(self, node: ast.JoinedStr, scope: Scope) -> Values:
+        texts = [part.value for part in node.values if isinstance(part, ast.Constant) and part.value]
+        return texts[:1] or [UNKNOWN]  # true, whatever stands in the braces
+
+    def _name(self, node: ast.Name, scope: Scope) -> Values:
+        if node.id in scope:
+            return scope[node.id]
+        assert self._function is not None
+        found = self._function.__globals__.get(node.id, UNKNOWN)
+        # other variables of a module, such as is_fast_path_available, are not the same on every machine
+        return [found] if isinstance(found, types.ModuleType | type | types.FunctionType) else [UNKNOWN]
+
+    def _attribute(self, node: ast.Attribute, scope: Scope) -> Values:
+        if node.attr in HARMLESS:
+            self._look(node.value, scope)
+            return [UNKNOWN]
+        result: Values = []
+        for owner in self.value(node.value, scope):
+            if node.attr in WEIGHTS and isinstance(owner, nn.Module):
+                if not any(owner is one for one in self.read):
+                    self.read.append(owner)
+                result.append(UNKNOWN)
+            else:
+                result.append(_attribute(owner, node.attr))
+        return _union([result])
+
+    def _look(self, node: ast.expr, scope: Scope) -> None:
+        """Evaluates an expression of which only the kind is asked: a weight in it is not read."""
+        if isinstance(node, ast.Attribute) and node.attr in (*WEIGHTS, "data"):
+            self._look(node.value, scope)
+        else:
+            self.value(node, scope)
+
+    def _subscript(self, node: ast.Subscript, scope: Scope) -> Values:
+        owners, index = self.value(node.value, scope), self.value(node.slice, scope)
+        if len(owners) == len(index) == 1 and index[0] is not UNKNOWN:
+            try:
+                return [_known(owners[0][index[0]])]
+            except Exception:  # no such member, or no container
+                return [UNKNOWN]
+        return _members(owners)
+
+    def _tuple(self, node: ast.Tuple | ast.List | ast.Set, scope: Scope) -> Values:
+        return [_Many(itertools.chain.from_iterable(self.value(part, scope) for part in node.elts))]
+
+    _list = _set = _tuple
+
+    def _starred(self, node: ast.Starred, scope: Scope) -> Values:
+        return _members(self.value(node.value, scope))
+
+    def _boolop(self, node: ast.BoolOp, scope: Scope) -> Values:
+        ends = isinstance(node.op, ast.Or)  # what decides the whole: a true one in `or`, a false one in `and`
+        result: Values = []
+        for part in node.values:
+            values = self.value(part, scope)
+            truth = _truth(values)
+            if truth == {ends}:
+                return _union([result, values])
+            if ends in truth:
+                result.append(UNKNOWN)
+        return _union([result, values])
+
+    def _unaryop(self, node: ast.UnaryOp, scope: Scope) -> Values:
+        values = self.value(node.operand, scope)
+        if not isinstance(node.op, ast.Not):
+            return [UNKNOWN]
+        return [not truth for truth in _truth(values)]
+
+    def _compare(self, node: ast.Compare, scope: Scope) -> Values:
+        presence = all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+        sides = [node.left, *node.comparators]
+        if presence:
+            for side in sides:
+                self._look(side, scope)
+        if len(sides) != 2:
+            return [UNKNOWN] if presence else [self.value(side, scope) and UNKNOWN for side in sides][:1]
+        if presence and isinstance(node.left, ast.Attribute) and node.left.attr in WEIGHTS:
+            return [UNKNOWN]
+        left, right = (self.value(side, scope) for side in sides)
+        if len(left) * len(right) > MOST:
+            return [UNKNOWN]
+        return _union([[_compare(node.ops[0], a, b)] for a in left for b in right])
+
+    def _ifexp(self, node: ast.IfExp, scope: Scope) -> Values:
+        truth = _truth(self.value(node.test, scope))
+        branches = {True: node.body, False: node.orelse}
+        return _union(self.value(branches[case], scope) for case in truth)
+
+    def _namedexpr(self, node: ast.NamedExpr, scope: Scope) -> Values:
+        values = self.value(node.value, scope)
+        self._assign(node.target, values, scope)
+        return values
+
+    def _lambda(self, node: ast.Lambda, scope: Scope) -> Values:
+        names = [arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
+        self.value(node.body, {**scope, **{name: [UNKNOWN] for name in names}})
+        return [UNKNOWN]
+
+    def _listcomp(self, node: Any, scope: Scope) -> Values:
+        own = dict(scope)
+        for part in node.generators:
+            self._assign(part.target, _members(self.value(part.iter, own)), own)
+            for test in part.ifs:
+                self.value(test, own)
+        made = [self.value(getattr(node, name), own) for name in ("key", "value", "elt") if hasattr(node, name)]
+        return [_Many(_union(made))]
+
+    _generatorexp = _setcomp = _dictcomp = _listcomp
+
+    # --- calls ---
+
+    def _call(self, node: ast.Call, scope: Scope) -> Values:
+        if isinstance(node.func, ast.Name) and node.func.id not in scope:
+            if node.func.id in ASKING:
+                for part in node.args:
+                    self._look(part, scope)
+                return self._asked(node, scope)
+            if node.func.id == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+                return self._attribute(ast.Attribute(node.args[0], str(node.args[1].value), ast.Load()), scope)
+        given = [self.value(part, scope) for part in node.args]
+        named = {str(word.arg): self.value(word.value, scope) for word in node.keywords}
+        if isinstance(node.func, ast.Name):
+            if node.func.id in ("enumerate", "zip"):
+                return [_Many([_Many(_union([[UNKNOWN], *map(_members, given)]))])]
+            if node.func.id in ("reversed", "list", "tuple", "iter", "sorted"):
+                return [_Many(_union(map(_members, given)))]
+            if node.func.id == "next":
+                return _union(map(_members, given))
+            for function in self.value(node.func, scope):
+                if isinstance(function, types.FunctionType) and _modules([*given, *named.values()]):
+                    self.call(function, given, named)
+            return [UNKNOWN]
+        if not isinstance(node.func, ast.Attribute):
+            self.value(node.func, scope)
+            return [UNKNOWN]
+        return self._method(node.func, given, named, scope)
+
+    def _method(self, node: ast.Attribute, given: list[Values], named: dict[str, Values], scope: Scope) -> Values:
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super":
+            for cls in type(self._self).__mro__[1:]:
+                function = cls.__dict__.get(node.attr)
+                if isinstance(function, types.FunctionType):
+                    self.call(function, [[self._self], *given], named)
+            return [UNKNOWN]
+        if node.attr in HARMLESS:
+            self._look(node.value, scope)
+            return [UNKNOWN]
+        result: Values = []
+        for owner in self.value(node.value, scope):
+            if isinstance(owner, nn.Module) and node.attr in ("children", "modules", "values"):
+                return [_Many(owner.children())]
+            if isinstance(owner, nn.Module) and node.attr in ("items", "named_children", "named_modules"):
+                return [_Many([_Many([UNKNOWN, *owner.children()])])]
+            function = getattr(type(owner), node.attr, None) if isinstance(owner, nn.Module) else None
+            if isinstance(owner, types.ModuleType):
+                function, owner = getattr(owner, node.attr, None), None
+                if not _modules([*given, *named.values()]):
+                    function = None
+            if isinstance(function, types.FunctionType):
+                self.call(function, [[owner], *given] if owner is not None else given, named)
+            result.append(UNKNOWN)
+        return _union([result])
+
+    def _asked(self, node: ast.Call, scope: Scope) -> Values:
+        """isinstance(), hasattr() and len() of things that are known."""
+        asking: dict[str, Callable[..., Any]] = {"isinstance": isinstance, "hasattr": hasattr, "len": len}
+        function = asking.get(getattr(node.func, "id", ""))
+        if function is None or any(isinstance(n, ast.Attribute) and n.attr in WEIGHTS for n in ast.walk(node)):
+            return [UNKNOWN]
+        given = [self.value(part, scope) for part in node.args]
+        if any(len(values) != 1 or values[0] is UNKNOWN or isinstance(values[0], _Many) for values in given):
+            return [UNKNOWN]
+        try:
+            return [_known(function(*(values[0] for values in given)))]
+        except Exception:
+            return [UNKNOWN]
+
+
+# --- values ---
+
+
+def _scope(
+    function: types.FunctionType, args: ast.arguments, given: list[Values], named: dict[str, Values], entry: bool
+) -> Scope:
+    names = [arg.arg for arg in (*args.posonlyargs, *args.args)]
+    every = [*names, *(arg.arg for arg in (*args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))))]
+    scope: Scope = {name: [UNKNOWN] for name in every}
+    if not entry and "None" not in named:  # a ** at the call may give any of them
+        defaults = dict(zip(reversed(names), reversed(function.__defaults__ or ()), strict=False))
+        for name, default in {**defaults, **(function.__kwdefaults__ or {})}.items():
+            scope[name] = [_known(default)]
+    scope.update(zip(names, given, strict=False))
+    scope.update({name: values for name, values in named.items() if name in scope})
+    return scope
+
+
+def _known(value: Any) -> Any:
+    return UNKNOWN if isinstance(value, Tensor | torch.device) else value
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    if owner is UNKNOWN or isinstance(owner, _Many) or name in ("training", "device"):
+        return UNKNOWN
+    try:
+        return _known(getattr(owner, name))
+    except Exception:  # what a property raises
+        return UNKNOWN
+
+
+def _members(values: Values) -> Values:
+    found: list[Values] = []
+    for value in values:
+        if isinstance(value, _Many):
+            found.append(value)
+        elif isinstance(value, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            found.append(list(value.children()))
+        elif isinstance(value, list | tuple):
+            found.append(list(map(_known, value)))
+        else:
+            found.append([UNKNOWN])
+    return _union(found)
+
+
+def _modules(given: Iterable[Values]) -> bool:
+    return any(isinstance(value, nn.Module) for values in given for value in values)
+
+
+def _union(parts: Iterable[Values]) -> Values:
+    result: Values = []
+    for value in itertools.chain.from_iterable(parts):
+        if not any(
+            value is one or (type(value) is type(one) and isinstance(value, PLAIN) and value == one) for one in result
+        ):
+            result.append(value)
+    return result or [UNKNOWN]
+
+
+def _truth(values: Values) -> set[bool]:
+    result: set[bool] = set()
+    for value in values:
+        if value is UNKNOWN or isinstance(value, Tensor) or (isinstance(value, _Many) and not value):
+            return {True, False}
+        try:
+            result.add(bool(value))
+        except Exception:
+            return {True, False}
+    return result
+
+
+def _compare(op: ast.cmpop, a: Any, b: Any) -> Any:
+    if a is UNKNOWN or b is UNKNOWN:
+        return UNKNOWN
+    if not isinstance(op, ast.Is | ast.IsNot) and not (isinstance(a, PLAIN) and isinstance(b, (*PLAIN, tuple, list))):
+        return UNKNOWN
+    try:
+        return bool(COMPARE[type(op)](a, b))
+    except Exception:
+        return UNKNOWN
+
+
+# --- source ---
+
+
+@lru_cache(maxsize=1024)
+def _tree_of(function: types.FunctionType) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return next((node for node in tree.body if isinstance(node, ast.FunctionDef)), None)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function and those defined in it use."""
+
+    def walk(code: types.CodeType) -> Iterator[str]:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from walk(constant)
+
+    return set(walk(code))
