@@ -45,6 +45,7 @@ class ElasticState:
     rows: `sampled` as 0 and 1, bool [r, 1], for compiled code. resting: sampled and rows, kept over a forward without
     gradients.
     quantization_aware: the weight is put on `grid`, which the model fills in once it is whole.
+    share_rank: what shares a drawn rank; None for a fixed rank. name: the layer's in the model, filled in there.
     """
 
     sparse: bool
@@ -55,6 +56,8 @@ class ElasticState:
     resting: tuple[int | None, Tensor | None] = (None, None)
     quantization_aware: bool = False
     grid: LayerGrid | None = None
+    share_rank: str | None = None
+    name: str = ""
 
 
 class ElasticMaskedVariant(LoraVariant):
@@ -69,7 +72,11 @@ class ElasticMaskedVariant(LoraVariant):
         rank = module.r[adapter_name]
         choices = [rank] if config.rank_choices is None else list(config.rank_choices)
         module.elastic[adapter_name] = ElasticState(
-            config.sparse, choices, max(choices), quantization_aware=config.quantization_aware
+            config.sparse,
+            choices,
+            max(choices),
+            quantization_aware=config.quantization_aware,
+            share_rank=None if config.rank_choices is None else config.share_rank,
         )
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,17 +10,16 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import ReadWeights, check_combination, check_weight
+from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
 from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
-from sqft_plugins.elastic import Rank, configuration, sample_configuration
+from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, pack_mask
@@ -91,9 +89,11 @@ class SQFTModel(LoraModel):
             raise
         finally:
             self._read_weights = None
-        if draw_ranks not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(draw_ranks)
-            model.register_forward_hook(take_up_ranks)
+        for name, layer in layers.items():
+            layer.elastic[adapter_name].name = name
+        if config.rank_choices is not None:
+            hook_model(model)
+        if note_cache not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(note_cache, with_kwargs=True)
             model.register_forward_hook(forget_cache, always_call=True)
 
@@ -140,9 +140,7 @@ class SQFTModel(LoraModel):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in HOOKS]:  # nothing of ours stays behind
-                del hooks[key]
+        unhook_model(model, (note_cache, forget_cache))
         return model
 
     def set_active_rank(self, rank: Rank, adapter_name: str | None = None) -> dict[str, int]:
@@ -216,55 +214,6 @@ def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:
             yield name.replace("_orig_mod.", ""), module  # the same name with and without torch.compile
 
 
-def draw_ranks(model: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of the whole model: draws the ranks of a training step, puts them aside otherwise.
-
-    Once per forward and not inside the layers, because gradient checkpointing runs layers a second time and must see
-    the same rank. Without gradients (`generate`, evaluation) nothing is drawn, also in training mode. The seed comes
-    from torch's global generator, which Trainer saves and restores, so that a resumed run draws on as it would have;
-    data-parallel processes take that of the first.
-    """
-    for adapter, config in _elastic_adapters(model):
-        if model.training and torch.is_grad_enabled():
-            _draw(model, adapter, config)
-            continue
-        for _, layer in sqft_layers(model, adapter):
-            state = layer.elastic[adapter]
-            state.resting, state.sampled, state.rows = (state.sampled, state.rows), None, None
-
-
-def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
-    """Forward hook of the whole model: after a forward without gradients, the ranks drawn before are in force again.
-
-    A trainer may ask a reference model (DPO) or log something between forward and backward, and gradient checkpointing
-    still has to run the layers a second time.
-    """
-    for adapter, _ in _elastic_adapters(model):
-        if model.training and torch.is_grad_enabled():
-            continue
-        for _, layer in sqft_layers(model, adapter):
-            state = layer.elastic[adapter]
-            (state.sampled, state.rows), state.resting = state.resting, (None, None)
-
-
-HOOKS = (draw_ranks, take_up_ranks, note_cache, forget_cache)
-
-
-def _elastic_adapters(model: nn.Module) -> list[tuple[str, Any]]:
-    configs: Mapping = getattr(model, "peft_config", None) or {}
-    return [(name, config) for name, config in configs.items() if getattr(config, "rank_choices", None) is not None]
-
-
-@torch.compiler.disable(reason="the ranks of a training step are drawn outside the graph")
-def _draw(model: nn.Module, adapter: str, config: Any) -> None:
-    layers = dict(sqft_layers(model, adapter))
-    drawn = sample_configuration(layers, config.rank_choices, config.share_rank, random.Random(_shared_seed()))
-    for name, layer in layers.items():
-        state, A = layer.elastic[adapter], layer.factor("A", adapter)
-        # a tensor of its own for each layer: of shared ones dynamo notes who shares, and that changes with every draw
-        state.sampled, state.rows = drawn[name], torch.arange(len(A), device=A.device).unsqueeze(1) < drawn[name]
-
-
 def mark_shared_bases(model: nn.Module) -> None:
     """Tells each SQFT layer whether its base module also stands in another place of the model.
 
@@ -275,14 +224,6 @@ def mark_shared_bases(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear):
             module.base_is_shared = places[id(module.base_layer)] > 1
-
-
-def _shared_seed() -> int:
-    seed = torch.randint(2**62, (1,))
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        seed = seed.to(torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu"))
-        dist.broadcast(seed, src=0)
-    return int(seed)
 
 
 def _check_base(layers: Mapping[str, Linear], config, adapter_name: str) -> None:
