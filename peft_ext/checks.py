@@ -69,6 +69,27 @@ class ReadWeights:
         return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})
 
 
+def check_token_indices(model: nn.Module, config: Any) -> None:
+    """Raises SQFTError for `trainable_token_indices` that the model's embedding does not have."""
+    wanted = getattr(config, "trainable_token_indices", None)
+    if not wanted:
+        return
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    own = [name.rpartition(".")[2] for name, module in model.named_modules() if module is embedding]
+    lists = wanted if isinstance(wanted, Mapping) else dict.fromkeys(own[:1] or ["embed_tokens"], wanted)
+    for layer, indices in lists.items():
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if not (name == layer or name.endswith(f".{layer}")) or not isinstance(weight, Tensor):
+                continue
+            beyond = [index for index in indices if not 0 <= index < len(weight)]
+            if beyond:
+                raise SQFTError(
+                    f"trainable_token_indices={beyond} are not in {name}, which has {len(weight)} tokens: give the "
+                    "model whose embedding was enlarged (resize_token_embeddings), or other tokens"
+                )
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

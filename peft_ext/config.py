@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft_ext.card import write_card
+from peft_ext.fields import CHANGES_THE_BASE, as_plain_numbers, check_fields, check_ignored
 from peft_ext.registry import LoraConfig, peft_type
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
-
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
 
 
 @dataclass
@@ -57,7 +55,10 @@ class SQFTConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        as_plain_numbers(self)
         super().__post_init__()
+        check_ignored(self)
         self.peft_type = peft_type()
         if self.rank_choices is not None:
             self.rank_choices = check_rank_choices(self.rank_choices, self.r)
@@ -65,10 +66,6 @@ class SQFTConfig(LoraConfig):
                 raise SQFTError(
                     "rank_pattern cannot be used with rank_choices: the search space rules every module's rank"
                 )
-        if self.share_rank not in ("layer", "module"):
-            raise SQFTError(
-                f"share_rank={self.share_rank!r} is unknown: {nearest(str(self.share_rank), ('layer', 'module'))}"
-            )
         if self.quantization_aware:
             self._check_quantization_aware()
         elif self.grid is not None:

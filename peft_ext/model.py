@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import ReadWeights, check_combination, check_weight
+from peft_ext.checks import ReadWeights, check_combination, check_token_indices, check_weight
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
@@ -70,6 +70,7 @@ class SQFTModel(LoraModel):
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
         self._read_weights = None
         try:
+            check_token_indices(model, self.peft_config[adapter_name])
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             config: Any = self.peft_config[adapter_name]
             if getattr(config, FILLED_IN, False) and not config.inference_mode:  # the same object for one more base
@@ -149,6 +150,10 @@ class SQFTModel(LoraModel):
         Acts on `adapter_name`, else on every active adapter; returns module name → rank. Raises SQFTError for a rank
         outside the search space and for a module without a rank. Training goes on sampling.
         """
+        if not isinstance(adapter_name, str | None):
+            raise SQFTError(
+                f"adapter_name={adapter_name!r} is no name of an adapter: set the rank of one after another"
+            )
         result: dict[str, int] = {}
         for adapter in [adapter_name] if adapter_name else self.active_adapters:
             layers = dict(sqft_layers(self.model, adapter))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from peft_ext.checks import check_token_indices
 from peft_ext.config import SQFTConfig
 from peft_ext.grids import check_grid
 from peft_ext.model import SQFTModel, sqft_layers
@@ -43,6 +44,7 @@ class PeftTuner:
             if not getattr(config, "quantization_aware", False):
                 raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
             config.grid = str(grid)
+        check_token_indices(model, config)
         try:
             return PeftModel.from_pretrained(model, str(adapter), config=config).eval()
         except RuntimeError as error:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 from torch import Tensor
 
@@ -22,15 +24,22 @@ Rank = int | str | Mapping[str, int]
 
 
 def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
-    """The search space, largest first. Raises SQFTError where it is empty, not positive, or its maximum is not `r`."""
-    choices = sorted(set(rank_choices), reverse=True)
-    if not choices or choices[-1] < 1 or any(not isinstance(c, int) for c in choices):
+    """The search space, largest first. Raises SQFTError where it is empty, holds what is no positive whole number, or
+    its maximum is not `r`."""
+    given = list(rank_choices) if isinstance(rank_choices, Collection) and not isinstance(rank_choices, str) else []
+    if not given or not all(is_rank(choice) for choice in given):
         raise SQFTError(
-            f"rank_choices={list(rank_choices)} is not a search space: give positive ranks, such as [32, 24, 16]"
+            f"rank_choices={given or rank_choices!r} is not a search space: give positive ranks, such as [32, 24, 16]"
         )
+    choices = sorted({int(choice) for choice in given}, reverse=True)
     if choices[0] != rank:
-        raise SQFTError(f"rank_choices={list(rank_choices)} has the maximum {choices[0]} but r={rank}: make them equal")
+        raise SQFTError(f"rank_choices={given} has the maximum {choices[0]} but r={rank}: make them equal")
     return choices
+
+
+def is_rank(value: Any) -> bool:
+    """A whole number from 1, also NumPy's; True, 6.0 and "6" are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def heuristic_rank(rank_choices: Sequence[int]) -> int:
@@ -54,6 +63,9 @@ def parse_rank(rank: int | str, rank_choices: Sequence[int]) -> int:
         if not match:
             raise SQFTError(f"rank={rank!r} is not a rank: use a number, r16, {', '.join(sorted(names))}")
         rank = int(match[1])
+    if not is_rank(rank):
+        raise SQFTError(f"rank={rank!r} is not a rank: use a whole number, r16, {', '.join(sorted(names))}")
+    rank = int(rank)
     if rank not in rank_choices:
         raise SQFTError(f"rank={rank} is outside the search space: use one of {sorted(rank_choices, reverse=True)}")
     return rank

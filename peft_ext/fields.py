@@ -1,0 +1,131 @@
+"""The kinds and ranges of a configuration's fields, all in one table: LoraConfig checks few of them, and a wrong one
+shows as a TypeError in a layer, or never."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.errors import SQFTError, nearest
+
+INITIALISATIONS = ("gaussian", "orthogonal", "eva")
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
+
+
+def is_whole(value: Any, least: int = 0) -> bool:
+    """A number such as 4, also NumPy's; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, Mapping | str) and all(map(_is_text, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_indices(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, Mapping | str) and all(map(is_whole, value))
+
+
+def _is_pattern(value: Any, test: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and test(v) for k, v in value.items())
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+FLAG = (lambda value: isinstance(value, bool), "True or False")
+NAMES = (lambda value: value is None or _is_text(value) or _is_names(value), "a list of names, or a pattern")
+TEXT = (lambda value: value is None or isinstance(value, str | Path), "a path")
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (lambda value: is_whole(value, 1), "a whole number from 1, such as 16"),
+    "lora_alpha": (_is_positive, "a number above 0, such as 32"),
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0, below 1"),
+    "bias": (lambda value: value in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
+    "target_modules": NAMES,
+    "exclude_modules": NAMES,
+    "modules_to_save": (lambda value: value is None or _is_names(value), "a list of names"),
+    "layers_to_transform": (
+        lambda value: value is None or is_whole(value) or _is_indices(value),
+        "a list of numbers of layers, from 0",
+    ),
+    "layers_pattern": NAMES,
+    "rank_pattern": (
+        lambda value: value is None or _is_pattern(value, lambda rank: is_whole(rank, 1)),
+        "{name or pattern: rank}, each rank a whole number from 1",
+    ),
+    "alpha_pattern": (
+        lambda value: value is None or _is_pattern(value, _is_positive),
+        "{name or pattern: alpha}, each alpha a number above 0",
+    ),
+    "trainable_token_indices": (
+        lambda value: value is None or _is_indices(value) or _is_pattern(value, _is_indices),
+        "a list of token numbers, or {name of an embedding: such a list}",
+    ),
+    "init_lora_weights": (lambda value: isinstance(value, bool | str), "True, False, 'gaussian' or 'orthogonal'"),
+    "share_rank": (lambda value: value in ("layer", "module"), "'layer' or 'module'"),
+    "grid": TEXT,
+    "mask_hash": (lambda value: value is None or _is_text(value), "left out: it is filled in"),
+    "grid_stamp": (lambda value: value is None or isinstance(value, Mapping), "left out: it is filled in"),
+    **dict.fromkeys(
+        (
+            *("sparse", "quantization_aware", "use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode"),
+            *("use_dora", "use_qalora", "ensure_weight_tying"),
+        ),
+        FLAG,
+    ),
+}
+"""Field → (test of its value, what it takes)."""
+
+
+def check_fields(config: Any) -> None:
+    """Raises SQFTError for a field of a kind or range that cannot work, naming it, its value and what it takes."""
+    for name, (fits, takes) in RULES.items():
+        value = getattr(config, name)
+        try:
+            right = fits(value)
+        except (TypeError, ValueError):  # no comparison: of an array, say
+            right = False
+        if not right and name == "share_rank":
+            raise SQFTError(f"share_rank={value!r} is unknown: {nearest(str(value), ('layer', 'module'))}")
+        if not right:
+            raise SQFTError(f"{name}={value!r} is not what it takes: give {takes}")
+    init = config.init_lora_weights
+    if isinstance(init, str) and not init.lower().startswith((*INITIALISATIONS, *CHANGES_THE_BASE, "mica")):
+        raise SQFTError(f"init_lora_weights={init!r} is unknown: {nearest(init, INITIALISATIONS)}")
+
+
+def as_plain_numbers(config: Any) -> None:
+    """NumPy's numbers as Python's: others cannot be saved as JSON."""
+    config.r = int(config.r)
+    if not isinstance(config.lora_alpha, int | float):
+        config.lora_alpha = float(config.lora_alpha)
+    if config.rank_pattern:
+        config.rank_pattern = {name: int(rank) for name, rank in config.rank_pattern.items()}
+
+
+def check_ignored(config: Any) -> None:
+    """Raises SQFTError for fields of LoraConfig that would be taken and do nothing here."""
+    if config.use_qalora:
+        raise SQFTError(
+            "use_qalora=True is not supported: it is for GPTQ layers only. Leave it out, quantization_aware=True "
+            "trains through an INT4 grid"
+        )
+    if config.qalora_group_size != type(config).qalora_group_size:
+        raise SQFTError(f"qalora_group_size={config.qalora_group_size!r} needs use_qalora, which is not supported here")
+    if config.megatron_config is not None:
+        raise SQFTError("megatron_config is not supported: SQFT adapts nn.Linear and Conv1D, leave it out")
+    if config.arrow_config is not None:
+        raise SQFTError("arrow_config is not supported: an SQFT adapter is not routed, leave it out")
