@@ -7,11 +7,12 @@ padding, so these arguments hold for the others too, which wait before each bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sqft_plugins.compress.find import find_blocks
@@ -97,7 +98,7 @@ def run_blocks(
     for index, block in enumerate(blocks):
         block.forward = forward_of(index, block.forward)  # type: ignore[method-assign]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _within_positions(model, tokens.shape[1]):
             for batch in batches[1:] if states is None else []:
                 try:
                     run_body(model, batch)
@@ -122,7 +123,8 @@ def split(tokens: Tensor, micro_tokens: int) -> list[Tensor]:
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor | None) -> Tensor:
-    """Raises SQFTError for no tokens, and for those of another model's tokenizer."""
+    """Raises SQFTError for no tokens, for those of another model's tokenizer, and for sequences that are longer than a
+    model with learned positions has positions."""
     if tokens is None or tokens.numel() == 0:
         raise SQFTError("the method needs calibration tokens: give a batch [sequences, length]")
     vocabulary = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
@@ -131,7 +133,44 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor | None) -> Tensor:
             f"token {int(tokens.max())} is outside the model's vocabulary of {vocabulary}: "
             "the tokenizer is another model's, give the right one"
         )
+    longest = learned_positions(model)
+    if longest is not None and tokens.shape[1] > longest:
+        raise _too_long(tokens.shape[1], longest)
     return tokens
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """The number of positions of a model that looks them up in a table (GPT-2, OPT); None where they are computed, so
+    that any length works."""
+    longest = _longest(model)
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    own = model.get_input_embeddings()
+    # a table has the longest sequence, and a few more rows: OPT and BART begin at the third
+    found = any(longest <= len(table.weight) <= longest + 8 for table in tables if table is not own and longest)
+    return longest if found else None
+
+
+def _longest(model: PreTrainedModel) -> int:
+    """The longest sequence by the configuration; 0 where it names none."""
+    config = model.config.get_text_config()
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "n_positions"))
+    return next((number for number in found if isinstance(number, int)), 0)
+
+
+def _too_long(length: int, longest: int) -> SQFTError:
+    return SQFTError(f"length={length} is more than the {longest} positions that the model has: lower it")
+
+
+@contextmanager
+def _within_positions(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """Positions that are computed end, too, in some models (GPT-J, MPT), which say so in an error of their own."""
+    try:
+        yield
+    except (IndexError, ValueError, RuntimeError) as error:
+        longest = _longest(model)
+        if isinstance(error, SQFTError) or not 0 < longest < length:
+            raise
+        raise _too_long(length, longest) from error
 
 
 def _check_alike(others: Sequence[Any], own: Any) -> None:

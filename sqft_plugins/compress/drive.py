@@ -25,6 +25,7 @@ from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.compress.visit import visit_linears
 from sqft_plugins.hardware import release_memory
 from sqft_plugins.mask import pack_mask
+from sqft_plugins.modes import evaluating
 from sqft_plugins.plugins.protocols import Statistic
 from sqft_plugins.progress import Steps, say
 
@@ -122,7 +123,7 @@ class Compression:
             finished(block, rows, run)
             steps.step(f"{describe(rows)}, {time.perf_counter() - start:.1f} s")
 
-        with Steps(self.what, len(blocks), first) as steps, torch.no_grad():
+        with Steps(self.what, len(blocks), first) as steps, torch.no_grad(), evaluating(model):
             if self.statistic == "none":
                 for index in range(first, len(blocks)):
                     work(index, None)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqft_plugins.modes import evaluating
 from sqft_plugins.tune.data import Collator, Row
 from sqft_plugins.tune.loss import answer_logits, answer_loss
 
@@ -42,9 +43,7 @@ class HeldOut:
     @torch.no_grad()
     def losses(self, model: nn.Module, accelerator: Any) -> dict[str, float]:
         """Mean cross-entropy of the learned tokens, by the name of the rank. Several processes share the batches."""
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             if self.set_rank is None:
                 return {HEURISTIC: self._loss(model, accelerator)}
             found = {}
@@ -52,8 +51,6 @@ class HeldOut:
                 self.set_rank(rank)
                 found[name] = self._loss(model, accelerator)
             return found
-        finally:
-            model.train(training)
 
     def _loss(self, model: nn.Module, accelerator: Any) -> float:
         head = model.get_output_embeddings()  # type: ignore[operator]

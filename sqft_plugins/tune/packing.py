@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.modes import evaluating
 from sqft_plugins.tune.data import IGNORED, Row
 
 
@@ -67,13 +68,11 @@ def check_packing(model: Any) -> None:
     device = next(model.parameters()).device
     tokens = torch.arange(1, 9, device=device).repeat(2, 1) % config.vocab_size  # [2, 8]
     positions = torch.arange(4, device=device).repeat(2, 2)  # twice 0 1 2 3
-    training = model.training
-    model.eval()
     seen = []
-    for first in (tokens[:, :4], tokens[:, :4].flip(1)):
-        row = torch.cat([first, tokens[:, 4:]], dim=1)
-        seen.append(model(input_ids=row, position_ids=positions, use_cache=False).logits[:, 4:])
-    model.train(training)
+    with evaluating(model):
+        for first in (tokens[:, :4], tokens[:, :4].flip(1)):
+            row = torch.cat([first, tokens[:, 4:]], dim=1)
+            seen.append(model(input_ids=row, position_ids=positions, use_cache=False).logits[:, 4:])
     if not torch.equal(*seen):
         raise SQFTError(
             f"packing: in a model of type {config.model_type} the examples of one row would see each other: leave "
