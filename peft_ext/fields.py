@@ -127,5 +127,13 @@ def check_ignored(config: Any) -> None:
         raise SQFTError(f"qalora_group_size={config.qalora_group_size!r} needs use_qalora, which is not supported here")
     if config.megatron_config is not None:
         raise SQFTError("megatron_config is not supported: SQFT adapts nn.Linear and Conv1D, leave it out")
-    if config.arrow_config is not None:
-        raise SQFTError("arrow_config is not supported: an SQFT adapter is not routed, leave it out")
+
+
+def check_attached(config: Any) -> None:
+    """Likewise, for fields that other code carries through files, so that they are refused where they would count."""
+    for name, why in (
+        ("arrow_config", "an SQFT adapter is not routed"),
+        ("lora_ga_config", "LoRA-GA changes the base weight"),
+    ):
+        if getattr(config, name) is not None:
+            raise SQFTError(f"{name} is not supported: {why}, leave it out")

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_ext.checks import ReadWeights, check_combination, check_token_indices, check_weight
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
+from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
 from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
@@ -70,6 +71,7 @@ class SQFTModel(LoraModel):
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
         self._read_weights = None
         try:
+            check_attached(self.peft_config[adapter_name])
             check_token_indices(model, self.peft_config[adapter_name])
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             config: Any = self.peft_config[adapter_name]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import ArrowConfig, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from torch import nn
 
 from peft_ext import SQFTConfig
@@ -47,6 +47,15 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(name, value) -> None:
     with pytest.raises(SQFTError, match=rf"^{name}(=| is not supported)") as caught:
         SQFTConfig(**{"target_modules": ["0"], name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ignored", [{"arrow_config": ArrowConfig(top_k=1)}, {"lora_ga_config": LoraGAConfig()}], ids=str
+)
+def test_what_would_do_nothing_is_refused_where_it_would_count(ignored) -> None:
+    config = SQFTConfig(target_modules=["0"], **ignored)
+    with pytest.raises(SQFTError, match=f"^{next(iter(ignored))} is not supported"):
+        get_peft_model(nn.Sequential(nn.Linear(16, 16)), config)
 
 
 @pytest.mark.parametrize("name", sorted(WRONG.keys() - {"megatron_config"}))

@@ -44,6 +44,7 @@ REFUSALS = {
     r"target_parameters=.* is not supported": "adapts bare parameters, not linear layers",
     r"custom modules \(_register_custom_module\) are not supported": "replaces our layer by another",
     r"'SQFT' is not compatible with the `PeftMixedModel`": "PEFT's list of types that mix with other tuners is closed",
+    r"bias='invalid' is not what it takes": "PEFT has the same refusal in other words, and later",
     r"mamba reads that weight itself, past any adapter": "PEFT has the same refusal in other words",
 }
 
