@@ -24,7 +24,7 @@ from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
 from gguf_ext.export import require_gguf, write_tensors
 from gguf_ext.lora_config import check_dense, check_rank, pattern_value
-from gguf_ext.plan import Planned, Source, match_rule
+from gguf_ext.plan import Planned, Source, is_tied, match_rule
 from gguf_ext.reader import GGUFFile
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
@@ -115,7 +115,8 @@ def _plan(
             continue
         if not name.startswith(PREFIX) or not name.endswith(ENDS):
             raise UnmappedTensorError(
-                f"tensor {name} of adapter {adapter} has no place in a LoRA file: merge it instead"
+                f"tensor {name} of adapter {adapter} has no place in a LoRA file: merge it with `sqft merge MODEL "
+                f"{adapter} --out DIR` and export that"
             )
         if not name.endswith(ENDS[0]):
             continue
@@ -129,10 +130,13 @@ def _plan(
             )
         check_rank(config, module, A.shape[0], adapter)
         rule, layer, owner = match_rule(architecture, module)
-        tied = bool(base.get("tie_word_embeddings")) and module == "lm_head"
+        tied = module == "lm_head" and is_tied(folder, architecture, base)
         if rule is None or tied:
             why = "shares its weight with the embedding" if tied else f"has no place in a {architecture.name} file"
-            raise UnmappedTensorError(f"module {module} of adapter {adapter} {why}: merge it instead")
+            raise UnmappedTensorError(
+                f"module {module} of adapter {adapter} {why}: merge it with `sqft merge MODEL {adapter} --out DIR` and "
+                "export that"
+            )
         _check_shape(folder, owner, rule.transposed, (B.shape[0], A.shape[1]), adapter)
         B = B * scaling(config, module, A.shape[0])
         B = B if rule.rows is None else B[rule.rows(base)]

@@ -125,7 +125,7 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     """Every tensor of the file, in the order of the table, layer by layer. Raises UnmappedTensorError, naming what has
     no place or is missing."""
     layers = int(config["num_hidden_layers"])
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = is_tied(folder, architecture, config)
     mapped: dict[str, Source] = {}
     packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
     quantized = set(packed.values())
@@ -166,6 +166,26 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
         )
     constants = [Source(name, "", constant=value) for name, value in architecture.constants(config).items()]
     return constants + [mapped[target] for target, _ in expected if target in mapped]
+
+
+def is_tied(folder: ModelFolder, architecture: Architecture, config: Config) -> bool:
+    """Whether the head is the embedding: as transformers has it, not where the checkpoint holds two that differ, such
+    as a merge into one of them leaves, whatever the configuration says."""
+    if not config.get("tie_word_embeddings"):
+        return False
+    packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
+    places: dict[str, set[str]] = {"output": set(), "token_embd": set()}
+    for name in folder.tensor_names:
+        rule, _, _ = match_rule(architecture, packed.get(name, name.rpartition(".")[0]))
+        if rule is not None and rule.target in places:
+            places[rule.target].add(name)
+    if not places["output"] or not places["token_embd"]:
+        return True
+    names = [*places["output"], *places["token_embd"]]
+    if any(name in packed for name in names):
+        return False
+    head, embedding = (folder.tensor(name) for name in names)
+    return torch.equal(head, embedding)
 
 
 def plan(

@@ -80,8 +80,9 @@ def differences(ours: Vocabulary, read: GGUFFile) -> Iterator[tuple[str, str]]:
         yield from _scores(ours, there.get(SCORES))
     yield from _special(ours, there)
     yield from _flags(ours, there)
-    if there.get(TEMPLATE, "") != here.get(TEMPLATE, ""):
-        yield TEMPLATE, _template_line(there.get(TEMPLATE), here.get(TEMPLATE))
+    for key in sorted({key for key in (*here, *there) if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")}):
+        if there.get(key, "") != here.get(key, ""):
+            yield key, _template_line(there.get(key), here.get(key))
     alike = all(here.get(key) == there.get(key) for key in (TOKENS, IDS["eos"]))
     if alike and (ends := file_ends(here)) != file_ends(there):
         yield "end tokens", f"{sorted(file_ends(there))} end a text in the file, {sorted(ends)} in the model's"

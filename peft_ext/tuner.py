@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -19,7 +20,7 @@ from peft_ext.checks import check_token_indices
 from peft_ext.config import SQFTConfig
 from peft_ext.grids import check_grid
 from peft_ext.model import SQFTModel, sqft_layers
-from peft_ext.registry import get_pattern_key
+from peft_ext.registry import LoraLayer, get_pattern_key
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_alpha
 from sqft_plugins.errors import CheckpointError, SQFTError
@@ -171,10 +172,23 @@ class LoraTuner(PeftTuner):
         return {name.removeprefix(PREFIX): module.r[model.active_adapter] for name, module in adapted}
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:
+        _give_own_weights(model)
         return model.merge_and_unload(), {}
 
     def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
         raise SQFTError("a plain LoRA has no codes: it was not trained through a grid")
+
+
+def _give_own_weights(model: nn.Module) -> None:
+    """Gives every adapted layer that shares its weight (a tied head, a tied embedding) a copy of it: PEFT merges into
+    the tensor itself, so that the layer which has it too would be changed as well, and is not before the merge."""
+    places = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            base: Any = module.get_base_layer()
+            weight = getattr(base, "weight", None)
+            if isinstance(weight, nn.Parameter) and places[id(weight)] > 1:
+                base.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ ADDED = {
     "tokenizer.ggml.add_sep_token": (True, "bool"),
     "tokenizer.ggml.suppress_tokens": ([5], "ints"),
     "tokenizer.ggml.mask_token_id": (7, "uint32"),
+    "tokenizer.chat_template.tool_use": ("{{ x }}", "string"),
     "sqft.sparsity": (0.5, "float32"),
     "sqft.mask_hash": ("of another", "string"),
 }
@@ -142,7 +143,6 @@ def test_a_key_that_the_file_lacks_is_one_where_llama_cpp_would_take_another(key
         {"llama.rope.scaling.original_context_length": (64, "uint32"), "quantize.imatrix.file": ("x", "string")},
         {"tokenizer.ggml.pre": ("llama3", "string"), "tokenizer.ggml.add_eos_token": None},
         {"tokenizer.ggml.add_bos_token": None, "tokenizer.ggml.add_space_prefix": (False, "bool")},
-        {"tokenizer.chat_template.tool_use": ("{{ x }}", "string")},
     ],
     ids=lambda changes: next(iter(changes)),
 )
