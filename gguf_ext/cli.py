@@ -72,6 +72,7 @@ def export_command(model: str, out: str, overwrite: bool, as_json: bool, **optio
             f"verified: {report.verified} tensors {equal}; {report.pruned} pruned weights all 0; "
             f"tokenizer {report.tokenizer}"
         )
+        _show_unchecked(report.unchecked)
 
     emit(as_json, report.as_dict(), show)
 
@@ -166,6 +167,7 @@ def verify_command(
             click.echo(f"{report.rounded} rounded to their type in the file, by {report.largest_error:.3g} at most")
         click.echo(f"{report.pruned - report.pruned_nonzero} of {report.pruned} pruned weights are 0")
         click.echo(f"tokenizer {report.tokenizer}")
+        _show_unchecked(report.unchecked)
         if logits:
             _show_logits(result["logits"])
         click.echo("equal" if report.exact else "equal but for rounding" if report.ok else "different")
@@ -173,6 +175,11 @@ def verify_command(
     emit(as_json, result, show)
     if not (report.ok if rounding == "allow" else report.exact):
         ctx.exit(1)
+
+
+def _show_unchecked(names: list[str]) -> None:
+    if names:
+        click.echo(f"compared with nothing: {', '.join(names)}")
 
 
 def _prose(text: str | None) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gguf_ext.arch.rope import FACTORED, scaling_entries
+
 Config = Mapping[str, Any]
 
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -75,14 +77,15 @@ def sources_of(config: Config) -> set[str]:
 
 def has_window(config: Config) -> bool:
     """Whether a layer of the model attends to less than its context."""
-    size, context = config.get("sliding_window"), counterparts_context(config)
+    size, context = config.get("sliding_window"), context_of(config)
     if not size or config.get("use_sliding_window") is False or (context and size >= context):
         return False
     kinds = config.get("layer_types")
     return not kinds or "sliding_attention" in kinds
 
 
-def counterparts_context(config: Config) -> Any:
+def context_of(config: Config) -> Any:
+    """Tokens of the model's context, None where it does not say."""
     return next((config[name] for name in NAMES["context_length"] if config.get(name)), None)
 
 
@@ -120,15 +123,13 @@ def _rope(config: Config) -> Iterator[tuple[str, Any]]:
     part = rope.get("partial_rotary_factor")
     if width is not None:
         yield "rope.dimension_count", int(width * float(part)) if part else int(config.get("rotary_dim") or width)
-    kind = rope["rope_type"]
-    yield "rope.scaling.type", kind if kind in ("linear", "yarn", "longrope") else "none"
-    yield "rope.scaling.factor", float(rope["factor"]) if kind in ("linear", "yarn") else 1.0
-    if kind in ("yarn", "longrope"):
-        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        yield "rope.scaling.original_context_length", original or counterparts_context(config)
-    if kind == "yarn":
-        yield "rope.scaling.yarn_beta_fast", float(rope.get("beta_fast") or 32)
-        yield "rope.scaling.yarn_beta_slow", float(rope.get("beta_slow") or 1)
+    scaling = {"type": "none", "factor": 1.0, "attn_factor": 1.0}
+    if rope["rope_type"] in FACTORED:
+        whole = {"max_position_embeddings": context_of(config), **config}
+        for entry in scaling_entries("llama", rope, whole):
+            scaling[entry.key.removeprefix("llama.rope.scaling.")] = entry.value
+    for name, value in scaling.items():
+        yield f"rope.scaling.{name}", value
 
 
 def _head_width(config: Config) -> int | None:

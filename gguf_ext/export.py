@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from gguf_ext.arch import Entry
 from gguf_ext.ending import END_TOKENS, unplaced
-from gguf_ext.errors import GGUFError, MissingTokenizerError, VerificationError
+from gguf_ext.errors import GGUFError, MissingTokenizerError, TemplateError, VerificationError
 from gguf_ext.estimate import HEADER, entry_bytes
 from gguf_ext.layout import Layout, find_layout
 from gguf_ext.memory import ModelInMemory
@@ -25,6 +25,7 @@ from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, remo
 from gguf_ext.template import check_tokens
 from gguf_ext.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
 from gguf_ext.verify import EXACT, VerifyReport, compare
+from gguf_ext.verify_tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.vocab import from_tokenizer, read_vocabulary
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import CheckpointError
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 class ExportReport:
     """path: the file, or the first of its `parts`. bytes (of all parts) and seconds. types: type name → number of
     tensors. tokenizer: llama.cpp's model/pre. pruned: weights that the mask prunes, all seen to be 0 in the file.
-    verified: tensors seen to be equal. exact: whether no weight is rounded; largest_error: the largest |difference|."""
+    verified: tensors seen to be equal. exact: whether no weight is rounded; largest_error: the largest |difference|.
+    unchecked: fields of config.json and keys of a template that were compared with nothing."""
 
     path: str
     parts: list[str]
@@ -51,6 +53,7 @@ class ExportReport:
     largest_error: float
     bytes: int
     seconds: float
+    unchecked: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,6 +134,10 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
     start = time.monotonic()
     template = None if options.template_gguf is None else GGUFFile(options.template_gguf)
     layout = find_layout(folder, template)
+    if template is not None:
+        _check_same_base(template, layout.differences)
+    if layout.unchecked:
+        say(f"compared with nothing, so look at them yourself: {', '.join(layout.unchecked)}")
     if layout.note:
         say(layout.note)
     if biases := zero_biases(folder, layout.sources):
@@ -140,6 +147,9 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
     rows = next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0)
     if template is not None:
         check_tokens(template, rows)
+        if not isinstance(folder, ModelInMemory):
+            found = compare_tokenizer(folder, layout, template)[1]
+            _check_same_base(template, [item for item in found if item[0] in DECISIVE])
     elif layout.config is not None and rows != layout.config["vocab_size"]:
         raise CheckpointError(
             f"model {folder.path} has {rows} rows in its embedding, but vocab_size={layout.config['vocab_size']} in "
@@ -175,7 +185,15 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         largest_error=report.largest_error,
         bytes=sum(path.stat().st_size for path in written),
         seconds=round(time.monotonic() - start, 2),
+        unchecked=layout.unchecked,
     )
+
+
+def _check_same_base(template: GGUFFile, differences: Sequence[tuple[str, str]]) -> None:
+    """Raises TemplateError for the first of what a template and the model say otherwise: key, line."""
+    if differences:
+        key, line = differences[0]
+        raise TemplateError(f"template {template.path} is not of this model's base: {key}: {line}: give another file")
 
 
 def _vocabulary(

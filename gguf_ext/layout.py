@@ -12,6 +12,7 @@ from gguf_ext.metadata import model_entries, sqft_entries
 from gguf_ext.plan import Source, check_order, sources
 from gguf_ext.reader import GGUFFile
 from gguf_ext.template import copied_entries, template_sources
+from gguf_ext.template_check import check_template, limited
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import say
 
@@ -20,7 +21,8 @@ from sqft_plugins.progress import say
 class Layout:
     """architecture: llama.cpp's. sources: every tensor of the file. entries: what must agree between a model and its
     file, whenever it was written. described: further metadata, of a template. config: None without a table. note: a
-    line for the user."""
+    line for the user. differences: what config.json and a template say otherwise (key, line); unchecked: what of them
+    was compared with nothing."""
 
     architecture: str
     sources: list[Source]
@@ -28,6 +30,8 @@ class Layout:
     described: list[Entry] = field(default_factory=list)
     config: Config | None = None
     note: str = ""
+    differences: list[tuple[str, str]] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
 
 def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout:
@@ -61,4 +65,19 @@ def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
     )
     described, model = copied_entries(template)
     model += [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
-    return Layout(str(template.metadata["general.architecture"]), found, model, described)
+    checked = check_template(folder, template)
+    note = (
+        f"sliding_window={checked.context} of the model does not exist in llama.cpp's graph: the file's context is at "
+        "most that, up to which both compute the same"
+        if checked.context
+        else ""
+    )
+    return Layout(
+        str(template.metadata["general.architecture"]),
+        found,
+        limited(model, checked.context),
+        described,
+        note=note,
+        differences=checked.differences,
+        unchecked=checked.unchecked,
+    )

@@ -48,7 +48,8 @@ class VerifyReport:
     """tensors: in the model. equal: in the file, bit-equal but for rounding to the type there. rounded: of these, those
     that the type does round; largest_error: the largest |difference| of a weight that this makes. pruned: weights the
     mask prunes. pruned_nonzero: of these, those that are not 0 in the file. tokenizer: "equal", "different" or
-    "not compared: why"."""
+    "not compared: why". unchecked: fields of config.json and keys of the file that were compared with nothing, which
+    happens to a model without a table only."""
 
     tensors: int = 0
     equal: int = 0
@@ -60,6 +61,7 @@ class VerifyReport:
     masked_bytes: int = 0
     tokenizer: str = "not compared"
     differences: list[Difference] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -106,7 +108,8 @@ def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport
         )
     other = {} if layout.config is None else counterparts(layout.config)
     found = compare_entries(layout.architecture, layout.entries, read, other)
-    report.differences += [Difference(*item) for item in found]
+    report.differences += [Difference(*item) for item in (*found, *layout.differences)]
+    report.unchecked = layout.unchecked
     for name in sorted(set(read.tensors) - {source.name for source in layout.sources}):
         report.differences.append(Difference(name, "is in the file but not in the model"))
     for source in track(layout.sources, "comparing the tensors"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
 from sqft_plugins.grid import QuantizedWeight, round_to_nearest
 from sqft_plugins.mask import lowest_mask, mask_hash, pack_mask
 
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
 torch.set_num_threads(1)
 CORPUS = """The quick brown fox jumps over the lazy dog, and the dog doesn't mind. I'll say it's fine: we're done!
 Ünïcödé, naïve café, straße; Здравствуй, мир! こんにちは世界、お元気ですか？ 你好，世界。

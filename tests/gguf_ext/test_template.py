@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import gguf
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, quants
+from helpers_gguf import rewritten
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -24,10 +26,12 @@ from transformers import (
 )
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
+from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import DamagedFileError, TemplateError, UnmappedTensorError, UnsupportedArchitectureError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.vocab import from_tokenizer
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.cli import main
 
 SHAPE = {
     "hidden_size": 64,
@@ -265,10 +269,124 @@ def test_tensors_that_only_one_of_both_has_are_refused(made, tiny_tokenizer, tmp
     base = write_base(model, tokenizer, "olmo2", tmp_path / "b.gguf", more=more)
     with pytest.raises(TemplateError, match=r"has blk\.0\.ffn_gate_inp\.weight, for which the model has no tensor"):
         export_gguf(folder, tmp_path / "m.gguf", template_gguf=base)
+
+
+def test_factors_of_rotary_frequencies_are_those_of_the_configuration(made, tiny_tokenizer, tmp_path):
+    model, folder, _, _ = made("olmo2")
+    tokenizer = tiny_tokenizer("byte-level")
     factors = np.linspace(1, 2, 8, dtype=np.float32)
     base = write_base(model, tokenizer, "olmo2", tmp_path / "c.gguf", more=[("rope_freqs.weight", factors)])
+    with pytest.raises(TemplateError, match=r"rope_freqs\.weight: is not what rope_parameters in config\.json make"):
+        export_gguf(folder, tmp_path / "m.gguf", template_gguf=base)
+    settings = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_theta": 1e4, "original_max_position_embeddings": 64, **settings}
+    scaled = _configured(folder, tmp_path / "scaled", {"rope_parameters": rope})
+    with pytest.raises(TemplateError, match=r"rope_freqs\.weight: is not what"):
+        export_gguf(scaled, tmp_path / "m.gguf", template_gguf=base)
+    right = llama3_rope_factors(16, rope).numpy()
+    base = write_base(model, tokenizer, "olmo2", tmp_path / "d.gguf", more=[("rope_freqs.weight", right)])
+    export_gguf(scaled, tmp_path / "m.gguf", template_gguf=base)
+    np.testing.assert_array_equal(GGUFFile(tmp_path / "m.gguf").dequantize("rope_freqs.weight")[0], right)
+
+
+# --- config.json and the template ---
+
+OTHERS = [
+    ("olmo2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "olmo2.rope.freq_base"),
+    ("olmo2", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "olmo2.rope.scaling.fac"),
+    ("olmo2", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}, "rope_parameters"),
+    ("olmo2", {"rms_norm_eps": 1e-3}, "olmo2.attention.layer_norm_rms_epsilon"),
+    ("olmo2", {"hidden_act": "gelu"}, "hidden_act"),
+    ("olmo2", {"num_attention_heads": 2}, "olmo2.attention"),
+    ("olmo2", {"max_position_embeddings": 128}, "olmo2.context_length"),
+    ("granite", {"attention_multiplier": 0.7}, "granite.attention.scale"),
+    ("granite", {"embedding_multiplier": 1.0}, "granite.embedding_scale"),
+    ("granite", {"residual_multiplier": 0.25}, "granite.residual_scale"),
+    ("granite", {"logits_scaling": 8.0}, "granite.logit_scale"),
+    ("gemma2", {"attn_logit_softcapping": 20.0}, "gemma2.attn_logit_softcapping"),
+    ("gemma2", {"attn_logit_softcapping": None}, "gemma2.attn_logit_softcapping"),
+    ("gemma2", {"final_logit_softcapping": None}, "gemma2.final_logit_softcapping"),
+    ("gemma2", {"sliding_window": 8}, "gemma2.attention.sliding_window"),
+    ("gemma2", {"layer_types": ["full_attention"] * 2}, "gemma2.attention.sliding_window"),
+    ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "gemma2.attention.sliding_window_pattern"),
+    ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("starcoder2", {"norm_epsilon": 1e-3}, "starcoder2.attention.layer_norm_epsilon"),
+    ("starcoder2", {"hidden_act": "gelu"}, "hidden_act"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "key"), OTHERS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_configuration_that_says_otherwise_is_refused(family, changes, key, made, tmp_path):
+    _, folder, _, base = made(family)
+    explicit = {name: "null" if value is None else value for name, value in changes.items()}
+    model = _configured(folder, tmp_path / "model", explicit)
+    with pytest.raises(TemplateError, match=rf"is not of this model's base: {re.escape(key)}"):
+        export_gguf(model, tmp_path / "m.gguf", template_gguf=base)
+    assert not (tmp_path / "m.gguf").exists()
     export_gguf(folder, tmp_path / "m.gguf", template_gguf=base)
-    np.testing.assert_array_equal(GGUFFile(tmp_path / "m.gguf").dequantize("rope_freqs.weight")[0], factors)
+    report = verify_gguf(model, tmp_path / "m.gguf")
+    assert not report.ok
+    assert any(item.name.startswith(key) for item in report.differences)
+
+
+def test_a_key_of_the_template_that_the_configuration_lacks_is_refused(made, tmp_path):
+    _, folder, _, base = made("olmo2")
+    for name, value, kind in (
+        ("rope.scaling.attn_factor", 1.5, "float32"),
+        ("attention.scale", 0.7, "float32"),
+        ("attention.causal", False, "bool"),
+        ("attention.sliding_window", 16, "uint32"),
+        ("expert_count", 4, "uint32"),
+    ):
+        other = rewritten(base, tmp_path / "other.gguf", {f"olmo2.{name}": (value, kind)})
+        with pytest.raises(TemplateError, match=rf"olmo2\.{name}"):
+            export_gguf(folder, tmp_path / "m.gguf", template_gguf=other)
+    other = rewritten(base, tmp_path / "other.gguf", {"olmo2.of_a_later_release": (4, "uint32")})
+    report = export_gguf(folder, tmp_path / "m.gguf", template_gguf=other)
+    assert report.unchecked == ["olmo2.of_a_later_release"]
+
+
+def test_what_changes_nothing_is_no_difference_and_what_nobody_knows_is_named(made, tmp_path, capsys):
+    _, folder, _, base = made("olmo2")
+    harmless = {"attention_dropout": 0.3, "initializer_range": 0.5, "use_cache": False, "torch_dtype": "float16"}
+    model = _configured(folder, tmp_path / "model", {**harmless, "a_note": "of the trainer"})
+    assert export_gguf(model, tmp_path / "m.gguf", template_gguf=base).unchecked == []
+    strange = {"architectures": ["OddForCausalLM"], "model_type": "odd", "odd_scale": 3.0}
+    model = _configured(folder, tmp_path / "odd", strange)
+    report = export_gguf(model, tmp_path / "o.gguf", template_gguf=base)
+    assert report.unchecked == ["config.json: odd_scale"]
+    assert "compared with nothing, so look at them yourself: config.json: odd_scale" in capsys.readouterr().err
+    found = verify_gguf(model, tmp_path / "o.gguf")
+    assert found.ok
+    assert found.unchecked == report.unchecked
+    with pytest.raises(SystemExit) as done:
+        main(["verify", str(model), str(tmp_path / "o.gguf")])
+    assert done.value.code == 0
+    assert "compared with nothing: config.json: odd_scale" in capsys.readouterr().out
+    model = _configured(model, tmp_path / "other", {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}})
+    with pytest.raises(TemplateError, match=r"olmo2\.rope\.freq_base"):
+        export_gguf(model, tmp_path / "p.gguf", template_gguf=base)
+
+
+def test_a_window_that_the_graph_lacks_ends_the_context(made, tmp_path):
+    _, folder, _, base = made("starcoder2")
+    model = _configured(folder, tmp_path / "model", {"sliding_window": 40})
+    report = export_gguf(model, tmp_path / "m.gguf", template_gguf=base)
+    assert GGUFFile(report.path).metadata["starcoder2.context_length"] == 40
+    assert verify_gguf(model, report.path).exact
+    assert [item.name for item in verify_gguf(model, base).differences][:1] == ["starcoder2.context_length"]
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(made, tmp_path):
+    _, folder, _, base = made("olmo2")
+    tokens = list(GGUFFile(base).metadata["tokenizer.ggml.tokens"])
+    tokens[300], tokens[301] = tokens[301], tokens[300]
+    other = rewritten(base, tmp_path / "other.gguf", {"tokenizer.ggml.tokens": (tokens, "strings")})
+    with pytest.raises(TemplateError, match=r"tokenizer\.ggml\.tokens: 2 differ"):
+        export_gguf(folder, tmp_path / "m.gguf", template_gguf=other)
 
 
 def test_a_foreign_tensor_of_the_model_is_named(made, tmp_path):
@@ -311,12 +429,14 @@ REFUSED = {
 
 
 def _configured(source, folder, changes):
-    """A copy of a model folder whose config.json says otherwise; None removes an entry."""
+    """A copy of a model folder whose config.json says otherwise; None removes an entry, "null" says null."""
     shutil.copytree(source, folder)
     config = {**json.loads((folder / "config.json").read_text()), **changes}
     if "use_sliding_window" in changes:
         config.pop("layer_types", None)  # transformers derives it
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: None if v == "null" else v for k, v in config.items() if v is not None})
+    )
     return folder
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import gguf
 import pytest
-from gguf import GGUFReader, GGUFValueType
+from helpers_gguf import rewritten
 
 from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch.spec import Entry
@@ -16,31 +15,6 @@ from gguf_ext.pre_names import ALIKE, BEGINS, SKIPS, cuts_alike
 from gguf_ext.pretokenizer import KNOWN
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.cli import main
-
-NAMED = {"floats": "FLOAT32", "ints": "INT32"}
-
-
-def rewritten(source, target, changes):
-    """A file with other metadata: key → (value, kind), None to leave it out."""
-    read = GGUFFile(source)
-    writer = gguf.GGUFWriter(target, read.metadata["general.architecture"])
-    items = {key: (value, read.kinds[key]) for key, value in read.metadata.items()} | changes
-    for key, item in items.items():
-        if item is None or key == "general.architecture":
-            continue
-        value, kind = item
-        if kind.endswith("s"):
-            kind = GGUFValueType[NAMED.get(kind, kind.removesuffix("s").upper())]
-            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
-        else:
-            writer.add_key_value(key, value, GGUFValueType[kind.upper()])
-    for tensor in GGUFReader(source).tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+"""A GGUF file with other metadata."""
+
+from __future__ import annotations
+
+import gguf
+from gguf import GGUFReader, GGUFValueType
+
+from gguf_ext.reader import GGUFFile
+
+NAMED = {"floats": "FLOAT32", "ints": "INT32"}
+
+
+def rewritten(source, target, changes):
+    """A file with other metadata: key → (value, kind), None to leave it out."""
+    read = GGUFFile(source)
+    writer = gguf.GGUFWriter(target, read.metadata["general.architecture"])
+    items = {key: (value, read.kinds[key]) for key, value in read.metadata.items()} | changes
+    for key, item in items.items():
+        if item is None or key == "general.architecture":
+            continue
+        value, kind = item
+        if kind.endswith("s"):
+            kind = GGUFValueType[NAMED.get(kind, kind.removesuffix("s").upper())]
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
+        else:
+            writer.add_key_value(key, value, GGUFValueType[kind.upper()])
+    for tensor in GGUFReader(source).tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
