@@ -13,12 +13,8 @@ from typing import Any
 
 from gguf_ext.errors import AdapterError
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.tune.initialisations import CONVERT, changes_base, is_repeated
 
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations beside True and False that write A and B only; all others write into the base weight, and what they
-leave of it stands in no adapter (peft/tuners/lora/layer.py, `update_layer`)."""
-MERGED_RIGHT = ("pissa", "olora", "loftq")
-"""Of the others, those that PEFT repeats to the bit when it loads the adapter over the same base."""
 PLAIN_FIELDS = frozenset(
     {
         # where it comes from and which modules it adapts: the tensors tell
@@ -68,17 +64,11 @@ def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
 
 
 def _check_init(init: Any, adapter: Path, merge: str) -> None:
-    if not isinstance(init, str) or init.lower() in PLAIN_INITS:
-        return
-    convert = (
-        "save the trained model again with save_pretrained(DIR, path_initial_model_for_weight_conversion=…), which "
-        "makes a plain LoRA of it"
-    )
-    way = f"{merge}, or {convert}" if init.lower() in MERGED_RIGHT else convert
-    raise AdapterError(
-        f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight: over the untouched base its "
-        f"A and B are another model; {way}"
-    )
+    if changes_base(init):
+        raise AdapterError(
+            f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight: over the untouched base "
+            f"its A and B are another model; {f'{merge}, or {CONVERT}' if is_repeated(init) else CONVERT}"
+        )
 
 
 def check_rank(config: Mapping[str, Any], module: str, rank: int, adapter: Path) -> None:

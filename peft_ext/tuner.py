@@ -26,6 +26,7 @@ from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_al
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import say
+from sqft_plugins.tune.initialisations import CONVERT, is_repeated
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
@@ -46,6 +47,12 @@ class PeftTuner:
                 raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
             config.grid = str(grid)
         check_token_indices(model, config)
+        init = getattr(config, "init_lora_weights", True)
+        if not is_repeated(init):
+            raise SQFTError(
+                f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight as loading does not "
+                f"repeat: {CONVERT}"
+            )
         try:
             return PeftModel.from_pretrained(model, str(adapter), config=config).eval()
         except RuntimeError as error:

@@ -19,8 +19,9 @@ from gguf_ext.lora_config import PLAIN_FIELDS
 from gguf_ext.reader import GGUFFile
 from peft_ext import SQFTConfig
 from sqft_plugins.cli import main
-from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError
+from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError, SQFTError
 from sqft_plugins.tune.extract import extract_adapter
+from sqft_plugins.tune.merge import merge_folder
 
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj", "down_proj", "lm_head"],
@@ -186,6 +187,17 @@ def test_what_changed_the_base_is_merged_or_converted(init, bases, tmp_path):
     with _session(file) as session:
         session.set_adapters({tmp_path / "lora.gguf": 1.0})
         torch.testing.assert_close(_logits(session), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "corda", "lora_ga"])
+def test_what_loading_does_not_repeat_is_not_merged_either(init, bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": init}))
+    with pytest.raises(SQFTError, match=rf"'{init}', which changed .* loading does not repeat: save the"):
+        merge_folder(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(

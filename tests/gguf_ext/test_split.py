@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
 
 from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError, TargetExistsError, VerificationError
@@ -254,6 +255,41 @@ def test_a_missing_part_and_another_name_are_named(parts, tmp_path):
     first.rename(tmp_path / "other.gguf")
     with pytest.raises(GGUFError, match="not called so: give it back its name, NAME-00001-of"):
         GGUFFile(tmp_path / "other.gguf")
+
+
+def test_a_part_of_another_export_is_a_difference_or_refused(parts, llama, llama_int4, tmp_path):
+    """Of another model, of another type, or cut elsewhere; a part with the very same bytes is no other."""
+    tensors = load_file(llama / "model.safetensors")
+    model = shutil.copytree(llama, tmp_path / "model")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    exports = {}
+    for name, folder, options in (
+        ("own", llama, {"float_type": "f32"}),
+        ("weights", model, {"float_type": "f32"}),
+        ("cut", llama, {"float_type": "f32", "split_max_size": 90_000}),
+    ):
+        (tmp_path / name).mkdir()
+        exports[name] = export_gguf(folder, tmp_path / name / "m.gguf", **{"split_max_size": LIMIT, **options})
+    first, count = exports["own"].path, len(exports["own"].parts)
+    for index in (0, 1, count - 1):
+        for other in ("weights", "cut"):
+            if index >= len(exports[other].parts):
+                continue
+            mixed = _copy(exports["own"], _emptied(tmp_path / "mixed"))
+            shutil.copy(exports[other].parts[index], mixed.with_name(exports["own"].parts[index].rpartition("/")[2]))
+            if other == "cut":
+                with pytest.raises(GGUFError, match=r"is not part|is part 1 of"):
+                    verify_gguf(llama, mixed)
+            else:
+                names = {tensor.name for tensor in GGUFReader(exports["own"].parts[index]).tensors}
+                assert {item.name for item in verify_gguf(llama, mixed).differences} == names
+    assert verify_gguf(llama, first).exact
+
+
+def _emptied(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def test_the_name_of_a_part_is_no_target(llama_int4, tmp_path):

@@ -1,0 +1,29 @@
+"""Initialisations of a LoRA that write into the base weight (peft/tuners/lora/layer.py, `update_layer`).
+
+What they leave of the base stands in no adapter: A and B over the untouched base are another model. PEFT makes it again
+when it loads such an adapter, but only some of them come out the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PLAIN = ("gaussian", "eva", "orthogonal", "mica")
+"""Beside True and False, those that write A and B only; what is none of these is taken to change the base."""
+REPEATED = ("pissa", "olora", "loftq")
+"""Of the others, those that PEFT makes again over the same base as they were. `pissa_niter_…` draws numbers, `corda`
+and `lora_ga` need data that loading has not."""
+CONVERT = (
+    "save the trained model again with save_pretrained(DIR, path_initial_model_for_weight_conversion=…), which makes a "
+    "plain LoRA of it"
+)
+
+
+def changes_base(init: Any) -> bool:
+    """Whether `init_lora_weights` of a configuration changed the base weight."""
+    return isinstance(init, str) and init.lower() not in PLAIN
+
+
+def is_repeated(init: Any) -> bool:
+    """Whether loading over the base gives the model that was trained."""
+    return not changes_base(init) or init.lower() in REPEATED
