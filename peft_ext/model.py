@@ -20,6 +20,7 @@ from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.layer import Linear
 from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
+from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -70,6 +71,7 @@ class SQFTModel(LoraModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
         self._read_weights = None
+        keep_grids_out_of_files(model)
         try:
             check_attached(self.peft_config[adapter_name])
             check_token_indices(model, self.peft_config[adapter_name])
@@ -142,8 +144,14 @@ class SQFTModel(LoraModel):
         return getattr(self.peft_config.get(adapter), "quantization_aware", False)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(LoraModel._unload_and_optionally_merge).bind(self, *args, **kwargs)
+        given.apply_defaults()
+        names = given.arguments["adapter_names"] or self.active_adapters
+        dense = given.arguments["merge"] and not all(getattr(self.peft_config.get(n), "sparse", False) for n in names)
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
         unhook_model(model, (note_cache, forget_cache))
+        if dense and hasattr(getattr(model, "config", None), "sqft"):
+            del model.config.sqft  # the stamp says which weights are zero, and they are not any more
         return model
 
     def set_active_rank(self, rank: Rank, adapter_name: str | None = None) -> dict[str, int]:

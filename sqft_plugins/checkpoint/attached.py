@@ -19,9 +19,9 @@ SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
 
 
 def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Tensor) -> None:
-    """Leaves on a linear layer what transformers' `dequantize=True` leaves: the frozen parameters `weight_scale`
-    [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric, `weight_zero_point` int8
-    [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
+    """Leaves on a linear layer what transformers' `dequantize=True` leaves, as buffers that are not saved:
+    `weight_scale` [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric,
+    `weight_zero_point` int8 [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
 
     The scale has the weight's dtype where that holds it exactly, else float32: AutoGPTQ's do not fit bf16.
     """
@@ -38,9 +38,20 @@ def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Te
     if not grid.symmetric:
         parts[ZERO_POINT] = signed(zero_point)
     for name, part in parts.items():
-        layer.register_parameter(name, nn.Parameter(part.to(weight.device), requires_grad=False))
+        layer.register_buffer(name, part.to(weight.device), persistent=False)
     (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
     vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
+
+
+def keep_grids_out_of_files(model: nn.Module) -> None:
+    """Makes the scales that transformers leaves as parameters beside dequantized weights buffers that are not saved.
+    What `save_pretrained` writes is then a folder of plain linears; with the scales, which belong to codes that are not
+    there, vLLM refuses it."""
+    for layer in model.modules():
+        for name in (SCALE, SHAPE, ZERO_POINT):
+            if isinstance(layer._parameters.get(name), nn.Parameter) and layer._parameters.get("weight") is not None:
+                tensor = cast(nn.Parameter, layer._parameters.pop(name)).data
+                layer.register_buffer(name, tensor, persistent=False)
 
 
 def has_grid(layer: nn.Module) -> bool:
@@ -61,10 +72,10 @@ def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
     from sqft_plugins.compress.find import weight_of  # it imports the loaders
 
     weight = weight_of(layer).detach().cpu()  # type: ignore[arg-type]  # [out, in]
-    scale = layer.get_parameter(SCALE).detach().cpu().to(torch.float32)
+    scale = cast(Tensor, getattr(layer, SCALE)).detach().cpu().to(torch.float32)
     zero_point = symmetric_zero_point(scale)
     if hasattr(layer, ZERO_POINT):
-        zero_point = unsigned(layer.get_parameter(ZERO_POINT).detach().cpu())
+        zero_point = unsigned(cast(Tensor, getattr(layer, ZERO_POINT)).detach().cpu())
     fits = scale.dim() == 2 and len(scale) == len(weight) and not weight.shape[1] % max(scale.shape[1], 1)
     if not fits or scale.shape != zero_point.shape:
         raise GridError(

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.checkpoint.dequantize import load_dequantized, why_not_stock
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
@@ -48,7 +49,9 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
         with quiet_libraries(), warnings.catch_warnings():
             # that our settings are added to those of the folder is what we want
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
+            keep_grids_out_of_files(model)
+            return model
 
 
 @contextmanager
