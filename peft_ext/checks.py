@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from peft_ext.reads import weights_read_by
+from sqft_plugins.compress.find import find_linears
+from sqft_plugins.compress.fused import fused_weights, left_out
 from sqft_plugins.errors import SQFTError
 
 
@@ -67,6 +70,27 @@ class ReadWeights:
         own = [name for name, module in parent.named_modules() if name and module in self._of[parent][0]]
         paths = [f"{prefix}.{name}".removeprefix(".").split(".") for name in own]
         return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})
+
+
+def tell_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module]) -> None:
+    """Warns, in numbers, where `target_modules` as it was given means weights that are no linear layers: LoRA reaches
+    the experts of "all-linear" and of the names that transformers 4 had for them (w1, w2, w3)."""
+    fused = fused_weights(model)
+    if not fused:
+        return
+    everything = isinstance(meant, str) and meant.lower() == "all-linear"
+    names = [] if isinstance(meant, str) or not meant else sorted(meant)
+    own = [name for name, _ in model.named_modules()]
+    missing = [one for one in names if not any(name == one or name.endswith(f".{one}") for name in own)]
+    if not everything and not missing:
+        return
+    linear = sum(layer.weight.numel() for name, layer in find_linears(model).items() if ".lora_" not in name)
+    adapted = sum(math.prod(layer.get_base_layer().weight.shape) for layer in layers.values())  # type: ignore
+    shown = "target_modules='all-linear'" if everything else f"target_modules={missing} are no layers here"
+    warnings.warn(
+        f"{shown}: {left_out(fused, linear)}, which SQFT does not adapt: the adapter is over {adapted:,} weights",
+        stacklevel=2,
+    )
 
 
 def check_token_indices(model: nn.Module, config: Any) -> None:

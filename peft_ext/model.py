@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import ReadWeights, check_combination, check_token_indices, check_weight
+from peft_ext.checks import ReadWeights, check_combination, check_token_indices, check_weight, tell_left_out
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.fields import check_attached
@@ -72,6 +72,7 @@ class SQFTModel(LoraModel):
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
         self._read_weights = None
         keep_grids_out_of_files(model)
+        meant = getattr(self.peft_config[adapter_name], "target_modules", None)
         try:
             check_attached(self.peft_config[adapter_name])
             check_token_indices(model, self.peft_config[adapter_name])
@@ -89,6 +90,7 @@ class SQFTModel(LoraModel):
                 _check_base(layers, config, adapter_name)
             if new:
                 setattr(config, FILLED_IN, True)
+                tell_left_out(model, meant, layers)
         except Exception:
             self._take_out(adapter_name)
             raise

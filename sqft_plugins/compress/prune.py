@@ -22,32 +22,47 @@ from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression
 from sqft_plugins.compress.find import find_linears, weight_of
+from sqft_plugins.compress.fused import check_reachable, fused_weights
 from sqft_plugins.compress.job import fingerprint, open_job
 from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total, zeros_of
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
-from sqft_plugins.names import resolve
+from sqft_plugins.names import resolve, select
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
 
 
 def prune_model(
-    model: PreTrainedModel, tokens: Tensor | None, pruner: Pruner, sparsity: float | str | Pattern
+    model: PreTrainedModel,
+    tokens: Tensor | None,
+    pruner: Pruner,
+    sparsity: float | str | Pattern,
+    exclude: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], list[Row]]:
     """Prunes the linear layers of the decoder blocks in place → packed masks by module name, and one report a layer
     (name, shape, sparsity, error ‖W - W'‖ / ‖W‖, seconds).
 
     tokens: int64 [sequences, length], the calibration batch; not used by a pruner with the statistic "none". The mask
     IS the nonzero pattern of the pruned weight: a weight that the method keeps but that was 0 already counts as pruned,
-    so a layer can be a little sparser than asked. Statistics are float32, weights keep their dtype.
+    so a layer can be a little sparser than asked. Statistics are float32, weights keep their dtype. exclude: patterns
+    of layers that stay as they are (`sqft_plugins.names`), and of experts, which are no linear layers. The model is
+    calibrated in evaluation mode, whatever mode it is in.
 
-    Raises GridError for a weight or an input that is not finite, SQFTError for a layer the forward pass does not call,
-    tokens outside the vocabulary, and a pruner that does not return what it promises. After an error in the midst of
-    the pass the model is partly pruned: load it again.
+    Raises GridError for a weight or an input that is not finite, SQFTError for experts that are not excluded (the
+    sparsity could not be reached), a layer the forward pass does not call, tokens outside the vocabulary, and a pruner
+    that does not return what it promises. After an error in the midst of the pass the model is partly pruned: load it
+    again.
     """
     pattern = as_pattern(sparsity)
-    linears = find_linears(model)
+    linears, fused = find_linears(model), fused_weights(model)
+    size = sum(linear.weight.numel() for linear in linears.values())
+    for name in select(exclude, [*linears, *fused], "exclude"):
+        (linears if name in linears else fused).pop(name)
+    if pattern.sparsity:
+        check_reachable(fused, size, pattern, "exclude")
+    if not linears:
+        raise SQFTError(f"exclude={list(exclude)} leaves no layer to work on: exclude less")
     for name, linear in linears.items():
         pattern.check(weight_of(linear).shape[1], name)
         if not bool(torch.isfinite(linear.weight).all()):
@@ -94,6 +109,8 @@ def prune_folder(
     for module, pattern in patterns.items():
         pattern.check(source.modules[module][1], module)
     how = Calibration(calibration, sequences, length)
+    if asked.sparsity:
+        source.check_reachable(asked)
     tokens = how.tokens(source.path, pruner.statistic, source.skeleton)
     source.check()
     request = {

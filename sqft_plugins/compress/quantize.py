@@ -49,9 +49,10 @@ def quantize_folder(
 
     group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. exclude:
     patterns of layers that stay float. calibration: a text file, JSONL or the name of a data set, None for the built-in
-    text; `sequences` of `length` tokens. Returns out, method, group_size, symmetric, modules, weights, sparsity (of the
-    mask), zeros (fraction of zero codes), bytes, calibration, seconds, peak_memory_mib and layers (name, shape,
-    sparsity, zeros, error ‖W - Q‖ / ‖W‖, output_error ‖X(W - Q)ᵀ‖ / ‖XWᵀ‖ where the method sees a Hessian, seconds).
+    text; `sequences` of `length` tokens. Returns out, method, group_size, symmetric, modules, weights, left_out (of
+    experts, which stay float), sparsity (of the mask), zeros (fraction of zero codes), bytes, calibration, seconds,
+    peak_memory_mib and layers (name, shape, sparsity, zeros, error ‖W - Q‖ / ‖W‖, output_error ‖X(W - Q)ᵀ‖ / ‖XWᵀ‖
+    where the method sees a Hessian, seconds).
 
     Raises SQFTError for a quantized source, GridError for a group that does not divide (all layers are checked before
     any work) or a weight that is not finite, MismatchError for weights that are nonzero where the mask prunes.
@@ -74,6 +75,7 @@ def quantize_folder(
         "tokens": hash_of(tokens),
         "source": fingerprint(source.folder),
     }
+    left_out = source.say_left_out("they stay float, only linear layers become INT4")
     with open_job(out, request, overwrite) as job:
         dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
         changed = {
@@ -120,6 +122,7 @@ def quantize_folder(
         "symmetric": symmetric,
         "modules": len(rows),
         "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
+        "left_out": left_out,
         "sparsity": total(rows, "sparsity"),
         "zeros": total(rows, "zeros"),
         "bytes": ModelFolder(out).weight_bytes,

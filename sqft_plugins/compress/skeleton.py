@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.compress.find import empty_model, find_blocks, transformers_config
+from sqft_plugins.compress.fused import lacks_fused
 from sqft_plugins.errors import CheckpointError
 
 
@@ -92,6 +93,9 @@ def stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
         own = {id(parameter) for parameter in head.parameters()}
         missing = [name for name in missing if id(model.get_parameter(name)) not in own]
     if missing:
+        why = lacks_fused(model)
+        if why is not None:
+            raise CheckpointError(f"model {folder.path} has no tensor {missing[0]}. {why}")
         raise CheckpointError(
             f"model {folder.path} has no tensor {missing[0]} (and lacks {len(missing) - 1} more): its files name the "
             "weights otherwise than transformers does, or belong to another config.json"

@@ -16,12 +16,13 @@ from sqft_plugins.checkpoint.load import load_tokenizer
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
 from sqft_plugins.compress.find import Structure, structure_of
+from sqft_plugins.compress.fused import check_reachable, count_of, fused_weights, left_out
 from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.names import select
 from sqft_plugins.plugins.protocols import Statistic
-from sqft_plugins.progress import track
+from sqft_plugins.progress import say, track
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,26 @@ class Source:
             raise SQFTError(f"model {model} is INT4 already: give the float model it was made from")
         self.skeleton = Skeleton(self.folder)
         self.structure: Structure = structure_of(self.skeleton.model)
-        excluded = set(select(exclude, list(self.structure.shapes), "--exclude"))
+        fused = fused_weights(self.skeleton.model)
+        excluded = set(select(exclude, [*self.structure.shapes, *fused], "--exclude"))
+        self.fused = {name: shape for name, shape in fused.items() if name not in excluded}
         self.modules = {m: shape for m, shape in self.structure.shapes.items() if m not in excluded}
         if not self.modules:
             raise SQFTError(f"--exclude {' '.join(exclude)} leaves no layer to work on: exclude less")
+
+    def check_reachable(self, asked: object) -> None:
+        """Raises SQFTError where the blocks have weights that no pruner reaches and `exclude` does not name."""
+        check_reachable(self.fused, self.linear_weights, asked, "--exclude")
+
+    def say_left_out(self, what: str) -> int:
+        """Tells what of the blocks is left as it is, in numbers, and returns how many weights these are."""
+        if self.fused:
+            say(f"{self.name}: {left_out(self.fused, self.linear_weights)}: {what}")
+        return count_of(self.fused)
+
+    @property
+    def linear_weights(self) -> int:
+        return sum(rows * columns for rows, columns in self.structure.shapes.values())
 
     def stored(self, module: str) -> str:
         """The name of the module's weight in the folder's files."""

@@ -41,6 +41,7 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "--quantize-method")
     source = open_source(model, settings.exclude)
     settings.check(source)
+    source.check_reachable(settings.sparsity)
     patterns, targets = settings.patterns(source), settings.targets(source)
     sizes = Sizes(source)
     stages = [

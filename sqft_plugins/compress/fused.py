@@ -1,0 +1,89 @@
+"""Weights of the decoder blocks that are no linear layers: experts that transformers keep as one parameter
+[experts, out, in], and matrices that a module holds itself (`in_proj_weight` of torch's attention, DBRX's experts).
+
+They are neither pruned, quantized nor adapted. What is left out is told in numbers, from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from sqft_plugins.compress.find import find_blocks, find_linears
+from sqft_plugins.errors import SQFTError
+
+SMALLEST = 8
+"""The side of a matrix of an expert, at least: what is narrower is a table of a mechanism (Mamba's, RWKV's)."""
+
+Fused = dict[str, tuple[int, ...]]
+
+
+def fused_weights(model: nn.Module) -> Fused:
+    """Parameter name → shape, of all matrices in the decoder blocks that are in no linear layer; routers, convolutions
+    and other small tables are none. Empty for a model without blocks."""
+    try:
+        prefix, blocks = find_blocks(model)
+    except SQFTError:
+        return {}
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    width = embedding.weight.shape[-1] if isinstance(embedding, nn.Embedding) else 64
+    found: Fused = {}
+    for path, module in blocks.named_modules(prefix=prefix):
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding | nn.modules.conv._ConvNd):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            least = {2: width, 3: SMALLEST}.get(parameter.dim())
+            if least is not None and min(parameter.shape[-2:]) >= least and parameter.is_floating_point():
+                found[f"{path}.{name}"] = tuple(parameter.shape)
+    return found
+
+
+def left_out(fused: Mapping[str, tuple[int, ...]], linear: int) -> str:
+    """Such as "6,144 of 7,808 weights of the blocks (79 %) are in parameters that are no linear layers, such as …";
+    linear: weights of the linear layers there."""
+    name, shape = next(iter(fused.items()))
+    count = count_of(fused)
+    share = count / (count + linear)
+    what = "experts" if len(shape) == 3 else "fused projections"
+    return (
+        f"{count:,} of {count + linear:,} weights of the blocks ({share:.0%}) are in parameters that "
+        f"are no linear layers, such as {name} {list(shape)} ({what})"
+    )
+
+
+def count_of(fused: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in fused.values())
+
+
+def ends_of(fused: Collection[str]) -> list[str]:
+    """Patterns that pick them all: the last two parts of their names."""
+    return list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in fused))
+
+
+def check_reachable(fused: Mapping[str, tuple[int, ...]], linear: int, asked: object, argument: str) -> None:
+    """Raises SQFTError where pruning the linear layers alone cannot make the model as sparse as it was asked for.
+
+    argument: how the user leaves layers out: "--exclude" or "exclude".
+    """
+    if fused:
+        names = ends_of(fused)
+        remedy = " ".join(f"--exclude {name}" for name in names) if argument.startswith("--") else f"{argument}={names}"
+        raise SQFTError(
+            f"sparsity={asked} cannot be reached: {left_out(fused, linear)}, which are not pruned yet. Prune the rest "
+            f"alone with {remedy}"
+        )
+
+
+def lacks_fused(model: nn.Module) -> str | None:
+    """Why the files of a model with such parameters may name the weights otherwise; None for other models."""
+    fused = fused_weights(model)
+    if not fused:
+        return None
+    linear = sum(layer.weight.numel() for layer in find_linears(model).values())
+    return (
+        f"{left_out(fused, linear)}: its files hold them one by one and transformers joins them when it loads, which "
+        "cannot be done block by block yet. Prune it in memory (sqft_plugins.compress.prune.prune_model)"
+    )

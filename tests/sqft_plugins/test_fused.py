@@ -1,0 +1,208 @@
+"""Experts and other matrices that are no linear layers: what is left out is told in numbers, or refused."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
+    JetMoeConfig,
+    JetMoeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+
+from peft_ext import SQFTConfig
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.cli import main
+from sqft_plugins.compress.find import find_linears
+from sqft_plugins.compress.fused import count_of, fused_weights
+from sqft_plugins.compress.prune import prune_folder, prune_model
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.compress.wanda import Wanda
+from sqft_plugins.errors import SQFTError
+
+SMALL = {
+    "vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_local_experts": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+}  # fmt: skip
+TOKENS = torch.arange(64).view(2, 32)
+
+
+def mixtral() -> nn.Module:
+    return MixtralForCausalLM(MixtralConfig(**SMALL))
+
+
+def gpt_oss() -> nn.Module:
+    return GptOssForCausalLM(GptOssConfig(**{**SMALL, "head_dim": 16, "initializer_range": 0.1}))
+
+
+def granite() -> nn.Module:
+    return GraniteMoeForCausalLM(GraniteMoeConfig(**SMALL))
+
+
+def qwen3() -> nn.Module:
+    experts = {"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, **experts))
+
+
+def jetmoe() -> nn.Module:
+    return JetMoeForCausalLM(JetMoeConfig(**SMALL))
+
+
+MOE = [mixtral, gpt_oss, granite, qwen3, jetmoe]
+
+
+def make(build) -> nn.Module:
+    torch.manual_seed(0)
+    return build().eval()
+
+
+@pytest.mark.parametrize("build", MOE)
+def test_experts_and_nothing_else_are_fused(build) -> None:
+    model = make(build)
+    fused = fused_weights(model)
+    others = [name for name, p in model.named_parameters() if p.dim() > 1 and ".layers." in name and name not in fused]
+    linear = {f"{name}.weight" for name in find_linears(model)}
+    small = [math.prod(model.get_parameter(name).shape) for name in others if name not in linear]
+    assert fused
+    assert all(name.split(".")[-2] in ("experts", "input_linear", "output_linear") for name in fused)
+    assert all(size <= 8 * 128 for size in small)  # routers and biases
+
+
+def rwkv() -> nn.Module:
+    return RwkvForCausalLM(RwkvConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2))
+
+
+@pytest.mark.parametrize("dense", ["llama", "gemma3", "gpt2", "bloom", "phi3", "opt"])
+def test_a_dense_model_has_none(tiny_model, dense) -> None:
+    assert fused_weights(tiny_model(dense)) == {}
+
+
+def test_small_tables_are_none() -> None:
+    assert fused_weights(rwkv()) == {}
+
+
+def test_the_joined_projections_of_torchs_attention_are_fused() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 64, batch_first=True), 2)
+    assert set(fused_weights(model)) == {f"layers.{index}.self_attn.in_proj_weight" for index in range(2)}
+
+
+@pytest.mark.parametrize("build", MOE)
+def test_a_sparsity_that_cannot_be_reached_is_refused_before_anything_is_pruned(build) -> None:
+    model = make(build)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    count = count_of(fused_weights(model))
+    with pytest.raises(SQFTError, match=rf"^sparsity=50% cannot be reached: {count:,} of [\d,]+ weights .*exclude=\["):
+        prune_model(model, TOKENS, Wanda(), 0.5)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("build", [mixtral, gpt_oss, jetmoe])
+def test_what_is_named_as_left_out_is_left_out(build) -> None:
+    from sqft_plugins.compress.fused import ends_of
+
+    model = make(build)
+    fused = fused_weights(model)
+    before = {name: model.get_parameter(name).clone() for name in fused}
+    masks, rows = prune_model(model, TOKENS, Wanda(), 0.5, exclude=ends_of(fused))
+    assert set(masks) == set(find_linears(model))
+    assert all(row["sparsity"] == pytest.approx(0.5, abs=0.02) for row in rows)
+    assert all(torch.equal(model.get_parameter(name), before[name]) for name in fused)
+
+
+def test_excluding_some_experts_is_not_enough() -> None:
+    with pytest.raises(SQFTError, match=r"down_proj \[4, 64, 64\]"):
+        prune_model(make(mixtral), TOKENS, Wanda(), 0.5, exclude=["experts.gate_up_proj"])
+
+
+def test_layers_of_a_dense_model_can_be_excluded_in_memory(tiny_model) -> None:
+    masks, _ = prune_model(tiny_model("llama"), TOKENS, Wanda(), 0.5, exclude=["down_proj", "v_proj"])
+    assert {name.rpartition(".")[2] for name in masks} == {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj"}
+    with pytest.raises(SQFTError, match="exclude 'no_proj' matches no layer"):
+        prune_model(tiny_model("llama"), TOKENS, Wanda(), 0.5, exclude=["no_proj"])
+    with pytest.raises(SQFTError, match="leaves no layer"):
+        prune_model(tiny_model("llama"), TOKENS, Wanda(), 0.5, exclude=[".*"])
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_tokenizer):
+    def save(build):
+        make(build).save_pretrained(tmp_path / "model")
+        tiny_tokenizer("byte-level").save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+@pytest.mark.parametrize("verb", [["prune", "--sparsity", "0.5"], ["quantize"], ["plan"]], ids=str)
+def test_a_folder_that_holds_experts_one_by_one_is_refused_with_that_reason(folder, tmp_path, capfd, verb) -> None:
+    path = folder(mixtral)
+    out = [] if verb == ["plan"] else ["--out", str(tmp_path / "out")]
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([verb[0], str(path), *verb[1:], *out])
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert "of the blocks (80%) are in parameters that are no linear layers" in last
+    assert "another config.json" not in last
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_holds_them_joined_is_pruned_where_they_are_excluded(folder, tmp_path) -> None:
+    path = folder(gpt_oss)
+    options = {"sequences": 2, "length": 32}
+    with pytest.raises(SQFTError, match=r"cannot be reached.*--exclude experts.gate_up_proj --exclude experts.down"):
+        prune_folder(path, tmp_path / "pruned", **options)
+    assert not (tmp_path / "pruned").exists()
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    report = prune_folder(path, tmp_path / "pruned", exclude=names, **options)
+    assert report["sparsity_reached"] == pytest.approx(0.5, abs=0.02)
+    report = quantize_folder(tmp_path / "pruned", tmp_path / "int4")
+    assert report["left_out"] == count_of(fused_weights(make(gpt_oss)))
+    assert ModelFolder(tmp_path / "int4").grid is not None
+
+
+# --- adapters ---
+
+
+def adapted(model: nn.Module, targets) -> tuple[int, list[str]]:
+    """Trained parameters, and what was said of fused weights."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tuned = get_peft_model(model, SQFTConfig(r=4, target_modules=targets))
+    said = [str(warning.message) for warning in told if "no linear layers" in str(warning.message)]
+    return sum(p.numel() for p in tuned.parameters() if p.requires_grad), said
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "w1", "w2", "w3"]], ids=str)
+def test_an_adapter_that_does_not_reach_the_experts_says_so_in_numbers(targets) -> None:
+    model = make(mixtral)
+    count = count_of(fused_weights(model))
+    trained, (said,) = adapted(model, targets)
+    assert trained > 0
+    assert f"{count:,} of {count + 24576:,} weights of the blocks (80%)" in said
+    assert "which SQFT does not adapt: the adapter is over " in said
+    assert ("['w1', 'w2', 'w3'] are no layers here" in said) == (targets != "all-linear")
+
+
+@pytest.mark.parametrize("build", [mixtral, gpt_oss])
+def test_an_adapter_for_attention_alone_says_nothing(build) -> None:
+    assert adapted(make(build), ["q_proj", "v_proj"])[1] == []
+
+
+def test_nor_does_one_over_a_dense_model(tiny_model) -> None:
+    assert adapted(tiny_model("llama"), "all-linear")[1] == []
