@@ -4,10 +4,21 @@ Importing this package registers the adapter type with PEFT; it must come before
 """
 
 from peft_ext import registry
+from peft_ext.card import complete_card
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear
 from peft_ext.model import SQFTModel
+from peft_ext.models import merge_adapter, merge_and_unload, set_active_rank, unmerge_adapter
 
 registry.register(SQFTConfig, SQFTModel)
+registry.after_each_card(complete_card)
 
-__all__ = ["Linear", "SQFTConfig", "SQFTModel"]
+__all__ = [
+    "Linear",
+    "SQFTConfig",
+    "SQFTModel",
+    "merge_adapter",
+    "merge_and_unload",
+    "set_active_rank",
+    "unmerge_adapter",
+]

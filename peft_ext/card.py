@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from huggingface_hub import CardData, ModelCard
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
+from peft_ext.registry import peft_type
+from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.card import hub_id
 
 if TYPE_CHECKING:
@@ -19,9 +22,17 @@ FORM = "[More Information Needed]"
 """What PEFT's own card is full of; one with it at the top was written by nobody."""
 IMPORT = "import peft_ext  # first: it teaches PEFT the adapter type SQFT"
 
-TEMPLATE = """```python
+EMPTY = "---\n{}\n---\n"
+"""A card without text; for an empty one huggingface_hub logs that it found no metadata."""
+
+TEMPLATE = """Loading it needs `pip install 'sqft-plugins[peft]'`, and the import of `peft_ext`:
+
+```python
 {code}
 ```
+
+It was tuned with [sqft-plugins](https://pypi.org/project/sqft-plugins) (SQFT, [arXiv 2410.03750](https://arxiv.org/abs/2410.03750)).
+{method}
 
 | | |
 |---|---|
@@ -32,7 +43,27 @@ TEMPLATE = """```python
 | target modules | {targets} |
 | parameters | {parameters} |
 | merge | {merge} |
+
+To merge it into its base, at any of its ranks: `model.merge_and_unload()` in Python, or
+`sqft merge BASE THIS_FOLDER --rank RANK --out FOLDER`.
+
+### Framework versions
+
+- PEFT {peft}
+- sqft-plugins {version}
 """
+
+METHOD = {
+    "masked": (
+        "What the adapter adds is masked by the zeros of the pruned base, so that merged and unmerged model are the "
+        "same and every zero stays. Loading checks that the base has the zeros that it was tuned over."
+    ),
+    "dense": "What the adapter adds is dense, as that of a LoRA: a merge into a pruned base fills its zeros.",
+    "elastic": (
+        " It is elastic: every smaller rank of its search space is a part of it, to be set after loading without "
+        "tuning again."
+    ),
+}
 
 
 def write_card(folder: Path, config: SQFTConfig) -> None:
@@ -42,7 +73,7 @@ def write_card(folder: Path, config: SQFTConfig) -> None:
     if not any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         return
     file = folder / "README.md"
-    card = ModelCard.load(file) if file.exists() else ModelCard("")
+    card = ModelCard(_with_head(file.read_text(encoding="utf-8")) if file.exists() else EMPTY)
     if "import peft_ext" in card.text:
         return
     if not card.text.strip() or FORM in card.text[:2000]:
@@ -51,6 +82,18 @@ def write_card(folder: Path, config: SQFTConfig) -> None:
         card.text = f"{card.text.rstrip()}\n\n## Loading this adapter\n\n{describe(folder, config)}"
     _fill_data(card.data, config)
     card.save(file)
+
+
+def complete_card(model: Any, folder: str) -> None:
+    """Puts our lines into the card in `folder`, as PEFT or Trainer has just written it for `model`, where they lack."""
+    active = model.active_adapter
+    config = model.peft_config.get(active if isinstance(active, str) else active[0])
+    if config is not None and config.peft_type == peft_type():
+        write_card(Path(folder), config)
+
+
+def _with_head(text: str) -> str:
+    return text if text.startswith("---") else EMPTY + text
 
 
 def describe(folder: Path, config: SQFTConfig) -> str:
@@ -68,6 +111,9 @@ def describe(folder: Path, config: SQFTConfig) -> str:
         targets=targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         parameters=_parameters(folder / SAFETENSORS_WEIGHTS_NAME),
         merge=merge,
+        method=METHOD["masked" if config.sparse else "dense"] + (METHOD["elastic"] if config.rank_choices else ""),
+        peft=version("peft"),
+        version=VERSION,
     )
 
 
@@ -112,14 +158,14 @@ def _parameters(file: Path) -> str:
 
 
 def _fill_data(data: CardData, config: SQFTConfig) -> None:
-    """library_name, tags and base_model of the YAML head; what else is there stays. The hub refuses a card whose base
-    is not one of its own: PEFT's path, or empty name, of a local base is taken out of the head; the text has it."""
+    """library_name, tags and base_model of the YAML head; what else is there stays. A base of the hub is named as the
+    hub does; the path of a local one stays as PEFT has written it, and the hub asks for another name when the card is
+    pushed."""
     data["library_name"] = "peft"
     data["tags"] = sorted({"sqft", *filter(_is_of_the_hub, data.get("tags") or [])})
     there: Any = data.get("base_model") or []
     named = [config.base_model_name_or_path or "", *([there] if isinstance(there, str) else there)]
     known = list(dict.fromkeys(base for base in map(hub_id, named) if base))
-    data.pop("base_model", None)
     if known:
         data["base_model"] = known[0] if len(known) == 1 else known
 

@@ -190,6 +190,13 @@ def _layer_grid(
             raise _no_mask(folder)
         _check_zeros(folder, name, stored, mask)
         return "int4", LayerGrid(stored.scale, stored.zero_point, mask), stored.codes, mask
+    rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
+    if rounded is not None:
+        raise MismatchError(
+            f"{name} holds the INT4 codes of {folder.path} rounded to {str(rounded).removeprefix('torch.')} and cast "
+            f"to {str(weight.dtype).removeprefix('torch.')}, which is not exact: load the base in the dtype that it is "
+            "to have (dtype=torch.float32), and cast it neither with .float() nor with prepare_model_for_kbit_training"
+        )
     if dequantized:
         raise MismatchError(
             f"{name} holds INT4 codes, but not those of {folder.path}: give the INT4 folder that this base was loaded "
@@ -222,6 +229,13 @@ def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
     """Whether `weight` [out, in] is the dequantized codes, in its own dtype."""
     return weight.shape == stored.codes.shape and torch.equal(weight.cpu(), stored.dequantize(weight.dtype))
+
+
+def _holds_rounded(weight: Tensor, stored: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Whether `weight` [out, in] is the dequantized codes in the narrower `dtype`, cast since."""
+    if weight.shape != stored.codes.shape or weight.dtype == dtype:
+        return False
+    return torch.equal(weight.cpu(), stored.dequantize(dtype).to(weight.dtype))
 
 
 def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor) -> None:

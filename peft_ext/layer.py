@@ -296,6 +296,9 @@ class Linear(LoraLinear):
         self._evaluated = None  # training would keep the copy for nothing
         return super().train(mode)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_evaluated": None}  # a file or a copy makes its own
+
     # --- merging ---
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -6,7 +6,10 @@ one real member to it. Everything private that the other modules need of PEFT co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from sqft_plugins.errors import DependencyError
 
@@ -29,6 +32,7 @@ def check_version() -> None:
 
 check_version()
 
+from peft import PeftModel  # noqa: E402
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
 from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
@@ -78,3 +82,18 @@ def register(config_cls: type, model_cls: type) -> None:
     # what hotswap compares: an adapter for other zeros, another grid or another search space is not swapped in
     ours = ("sparse", "quantization_aware", "rank_choices", "mask_hash", "grid_stamp")
     CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], *ours]
+
+
+def after_each_card(complete_card: Callable[[Any, str], None]) -> None:
+    """Has `complete_card` called with the PeftModel and the folder whenever PEFT has written a README.md: Trainer
+    writes a card of its own, and asks PEFT alone to add to it. A second call does nothing."""
+    write = PeftModel.create_or_update_model_card
+    if hasattr(write, "__wrapped__"):
+        return
+
+    @wraps(write)
+    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        write(self, output_dir)
+        complete_card(self, output_dir)
+
+    PeftModel.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]

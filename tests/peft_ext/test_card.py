@@ -9,8 +9,11 @@ import torch
 from helpers_peft import fill_adapter
 from helpers_training import make_config
 from huggingface_hub import ModelCard
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from peft_ext import SQFTConfig
 
 
 @pytest.fixture
@@ -43,18 +46,63 @@ def test_the_card_says_base_pipeline_and_ranks(saved) -> None:
     assert "sqft" in ModelCard.load(folder / "README.md").data["tags"]
 
 
-def test_the_head_names_a_base_of_the_hub_and_no_path(saved, sparse_llama) -> None:
-    """The hub refuses a card whose base_model is a path, which is what PEFT writes there."""
+def test_the_head_names_the_base_as_peft_does(saved, sparse_llama) -> None:
     folder, _ = saved
-    head = ModelCard.load(folder / "README.md").data
-    assert "base_model" not in head.to_dict()
-    assert str(folder.parent) not in head.to_yaml()
+    assert ModelCard.load(folder / "README.md").data["base_model"] == str(folder.parent / "base")
     base = sparse_llama()
     base.name_or_path = base.config._name_or_path = "someone/sparse-llama"
     get_peft_model(base, make_config()).save_pretrained(folder.parent / "hub")
     head = ModelCard.load(folder.parent / "hub" / "README.md").data
     assert head["base_model"] == "someone/sparse-llama"
     assert "base_model:adapter:someone/sparse-llama" in head["tags"]
+
+
+def test_a_base_that_is_no_transformers_model_has_no_name(tmp_path) -> None:
+    net = nn.Sequential(nn.Linear(16, 16))
+    get_peft_model(net, SQFTConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "base_model" not in card.data.to_dict()
+    assert len(card.text) > 1000  # as PEFT's own tests ask of a card
+
+
+def test_saving_logs_nothing(saved, sparse_llama, caplog) -> None:
+    folder, _ = saved
+    for place in ("adapter", "new"):
+        get_peft_model(sparse_llama(), make_config()).save_pretrained(folder.parent / place)
+    make_config().save_pretrained(folder)
+    assert "metadata" not in caplog.text
+
+
+def test_a_card_without_a_head_keeps_its_text(saved) -> None:
+    folder, _ = saved
+    (folder / "README.md").write_text("# Mine, without a head\n")
+    make_config().save_pretrained(folder)
+    text = (folder / "README.md").read_text()
+    assert "# Mine, without a head" in text
+    assert "library_name: peft" in text
+
+
+def test_the_card_that_trainer_writes_tells_how_to_load(sparse_llama, tmp_path) -> None:
+    model = get_peft_model(sparse_llama(), make_config())
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
+    arguments = TrainingArguments(tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(model_name="counting")
+    text = (tmp_path / "README.md").read_text()
+    assert "# counting" in text
+    assert text.count("import peft_ext") == 1
+    head = ModelCard.load(tmp_path / "README.md").data
+    assert "sqft" in head["tags"]
+    assert head["library_name"] == "peft"
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").read_text().count("import peft_ext") == 1
+
+
+def test_cards_of_other_adapters_are_left_alone(sparse_llama, tmp_path) -> None:
+    get_peft_model(sparse_llama(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    assert "peft_ext" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_base_in_the_hubs_cache_is_named_as_the_hub_does(saved) -> None:

@@ -29,6 +29,7 @@ SETTINGS = {
     "target_parameters": {"target_modules": [], "target_parameters": ["linear.weight"]},
     "custom modules": {},
     "PeftMixedModel": {},
+    "bias='invalid'": {"bias": "invalid"},
     "mamba": {"target_modules": ["out_proj"]},
 }
 """What meets each refusal: the words of its pattern → fields of SQFTConfig."""
