@@ -82,6 +82,10 @@ class RuntimeFailedError(GGUFError):
     """llama.cpp could not load or run a file."""
 
 
+class UnloadableFileError(RuntimeFailedError):
+    """A file that llama.cpp would refuse, or end the process at: it is not given to it."""
+
+
 class AdapterMismatchError(RuntimeFailedError, MismatchError):
     """A LoRA file belongs to another base than the loaded model, or is no LoRA file."""
 

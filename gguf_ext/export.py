@@ -13,9 +13,16 @@ import numpy as np
 
 from gguf_ext.arch import Entry
 from gguf_ext.ending import END_TOKENS, unplaced
-from gguf_ext.errors import GGUFError, MissingTokenizerError, TemplateError, VerificationError
+from gguf_ext.errors import (
+    GGUFError,
+    MissingTokenizerError,
+    TemplateError,
+    UnsupportedArchitectureError,
+    VerificationError,
+)
 from gguf_ext.estimate import HEADER, entry_bytes
 from gguf_ext.layout import Layout, find_layout
+from gguf_ext.loadable import unloadable
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import general_entries, sqft_entries
 from gguf_ext.plan import Planned, plan, zero_biases
@@ -156,6 +163,7 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
             "config.json: copy the whole model again"
         )
     entries = _entries(folder, planned, layout, described)
+    _check_loadable(folder, layout, entries)
     head = HEADER + sum(map(entry_bytes, entries))
     parts = split_parts(planned, head, options.limit)
     if len(parts) == 1:
@@ -228,6 +236,13 @@ def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, descri
         entries.append(Entry("sqft.largest_error", error, "float32"))
     known = {entry.key for entry in entries}
     return entries + [entry for entry in described if entry.key not in known]
+
+
+def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -> None:
+    """Raises UnsupportedArchitectureError for a model whose file llama.cpp could not load."""
+    told = {entry.key: entry.value for entry in entries}
+    if reason := unloadable({"general.architecture": layout.architecture, **told}):
+        raise UnsupportedArchitectureError(f"llama.cpp cannot load model {folder.path}: {reason}")
 
 
 def _split_entries(index: int, count: int, tensors: int) -> list[Entry]:

@@ -5,6 +5,7 @@ Importing this file imports llama_cpp.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from gguf_ext.adapters import Adapters
 from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import GGUFError, RuntimeFailedError
+from gguf_ext.loadable import check_context, check_loadable
 from gguf_ext.prompt import DEFAULT, TEMPLATE, ChatTemplates, metadata_texts
 from gguf_ext.reader import GGUFFile
 from gguf_ext.runtime import CONTEXT, token_piece
@@ -87,8 +89,12 @@ class AdapterLlama(Llama):
         file: GGUFFile | None = None,
         **options: Any,
     ):
-        """file: what is at `model_path`, where it was read before. options: those of `Llama`."""
+        """file: what is at `model_path`, where it was read before. options: those of `Llama`. Raises
+        UnloadableFileError."""
+        self._stack = contextlib.ExitStack()  # what `Llama` closes, also where it was not begun
         file = file or GGUFFile(model_path)
+        check_loadable(file)
+        check_context(file, int(options.get("n_ctx") or 0))
         texts = metadata_texts(file)
         self._metadata = {key: text for key, text in texts.items() if not key.startswith(TEMPLATE)}
         forget_errors()

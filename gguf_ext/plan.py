@@ -206,6 +206,8 @@ def plan(
             planned.append(Planned(source, kind, tuple(weight.codes.shape), error))
             continue
         tensor = source.float_weight(folder)
+        if not tensor.numel():
+            raise UnmappedTensorError(f"{label} of model {folder.path} is empty, which no file holds: export another")
         wanted, argument = float_type, "--float-type"
         if source.name in EMBEDDINGS and embedding_type != "auto":
             wanted, argument = embedding_type, "--embedding-type"

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from gguf_ext.adapters import Adapters
 from gguf_ext.backend import forget_errors, last_error, library
-from gguf_ext.errors import GGUFError, RuntimeFailedError
+from gguf_ext.errors import DamagedFileError, GGUFError, RuntimeFailedError, UnloadableFileError
+from gguf_ext.loadable import check_context, check_loadable
+from gguf_ext.reader import GGUFFile
 
 CONTEXT = 4096
 CHUNK = 64
@@ -62,6 +64,9 @@ class LlamaSession:
         self._model = self._context = None
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
+        file = _read(path)
+        check_loadable(file)
+        check_context(file, min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"])))
         self._c = library()
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
@@ -222,6 +227,13 @@ class LlamaSession:
                 f"{tokens} tokens do not fit context={self.context} of {self.path}: "
                 f"shorten the text, or open with a larger context"
             )
+
+
+def _read(path: str | Path) -> GGUFFile:
+    try:
+        return GGUFFile(path)
+    except DamagedFileError as error:
+        raise UnloadableFileError(f"llama.cpp cannot load {path}: {error}") from error
 
 
 def token_piece(vocab: Any, token: int, special: bool = False) -> bytes:

@@ -14,6 +14,11 @@ CONTEXT = 2048
 def _reason(config: Config) -> str:
     if config.get("apply_residual_connection_post_layernorm"):
         return "apply_residual_connection_post_layernorm does not exist in llama.cpp's bloom: only models without it"
+    if config.get("slow_but_exact") and int(config.get("pretraining_tp") or 1) > 1:
+        return (
+            "slow_but_exact with pretraining_tp leaves out biases in transformers, llama.cpp's bloom adds them: "
+            "set slow_but_exact to false"
+        )
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gguf_ext.arch.rope import rope_note, rope_reason
-from gguf_ext.arch.spec import Bias, Config, Entry, Rule, rotary
+from gguf_ext.arch.spec import SILU, Bias, Config, Entry, Rule, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -37,8 +37,11 @@ def why_not(name: str, config: Config, rope_types: Sequence[str], partial: bool 
         return reason
     if not partial and float(rope.get("partial_rotary_factor") or 1) != 1:
         return f"partial_rotary_factor has no table for {name}: only models that rotate whole heads"
-    if config.get("hidden_act") != "silu":
+    if config.get("hidden_act") not in SILU:
         return f"hidden_act={config.get('hidden_act')!r} does not exist in llama.cpp's {name}: only silu"
+    size = config.get("sliding_window")
+    if size is not None and size < 1:
+        return f"sliding_window={size} is no window: give 1 or more, or null for none"
     return ""
 
 

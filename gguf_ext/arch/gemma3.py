@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_ext.arch.rope import SCALED, rope_note, rope_reason, scaling_entries, yarn_attention
-from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Key, Rule
+from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule
 
 PATTERN = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
@@ -19,17 +19,22 @@ def _reason(config: Config) -> str:
     if full["rope_type"] == "yarn" and yarn_attention(full, config) != 1:
         # llama.cpp has one such factor, for the layers with a window too
         return "attention_factor, mscale of YaRN are fixed to their defaults in llama.cpp's gemma3"
-    heads = config["hidden_size"] / config["num_attention_heads"]
+    window = config.get("sliding_window")
+    if "sliding_attention" in config["layer_types"] and (not window or window < 1):
+        return f"sliding_window={window} of layers with sliding_attention is no window: give 1 or more"
+    heads = config["hidden_size"] // config["num_attention_heads"]
     scalar = heads if config["num_hidden_layers"] == LAYERS_27B else config["head_dim"]
     if config["query_pre_attn_scalar"] != scalar:
         return f"query_pre_attn_scalar={config['query_pre_attn_scalar']} is fixed to {scalar:g} in llama.cpp"
-    if config.get("attn_logit_softcapping"):
+    if config.get("final_logit_softcapping") is not None and not config["final_logit_softcapping"] > 0:
+        return f"final_logit_softcapping={config['final_logit_softcapping']} caps every logit at nothing: leave it out"
+    if config.get("attn_logit_softcapping") is not None:
         return "attn_logit_softcapping does not exist in llama.cpp's gemma3: only models without it"
     if config.get("use_bidirectional_attention"):
         return "use_bidirectional_attention does not exist in llama.cpp's gemma3: only causal models"
     if config.get("attention_bias"):
         return "attention_bias does not exist in llama.cpp's gemma3: only models without it"
-    if config.get("hidden_activation") != "gelu_pytorch_tanh":
+    if config.get("hidden_activation") not in GELU_TANH:
         return f"hidden_activation={config.get('hidden_activation')!r} does not exist in llama.cpp's gemma3"
     return ""
 
@@ -43,7 +48,9 @@ def _entries(config: Config) -> list[Entry]:
     ]
     entries += scaling_entries("gemma3", full, config)
     sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
-    if sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
+    if any(sliding):  # with a window that no layer has, llama.cpp ends the process
+        entries.append(Entry("gemma3.attention.sliding_window", int(config["sliding_window"]), "uint32"))
+    if any(sliding) and sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
         entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
     if config.get("final_logit_softcapping"):
         cap = float(config["final_logit_softcapping"])
@@ -63,7 +70,6 @@ GEMMA3 = Architecture(
         *DECODER_KEYS,
         Key("attention.key_length", "head_dim"),
         Key("attention.value_length", "head_dim"),
-        Key("attention.sliding_window", "sliding_window"),
     ),
     rules=(
         Rule("model.embed_tokens", "token_embd"),

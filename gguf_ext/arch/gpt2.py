@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule
-
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+from gguf_ext.arch.spec import GELU_TANH, Architecture, Config, Entry, Key, Rule
 
 
 def _reason(config: Config) -> str:
-    if config.get("activation_function") not in ACTIVATIONS:
+    if config.get("activation_function") not in GELU_TANH:
         return f"activation_function={config.get('activation_function')!r} does not exist in llama.cpp's gpt2"
     if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx"):
         return "scale_attn_weights, scale_attn_by_inverse_layer_idx: llama.cpp's gpt2 scales by the root of the head"

@@ -150,5 +150,6 @@ def llama3_rope_factors(head: int, rope: Config) -> Tensor:
     original = float(rope["original_max_position_embeddings"])
     frequency = float(rope["rope_theta"]) ** -(torch.arange(0, head, 2, dtype=torch.float64) / head)
     turns = original * frequency / (2 * math.pi)  # how often the original context turns this frequency
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched, 1: as it was
-    return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
+    between = (turns >= low) & (turns <= high)  # none of them where low is above high
+    smooth = torch.where(between & (low != high), (turns - low) / ((high - low) or 1.0), turns >= low)
+    return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)  # 0: stretched, 1: as it was

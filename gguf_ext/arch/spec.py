@@ -10,8 +10,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gguf_ext.errors import UnsupportedArchitectureError
+
 Config = Mapping[str, Any]
 """The configuration as transformers normalizes it (`AutoConfig(...).to_dict()`), so that defaults are filled in."""
+
+GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
+"""transformers' names of the one function that llama.cpp's gelu is (activations.py)."""
+SILU = ("silu", "swish")
+"""The same of its silu."""
 
 Kind = str
 """A GGUF value type: uint32, int32, float32, bool, string, …; of an array its plural: strings, floats, ints, bools,
@@ -96,10 +103,25 @@ class Architecture:
         return {rule.source.partition(".")[0] for rule in self.rules if "." in rule.source}
 
     def metadata(self, config: Config) -> list[Entry]:
-        """The hyper-parameters, `general.architecture` left to the writer."""
-        read = {"uint32": int, "float32": float, "bool": bool}
-        table = [Entry(f"{self.name}.{key.name}", read[key.kind](config[key.source]), key.kind) for key in self.keys]
-        return table + self.entries(config)
+        """The hyper-parameters, `general.architecture` left to the writer. Raises UnsupportedArchitectureError for a
+        value that a GGUF file does not hold."""
+        table = [Entry(f"{self.name}.{key.name}", _read(key, config), key.kind) for key in self.keys]
+        entries = table + self.entries(config)
+        for key, value, kind in entries:
+            if kind == "uint32" and not 0 <= value < 2**32:
+                raise UnsupportedArchitectureError(f"{key}={value} does not fit a GGUF file: correct config.json")
+        return entries
+
+
+def _read(key: Key, config: Config) -> Any:
+    read = {"uint32": int, "float32": float, "bool": bool}
+    value = config.get(key.source)
+    try:
+        return read[key.kind](value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnsupportedArchitectureError(
+            f"{key.source}={value!r} is no {key.name} that a GGUF file could hold: correct config.json"
+        ) from error
 
 
 def rotary_order(rows: int, heads: int) -> Tensor:
