@@ -42,6 +42,10 @@ GRAPHS = {
 }
 ACTIVATIONS = {graph: names for names, graphs in GRAPHS.items() for graph in graphs}
 """llama.cpp's graph → transformers' names of the activation that it has (ggml's gelu is the one with tanh)."""
+SEEN = frozenset({
+    "arcee", "command-r", "gemma2", "granite", "olmo", "olmo2", "seed_oss", "smollm3", "stablelm", "starcoder2",
+})  # fmt: skip
+"""Graphs whose logits were seen to be transformers'."""
 ACTIVATION_FIELDS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 FIXED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (None, False),
@@ -52,6 +56,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "apply_residual_connection_post_layernorm": (None, False),
 }
 """Fields whose other values exist in no graph."""
+LAYERS_OF_EXAONE4_32B = 64
+"""llama.cpp knows by them the EXAONE 4 that has windows, and layers without rotary positions."""
 LAYERS_OF_27B = 46
 """llama.cpp knows Gemma 2 27B, whose attention is scaled differently, by its number of layers."""
 NORMS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
@@ -103,6 +109,8 @@ def check_template(folder: ModelFolder, template: GGUFFile) -> Checked:
             said.pop("context_length", None)
     differences = [*_values(file, said, config), *_graph(file, config), *_factors(template, config)]
     more, unchecked = _unsaid(file, said, known)
+    if file.architecture not in SEEN:
+        unchecked.insert(0, f"llama.cpp's graph of {file.architecture}")
     return Checked(differences + more, unchecked + _unknown_fields(folder, config, known), context)
 
 
@@ -183,6 +191,11 @@ def _graph(file: File, config: Config) -> Iterator[tuple[str, str]]:
         yield "rope_parameters", reason
     if file.architecture == "gemma2":
         yield from _gemma2(config)
+    if file.architecture == "exaone4" and bool(config.get("sliding_window")) != (
+        config.get("num_hidden_layers") == LAYERS_OF_EXAONE4_32B
+    ):
+        size = config.get("sliding_window")
+        yield "sliding_window", f"{size} in config.json, llama.cpp's exaone4 has a window in models of 64 layers only"
     if file.architecture == "smollm3":
         wanted = [int((layer + 1) % 4 != 0) for layer in range(int(config["num_hidden_layers"]))]
         if (layers := config.get("no_rope_layers")) is not None and list(layers) != wanted:

@@ -29,6 +29,7 @@ from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import DamagedFileError, TemplateError, UnmappedTensorError, UnsupportedArchitectureError
 from gguf_ext.reader import GGUFFile
+from gguf_ext.template_check import check_template
 from gguf_ext.vocab import from_tokenizer
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
@@ -347,6 +348,20 @@ def test_a_key_of_the_template_that_the_configuration_lacks_is_refused(made, tmp
     other = rewritten(base, tmp_path / "other.gguf", {"olmo2.of_a_later_release": (4, "uint32")})
     report = export_gguf(folder, tmp_path / "m.gguf", template_gguf=other)
     assert report.unchecked == ["olmo2.of_a_later_release"]
+
+
+def test_a_graph_that_nobody_compared_is_named(made, tiny_tokenizer, tmp_path):
+    """SmolLM3 has OLMo's tensors but for the norms; here only what is said of a file without any weight counts."""
+    _, folder, _, base = made("olmo2")
+    model = _configured(folder, tmp_path / "model", {"layer_types": ["full_attention"] * 2})
+    read = GGUFFile(base)
+    read.metadata = {key.replace("olmo2.", "exaone4."): value for key, value in read.metadata.items()}
+    read.metadata["general.architecture"] = "exaone4"
+    checked = check_template(ModelFolder(model), read)
+    assert checked.unchecked[0] == "llama.cpp's graph of exaone4"
+    assert checked.differences == []
+    model = _configured(folder, tmp_path / "window", {"model_type": "exaone4", "sliding_window": 16})
+    assert "sliding_window" in [key for key, _ in check_template(ModelFolder(model), read).differences]
 
 
 def test_what_changes_nothing_is_no_difference_and_what_nobody_knows_is_named(made, tmp_path, capsys):

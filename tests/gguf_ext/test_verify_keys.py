@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 
 import pytest
 from helpers_gguf import rewritten
@@ -196,6 +197,23 @@ def test_defaults_are_what_llama_cpp_takes(files, tmp_path):
         with LlamaSession(tmp_path / "m.gguf", threads=1) as session:
             found.append([chunk.tolist() for chunk in session.logits(list(range(4, 40)))])
     assert found[0] == found[1] == found[2]
+
+
+def test_factors_of_a_formula_may_differ_in_the_last_bit_only(byte_level, make, tmp_path):
+    """llama.cpp's converter computes Llama 3's in another precision."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 64
+    model = make["llama"](byte_level, tmp_path / "model", rope_parameters=rope)
+    file = tmp_path / "m.gguf"
+    export_gguf(model, file)
+    at = GGUFFile(file).tensors["rope_freqs.weight"].offset + 4 * 9
+    whole = bytearray(file.read_bytes())
+    for bits, same in ((1, True), (64, False)):
+        (factor,) = struct.unpack_from("<I", whole, at)
+        changed = bytearray(whole)
+        struct.pack_into("<I", changed, at, factor ^ bits)
+        file.write_bytes(changed)
+        assert verify_gguf(model, file).exact is same
 
 
 def test_the_kinds_of_the_table_are_those_we_write(files):
