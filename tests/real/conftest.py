@@ -44,4 +44,5 @@ def demo(gemma, tmp_path_factory):
     from sqft_plugins.demo.run import DemoSettings, run_demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run_demo(out, DemoSettings.make({"model": str(gemma), "steps": 8, "questions": 16, "text_tokens": 512}))
+    small = {"steps": 8, "batch_size": 4, "questions": 4, "text_tokens": 384}
+    return out, run_demo(out, DemoSettings.make({"model": str(gemma), **small}))
