@@ -109,6 +109,7 @@ def test_compiled_blocks_equal_eager_ones(sparse_llama, tokens) -> None:
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow  # half a minute of compiling
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on CPUs")
 def test_inductor_gives_the_gradients_of_eager_mode() -> None:
     torch.manual_seed(0)
