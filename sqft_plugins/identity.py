@@ -12,11 +12,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 IGNORED = (".md", ".png", ".html", ".log", ".csv")
 """Ends of files in a model folder that no runtime reads."""
@@ -35,8 +35,9 @@ def state_of(path: Path) -> State:
     return tuple(map(_record, [path] if not path.is_dir() else files_of(path)))
 
 
-def is_settled(state: State, now_ns: int) -> bool:
-    """Whether any later write must leave another record than this one, taken at `now_ns` (of `time.time_ns`)."""
+def is_settled(state: Iterable[Sequence[Any]], now_ns: int) -> bool:
+    """Whether any later write must leave another record than this one, taken at `now_ns` (of `time.time_ns`). state: a
+    `State`, or other records of which the last number is the time of the last change."""
     return all(now_ns - changed > (FINE_TICK_NS if changed % 10**9 else COARSE_TICK_NS) for *_, changed in state)
 
 

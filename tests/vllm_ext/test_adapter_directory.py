@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.configurations import saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
-from vllm_ext.adapters.copies import AdapterCopies
+from vllm_ext.adapters.copies import AdapterCopies, BusyError, hold
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
-from vllm_ext.adapters.folder import UnknownRankError, open_adapter
+from vllm_ext.adapters.folder import UnknownRankError, open_adapter, records
 from vllm_ext.adapters.names import AdapterNameError
 
 Q0, DOWN, Q1 = MODULES
@@ -136,7 +139,7 @@ def test_a_folder_that_is_not_whole_is_one_line_and_leaves_the_others(root, how)
     with pytest.raises(CheckpointError, match="bad") as caught:
         directory.open("bad")
     assert "\n" not in str(caught.value)
-    assert {name.partition("@")[0] for name, _ in directory.names()} == {"math", "plain"}
+    assert {name for name, _ in directory.folders()} == {"math", "plain"}
     with pytest.raises(CheckpointError):
         AdapterCopies(directory).take("bad")
 
@@ -169,7 +172,7 @@ def test_a_folder_that_may_not_be_read_is_one_line_and_leaves_the_others(root, m
 def test_a_directory_that_goes_away_serves_nothing_until_it_is_back(root, tmp_path):
     directory = AdapterDirectory(root)
     root.rename(tmp_path / "elsewhere")
-    assert directory.names() == []
+    assert list(directory.folders()) == []
     with pytest.raises(UnknownAdapterError):
         directory.open("math")
     (tmp_path / "elsewhere").rename(root)
@@ -286,34 +289,52 @@ def test_the_signature_changes_with_every_file_and_is_none_when_the_folder_is_go
     assert directory.signature("math") is None
 
 
-def test_a_copy_outlives_its_folder_and_a_changed_folder_gets_another(root):
-    directory = AdapterDirectory(root)
-    copies = AdapterCopies(directory)
+@pytest.fixture
+def copies(root):
+    """Of the adapters in `root`, without waiting for writers."""
+    made = AdapterCopies(AdapterDirectory(root))
+    made.quiet_seconds = made.linger_seconds = 0.0
+    made.patience_seconds = made.gone_seconds = 0.3
+    return made
+
+
+def test_a_copy_outlives_its_folder_and_a_changed_folder_gets_another(root, copies):
     write_configuration(root / "math", "searched", {".*": 4})
-    first = copies.take("math")
-    assert copies.take("math").path == first.path
-    before = (first.path / "adapter_model.safetensors").read_bytes()
+    first, _ = copies.take("math")
+    assert copies.take("math")[0] is first
+    before = (first.folder.path / "adapter_model.safetensors").read_bytes()
     write_adapter(root / "math", seed=1)
-    second = copies.take("math")
-    assert second.path != first.path
+    second, _ = copies.take("math")
+    assert second.folder.path != first.folder.path
+    assert second.folder.source == root / "math"
     shutil.rmtree(root / "math")
-    assert (first.path / "adapter_model.safetensors").read_bytes() == before
-    assert open_adapter(first.path).ranks("searched") == dict.fromkeys(MODULES, 4)
+    assert (first.folder.path / "adapter_model.safetensors").read_bytes() == before
+    assert open_adapter(first.folder.path).ranks("searched") == dict.fromkeys(MODULES, 4)
     with pytest.raises(UnknownAdapterError):
         copies.take("math")
 
 
-def test_two_names_of_one_folder_have_copies_of_their_own(root):
+def test_a_folder_that_was_only_touched_has_the_same_copy(root, copies):
+    first, before = copies.take("math")
+    (root / "math" / "README.md").write_text("new")
+    second, after = copies.take("math")
+    assert second is first
+    assert before != after == records(root / "math")
+
+
+def test_two_names_of_one_folder_have_copies_of_their_own(root, copies):
     (root / "alias").symlink_to(root / "math")
-    copies = AdapterCopies(AdapterDirectory(root))
-    names = [copies.take(name).path.name for name in ("math", "alias", "math", "alias")]
+    names = [copies.take(name)[0].folder.path.name for name in ("math", "alias", "math", "alias")]
     assert names == ["math", "alias", "math", "alias"]
 
 
-def test_a_copy_that_was_tidied_away_in_part_is_made_again(root):
-    copies = AdapterCopies(AdapterDirectory(root))
-    (copies.take("math").path / "adapter_config.json").unlink()
-    assert copies.take("math").modules == open_adapter(root / "math").modules
+def test_a_copy_that_was_tidied_away_in_part_is_made_again(root, copies):
+    copy = copies.take("math")[0]
+    (copy.folder.path / "adapter_config.json").unlink()
+    assert not copies.is_whole(copy)
+    again = copies.take("math")[0]
+    assert again.folder.modules == open_adapter(root / "math").modules
+    assert copies.of(again.folder.path) is again
 
 
 def test_a_place_for_copies_that_is_none_is_told_with_its_variable(root, tmp_path, monkeypatch):
@@ -322,21 +343,88 @@ def test_a_place_for_copies_that_is_none_is_told_with_its_variable(root, tmp_pat
         AdapterCopies(AdapterDirectory(root)).take("math")
 
 
-def test_copies_that_no_name_needs_go_after_a_while(root):
-    copies = AdapterCopies(AdapterDirectory(root), kept_seconds=0)
-    math, plain = copies.take("math").path, copies.take("plain").path
-    copies.tidy(in_use={plain})
-    assert not math.exists()
-    assert plain.exists()
-    patient = AdapterCopies(AdapterDirectory(root), kept_seconds=60)
-    kept = patient.take("math").path
-    patient.tidy(in_use=set())
-    assert kept.exists()
+class Holder:
+    """Stands for a request."""
 
 
-def test_a_folder_that_changes_under_the_copy_is_refused(root, monkeypatch):
-    directory = AdapterDirectory(root)
-    copies = AdapterCopies(directory)
+def test_a_copy_goes_when_nobody_holds_it_and_no_sooner(root, copies):
+    held, other = Holder(), Holder()
+    path = copies.take("math")[0].folder.path
+    for holder in (held, other):
+        hold(holder, copies.take("math")[0])
+    write_adapter(root / "math", seed=1)
+    newer = copies.take("math")[0]  # of the older one only the holders know
+    del held, holder
+    time.sleep(0.3)
+    assert path.is_dir()
+    del other
+    assert _goes(path)
+    assert newer.folder.path.is_dir()
+
+
+def test_a_copy_that_is_asked_for_again_while_it_lingers_stays(root, copies):
+    copies.linger_seconds = 0.4
+    path = copies.take("math")[0].folder.path
+    again = copies.take("math")[0]
+    assert again.folder.path == path
+    time.sleep(0.8)
+    assert path.is_dir()
+    del again
+    assert _goes(path)
+
+
+def _goes(path: Path) -> bool:
+    for _ in range(100):
+        if not path.exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_folder_that_is_being_written_to_is_waited_for(root, copies):
+    copies.quiet_seconds, copies.patience_seconds = 0.4, 5.0
+    mixed = write_adapter(root / "math", seed=7, lora_alpha=99)  # one file after the other, as rsync does
+    weights = (mixed / "adapter_model.safetensors").read_bytes()
+    write_adapter(root / "math", seed=8, lora_alpha=99)
+
+    def writes():
+        time.sleep(0.2)
+        (mixed / "new").write_bytes(weights)
+        os.replace(mixed / "new", mixed / "adapter_model.safetensors")
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    copy, found = copies.take("math")
+    writer.join()
+    assert (copy.folder.path / "adapter_model.safetensors").read_bytes() == weights
+    assert found == records(root / "math")
+
+
+def test_a_folder_that_is_written_to_for_ever_is_told_where_an_older_version_can_answer(root, copies):
+    copies.quiet_seconds = 5.0
+    write_adapter(root / "math", seed=3)
+    with pytest.raises(BusyError, match="adapter math is being written to"):
+        copies.take("math", served=True)
+    begun = time.monotonic()
+    with pytest.raises(BusyError):
+        copies.take("math", served=True)
+    assert time.monotonic() - begun < 0.2  # nobody waits a second time
+    assert copies.take("math", served=False)[0].folder.modules  # whole, as far as anybody can see
+
+
+def test_an_adapter_that_is_gone_for_a_moment_is_waited_for(root, copies):
+    copies.gone_seconds = 5.0
+    copies.take("math")
+    shutil.move(root / "math", root / ".aside")
+    threading.Timer(0.3, shutil.move, (root / ".aside", root / "math")).start()
+    assert copies.take("math")[0].folder.modules
+    begun = time.monotonic()
+    with pytest.raises(UnknownAdapterError):
+        copies.take("never")
+    assert time.monotonic() - begun < 1.0
+
+
+def test_a_folder_that_changes_under_every_copy_is_refused(root, copies, monkeypatch):
     original = shutil.copyfile
 
     def writes_meanwhile(source, target):

@@ -242,3 +242,72 @@ def test_masked_and_quantization_aware_adapters_are_never_served_as_loras(adapte
         folder = write_adapter(tmp_path / name, open_modules(root), **config)
         with pytest.raises(SQFTError, match="sqft merge"):
             lora_request(folder)
+
+
+# --- an adapter that cannot be loaded when its turn comes ---
+
+ONE_AT_A_TIME = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 16, "max_cpu_loras": 1}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [FileNotFoundError(2, "No such file or directory"), OSError(5, "Input/output error"), MemoryError(), KeyError("x"),
+     RuntimeError("shape '[3]' is invalid"), SQFTError("adapter law is damaged")],
+    ids=lambda fault: type(fault).__name__,
+)  # fmt: skip
+def test_an_adapter_that_cannot_be_loaded_fails_its_requests_alone(engine, adapters, monkeypatch, fault):
+    """Prefix caching is on: what was computed without the adapter must not be found afterwards."""
+    from vllm import SamplingParams
+
+    base, root = adapters()
+    llm = engine(base, **ONE_AT_A_TIME, enable_prefix_caching=True)
+    prompt = {"prompt_token_ids": [2, *range(10, 90)]}
+    wanted = SamplingParams(temperature=0, max_tokens=4, logprobs=1, ignore_eos=True)
+    math, law = lora_request(root / "math@max"), lora_request(root / "law@max")
+    llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
+    alone = [llm.generate(prompt, wanted, lora_request=one, use_tqdm=False)[0].outputs[0] for one in (math, None)]
+    llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
+    load = kinds.HANDLERS["lora"].load
+
+    def fails(folder, *rest):
+        if folder.path.name == "law":
+            raise fault
+        return load(folder, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(kinds.HANDLERS["lora"], "load", fails)
+        batch = llm.generate([prompt] * 4, wanted, lora_request=[law, math, None, law], use_tqdm=False)
+    outputs = [request.outputs[0] for request in batch]
+    for index in (0, 3):
+        assert outputs[index].finish_reason == "error"
+        assert outputs[index].stop_reason.startswith("adapter law@max: ")
+        assert str(fault).split("\n")[0] in outputs[index].stop_reason
+        assert not outputs[index].token_ids
+    assert [list(output.token_ids) for output in outputs[1:3]] == [list(output.token_ids) for output in alone]
+    again = llm.generate(prompt, wanted, lora_request=law, use_tqdm=False)[0].outputs[0]
+    llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
+    fresh = llm.generate(prompt, wanted, lora_request=law, use_tqdm=False)[0].outputs[0]
+    assert list(again.token_ids) == list(fresh.token_ids)
+    assert again.cumulative_logprob == pytest.approx(fresh.cumulative_logprob, abs=1e-4)
+    assert list(again.token_ids) != list(alone[1].token_ids)
+
+
+def test_a_folder_that_is_replaced_while_its_request_waits_is_not_served_under_the_old_name(engine, adapters, tmp_path):
+    """Offline there is no private copy: what the worker reads must be what was asked for."""
+    base, _ = adapters()
+    llm = engine(base, **ONE_AT_A_TIME, enable_prefix_caching=True)
+    folder = write_adapter(tmp_path / "math", linears(base), r=16, choices=(16, 8, 4))
+    manager = llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    request = lora_request(folder)
+    write_adapter(folder, linears(base), r=16, choices=(16, 8, 4), seed=1)
+    with pytest.raises(SQFTError, match="has changed since this request was made"):
+        manager._load_adapter(request)
+
+
+def test_two_versions_of_a_name_run_in_one_batch(engine, adapters, ask):
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    math, law = lora_request(root / "math@max"), lora_request(root / "law@max")
+    versions = [LoRARequest("same", one.lora_int_id, one.lora_path) for one in (math, law)]
+    alone = [ask(llm, [PROMPTS[0]], lora_request=one)[0] for one in (math, law)]
+    assert difference(ask(llm, [PROMPTS[0]] * 2, lora_request=versions), alone) < 1e-4

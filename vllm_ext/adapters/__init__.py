@@ -15,18 +15,22 @@ def register() -> None:
     """In any process of vLLM: the worker's loader, the CPU LoRA path, the checks of a request and, where
     SQFT_ADAPTERS_DIR is set, the names. Idempotent."""
     from vllm_ext.adapters.directory import VARIABLE
+    from vllm_ext.adapters.failures import patch_failures
     from vllm_ext.adapters.kinds import HANDLERS
-    from vllm_ext.adapters.load import LoraHandler, patch_worker
+    from vllm_ext.adapters.load import LoraHandler, patch_identity, patch_worker
     from vllm_ext.adapters.lora_cpu import patch_lora_cpu
     from vllm_ext.adapters.offline import patch_admission
+    from vllm_ext.adapters.serving import patch_loading, patch_serving
 
     HANDLERS.setdefault("lora", LoraHandler())
     patch_worker()
+    patch_identity()
+    patch_failures()
+    patch_loading()
     patch_lora_cpu()
     patch_admission()
     if os.environ.get(VARIABLE):
         from vllm_ext.adapters.resolver import register_resolver
-        from vllm_ext.adapters.serving import patch_serving
 
         register_resolver()
         patch_serving()

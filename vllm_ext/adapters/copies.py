@@ -1,43 +1,72 @@
-"""A private copy of each adapter that is being served.
+"""A private copy of each version of an adapter that is being served.
 
-A worker reads an adapter when a request for it is first scheduled, and again whenever it was evicted meanwhile. Had the
-folder been replaced or removed by then, the exception would end the whole engine (vLLM 0.32: `EngineCore.step`). So a
-request is admitted with the path of a copy that was checked after it was made, and that nobody touches.
+A worker reads an adapter when a request for it is first scheduled, and again whenever it was evicted meanwhile; the
+folder may have been replaced or removed by then. So a request is admitted with the path of a copy that was checked
+after it was made, and that nobody touches. It stays as long as anybody holds its `Copy`: the table of names, and each
+request that runs or waits (`VariantRequest`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import shutil
 import tempfile
+import threading
 import time
 import uuid
+import weakref
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from typing import Any
 
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
-from vllm_ext.adapters.directory import AdapterDirectory
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter
+from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Records, Signature, open_adapter, signature
 from vllm_ext.private import make_private
 
 VARIABLE = "SQFT_ADAPTER_COPIES"
 """Where the copies go. Default: the system's temporary folder. Workers on other machines must see it too."""
-KEPT_SECONDS = 600.0
-"""A copy that no name needs any more stays this long, for requests that still wait in the queue."""
+LINGER_SECONDS = 10.0
+"""A copy that nobody needs any more stays this long: the engine may still be told that its last request has ended."""
+QUIET_SECONDS = 1.0
+"""A folder to which nobody has written for so long is taken for whole: `rsync` and `cp` replace file after file."""
+PATIENCE_SECONDS = 3.0
+"""A request waits so long for a folder that is being written to."""
+GONE_SECONDS = 1.0
+"""An adapter that was there is removed when it is gone for so long; until then it is being swapped for another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """One version of an adapter. folder: the copy. signature: of its contents."""
+
+    folder: AdapterFolder
+    signature: Signature
+
+
+class BusyError(CheckpointError):
+    """An adapter that is being written to."""
 
 
 class AdapterCopies:
     """Copies by adapter and version. May be asked from several threads."""
 
-    def __init__(self, directory: AdapterDirectory, kept_seconds: float = KEPT_SECONDS):
+    def __init__(self, directory: AdapterDirectory):
         self.directory = directory
-        self.kept_seconds = kept_seconds
-        self._unused_since: dict[Path, float] = {}
-        self._lock = Lock()
+        self.linger_seconds = LINGER_SECONDS
+        self.quiet_seconds = QUIET_SECONDS
+        self.patience_seconds = PATIENCE_SECONDS
+        self.gone_seconds = GONE_SECONDS
+        self._copies: weakref.WeakValueDictionary[Path, Copy] = weakref.WeakValueDictionary()
+        self._known: set[str] = set()  # adapters that were there
+        self._busy_until: dict[str, float] = {}
+        self._unneeded: queue.SimpleQueue[tuple[float, Path]] = queue.SimpleQueue()
+        self._lock = threading.RLock()
 
     @cached_property
     def root(self) -> Path:
@@ -45,30 +74,105 @@ class AdapterCopies:
         where it cannot be made."""
         place = os.environ.get(VARIABLE) or None
         try:
-            return make_private("sqft-adapters-", place)
+            root = make_private("sqft-adapters-", place)
         except OSError as error:
             raise SQFTError(
                 f"adapters cannot be copied to {place or tempfile.gettempdir()} ({error.strerror}): let {VARIABLE} "
                 "name a folder that can be written to"
             ) from error
+        threading.Thread(target=self._tidy, name="sqft-copies", daemon=True).start()
+        return root
 
-    def take(self, name: str) -> AdapterFolder:
-        """The copy of an adapter as it is now, made if it is not there. Raises SQFTError for a folder that is not
-        whole, that is being written to, or that is gone."""
+    def take(self, name: str, served: bool = False) -> tuple[Copy, Records]:
+        """The copy of an adapter as it is now, made if it is not there, and the records of the folder that holds it.
+
+        A folder that is being written to is waited for, and so is one that is gone for a moment, as while two are
+        swapped. served: an older version can answer meanwhile; else what is whole is taken at last, written to or not.
+        Raises BusyError, UnknownAdapterError, or another SQFTError for a folder that is not whole.
+        """
+        begun = time.monotonic()
+        patience = 0.0 if served and begun < self._busy_until.get(name, 0.0) else self.patience_seconds
+        seen, since, gone_since = self.directory.records(name), begun, None
+        while True:
+            now = time.monotonic()
+            late = now - begun >= patience
+            try:
+                if self._is_quiet(name, now - since) or (late and not served):
+                    taken = self._take(name)
+                    self._known.add(name)
+                    self._busy_until.pop(name, None)
+                    return taken
+                gone_since = None
+                if late:
+                    self._busy_until[name] = now + self.patience_seconds
+                    raise BusyError(f"adapter {name} is being written to")
+            except UnknownAdapterError as error:
+                gone_since = gone_since or now
+                if name in self._known and late and seen is not None:
+                    raise CheckpointError(str(error)) from error  # its folder is there, so nobody removed it
+                if name not in self._known or now - gone_since >= self.gone_seconds:
+                    self._known.discard(name)
+                    raise
+            except BusyError:
+                if late:
+                    raise
+            time.sleep(0.05)
+            records = self.directory.records(name)
+            if records != seen:
+                seen, since = records, time.monotonic()
+
+    def of(self, path: Path) -> Copy | None:
+        """The copy at a path that `take` gave, None where its files are not whole any more."""
+        copy = self._copies.get(path)
+        return copy if copy is not None and self.is_whole(copy) else None
+
+    def is_whole(self, copy: Copy) -> bool:
+        """Whether its files are still there: somebody may have tidied them away. Costs a few microseconds."""
+        return all((copy.folder.path / file).exists() for file in (CONFIG, WEIGHTS))
+
+    def _is_quiet(self, name: str, observed: float) -> bool:
+        """Whether nobody has written to the adapter for `quiet_seconds`, by the clock of its file system or by what
+        was `observed`: that clock may be another one. An adapter that is gone is quiet."""
+        changed = self.directory.changed(name)
+        if changed is None or observed >= self.quiet_seconds:
+            return True
+        return time.time() - changed >= self.quiet_seconds
+
+    def _take(self, name: str) -> tuple[Copy, Records]:
+        before = self.directory.records(name)
+        try:
+            copy = self._copy(name)
+        except BusyError:
+            raise
+        except SQFTError as error:
+            if self.directory.records(name) != before:
+                raise BusyError(f"adapter {name} changed while it was read: {error}") from error
+            raise
+        if before is None or self.directory.records(name) != before:
+            raise BusyError(f"adapter {name} changed while it was read: ask again when it is written")
+        return copy, before
+
+    def _copy(self, name: str) -> Copy:
         self.directory.open(name)  # a damaged adapter is refused before anything is copied
-        with self._lock:
-            return self._take(name)
-
-    def _take(self, name: str) -> AdapterFolder:
-        before = self.directory.signature(name)
-        version = hashlib.sha256(repr((name, before)).encode()).hexdigest()[:16]  # a link is another name of one file
+        source, now = self.directory.find(name), self.directory.signature(name)
+        if now is None:
+            raise BusyError(f"adapter {name} was removed while it was read")
+        version = hashlib.sha256(repr((name, now)).encode()).hexdigest()[:16]  # a link is another name of one file
         target = self.root / version / name  # the folder keeps the adapter's name: messages speak of it
-        self._unused_since.pop(target, None)
-        if target.is_dir():
+        with self._lock:
+            known = self.of(target)
+            if known is not None:
+                return known
             with suppress(SQFTError):
-                return open_adapter(target)
-            shutil.rmtree(target.parent)  # somebody tidied a part of it away
-        source = self.directory.find(name)
+                return self._keep(open_adapter(target), source, now)
+            shutil.rmtree(target.parent, ignore_errors=True)  # somebody tidied a part of it away
+            self._write(name, source, target)
+            if signature(target) != now:
+                shutil.rmtree(target.parent, ignore_errors=True)
+                raise BusyError(f"adapter {name} changed while it was copied")
+            return self._keep(open_adapter(target), source, now)
+
+    def _write(self, name: str, source: Path, target: Path) -> None:
         partial = self.root / f".{uuid.uuid4().hex}"
         try:
             (partial / name / FOLDER).mkdir(parents=True)
@@ -76,25 +180,35 @@ class AdapterCopies:
                 shutil.copyfile(file, partial / name / file.name)
             for file in saved_configurations(source).values():
                 shutil.copyfile(file, partial / name / FOLDER / file.name)
-            if before is None or self.directory.signature(name) != before:
-                raise CheckpointError(f"adapter {name} changed while it was read: ask again when it is written")
             open_adapter(partial / name)
             partial.rename(target.parent)
         except FileNotFoundError as error:
-            raise CheckpointError(f"adapter {name} was removed while it was read ({error.filename})") from error
+            raise BusyError(f"adapter {name} was removed while it was read ({error.filename})") from error
         except OSError as error:
             raise CheckpointError(f"adapter {name} cannot be copied to {self.root}: {error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return open_adapter(target)
 
-    def tidy(self, in_use: set[Path]) -> None:
-        """Removes copies that were not in use for `kept_seconds`. in_use: folders that `take` gave."""
-        now = time.monotonic()
-        with self._lock:
-            for folder in self.root.glob("*/*"):
-                if folder in in_use:
-                    self._unused_since.pop(folder, None)
-                elif now - self._unused_since.setdefault(folder, now) >= self.kept_seconds:
-                    shutil.rmtree(folder.parent, ignore_errors=True)
-                    self._unused_since.pop(folder, None)
+    def _keep(self, folder: AdapterFolder, source: Path, now: Signature) -> Copy:
+        copy = Copy(replace(folder, source=source), now)
+        self._copies[folder.path] = copy
+        gone = weakref.finalize(copy, self._is_unneeded, folder.path)
+        gone.atexit = False
+        return copy
+
+    def _is_unneeded(self, path: Path) -> None:
+        """Runs wherever the last reference goes, perhaps while the lock is held: only notes it."""
+        self._unneeded.put((time.monotonic() + self.linger_seconds, path))
+
+    def _tidy(self) -> None:
+        while True:
+            due, path = self._unneeded.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            with self._lock:
+                if path not in self._copies:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def hold(request: Any, copy: Copy) -> None:
+    """Keeps the copy for as long as the request exists in this process."""
+    weakref.finalize(request, lambda _: None, copy).atexit = False

@@ -9,8 +9,18 @@ from pathlib import Path
 
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Signature, open_adapter, signature
-from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown, why_not_served
+from vllm_ext.adapters.folder import (
+    CONFIG,
+    WEIGHTS,
+    AdapterFolder,
+    Records,
+    Signature,
+    changed,
+    open_adapter,
+    records,
+    signature,
+)
+from vllm_ext.adapters.names import AdapterNameError, parse_name, shown, why_not_served
 
 VARIABLE = "SQFT_ADAPTERS_DIR"
 
@@ -83,6 +93,14 @@ class AdapterDirectory:
         """As `folder.signature`: None where the adapter is gone."""
         return signature(self.root / name)
 
+    def records(self, name: str) -> Records | None:
+        """As `folder.records`: None where the adapter is gone."""
+        return records(self.root / name)
+
+    def changed(self, name: str) -> float | None:
+        """As `folder.changed`: None where the adapter is gone."""
+        return changed(self.root / name)
+
     def open(self, name: str) -> AdapterFolder:
         """The adapter, checked; the checks run again only when a file has changed. Raises as `find` and `open_adapter`
         do."""
@@ -105,10 +123,6 @@ class AdapterDirectory:
         for name in self:
             with suppress(SQFTError):
                 yield name, self.open(name)
-
-    def names(self) -> list[tuple[str, AdapterFolder]]:
-        """(name, folder) of every variant that can be asked for."""
-        return [(str(AdapterName(name, rank)), folder) for name, folder in self.folders() for rank in folder.variants]
 
     def _inside(self, path: Path) -> Path | None:
         """The path with links resolved, None where it is not there or not below the root."""

@@ -5,6 +5,7 @@ Only headers are read here; the tensors are read where they are needed, in the w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,8 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.identity import file_hash
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PLANES = "planes"
+"""The subfolder of exported value planes."""
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 << 20
 NAMED = ("max", "heuristic", "min")
@@ -36,6 +39,10 @@ Signature = tuple[tuple[str, str], ...]
 """(name, SHA-256) of each file that decides an adapter's answers: another one has other content."""
 
 
+Records = tuple[tuple[str, int, int, int, int], ...]
+"""(path, inode, size, st_mtime_ns, st_ctime_ns) of each file and folder, 0 for the last of a folder."""
+
+
 class UnknownRankError(SQFTError):
     """An adapter is there, but not at this rank."""
 
@@ -45,7 +52,7 @@ class AdapterFolder:
     """An adapter folder whose configuration and headers have been read. `open_adapter` makes it.
 
     modules: module name in the base → (rank, in, out), the largest rank. rank_choices: the search space, largest first;
-    None where the rank is fixed.
+    None where the rank is fixed. source: the folder of which this one is a copy.
     """
 
     path: Path
@@ -53,6 +60,7 @@ class AdapterFolder:
     kind: Kind
     modules: Mapping[str, tuple[int, int, int]]
     rank_choices: list[int] | None
+    source: Path | None = None
 
     @cached_property
     def variants(self) -> list[str | None]:
@@ -98,6 +106,37 @@ def signature(path: Path) -> Signature | None:
         return tuple((str(file.relative_to(path)), file_hash(file)) for file in files)
     except OSError:
         return None
+
+
+def version_of(folder: Path) -> str:
+    """Another one for an adapter folder with other content."""
+    return hashlib.sha256(repr(signature(folder)).encode()).hexdigest()[:16]
+
+
+def records(path: Path) -> Records | None:
+    """What the kernel notes of all that lies in an adapter's folder, whether it is read or not: a part of a file that
+    is being copied, too. None where the adapter is gone."""
+    try:
+        folders = [folder for folder in (path, path / FOLDER, path / PLANES) if folder == path or folder.is_dir()]
+        entries = [entry for folder in folders if folder != path / PLANES for entry in os.scandir(folder)]
+        files = sorted(Path(entry.path) for entry in entries if entry.is_file())
+        found = [(str(file), *_record(file)) for file in files]
+        # renaming a folder sets its st_ctime, though nothing in it was written
+        return tuple(found + [(str(folder), *_record(folder)[:3], 0) for folder in folders])
+    except OSError:
+        return None
+
+
+def _record(path: Path) -> tuple[int, int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def changed(path: Path) -> float | None:
+    """When something in an adapter's folder was last written, in seconds as `time.time` counts them. None where the
+    adapter is gone."""
+    found = records(path)
+    return None if found is None else max(ctime or mtime for *_, mtime, ctime in found) / 1e9
 
 
 def _configurations(path: Path) -> list[Path]:

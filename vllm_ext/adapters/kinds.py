@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.folder import AdapterFolder, Kind
 
+NO_PIPELINE = "adapters are not served with pipeline parallelism yet, use --tensor-parallel-size"
+
 
 class Handler(Protocol):
     """How one kind is served."""

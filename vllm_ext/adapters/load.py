@@ -24,7 +24,7 @@ from vllm.model_executor.models.utils import is_pp_missing_parameter
 from sqft_plugins.elastic import slice_lora
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from vllm_ext.adapters.base import check_base
-from vllm_ext.adapters.folder import CONFIG, PREFIX, WEIGHTS, AdapterFolder, open_adapter
+from vllm_ext.adapters.folder import CONFIG, PREFIX, WEIGHTS, AdapterFolder, open_adapter, version_of
 from vllm_ext.adapters.kinds import handler
 from vllm_ext.adapters.path import Variant, parse_path
 from vllm_ext.patching import replace_method
@@ -173,6 +173,8 @@ def patch_worker() -> bool:
             if variant is None:
                 return original(self, lora_request)
             folder = open_adapter(variant.folder)
+            if variant.version and variant.version != version_of(variant.folder):
+                raise MismatchError(f"adapter {folder.path.name} has changed since this request was made")
             return handler(folder).load(folder, variant.rank, lora_request, self)
 
         return _load_adapter
@@ -180,3 +182,30 @@ def patch_worker() -> bool:
     return replace_method(
         WorkerLoRAManager, "_load_adapter", ["self", "lora_request"], make, "no adapter can be served at a rank"
     )
+
+
+def patch_identity() -> bool:
+    """Two versions of an adapter under one name are two adapters. vLLM 0.32 collects the LoRARequests of a batch in a
+    set and compares them by name: of an adapter that was replaced while requests ran, one version was left out, and the
+    engine ended with a KeyError."""
+
+    def make_eq(_):
+        def __eq__(self, value):  # noqa: N807
+            return isinstance(value, LoRARequest) and _identity(self) == _identity(value)
+
+        return __eq__
+
+    def make_hash(_):
+        def __hash__(self):  # noqa: N807
+            return hash(_identity(self))
+
+        return __hash__
+
+    lost = "an adapter that is replaced while requests run ends the engine"
+    return replace_method(LoRARequest, "__eq__", ["self", "value"], make_eq, lost) and replace_method(
+        LoRARequest, "__hash__", ["self"], make_hash, lost
+    )
+
+
+def _identity(request: LoRARequest) -> tuple[str, int]:
+    return request.lora_name, request.lora_int_id

@@ -12,7 +12,7 @@ from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.input_processor import InputProcessor
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.folder import open_adapter, signature
+from vllm_ext.adapters.folder import open_adapter, signature, version_of
 from vllm_ext.adapters.kinds import handler
 from vllm_ext.adapters.load import variant_of
 from vllm_ext.adapters.names import parse_name
@@ -40,11 +40,6 @@ def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRAReq
     return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id or _number_of(variant), lora_path=variant)
 
 
-def version_of(folder: Path) -> str:
-    """Another one for an adapter folder with other content."""
-    return hashlib.sha256(repr(signature(folder)).encode()).hexdigest()[:16]
-
-
 def _number_of(variant: str) -> int:
     """A number that no other variant has in this process: vLLM takes the same number for the same weights."""
     number = 1 + int(hashlib.sha256(variant.encode()).hexdigest()[:7], 16)
@@ -60,13 +55,15 @@ def patch_admission() -> bool:
     def make(original):
         def _validate_lora(self, lora_request):
             original(self, lora_request)
-            variant = variant_of(lora_request.lora_path) if lora_request is not None else None
-            if variant is None:
-                return
-            checked, now = self.__dict__.setdefault("_sqft_checked", {}), signature(variant.folder)
-            if now is not None and checked.get(lora_request.lora_path) == now:
+            if lora_request is None:
                 return
             try:
+                variant = variant_of(lora_request.lora_path)
+                if variant is None:
+                    return
+                checked, now = self.__dict__.setdefault("_sqft_checked", {}), signature(variant.folder)
+                if now is not None and checked.get(lora_request.lora_path) == now:
+                    return
                 folder = open_adapter(variant.folder)
                 if variant.version not in ("", version_of(variant.folder)):
                     raise SQFTError(f"adapter {folder.path.name} has changed since: ask lora_request for it again")

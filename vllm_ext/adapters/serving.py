@@ -8,25 +8,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
+from collections.abc import Mapping, Set
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
 from vllm.entrypoints.serve.engine.serving import BaseServing
+from vllm.exceptions import VLLMNotFoundError
 from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.identity import is_settled
+from vllm_ext.adapters.copies import BusyError, Copy
 from vllm_ext.adapters.directory import UnknownAdapterError
-from vllm_ext.adapters.folder import AdapterFolder
-from vllm_ext.adapters.kinds import HANDLERS
-from vllm_ext.adapters.names import AdapterNameError, parse_name
+from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError, open_adapter
+from vllm_ext.adapters.kinds import HANDLERS, NO_PIPELINE, handler
+from vllm_ext.adapters.load import variant_of
+from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
 from vllm_ext.adapters.resolver import NAME, AdapterResolver
 from vllm_ext.adapters.table import Locks, VariantTable
 from vllm_ext.patching import replace_method
 
 logger = logging.getLogger("vllm.sqft")
+GAP_SECONDS = 0.5
+"""An adapter that is swapped for another is gone for less."""
 WRAPPED = (
     re.compile(r"Call to add_lora method failed: (.*)", re.DOTALL),
     re.compile(r"Worker failed with error '(.*)', please check the stack trace.*", re.DOTALL),
@@ -44,8 +53,9 @@ def patch_serving() -> bool:
             resolver = LoRAResolverRegistry.resolvers.get(NAME)
             self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
             if self._sqft_resolver is not None:
+                check_parallel(engine_client.vllm_config)
                 self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
-                self.lora_requests = VariantTable(self._sqft_resolver.directory)
+                self.lora_requests = VariantTable(self._sqft_resolver.directory, self._sqft_resolver.copies)
                 self.lora_resolver_lock = Locks()
 
         return __init__
@@ -56,16 +66,15 @@ def patch_serving() -> bool:
                 return await original(self, lora_name)
             try:
                 parse_name(lora_name)
-            except AdapterNameError as error:
-                return refused(error)
-            async with self.lora_resolver_lock[lora_name]:
-                if lora_name in self.lora_requests:
-                    return self.lora_requests[lora_name]
-                answer = await _resolve(self, self._sqft_resolver, lora_name)
-            if answer is None:
-                others = len(self.lora_resolvers) > 1
-                return await original(self, lora_name) if others else _missing(lora_name)
-            return answer
+                async with self.lora_resolver_lock[lora_name]:
+                    if lora_name in self.lora_requests:
+                        return self.lora_requests[lora_name]
+                    return await _resolve(self, self._sqft_resolver, lora_name)
+            except (AdapterNameError, UnknownAdapterError) as error:
+                if len(self.lora_resolvers) > 1:
+                    return await original(self, lora_name)
+                # raised, not returned: vLLM replaces the message of an answer with this status by one of its own
+                raise VLLMNotFoundError(f"The model {shown(lora_name)} does not exist: {one_line(error)}") from error
 
         return resolve_lora
 
@@ -75,7 +84,9 @@ def patch_serving() -> bool:
             if self._sqft_resolver is not None:
                 listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
                 known = {card.id for card in listed.data}
-                names = await asyncio.to_thread(offered, self._sqft_resolver)
+                served = self.lora_requests.adapters()
+                broken = {name for name in served if self.lora_requests.is_refused(name)}
+                names = await asyncio.to_thread(offered, self._sqft_resolver, served, broken)
                 listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
             return listed
 
@@ -103,29 +114,103 @@ def patch_serving() -> bool:
     )
 
 
+def check_parallel(settings: Any) -> None:
+    """Raises SQFTError for pipeline parallelism: the server would be ready, and end at the first request."""
+    size = getattr(getattr(settings, "parallel_config", None), "pipeline_parallel_size", 1)
+    if size > 1:
+        raise SQFTError(f"--pipeline-parallel-size {size}: {NO_PIPELINE}")
+
+
+def patch_loading() -> bool:
+    """/v1/load_lora_adapter and --lora-modules: what is wrong with an adapter of ours is the client's error, 400, and
+    told before a worker is asked; vLLM makes 500 of whatever a worker says. Idempotent."""
+
+    def make(original):
+        async def load_lora_adapter(self, request, base_model_name=None):
+            try:
+                settings = self.engine_client.vllm_config
+                await asyncio.to_thread(check_path, request.lora_path, Path(self.model_config.model), settings)
+            except SQFTError as error:
+                return refused(one_line(error))
+            return await original(self, request, base_model_name)
+
+        return load_lora_adapter
+
+    parameters = ["self", "request", "base_model_name"]
+    return replace_method(
+        OpenAIServingModels, "load_lora_adapter", parameters, make, "a wrong rank is answered with 500"
+    )
+
+
+def check_path(lora_path: str, base: Path, settings: Any) -> None:
+    """Raises SQFTError for a variant, or the folder of an SQFT adapter, that cannot be served here."""
+    variant = variant_of(lora_path) if lora_path else None
+    if variant is not None:
+        folder = open_adapter(variant.folder)
+        handler(folder).check(folder, variant.rank, base if base.is_dir() else None, settings)
+
+
 async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> Any:
-    """The LoRARequest, loaded in the workers; an ErrorResponse with the reason; None for an unknown name."""
-    signature = resolver.directory.signature(parse_name(lora_name).adapter)
-    settings = models.engine_client.vllm_config
+    """The LoRARequest, loaded in the workers, or an ErrorResponse with the reason. Where a newer version cannot be
+    served, the one before answers on. Raises UnknownAdapterError."""
+    table, adapter = models.lora_requests, parse_name(lora_name).adapter
+    served = table.served(adapter)
     try:
-        if settings.lora_config is None:
+        if models.engine_client.vllm_config.lora_config is None:
             raise SQFTError(f"adapter {lora_name}: this server was started without --enable-lora")
-        request = await resolver.resolve(models.model_config.model, lora_name, settings)
-        request.lora_int_id = models.lora_id_counter.inc(1)
-        await models.engine_client.add_lora(request)
+        if served is not None and table.is_refused(adapter):
+            return await _load(models, resolver, served, lora_name, None)
+        records = resolver.directory.records(adapter)
+        newest = None
+        try:
+            newest, records = await resolver.newest(adapter, served is not None)
+            return await _load(models, resolver, newest, lora_name, records)
+        except (UnknownAdapterError, UnknownRankError, EngineDeadError):
+            raise
+        except Exception as error:  # whatever a worker says about this adapter
+            if served is None or served is newest:
+                raise
+            text = "sqft: adapter %s cannot be served as it is now (%s): the version before answers on"
+            logger.warning(text, adapter, one_line(error))
+            answer = await _load(models, resolver, served, lora_name, None)
+            if not isinstance(error, BusyError):
+                table.refuse(adapter, _lasting(records))
+            return answer
     except UnknownAdapterError:
-        return None
-    except SQFTError as error:
-        return refused(error)
+        table.remove(adapter)
+        raise
     except EngineDeadError:
         raise
-    except Exception as error:  # whatever a worker says about this adapter
-        logger.warning("sqft: adapter %s was not loaded: %s", lora_name, error)
-        return refused(unwrapped(str(error)) or repr(error))
-    models.lora_requests.add(lora_name, request, signature)
-    await asyncio.to_thread(resolver.copies.tidy, models.lora_requests.folders())
+    except Exception as error:
+        if not isinstance(error, SQFTError):
+            logger.warning("sqft: adapter %s was not loaded: %s", lora_name, error)
+        return refused(one_line(error))
+
+
+async def _load(models: Any, resolver: AdapterResolver, copy: Copy, lora_name: str, records: Records | None) -> Any:
+    """The LoRARequest for a variant of that version; the one there is, where it is loaded. records: of the adapter's
+    folder, where it holds that version."""
+    table = models.lora_requests
+    known = table.known(lora_name)
+    if known is not None and table.copy_of(lora_name) is copy:
+        table.add(lora_name, known, _lasting(records))
+        return known
+    request = await resolver.resolve(copy, models.model_config.model, lora_name, models.engine_client.vllm_config)
+    request.lora_int_id = models.lora_id_counter.inc(1)
+    await models.engine_client.add_lora(request)
+    table.add(lora_name, request, _lasting(records))
     logger.info("sqft: adapter %s is loaded", lora_name)
     return request
+
+
+def _lasting(records: Records | None) -> Records | None:
+    """None where something was written so recently that another writing may leave the same records."""
+    return records if records is not None and is_settled(records, time.time_ns()) else None
+
+
+def one_line(error: Exception) -> str:
+    """The reason, as it was where it was raised."""
+    return (unwrapped(str(error)) or repr(error)).split("\n")[0][:500]
 
 
 def unwrapped(message: str) -> str:
@@ -136,22 +221,32 @@ def unwrapped(message: str) -> str:
     return message
 
 
-def offered(resolver: AdapterResolver) -> list[tuple[str, AdapterFolder]]:
-    """(name, folder) of what can be asked for here."""
-    return [(name, folder) for name, folder in resolver.directory.names() if folder.kind in HANDLERS]
+def offered(
+    resolver: AdapterResolver, served: Mapping[str, Copy], broken: Set[str] = frozenset()
+) -> list[tuple[str, AdapterFolder]]:
+    """(name, folder) of what can be asked for here. served: the adapters of which a version is served, which may be
+    there again in a moment. broken: those of them that cannot be served as they are now."""
+    folders_now = resolver.directory.folders()
+    found = {name: folder for name, folder in folders_now if folder.kind in HANDLERS and name not in broken}
+    missing = {name: copy.folder for name, copy in served.items() if name not in found}
+    begun = time.monotonic()
+    gone = set(missing)
+    while gone := {name for name in gone if resolver.directory.records(name) is None}:
+        if time.monotonic() - begun >= GAP_SECONDS:
+            break
+        time.sleep(0.01)
+    folders = sorted((found | {name: folder for name, folder in missing.items() if name not in gone}).items())
+    return [
+        (str(AdapterName(name, rank)), folder)
+        for name, folder in folders for rank in folder.variants
+    ]  # fmt: skip
 
 
-def refused(reason: Exception | str) -> Any:
-    """400 with the reason: of the answers of a resolver, vLLM hands on only those with this status."""
-    return create_error_response(message=str(reason).split("\n")[0][:500], status_code=HTTPStatus.BAD_REQUEST)
-
-
-def _missing(name: str) -> Any:
-    return create_error_response(
-        message=f"LoRA adapter {name} does not exist", err_type="NotFoundError", status_code=HTTPStatus.NOT_FOUND
-    )
+def refused(reason: str) -> Any:
+    """400 with the reason."""
+    return create_error_response(message=reason, status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _card(models: Any, name: str, folder: AdapterFolder) -> ModelCard:
     parent = models.base_model_paths[0].name
-    return ModelCard(id=name, root=str(folder.path), parent=parent, permission=[ModelPermission()])
+    return ModelCard(id=name, root=str(folder.source or folder.path), parent=parent, permission=[ModelPermission()])

@@ -17,9 +17,10 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 from sqft_plugins.tune.merge_int4 import FEW, codes_changed
+from vllm_ext.adapters.folder import PLANES
 from vllm_ext.planes.format import SUFFIX, PlaneStamp, adapter_identity, base_identity, write_plane
 
-FOLDER = "planes"
+FOLDER = PLANES
 """The subfolder of an adapter in which a server looks for its planes."""
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.distributed import get_pp_group
 from vllm.lora.lora_model import LoRAModel
-from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.worker_manager import WorkerLoRAManager
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.failures import nothing_to_add
 from vllm_ext.adapters.folder import AdapterFolder, Kind
 from vllm_ext.patching import replace_method
 from vllm_ext.planes.loaded import load_plane, sqft_layers
@@ -38,7 +37,7 @@ class PlaneHandler:
             check_eager(folder, settings)
         check_base(folder, base)
         if base is not None:
-            find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder))
+            find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder), folder.source)
 
     def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: WorkerLoRAManager) -> LoRAModel:
         """A LoRA that adds nothing; the plane is in the switch."""
@@ -54,12 +53,6 @@ class PlaneHandler:
             worker, request.lora_int_id, file.path.stem, name, lambda grow: load_plane(file, base, model, whole, grow)
         )
         return nothing_to_add(request.lora_int_id)
-
-
-def nothing_to_add(lora_int_id: int) -> LoRAModel:
-    """vLLM takes no LoRA without a single layer, so this one has a layer that no model has."""
-    name, zero = "sqft.value_plane", torch.zeros(1, 1)
-    return LoRAModel(lora_int_id, 1, {name: LoRALayerWeights(name, 1, 1, zero, zero.clone(), scaling=1.0)})
 
 
 def check_eager(folder: AdapterFolder, settings: Any) -> None:

@@ -43,10 +43,13 @@ def store_folder() -> Path:
     return folder
 
 
-def find_plane(base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind: str | None) -> PlaneFile:
+def find_plane(
+    base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind: str | None, exported: Path | None = None
+) -> PlaneFile:
     """The plane of `adapter` at `ranks` over the INT4 folder `base`, built in a process of its own where it is missing.
 
-    kind: what the adapter was trained over, "int4" or "float" (`grid_stamp` in its configuration). Raises SQFTError,
+    kind: what the adapter was trained over, "int4" or "float" (`grid_stamp` in its configuration). exported: the folder
+    with the planes that were exported, where `adapter` is a copy without them. Raises SQFTError,
     with the way out, where it is neither there nor can be built: a plane is exact only with the weights it was trained
     over.
     """
@@ -54,16 +57,16 @@ def find_plane(base: ModelFolder, adapter: Path, ranks: Mapping[str, int], kind:
     file = store_folder() / f"{key}{SUFFIX}"
     with _locked(file):
         if not file.is_file():
-            exported = _exported(adapter, key)
-            if exported is not None:
-                _copy(exported, file)
+            found = _exported(exported or adapter, key)
+            if found is not None:
+                _copy(found, file)
             elif kind == "int4":
                 _build(base.path, adapter, ranks, file)
             else:
                 raise SQFTError(
                     f"adapter {adapter.name} was trained over a float base, which this server does not have: write its "
                     f"plane once with `sqft export plane {base.path} {adapter.name} --base FLOAT --rank "
-                    f"{_shown(ranks)}`{_stale(adapter)}"
+                    f"{_shown(ranks)}`{_stale(exported or adapter)}"
                 )
     return PlaneFile(file)
 
