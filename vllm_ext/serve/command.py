@@ -10,6 +10,8 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
 from vllm_ext.adapters.directory import AdapterDirectory
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS
+from vllm_ext.adapters.kinds import NO_PIPELINE
 from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.options import given, option_of, words_of
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
@@ -23,6 +25,9 @@ DEFAULT_RANK = 32
 UNCHECKED = "VLLM_SKIP_MODEL_NAME_VALIDATION"
 """vLLM's own variable: every model name that is not loaded yet means the base."""
 GUARD = "vllm_ext.serve.guard.NoRuntimeLoading"
+KEY_GUARD = "vllm_ext.serve.guard.KeyEverywhere"
+PIPELINE = ("--pipeline-parallel-size", "-pp")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def build(
@@ -56,24 +61,50 @@ def build(
     command = [*(launcher or find_launcher())(str(folder.path)), "--host", host, "--port", str(port)]
     if not given(passed, "--served-model-name"):
         command += ["--served-model-name", name]
+    command += ["--middleware", KEY_GUARD]
+    if host not in LOOPBACK and not (given(passed, "--api-key") or present.get("VLLM_API_KEY")):
+        notes.append(f"--host {host}: whoever reaches it may use it; set VLLM_API_KEY, and read docs/vllm.md, Exposing")
     if folder.grid is not None and "VLLM_CPU_INT4_W4A8" not in present:
         own["VLLM_CPU_INT4_W4A8"] = "0"
         notes.append("VLLM_CPU_INT4_W4A8=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
     if adapters is not None:
-        if not adapters.is_dir():
-            raise SQFTError(f"--adapters {adapters} is not a folder: give the one whose subfolders are adapters")
+        check_adapters(adapters, passed)
         AdapterDirectory(adapters, words_of(passed, "--served-model-name") or [name]).check_names()
         if present.get(UNCHECKED, "").strip().lower() in ("1", "true"):
             raise SQFTError(f"{UNCHECKED}={present[UNCHECKED]}: vLLM would answer for adapters with the base: unset it")
         rank = max_rank(adapters)
         own |= {ADAPTERS: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]
+        notes += [f"adapter {reason}" for reason in not_served(adapters)]
         notes.append(f"adapters up to rank {rank}, {slots} of them in one batch: --max-lora-rank and --max-loras")
     if plane_bytes is not None:
         own[PLANE_CACHE] = str(plane_bytes)
     if plane_dir is not None:
         own[PLANE_DIR] = str(plane_dir.resolve())
     return Server([*command, *passed], own, host, port, name, notes)
+
+
+def check_adapters(adapters: Path, passed: Sequence[str] = ()) -> None:
+    """Raises SQFTError for a folder of which no adapter could ever be served, and for pipeline parallelism."""
+    if not adapters.is_dir():
+        raise SQFTError(f"--adapters {adapters} is not a folder: give the one whose subfolders are adapters")
+    if (adapters / CONFIG).exists() or (adapters / WEIGHTS).exists():
+        parent = adapters.resolve().parent
+        raise SQFTError(f"--adapters {adapters} is an adapter itself: give the folder it lies in, --adapters {parent}")
+    for option in PIPELINE:
+        if (option_of(passed, option) or "1") != "1":
+            raise SQFTError(f"{option} {option_of(passed, option)} cannot be used with --adapters: {NO_PIPELINE}")
+
+
+def not_served(adapters: Path) -> list[str]:
+    """Why subfolders that look like adapters are not served as they are now; and that there is none at all."""
+    directory, reasons = AdapterDirectory(adapters), []
+    for name in (found := list(directory)):
+        try:
+            directory.open(name)
+        except SQFTError as error:
+            reasons.append(f"{name} is not served: {error}")
+    return reasons if found else [f"names: none yet, {adapters} has no subfolder with an {CONFIG}"]
 
 
 def find_launcher() -> Callable[[str], list[str]]:
