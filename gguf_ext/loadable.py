@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
 from gguf_ext.reader import GGUFFile
 
@@ -31,6 +32,8 @@ HEADS_FILL = ("qwen2", "phi3", "gpt2", "bloom")
 """Their tables have a square attention output: heads times their width is the embedding."""
 ENCODERS = ("bert", "rwkv")
 """Tokenizers that die of a vocabulary of another kind, and that the models here never have."""
+NO_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
+"""ggml's types that hold no weight."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PHI3_NAMES = ("phi-3", "phi3")
 PHI3_TOKENS = ("</s>", "<unk>", "<s>", "<|endoftext|>")
@@ -43,7 +46,7 @@ def check_loadable(file: GGUFFile) -> None:
         raise UnloadableFileError(
             f"llama.cpp cannot load {file.path}: it is a LoRA file and no model; give the base, and this as its adapter"
         )
-    if reason := unloadable(file.metadata):
+    if reason := unloadable(file.metadata) or next(_tensors(file), ""):
         raise UnloadableFileError(f"llama.cpp cannot load {file.path}: {reason}; export it again, or take another file")
 
 
@@ -76,6 +79,22 @@ def _reasons(metadata: Mapping[str, Any]) -> Iterator[str]:
         if (model := metadata.get("tokenizer.ggml.model")) in ENCODERS:
             found.append(f"tokenizer.ggml.model={model!r} is no tokenizer of a {name}")
     yield from (f"{name}.{reason}" if reason.partition("=")[0] in own else reason for reason in found)
+
+
+def _tensors(file: GGUFFile) -> Iterator[str]:
+    """Of our architectures: types that no operator takes, and what phi3 does not miss until it is used."""
+    name = file.metadata.get("general.architecture")
+    if name not in TRANSFORMERS:
+        return
+    for info in file.tensors.values():
+        if len(info.shape) == 1 and info.type != TensorType.F32:
+            kind = NO_WEIGHTS.get(info.type, info.type_name)
+            yield f"{info.name} is {kind}: norms, biases and rope factors must be F32"
+        elif info.type in NO_WEIGHTS:
+            yield f"{info.name} is of {NO_WEIGHTS[info.type]}, which no weight is"
+    for block in range(file.metadata[f"{name}.block_count"] if name == "phi3" else 0):
+        if not file.tensors.keys() & {f"blk.{block}.attn_qkv.weight", f"blk.{block}.attn_q.weight"}:
+            yield f"blk.{block}.attn_qkv.weight is missing"
 
 
 def _sizes(own: Mapping[str, Any]) -> Iterator[str]:
