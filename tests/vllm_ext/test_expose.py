@@ -136,7 +136,7 @@ def test_every_server_has_the_guard_and_an_open_one_is_told(tiny_int4) -> None:
 
 def test_an_adapters_own_folder_is_no_directory_of_adapters(tmp_path) -> None:
     write_adapter(tmp_path / "math")
-    with pytest.raises(SQFTError, match=f"is an adapter itself: give the folder it lies in, --adapters {tmp_path}$"):
+    with pytest.raises(SQFTError, match=f"is an adapter itself: give the folder it lies in, {tmp_path}$"):
         check_adapters(tmp_path / "math")
     (tmp_path / "math" / "adapter_config.json").unlink()
     with pytest.raises(SQFTError, match="is an adapter itself"):
@@ -166,7 +166,7 @@ def test_pipeline_parallelism_is_refused_with_adapters_and_only_with_them(tiny_i
 
 def test_a_server_that_vllm_was_told_to_run_in_a_pipeline_does_not_come_up() -> None:
     pytest.importorskip("vllm")
-    from vllm_ext.adapters.serving import check_parallel
+    from vllm_ext.adapters.kinds import check_parallel
 
     check_parallel(SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=1)))
     with pytest.raises(SQFTError, match="--pipeline-parallel-size 2: adapters are not served"):

@@ -42,6 +42,10 @@ class AdapterDirectory:
         self.root = self.given.resolve()
         if not self.root.is_dir():
             raise SQFTError(f"adapters directory {root} is not a folder: make it, or set {VARIABLE} to one that is")
+        if any((self.root / file).exists() for file in (CONFIG, WEIGHTS)):
+            raise SQFTError(
+                f"adapters directory {root} is an adapter itself: give the folder it lies in, {self.root.parent}"
+            )
         self._opened: dict[str, tuple[Signature, AdapterFolder | SQFTError]] = {}
 
     def __iter__(self) -> Iterator[str]:

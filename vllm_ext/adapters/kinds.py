@@ -44,3 +44,11 @@ def handler(folder: AdapterFolder) -> Handler:
             f"Merge it (sqft merge BASE {folder.path.name} --rank heuristic --out DIR) and serve DIR"
         )
     return HANDLERS[folder.kind]
+
+
+def check_parallel(settings: Any) -> None:
+    """Raises SQFTError for pipeline parallelism: the server would be ready, and end at the first request. settings:
+    vllm's VllmConfig."""
+    size = getattr(getattr(settings, "parallel_config", None), "pipeline_parallel_size", 1)
+    if size > 1:
+        raise SQFTError(f"--pipeline-parallel-size {size}: {NO_PIPELINE}")

@@ -25,7 +25,7 @@ from sqft_plugins.elastic import slice_lora
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from vllm_ext.adapters.base import check_base
 from vllm_ext.adapters.folder import CONFIG, PREFIX, WEIGHTS, AdapterFolder, open_adapter, version_of
-from vllm_ext.adapters.kinds import handler
+from vllm_ext.adapters.kinds import check_parallel, handler
 from vllm_ext.adapters.path import Variant, parse_path
 from vllm_ext.patching import replace_method
 
@@ -39,6 +39,7 @@ class LoraHandler:
         folder.ranks(rank)
         check_base(folder, base)
         if settings is not None:
+            check_parallel(settings)
             check_limit(folder, rank, settings.lora_config.max_lora_rank)
 
     def load(self, folder: AdapterFolder, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:

@@ -26,7 +26,7 @@ from sqft_plugins.identity import is_settled
 from vllm_ext.adapters.copies import BusyError, Copy
 from vllm_ext.adapters.directory import UnknownAdapterError
 from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError, open_adapter
-from vllm_ext.adapters.kinds import HANDLERS, NO_PIPELINE, handler
+from vllm_ext.adapters.kinds import HANDLERS, check_parallel, handler
 from vllm_ext.adapters.load import variant_of
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
 from vllm_ext.adapters.resolver import NAME, AdapterResolver
@@ -112,13 +112,6 @@ def patch_serving() -> bool:
             BaseServing, "_get_active_default_mm_loras", ["self", "request"], make_defaults, "a chat may get an adapter"
         )
     )
-
-
-def check_parallel(settings: Any) -> None:
-    """Raises SQFTError for pipeline parallelism: the server would be ready, and end at the first request."""
-    size = getattr(getattr(settings, "parallel_config", None), "pipeline_parallel_size", 1)
-    if size > 1:
-        raise SQFTError(f"--pipeline-parallel-size {size}: {NO_PIPELINE}")
 
 
 def patch_loading() -> bool:

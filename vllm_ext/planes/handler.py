@@ -15,6 +15,7 @@ from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.base import check_base
 from vllm_ext.adapters.failures import nothing_to_add
 from vllm_ext.adapters.folder import AdapterFolder, Kind
+from vllm_ext.adapters.kinds import check_parallel
 from vllm_ext.patching import replace_method
 from vllm_ext.planes.loaded import load_plane, sqft_layers
 from vllm_ext.planes.store import find_plane
@@ -34,6 +35,7 @@ class PlaneHandler:
         """Finds or builds the plane, so that a worker only has to read it. Raises SQFTError with the way out."""
         ranks = folder.ranks(rank)
         if settings is not None:
+            check_parallel(settings)
             check_eager(folder, settings)
         check_base(folder, base)
         if base is not None:

@@ -10,7 +10,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
 from vllm_ext.adapters.directory import AdapterDirectory
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS
+from vllm_ext.adapters.folder import CONFIG
 from vllm_ext.adapters.kinds import NO_PIPELINE
 from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.options import given, option_of, words_of
@@ -88,9 +88,7 @@ def check_adapters(adapters: Path, passed: Sequence[str] = ()) -> None:
     """Raises SQFTError for a folder of which no adapter could ever be served, and for pipeline parallelism."""
     if not adapters.is_dir():
         raise SQFTError(f"--adapters {adapters} is not a folder: give the one whose subfolders are adapters")
-    if (adapters / CONFIG).exists() or (adapters / WEIGHTS).exists():
-        parent = adapters.resolve().parent
-        raise SQFTError(f"--adapters {adapters} is an adapter itself: give the folder it lies in, --adapters {parent}")
+    AdapterDirectory(adapters)
     for option in PIPELINE:
         if (option_of(passed, option) or "1") != "1":
             raise SQFTError(f"{option} {option_of(passed, option)} cannot be used with --adapters: {NO_PIPELINE}")
