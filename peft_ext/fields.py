@@ -11,6 +11,8 @@ from typing import Any
 
 from sqft_plugins.errors import SQFTError, nearest
 
+MOST_RANK = 2**16
+"""More than the width of any model's layer."""
 INITIALISATIONS = ("gaussian", "orthogonal", "eva")
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
@@ -50,7 +52,7 @@ NAMES = (lambda value: value is None or _is_text(value) or _is_names(value), "a 
 TEXT = (lambda value: value is None or isinstance(value, str | Path), "a path")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (lambda value: is_whole(value, 1), "a whole number from 1, such as 16"),
+    "r": (lambda value: is_whole(value, 1) and value <= MOST_RANK, f"a whole number from 1 to {MOST_RANK}, such as 16"),
     "lora_alpha": (_is_positive, "a number above 0, such as 32"),
     "lora_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0, below 1"),
     "bias": (lambda value: value in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),

@@ -140,8 +140,10 @@ def command(
         "grid": grid,
         "rank_choices": _ranks(rank_choices),
     }
-    if target_modules:
+    if target_modules is not None:
         adapter["target_modules"] = [name.strip() for name in target_modules.split(",")]
+        if not all(adapter["target_modules"]):
+            raise click.UsageError(f"--target-modules {target_modules!r} has an empty name: write it as q_proj,v_proj")
     settings = AdapterSettings.make(adapter)
     given = {key: options[key] for key in TrainSettings.model_fields if options.get(key) is not None}
     training = TrainSettings.make(given)

@@ -71,6 +71,7 @@ def prepare(
     if held_out and training.eval_every is None:
         changes["eval_every"] = math.ceil(changes.get("steps", training.steps) / 10)
     training = training.model_copy(update=changes)
+    training.check_size()
     rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
     dropped = len(examples) + len(eval_examples) - len(task_rows) - len(held_out)
     return Prepared(rows, held_out, training, len(task_rows), dropped)

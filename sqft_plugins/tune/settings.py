@@ -13,6 +13,11 @@ from sqft_plugins.errors import SQFTError, nearest
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 """The modules that the paper adapts (arXiv 2410.03750, appendix)."""
 
+MOST_RANK = 2**16
+"""More than the width of any model's layer."""
+MOST_EXAMPLES = 10**9
+"""Of a run, over all steps: they are laid out in training order before it begins."""
+
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output head."""
 
@@ -44,7 +49,7 @@ class AdapterSettings(Settings):
     quantization_aware: train through the INT4 grid of the base, or, where the base is float, of the INT4 folder `grid`
     that was made from it."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, le=MOST_RANK)
     alpha: float = Field(64, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str = Field(default_factory=lambda: list(PAPER_TARGETS))
@@ -106,9 +111,18 @@ class TrainSettings(Settings):
     def _check_training(self) -> Self:
         if self.epochs is not None and "steps" in self.model_fields_set:
             raise SQFTError(f"steps={self.steps} and epochs={self.epochs:g} are two lengths of one run: give one")
+        self.check_size()
         if self.batch_size % self.gradient_accumulation:
             raise SQFTError(
                 f"batch_size={self.batch_size} cannot be cut into gradient_accumulation={self.gradient_accumulation} "
                 "equal parts: change one of them"
             )
         return self
+
+    def check_size(self) -> None:
+        """Raises SQFTError for a run that nobody means, whose order of examples would fill the memory."""
+        if self.steps * self.batch_size > MOST_EXAMPLES:
+            length = f"steps={self.steps}" if self.epochs is None else f"epochs={self.epochs:g}"
+            raise SQFTError(
+                f"{length} of batch_size={self.batch_size} are more than {MOST_EXAMPLES:,} examples: lower one of them"
+            )

@@ -13,7 +13,7 @@ from peft_ext.tuner import LoraTuner, SQFTTuner
 from sqft_plugins.errors import SQFTError
 
 WRONG = {
-    "r": [0, -1, 4.0, "4", True, None, [4]],
+    "r": [0, -1, 10**20, 4.0, "4", True, None, [4]],
     "lora_alpha": [0, -1, "16", None, True, float("nan"), float("inf")],
     "lora_dropout": [-0.1, 1, 1.5, "0.1", None, True],
     "bias": ["yes", None, True],
