@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -153,8 +153,9 @@ def is_offloaded(base: nn.Module) -> bool:
     return hasattr(base, "_hf_hook") and cast(Tensor, base.weight).is_meta
 
 
-def check_combination(configs: Mapping[str, Any], layers: Iterable[tuple[str, Any]]) -> None:
-    """Raises SQFTError for adapters that `add_weighted_adapter` cannot combine. configs: adapter → SQFTConfig."""
+def check_combination(configs: Mapping[str, Any], layers: Sequence[tuple[str, Any]], kind: str) -> None:
+    """Raises SQFTError for adapters that `add_weighted_adapter` cannot combine in the way `kind`. configs: adapter →
+    SQFTConfig."""
     names = list(configs)
     if len({config.sparse for config in configs.values()}) > 1:
         raise SQFTError(f"adapters {names} are masked and dense ones: combine adapters with the same `sparse`")
@@ -168,3 +169,27 @@ def check_combination(configs: Mapping[str, Any], layers: Iterable[tuple[str, An
                     f"adapter {name!r} is at rank {state.chosen}, and a combination takes the whole of it: "
                     f"run set_active_rank('max', {name!r}) first, or combine extracted sub-adapters"
                 )
+    if kind == "cat" or kind.endswith("svd") or len({config.r for config in configs.values()}) > 1:
+        return  # whatever the ranks, and other ranks of whole adapters PEFT refuses itself
+    for path, layer in layers:
+        ranks = {name: len(layer.factor("A", name)) for name in names if name in layer.elastic}
+        if len(set(ranks.values())) > 1:
+            raise SQFTError(
+                f"combination_type={kind!r} adds A to A and B to B, and the adapters have the ranks {ranks} in {path}: "
+                "use 'cat' or 'svd'"
+            )
+
+
+def write_ranks(config: Any, adapter: str, layers: Mapping[str, Any]) -> None:
+    """Writes into the configuration of a combination what its layers have: PEFT keeps the rank_pattern of the first
+    adapter with other ranks than the factors', and the saved adapter could not be loaded."""
+    ranks = {name: len(layer.factor("A", adapter)) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.r[adapter] = ranks[name]
+        layer.lora_alpha[adapter] = layer.scaling[adapter] * ranks[name]
+        layer.elastic[adapter].rank_choices, layer.elastic[adapter].chosen = [ranks[name]], ranks[name]
+    config.r = max(ranks.values(), default=config.r)
+    config.lora_alpha = max((layers[name].lora_alpha[adapter] for name in ranks), default=config.lora_alpha)
+    config.rank_pattern = {name: rank for name, rank in ranks.items() if rank != config.r}
+    alphas = {name: layer.lora_alpha[adapter] for name, layer in layers.items()}
+    config.alpha_pattern = {name: alpha for name, alpha in alphas.items() if alpha != config.lora_alpha}

@@ -13,7 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import ReadWeights, check_combination, check_token_indices, check_weight, tell_left_out
+from peft_ext.checks import (
+    ReadWeights,
+    check_combination,
+    check_token_indices,
+    check_weight,
+    tell_left_out,
+    write_ranks,
+)
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.fields import check_attached
@@ -129,8 +136,12 @@ class SQFTModel(LoraModel):
                     f"adapter {name!r} is quantization-aware: what it adds depends on the rounding of the whole "
                     "weight, so it cannot be combined. Merge it, or combine adapters trained over the float base"
                 )
+        given = inspect.signature(LoraModel.add_weighted_adapter).bind(self, adapters, *args, **kwargs)
+        given.apply_defaults()
+        new, kind = given.arguments["adapter_name"], given.arguments["combination_type"]
+        known = new in self.peft_config
         configs = {name: self.peft_config[name] for name in adapters if name in self.peft_config}
-        check_combination(configs, ((n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)))
+        check_combination(configs, [(n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)], kind)
         before: Any = self.peft_config.get(adapters[0])
         if before is not None:
             # PEFT derives the new configuration from the first one: other modules may have other masks, of several
@@ -141,6 +152,8 @@ class SQFTModel(LoraModel):
         finally:
             if before is not None:
                 self.peft_config[adapters[0]] = before
+        if not known and new in self.peft_config:
+            write_ranks(self.peft_config[new], new, dict(sqft_layers(self.model, new)))
 
     def _is_quantization_aware(self, adapter: str) -> bool:
         return getattr(self.peft_config.get(adapter), "quantization_aware", False)
