@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gguf_ext.arch import Entry
 from gguf_ext.ending import END_TOKENS, unplaced
@@ -22,21 +20,25 @@ from gguf_ext.errors import (
 )
 from gguf_ext.estimate import HEADER, entry_bytes
 from gguf_ext.layout import Layout, find_layout
+from gguf_ext.limits import end_limit
 from gguf_ext.loadable import unloadable
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.metadata import general_entries, sqft_entries
+from gguf_ext.names import rule_in
 from gguf_ext.plan import Planned, plan, zero_biases
 from gguf_ext.pretokenizer import tell_unknown_name
 from gguf_ext.reader import GGUFFile
 from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
 from gguf_ext.template import check_tokens
 from gguf_ext.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
+from gguf_ext.trial import try_tokenizer
 from gguf_ext.verify import EXACT, VerifyReport, compare
 from gguf_ext.verify_tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.vocab import from_tokenizer, read_vocabulary
+from gguf_ext.writing import write_tensors
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.progress import say, track
+from sqft_plugins.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +49,8 @@ class ExportReport:
     """path: the file, or the first of its `parts`. bytes (of all parts) and seconds. types: type name → number of
     tensors. tokenizer: llama.cpp's model/pre. pruned: weights that the mask prunes, all seen to be 0 in the file.
     verified: tensors seen to be equal. exact: whether no weight is rounded; largest_error: the largest |difference|.
-    unchecked: fields of config.json and keys of a template that were compared with nothing."""
+    unchecked: fields of config.json and keys of a template that were compared with nothing. notes: what llama.cpp does
+    otherwise than the model's tokenizer, a line each."""
 
     path: str
     parts: list[str]
@@ -61,6 +64,7 @@ class ExportReport:
     bytes: int
     seconds: float
     unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,7 +159,7 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
     if template is not None:
         check_tokens(template, rows)
         if not isinstance(folder, ModelInMemory):
-            found = compare_tokenizer(folder, layout, template)[1]
+            found = compare_tokenizer(folder, layout, template, tried=False)[1]
             _check_same_base(template, [item for item in found if item[0] in DECISIVE])
     elif layout.config is not None and rows != layout.config["vocab_size"]:
         raise CheckpointError(
@@ -194,6 +198,7 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         bytes=sum(path.stat().st_size for path in written),
         seconds=round(time.monotonic() - start, 2),
         unchecked=layout.unchecked,
+        notes=_notes(written[0], entries, described, layout),
     )
 
 
@@ -204,15 +209,25 @@ def _check_same_base(template: GGUFFile, differences: Sequence[tuple[str, str]])
         raise TemplateError(f"template {template.path} is not of this model's base: {key}: {line}: give another file")
 
 
+class _Described(NamedTuple):
+    """The `tokenizer.*` entries, and what a template says of its base. rule: what llama.cpp shall find in the name.
+    limits: what llama.cpp does otherwise, a line each. reference: text → token ids of the model's tokenizer."""
+
+    entries: list[Entry]
+    rule: str
+    limits: tuple[str, ...] = ()
+    reference: Callable[[str], list[int]] | None = None
+
+
 def _vocabulary(
     folder: ModelFolder, tokenizer: Any, layout: Layout, template: GGUFFile | None, options: Options
-) -> list[Entry]:
-    """The `tokenizer.*` entries, and what a template says of its base."""
-    if layout.config is None:
-        return layout.described
+) -> _Described:
     if template is not None:
         items = template.metadata.items()
-        return [Entry(key, value, template.kinds[key]) for key, value in items if key.startswith("tokenizer.")]
+        entries = [Entry(key, value, template.kinds[key]) for key, value in items if key.startswith("tokenizer.")]
+        return _Described(layout.described if layout.config is None else entries, rule_in(template.metadata))
+    assert layout.config is not None  # it is None of a template only
+
     say(f"reading the tokenizer of {folder.path}")
     if options.pre is not None:
         tell_unknown_name(options.pre)
@@ -220,22 +235,38 @@ def _vocabulary(
         vocabulary = from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre)
     else:
         vocabulary = read_vocabulary(folder.path, layout.config, options.pre)
-    entries = vocabulary.entries()
-    if lost := unplaced(layout.config[END_TOKENS], {entry.key: entry.value for entry in entries}):
-        say(f"llama.cpp has no place for all end tokens of the model: it will not stop at {', '.join(map(repr, lost))}")
-    return entries
+    return _Described(vocabulary.entries(), vocabulary.rule, vocabulary.limits, vocabulary.reference)
 
 
-def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: list[Entry]) -> list[Entry]:
+def _notes(file: Path, entries: Sequence[Entry], described: _Described, layout: Layout) -> list[str]:
+    """What the user must know of the tokenizer of a written file, a line each; they are said as well."""
+    if layout.config is None:
+        return []
+    metadata = {entry.key: entry.value for entry in entries}
+    notes = list(described.limits)
+    ends = layout.config[END_TOKENS]
+    if lost := unplaced(ends, metadata):
+        texts = ", ".join(map(repr, lost))
+        notes.append(f"llama.cpp has no place for all end tokens of the model: it will not stop at {texts}")
+    if ends and (limit := end_limit(metadata, ends)):
+        notes.append(limit)
+    if described.reference is not None and (line := try_tokenizer(file, metadata, described.reference)):
+        notes.append(line)
+    for note in notes:
+        say(note)
+    return notes
+
+
+def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: _Described) -> list[Entry]:
     """The metadata of the file, each key once: what we say of it before what a template says."""
     error = max((tensor.error for tensor in planned), default=0.0)
-    entries = general_entries(folder, planned) + layout.entries
+    entries = general_entries(folder, planned, described.rule) + layout.entries
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
     entries.append(Entry(EXACT, not error, "bool"))
     if error:
         entries.append(Entry("sqft.largest_error", error, "float32"))
     known = {entry.key for entry in entries}
-    return entries + [entry for entry in described if entry.key not in known]
+    return entries + [entry for entry in described.entries if entry.key not in known]
 
 
 def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -> None:
@@ -254,37 +285,3 @@ def _verified(folder: ModelFolder, layout: Layout, file: Path, target: Path) -> 
     if not report.ok:
         raise VerificationError(f"--out {target}: {report.first_difference}: nothing was written, report this as a bug")
     return report
-
-
-def write_tensors(
-    path: Path, architecture: str, entries: Sequence[Entry], planned: Sequence[Planned], folder: ModelFolder
-) -> None:
-    """The file itself, streamed: one tensor in memory."""
-    gguf = require_gguf()
-    writer = gguf.GGUFWriter(path, architecture)
-    value_type = gguf.GGUFValueType
-    named = {"floats": "FLOAT32", "ints": "INT32"}
-    try:
-        for key, value, kind in entries:
-            if not kind.endswith("s"):
-                writer.add_key_value(key, value, value_type[kind.upper()])
-            elif value:  # GGUF has no empty arrays
-                items = value_type[named.get(kind, kind.removesuffix("s").upper())]
-                writer.add_key_value(key, value, value_type.ARRAY, sub_type=items)
-        for tensor in planned:
-            kind = gguf.GGMLQuantizationType(int(tensor.type))
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        (out,) = writer.fout
-        writer.write_padding(out, out.tell())
-        for tensor in track(planned, "writing the tensors"):
-            written = 0
-            for piece in tensor.pieces(folder):
-                out.write(np.ascontiguousarray(piece).data)  # `tofile` hides why it fails, such as a full disk
-                written += piece.nbytes
-            assert written == tensor.bytes, (tensor.name, written, tensor.bytes)
-            writer.write_padding(out, written)
-    finally:
-        writer.close()

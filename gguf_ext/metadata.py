@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf_ext.arch import Architecture, Config, Entry
 from gguf_ext.blocks import TensorType
 from gguf_ext.card import card_entries
+from gguf_ext.names import fitting_name
 from gguf_ext.plan import Planned
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder
@@ -20,9 +21,10 @@ FILE_TYPES |= {TensorType.Q8_0: 7}
 """The type of most weights → `general.file_type` (llama.h, enum llama_ftype)."""
 
 
-def general_entries(folder: ModelFolder, planned: list[Planned]) -> list[Entry]:
-    """Name, size, types, and what the model card tells. `general.architecture` is left to the writer."""
-    name = _name(folder)
+def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "") -> list[Entry]:
+    """Name, size, types, and what the model card tells. `general.architecture` is left to the writer. rule: what
+    llama.cpp shall find in the name, see names.py."""
+    name = fitting_name(_name(folder), rule)
     count = sum(_weights(tensor) for tensor in planned)
     entries = [
         Entry("general.type", "model", "string"),

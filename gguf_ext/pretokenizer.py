@@ -74,8 +74,6 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
     expressions = tuple(_expressions(tokenizer.get("pre_tokenizer")))
     skips = bool(tokenizer["model"].get("ignore_merges"))
     if name := KNOWN.get((expressions, skips)):
-        if name in DEVIATIONS:
-            say(f"pre-tokenizer {name}: llama.cpp {DEVIATIONS[name]}")
         return name
     raise UnknownPreTokenizerError(
         f"pre_tokenizer {' | '.join(expressions)[:120]!r} (ignore_merges={skips}) of {source} is none that sqft knows: "

@@ -22,6 +22,7 @@ from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import DamagedFileError, GGUFError, RuntimeFailedError, UnloadableFileError
 from gguf_ext.loadable import check_context, check_loadable
 from gguf_ext.reader import GGUFFile
+from gguf_ext.trial import tokenize
 
 CONTEXT = 4096
 CHUNK = 64
@@ -127,14 +128,7 @@ class LlamaSession:
     def tokenize(self, text: str) -> list[int]:
         """Token ids as transformers gives them: with the special tokens that the model puts around a text, and those
         that stand in the text recognized."""
-        data = text.encode()
-        room = len(data) + 8
-        while True:
-            ids = (self._c.llama_token * room)()
-            count = self._c.llama_tokenize(self._vocab, data, len(data), ids, room, True, True)
-            if count >= 0:
-                return list(ids[:count])
-            room = -count
+        return tokenize(self._c, self._vocab, text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

@@ -17,6 +17,7 @@ from gguf_ext.errors import GGUFError, UnknownPreTokenizerError
 from gguf_ext.layout import Layout
 from gguf_ext.pre_names import adds_bos, cuts_alike
 from gguf_ext.reader import GGUFFile
+from gguf_ext.verify_cuts import compare_cuts
 from gguf_ext.vocab import SPECIAL_KEYS, TokenKind, Vocabulary, read_vocabulary
 from sqft_plugins.checkpoint import ModelFolder
 
@@ -36,8 +37,11 @@ OFF |= {f"{PREFIX}suppress_tokens": []}
 ANY_KIND = {SCORES: ("floats", "ints")}
 
 
-def compare_tokenizer(folder: ModelFolder, layout: Layout, read: GGUFFile) -> tuple[str, list[tuple[str, str]]]:
-    """What is told of it ("equal", "different" or "not compared: why"), and the differences: metadata key, line."""
+def compare_tokenizer(
+    folder: ModelFolder, layout: Layout, read: GGUFFile, tried: bool = True
+) -> tuple[str, list[tuple[str, str]]]:
+    """What is told of it ("equal", "equal, but" what llama.cpp does otherwise, "different" or "not compared: why"), and
+    the differences: metadata key, line. tried: whether llama.cpp is asked as well, see verify_cuts.py."""
     config = layout.config or template_config(folder, read)
     unknown = ""
     try:
@@ -49,7 +53,12 @@ def compare_tokenizer(folder: ModelFolder, layout: Layout, read: GGUFFile) -> tu
     except GGUFError as error:
         return f"not compared: {error}", []
     found = list(differences(ours, read))
-    return ("different" if found else f"equal, but {unknown}" if unknown else "equal"), found
+    limits = [unknown] if unknown else []
+    if tried and not found:
+        cuts = compare_cuts(ours, read)
+        found, limits = cuts.differences, [*limits, *cuts.limits]
+    equal = f"equal, but {'; '.join(limits)}" if limits else "equal"
+    return ("different" if found else equal), found
 
 
 def template_config(folder: ModelFolder, read: GGUFFile) -> Mapping[str, Any]:

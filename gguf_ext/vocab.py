@@ -7,9 +7,8 @@ rules over those in tokenizer.json. Byte-level BPE becomes llama.cpp's `gpt2`, B
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -18,8 +17,11 @@ from typing import Any
 from gguf_ext.arch import Config, Entry
 from gguf_ext.ending import END_TOKENS, place_ends
 from gguf_ext.errors import GGUFError, MissingTokenizerError, UnsupportedTokenizerError
-from gguf_ext.pretokenizer import pre_tokenizer_name
-from gguf_ext.prompt import named_templates, template_entries, with_tokens
+from gguf_ext.limits import added_limits
+from gguf_ext.names import JINA, best_rule, wanted_stripping
+from gguf_ext.prompt import template_entries
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.progress import say
 
 SPACE = "▁"
 """How sentencepiece writes a space."""
@@ -40,7 +42,11 @@ class TokenKind(IntEnum):
 class Vocabulary:
     """model: `llama` or `gpt2`. pre: the pre-tokenizer. tokens, kinds, scores: one a token id (scores empty for gpt2).
     merges: "left right", best first (empty for llama). special: "bos", "eos", … → id. space_prefix: whether a text gets
-    a space in front. chat_templates: name → text, "default" for the one without a name."""
+    a space in front. chat_templates: name → text, "default" for the one without a name.
+
+    json: tokenizer.json, or what else tells the flags of the added tokens. rule: of names.py, by which llama.cpp shall
+    strip white space. limits: what llama.cpp does otherwise, a line each. reference: text → token ids, as the model's
+    own tokenizer gives them; None where it cannot be asked."""
 
     model: str
     pre: str
@@ -53,6 +59,10 @@ class Vocabulary:
     add_eos: bool
     space_prefix: bool
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    json: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    rule: str = ""
+    limits: tuple[str, ...] = ()
+    reference: Callable[[str], list[int]] | None = None
 
     def resized(self, size: int) -> Vocabulary:
         """With as many tokens as the embedding has rows: padded with unused ones, or without those that have no row."""
@@ -108,21 +118,29 @@ SPECIAL_KEYS = {
 def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Vocabulary:
     """The tokenizer of a model folder, with one token for each row of the embedding.
 
-    pre: llama.cpp's name of the pre-tokenizer, to override the one found. Raises MissingTokenizerError,
-    UnknownPreTokenizerError, UnsupportedTokenizerError.
+    pre: llama.cpp's name of the pre-tokenizer, to override the one found. A tokenizer.json that llama.cpp cannot follow
+    gives way to a tokenizer.model of the same tokens. Raises MissingTokenizerError, UnknownPreTokenizerError,
+    UnsupportedTokenizerError.
     """
-    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
-        from sqft_plugins.checkpoint import load_tokenizer
+    from gguf_ext.bpe import from_transformers
+    from gguf_ext.tekken import load_mistral
 
-        vocabulary = _from_transformers(load_tokenizer(folder), str(folder), pre)
-    elif (folder / "tokenizer.model").is_file():
-        from gguf_ext.sentencepiece import read_sentencepiece
-
+    has_model = (folder / "tokenizer.model").is_file()
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tekken.json")):
+        tokenizer, told = load_mistral(folder)
+        try:
+            vocabulary = from_transformers(tokenizer, str(folder), pre)
+            vocabulary = replace(vocabulary, limits=(*told, *vocabulary.limits))
+        except UnsupportedTokenizerError as error:
+            if not has_model or pre is not None:
+                raise
+            vocabulary = _of_same_tokens(folder, config, tokenizer, error)
+    elif has_model:
         if pre is not None:
             raise GGUFError(
                 f"--pre {pre}: {folder}/tokenizer.model is sentencepiece, which has no pre-tokenizer: leave it out"
             )
-        vocabulary = read_sentencepiece(folder, config)
+        vocabulary = _from_sentencepiece(folder, config)
     else:
         raise MissingTokenizerError(
             f"model {folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it"
@@ -132,7 +150,46 @@ def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Voc
 
 def from_tokenizer(tokenizer: Any, source: str, config: Config, pre: str | None = None) -> Vocabulary:
     """`read_vocabulary` of a tokenizer of transformers in memory. source: for messages."""
-    return _completed(_from_transformers(tokenizer, source, pre), source, config)
+    from gguf_ext.bpe import from_transformers
+
+    return _completed(from_transformers(tokenizer, source, pre), source, config)
+
+
+def reference_of(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Text → token ids, for `Vocabulary.reference`."""
+    return lambda text: list(tokenizer(text).input_ids)
+
+
+def _from_sentencepiece(folder: Path, config: Config) -> Vocabulary:
+    """Of tokenizer.model, with transformers' reading of it as reference where it has one."""
+    from gguf_ext.sentencepiece import read_sentencepiece
+    from sqft_plugins.checkpoint import load_tokenizer
+
+    vocabulary = read_sentencepiece(folder, config)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except CheckpointError:  # it needs packages that we do not
+        return vocabulary
+    return replace(vocabulary, reference=reference_of(tokenizer))
+
+
+def _of_same_tokens(folder: Path, config: Config, tokenizer: Any, error: UnsupportedTokenizerError) -> Vocabulary:
+    """tokenizer.model in place of a tokenizer.json that llama.cpp cannot follow. Raises `error` where that is none, or
+    has other tokens."""
+    from gguf_ext.sentencepiece import read_sentencepiece
+
+    try:
+        vocabulary = read_sentencepiece(folder, config)
+    except UnsupportedTokenizerError:
+        raise error from None
+    ids = tokenizer.get_vocab()
+    named = [
+        (text, token) for token, text in enumerate(vocabulary.tokens) if vocabulary.kinds[token] != TokenKind.UNUSED
+    ]
+    if any(ids.get(text, ids.get(text.replace(" ", SPACE))) != token for text, token in named):
+        raise error
+    say(f"{error}; the file has the tokenizer.model that stands beside it")
+    return replace(vocabulary, reference=reference_of(tokenizer))
 
 
 def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabulary:
@@ -142,8 +199,24 @@ def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabular
         vocabulary = replace(vocabulary, special={**vocabulary.special, "eos": eos})
     vocabulary = vocabulary.resized(int(config["vocab_size"]))
     check(vocabulary, source)
+
     ends = config.get(END_TOKENS) or []
-    return replace(vocabulary, special=place_ends(ends, vocabulary.tokens, vocabulary.special))
+    vocabulary = replace(vocabulary, special=place_ends(ends, vocabulary.tokens, vocabulary.special))
+    return _told_of_white_space(vocabulary)
+
+
+def _told_of_white_space(vocabulary: Vocabulary) -> Vocabulary:
+    """With the rule by which llama.cpp strips white space beside special tokens, and what of their flags it cannot."""
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+    wanted = wanted_stripping(vocabulary.json.get("added_tokens", []), len(tokens))
+    rule = best_rule(wanted, tokens, kinds, jina=vocabulary.pre in ("default", "gpt-2", JINA))
+    told = added_limits(vocabulary.json, wanted, rule, tokens, kinds)
+    return replace(
+        vocabulary,
+        rule=rule,
+        pre=JINA if rule == JINA else vocabulary.pre,
+        limits=(*vocabulary.limits, *told),
+    )
 
 
 def check(vocabulary: Vocabulary, source: str) -> None:
@@ -169,151 +242,3 @@ def check(vocabulary: Vocabulary, source: str) -> None:
 
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-
-
-def _from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabulary:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UnsupportedTokenizerError(
-            f"tokenizer of {source} is a Python class ({type(tokenizer).__name__}): save it as tokenizer.json"
-        )
-    data = json.loads(backend.to_str())
-    if data["model"]["type"] != "BPE":
-        raise UnsupportedTokenizerError(
-            f"tokenizer of {source} is {data['model']['type']}: only BPE tokenizers are supported"
-        )
-    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL_KEYS}
-    special = {name: int(token) for name, token in special.items() if token is not None}
-    probe = list(tokenizer("a").input_ids)  # what really happens, whichever setting asked for it
-    templates = named_templates(getattr(tokenizer, "chat_template", None))
-    named = getattr(tokenizer, "special_tokens_map", {})
-    common: dict[str, Any] = {
-        "special": special,
-        "add_bos": probe[:1] == [special.get("bos")],
-        "add_eos": len(probe) > 1 and probe[-1:] == [special.get("eos")],
-        "chat_templates": {name: with_tokens(text, named) for name, text in templates.items()},
-    }
-    if data["model"].get("byte_fallback"):
-        if pre is not None:
-            raise GGUFError(
-                f"--pre {pre}: the tokenizer of {source} has byte fallback and no pre-tokenizer: leave it out"
-            )
-        return _fallback_bpe(data, common, source)
-    return _byte_level_bpe(data, common, source, pre)
-
-
-def _byte_level_bpe(data: dict[str, Any], common: dict[str, Any], source: str, pre: str | None) -> Vocabulary:
-    normalizers = set(_types(data.get("normalizer"), "normalizers")) - {
-        "NFC"
-    }  # NFC text is the rule, and llama.cpp has none
-    if "ByteLevel" not in _types(data.get("pre_tokenizer"), "pretokenizers") or normalizers:
-        raise UnsupportedTokenizerError(
-            f"tokenizer of {source} is neither byte-level BPE nor BPE with byte fallback, or normalizes "
-            f"({', '.join(normalizers) or 'no'}): llama.cpp has no such tokenizer"
-        )
-    tokens, kinds = _tokens(data)
-    return Vocabulary(
-        model="gpt2",
-        pre=pre or pre_tokenizer_name(data, source),
-        tokens=tokens,
-        kinds=kinds,
-        scores=[],
-        merges=[" ".join(pair) for pair in _merges(data)],
-        space_prefix=False,
-        **common,
-    )
-
-
-def _fallback_bpe(data: dict[str, Any], common: dict[str, Any], source: str) -> Vocabulary:
-    tokens, kinds = _tokens(data)
-    for token, name in enumerate(tokens):
-        if kinds[token] == TokenKind.NORMAL and name in BYTES:
-            kinds[token] = TokenKind.BYTE
-        elif kinds[token] == TokenKind.USER_DEFINED:
-            tokens[token] = name.replace(SPACE, " ")  # matched before spaces are rewritten
-    if "unk" in common["special"]:
-        kinds[common["special"]["unk"]] = TokenKind.UNKNOWN
-    return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=tokens,
-        kinds=kinds,
-        scores=merge_scores(data["model"]["vocab"], _merges(data), tokens, kinds, source),
-        merges=[],
-        space_prefix=_space_prefix(data, source),
-        **common,
-    )
-
-
-def merge_scores(
-    vocab: Mapping[str, int], merges: list[tuple[str, str]], tokens: list[str], kinds: list[int], source: str
-) -> list[float]:
-    """One score a token: minus the rank of its first merge; what no merge makes comes last.
-
-    llama.cpp joins any two neighbours whose text is a token, best score first. That is what merges do as long as every
-    way to cut a token in two is a merge and the merges of a token stand together, as in tokenizers made from
-    sentencepiece.
-    Raises UnsupportedTokenizerError where they are not.
-    """
-    rank: dict[str, int] = {}
-    previous = None
-    for index, (left, right) in enumerate(merges):
-        joined = left + right
-        if joined in rank and joined != previous:
-            raise UnsupportedTokenizerError(
-                f"merges of {joined!r} in the tokenizer of {source} do not stand together: llama.cpp would cut texts "
-                f"differently; use a byte-level BPE or a sentencepiece tokenizer"
-            )
-        rank.setdefault(joined, index)
-        previous = joined
-    pairs = set(merges)
-    for name, token in vocab.items():
-        if kinds[token] != TokenKind.NORMAL:
-            continue
-        for cut in range(1, len(name)):
-            left, right = name[:cut], name[cut:]
-            if left in vocab and right in vocab and (left, right) not in pairs:
-                raise UnsupportedTokenizerError(
-                    f"merge {left!r} + {right!r} is missing in the tokenizer of {source}, and llama.cpp would do it: "
-                    f"texts would be cut differently; use a byte-level BPE or a sentencepiece tokenizer"
-                )
-    return [-float(rank.get(name, len(merges))) for name in tokens]
-
-
-def _space_prefix(data: Mapping[str, Any], source: str) -> bool:
-    """Whether a text gets a space in front. Raises UnsupportedTokenizerError for normalizers that llama.cpp lacks."""
-    normalizers = _types(data.get("normalizer"), "normalizers")
-    cutters = _types(data.get("pre_tokenizer"), "pretokenizers")
-    strange = set(normalizers) - {"Replace", "Prepend"} | set(cutters) - {"Metaspace", "Split"}
-    if strange:
-        raise UnsupportedTokenizerError(
-            f"tokenizer of {source} has {', '.join(sorted(strange))}, which llama.cpp's has not: use another"
-        )
-    metaspace = data.get("pre_tokenizer") or {}
-    return "Prepend" in normalizers or ("Metaspace" in cutters and metaspace.get("prepend_scheme", "always") != "never")
-
-
-def _tokens(data: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Texts and kinds, one a token id; holes are unused tokens."""
-    named: dict[int, str] = {token: name for name, token in data["model"]["vocab"].items()}
-    added = {int(entry["id"]): entry for entry in data.get("added_tokens", [])}
-    named.update({token: entry["content"] for token, entry in added.items()})
-    tokens = [named.get(token, f"[UNUSED{token}]") for token in range(max(named, default=-1) + 1)]
-    kinds = [int(TokenKind.NORMAL if token in named else TokenKind.UNUSED) for token in range(len(tokens))]
-    for token, entry in added.items():
-        kinds[token] = TokenKind.CONTROL if entry.get("special") else TokenKind.USER_DEFINED
-    return tokens, kinds
-
-
-def _merges(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs, whether the file has them as lists or, as before tokenizers 0.20, as "left right"."""
-    merges: Iterable[Any] = data["model"]["merges"]
-    return [tuple(merge) if not isinstance(merge, str) else tuple(merge.split(" ", 1)) for merge in merges]  # type: ignore[misc]
-
-
-def _types(section: Mapping[str, Any] | None, parts: str) -> list[str]:
-    if section is None:
-        return []
-    if section["type"] == "Sequence":
-        return [kind for part in section[parts] for kind in _types(part, parts)]
-    return [section["type"]]

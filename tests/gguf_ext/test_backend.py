@@ -8,9 +8,9 @@ import gguf_ext
 from gguf_ext import GGUFError, LlamaSession, export_gguf
 from gguf_ext.backend import CONTINUED, ERROR, WARNING, _keep, forget_errors, last_error
 from gguf_ext.errors import RuntimeFailedError
-from gguf_ext.export import write_tensors
 from gguf_ext.layout import find_layout
 from gguf_ext.plan import plan
+from gguf_ext.writing import write_tensors
 from sqft_plugins.checkpoint import ModelFolder
 
 INFO = 2
