@@ -15,22 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
-from gguf_ext.export import require_gguf, write_tensors
+from gguf_ext.export import require_gguf
 from gguf_ext.lora_config import check_dense, check_rank, pattern_value
+from gguf_ext.lora_file import adapter_folder, adapter_tensors
 from gguf_ext.plan import Planned, Source, is_tied, match_rule
 from gguf_ext.reader import GGUFFile
+from gguf_ext.writing import write_tensors
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.tune.adapters import check_adapter
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
@@ -61,7 +60,7 @@ def export_lora(
     base: the model folder, float or INT4; None for the one that the adapter names. Raises AdapterError for what no LoRA
     file can hold, UnmappedTensorError, MismatchError for another base, CheckpointError, OutputExistsError.
     """
-    path = check_adapter(adapter)
+    path = adapter_folder(adapter)
     config = read_object(path / "adapter_config.json", "copy it again")
     check_dense(config, path)
     target = check_output(target, overwrite)
@@ -104,10 +103,7 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 def _plan(
     adapter: Path, config: Mapping[str, Any], folder: ModelFolder, architecture: Architecture, base: Config
 ) -> list[Planned]:
-    try:
-        tensors = load_file(adapter / "adapter_model.safetensors")
-    except SafetensorError as error:
-        raise CheckpointError(f"{adapter}/adapter_model.safetensors is damaged ({error}): copy it again") from error
+    tensors = adapter_tensors(adapter)
     planned = []
     for name in sorted(tensors):
         if ".base_layer." in name:

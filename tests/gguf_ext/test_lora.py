@@ -322,3 +322,31 @@ def test_from_the_command_line(bases, tmp_path, capsys):
     metadata = GGUFFile(tmp_path / "lora.gguf").metadata
     assert (metadata["general.type"], metadata["adapter.type"]) == ("adapter", "lora")
     assert metadata["adapter.lora.alpha"] == 0
+
+
+def test_an_adapter_saved_as_a_pickle_gives_the_very_same_file(bases, tmp_path):
+    """adapter_model.bin, as PEFT wrote it before safetensors."""
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", TARGETS["llama"][:2])
+    export_lora(adapter, tmp_path / "a.gguf", base=base)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
+        export_lora(adapter, tmp_path / "b.gguf", base=base)
+    torch.save(tensors, adapter / "adapter_model.bin")
+    export_lora(adapter, tmp_path / "b.gguf", base=base)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", [1, 2], {"a": 3}, {"a": AdapterError}])
+def test_a_pickle_of_anything_but_tensors_is_refused_in_one_line(content, bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
+    (adapter / "adapter_model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (adapter / "adapter_model.bin").write_bytes(content)
+    else:
+        torch.save(content, adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin (is damaged|holds no tensors)") as caught:
+        export_lora(adapter, tmp_path / "m.gguf", base=base)
+    assert "\n" not in str(caught.value)
