@@ -65,10 +65,10 @@ class LlamaSession:
         self._model = self._context = None
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
+        self._c = library()
         file = _read(path)
         check_loadable(file)
         check_context(file, min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"])))
-        self._c = library()
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
         forget_errors()
