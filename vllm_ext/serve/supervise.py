@@ -55,6 +55,7 @@ class Ending:
         """The first that came."""
         self.killed = False
         self._process: subprocess.Popen | None = None
+        self._over = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,13 +76,16 @@ class Ending:
             self._hand_on(self.signal)
 
     def now(self) -> None:
-        """Ends what runs; afterwards nothing of it does."""
-        assert self._process is not None
+        """Ends what runs; afterwards nothing of it does. The second time nothing happens: the number of the process may
+        be another's by then."""
+        if self._process is None or self._over:
+            return
         _send(self._process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self.patience)
         end_session(self._process.pid)  # engine processes that outlived the API server, too
         self._process.wait()
+        self._over = True
 
     def _got(self, number: int, _: Any) -> None:
         if self.signal is not None:
@@ -122,17 +126,27 @@ def started(
             list(command), env={**os.environ, **environment}, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
         ending.of(process)
         try:
-            yield process
+            with _kept(process, folders, ending):
+                yield process
+        finally:
+            ending.now()
+
+
+@contextmanager
+def _kept(process: subprocess.Popen, folders: Sequence[str], ending: Ending) -> Iterator[None]:
+    """With a keeper (keeper.py), until the server has ended."""
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    with keeper:
+        try:
+            yield
         finally:
             ending.now()
             keeper.kill()
-            keeper.wait()
 
 
 def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], None], timeout: float) -> bool:
