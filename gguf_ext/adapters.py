@@ -16,6 +16,7 @@ from typing import Any
 
 from gguf_ext.backend import forget_errors, last_error, library
 from gguf_ext.errors import AdapterMismatchError, GGUFError, RuntimeFailedError, UnknownAdapterError
+from gguf_ext.loadable import check_lora
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.errors import nearest
 from sqft_plugins.identity import file_hash
@@ -36,12 +37,15 @@ class Adapters:
 
     def add(self, name: str, file: str | Path) -> None:
         """Reads a file; it is off. Raises GGUFError for a name that is taken and a missing or damaged file,
-        AdapterMismatchError for what is no LoRA file of this model."""
+        AdapterMismatchError for what is no LoRA file of this model, UnloadableFileError for one that llama.cpp would
+        die of."""
         if name in self.files:
             raise GGUFError(f"adapter {name!r} is there already ({self.files[name]}): give {file} another name")
         if not Path(file).is_file():
             raise GGUFError(f"adapter {file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
-        self._check(GGUFFile(file).metadata, file)
+        read = GGUFFile(file)
+        self._check(read.metadata, file)
+        check_lora(read)
         forget_errors()
         content = file_hash(Path(file))  # before llama.cpp reads it: what is written meanwhile is another file
         handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
 from gguf_ext.reader import GGUFFile
@@ -34,6 +36,10 @@ ENCODERS = ("bert", "rwkv")
 """Tokenizers that die of a vocabulary of another kind, and that the models here never have."""
 NO_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 """ggml's types that hold no weight."""
+LORA_KINDS = {"general.type": "string", "general.architecture": "string", "adapter.type": "string"}
+LORA_KINDS |= {"adapter.lora.task_name": "string", "adapter.lora.prompt_prefix": "string"}
+LORA_KINDS |= {"adapter.lora.alpha": "float32"}
+"""What llama-adapter.cpp reads without a look at its kind."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PHI3_NAMES = ("phi-3", "phi3")
 PHI3_TOKENS = ("</s>", "<unk>", "<s>", "<|endoftext|>")
@@ -48,6 +54,12 @@ def check_loadable(file: GGUFFile) -> None:
         )
     if reason := unloadable(file.metadata) or next(_tensors(file), ""):
         raise UnloadableFileError(f"llama.cpp cannot load {file.path}: {reason}; export it again, or take another file")
+
+
+def check_lora(file: GGUFFile) -> None:
+    """Raises UnloadableFileError for a LoRA file that llama.cpp would die of, or make no number of."""
+    if reason := next(_lora(file), ""):
+        raise UnloadableFileError(f"llama.cpp cannot add {file.path}: {reason}; export it again, or take another file")
 
 
 def check_context(file: GGUFFile, context: int) -> None:
@@ -95,6 +107,21 @@ def _tensors(file: GGUFFile) -> Iterator[str]:
     for block in range(file.metadata[f"{name}.block_count"] if name == "phi3" else 0):
         if not file.tensors.keys() & {f"blk.{block}.attn_qkv.weight", f"blk.{block}.attn_q.weight"}:
             yield f"blk.{block}.attn_qkv.weight is missing"
+
+
+def _lora(file: GGUFFile) -> Iterator[str]:
+    for key, kind in LORA_KINDS.items():
+        if file.kinds.get(key, kind) != kind:
+            yield f"{key} is of kind {file.kinds[key]}, not {kind}"
+    if not math.isfinite(float(file.metadata.get("adapter.lora.alpha", 0.0))):
+        yield f"adapter.lora.alpha={file.metadata['adapter.lora.alpha']} is no number"
+    for info in file.tensors.values():
+        if info.type in NO_WEIGHTS:
+            yield f"{info.name} is of {NO_WEIGHTS[info.type]}, which no weight is"
+        elif len(info.shape) != 2 and file.metadata.get("general.architecture") in TRANSFORMERS:
+            yield f"{info.name} has {len(info.shape)} dimensions, not 2"
+        elif info.type in set(TensorType) and not np.isfinite(file.dequantize(info.name)).all():
+            yield f"{info.name} holds values that are no numbers"
 
 
 def _sizes(own: Mapping[str, Any]) -> Iterator[str]:

@@ -63,7 +63,8 @@ class GGUFFile:
         self.bytes = sum(part.size for part in self._parts)
         self.tensors: dict[str, TensorInfo] = {}
         for index, part in enumerate(self._parts):
-            if index and (part.metadata.get(INDEX), part.metadata.get(COUNT)) != (index, len(self._parts)):
+            told = (part.kinds.get(INDEX), part.metadata.get(INDEX), part.metadata.get(COUNT))
+            if index and told != ("uint16", index, len(self._parts)):
                 raise DamagedFileError(
                     f"{part.path} is not part {index + 1} of {self.path} inside: copy or export all parts again"
                 )
@@ -157,11 +158,13 @@ class _Part:
         self.metadata: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
         for _ in range(entries):
-            key = self._string()
+            if not (key := self._string()):
+                self._damaged("a key without a name")
             self.metadata[key], self.kinds[key] = self._value(self._number("I"))
         self._infos = [self._tensor_info() for _ in range(tensors)]
         self._alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(self._alignment, int) or self._alignment < 1 or self._alignment & (self._alignment - 1):
+        kind = self.kinds.get("general.alignment", "uint32")  # of another one llama.cpp dies
+        if kind != "uint32" or self._alignment < 1 or self._alignment & (self._alignment - 1):
             self._damaged(f"alignment {self._alignment}")
         self._start = -(-self._at // self._alignment) * self._alignment
 
