@@ -3,7 +3,7 @@
 Importing this package registers the adapter type with PEFT; it must come before an SQFT adapter is loaded.
 """
 
-from peft_ext import registry
+from peft_ext import doors, registry
 from peft_ext.card import complete_card
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear
@@ -12,6 +12,7 @@ from peft_ext.models import merge_adapter, merge_and_unload, set_active_rank, un
 
 registry.register(SQFTConfig, SQFTModel)
 registry.after_each_card(complete_card)
+doors.guard()
 
 __all__ = [
     "Linear",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from peft_ext.identity import Found, FoundStamp, is_found
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.int4 import combined_hash
@@ -59,14 +60,16 @@ def holds_codes(base: nn.Module) -> bool:
     return getattr(base, "quantization_status", None) is not None or hasattr(base, "weight_scale")
 
 
-def attach_grids(model: nn.Module, config: SQFTConfig, adapter: str, layers: Mapping[str, Linear]) -> None:
-    """Gives each layer its grid, and fills in or checks `config.mask_hash` and `config.grid_stamp`.
+def attach_grids(
+    model: nn.Module, config: SQFTConfig, adapter: str, layers: Mapping[str, Linear]
+) -> tuple[Found | None, FoundStamp | None]:
+    """Gives each layer its grid → the base's mask hash and grid stamp, None where it has no weights yet.
 
     Reads every adapted module of the INT4 folder once. Raises CheckpointError and GridError for a folder that is none
     or does not fit, MismatchError for a base that is not the adapter's own.
     """
     if not layers:
-        return
+        return None, None
     for name, layer in layers.items():
         if layer.unmerged_weight().is_meta or layer.unmerged_weight().numel() == 0:
             raise SQFTError(f"{name} has no weight here: quantization_aware needs the base loaded before the adapter")
@@ -75,7 +78,7 @@ def attach_grids(model: nn.Module, config: SQFTConfig, adapter: str, layers: Map
         # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
         for name, layer in layers.items():
             layer.elastic[adapter].grid = _unchecked(folder, name, on_grid=config.grid is None)
-        return
+        return None, None
     kinds: set[Kind] = set()
     masks: dict[str, Tensor] = {}
     scales: dict[str, str] = {}
@@ -101,8 +104,8 @@ def attach_grids(model: nn.Module, config: SQFTConfig, adapter: str, layers: Map
         "code_hash": combined_hash(codes),
         "dtype": str(weight.dtype).removeprefix("torch."),
     }
-    _check(config, adapter, mask_hash(masks), found, folder.path)
-    config.mask_hash, config.grid_stamp = mask_hash(masks), found
+    if not is_found(config.grid_stamp):
+        check_stamp(config, adapter, mask_hash(masks), found, folder.path)
     rest = rest_off_grid(model, folder, layers) if found["base"] == "float" else []
     if rest:
         warnings.warn(
@@ -110,6 +113,7 @@ def attach_grids(model: nn.Module, config: SQFTConfig, adapter: str, layers: Map
             "here and would be INT4 after a merge. Call model.base_model.put_rest_on_grid() to train as it will be",
             stacklevel=2,
         )
+    return Found(mask_hash(masks)), FoundStamp(found)
 
 
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
@@ -186,6 +190,7 @@ def _layer_grid(
         )
     mask = folder.mask(name)
     if _holds(weight, stored):
+        mask = folder.kept(name)
         if mask is None:
             raise _no_mask(folder)
         _check_zeros(folder, name, stored, mask)
@@ -223,7 +228,7 @@ def _no_mask(folder: ModelFolder) -> MismatchError:
 
 def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
     stored = folder.quantized(name)
-    return LayerGrid(stored.scale, stored.zero_point, folder.mask(name) if on_grid else None)
+    return LayerGrid(stored.scale, stored.zero_point, folder.kept(name) if on_grid else None)
 
 
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
@@ -247,7 +252,7 @@ def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: 
         )
 
 
-def _check(config: SQFTConfig, adapter: str, masks: str, found: dict[str, Any], path: Path) -> None:
+def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: dict[str, Any], path: Path | str) -> None:
     """Raises MismatchError where the adapter was trained over another base or through another grid."""
     trained = config.grid_stamp
     if trained is None:

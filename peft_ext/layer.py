@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -20,21 +19,13 @@ from peft_ext.checks import OFFLOADED, is_offloaded
 from peft_ext.evaluated import EvaluatedWeight
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
 from peft_ext.grids import LayerGrid, holds_codes
+from peft_ext.kept import KeptBase, is_fsdp_managed
 from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
 from peft_ext.requantize import requantized
 from sqft_plugins.elastic import slice_lora
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
-
-
-@dataclass(frozen=True)
-class KeptBase:
-    """What a merge has set aside: the base layer, its weight in its own layout and its bias."""
-
-    layer: nn.Module
-    weight: Tensor
-    bias: Tensor | None
 
 
 @dataclass
@@ -119,6 +110,11 @@ class Linear(LoraLinear):
     other_param_names = (*LoraLayer.other_param_names, "elastic")
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config, **kwargs: Any) -> None:
+        if not hasattr(config, "rank_choices"):
+            raise SQFTError(
+                f"adapter {adapter_name!r} is a {type(config).__name__}, and those of this model are SQFT ones, which "
+                "do not mix with others: load the base once more"
+            )
         # the constructor of the parent ends in this method, so our state cannot be made after it
         if "elastic" not in self.__dict__:
             self.elastic: dict[str, ElasticState] = {}
@@ -275,7 +271,7 @@ class Linear(LoraLinear):
     def _evaluation_weight(self, adapter: str) -> Tensor:
         """The merged weight, kept until the base weight, the adapter, the rank or the scaling changes: made anew at
         every token, generation was ten times slower than from a merged model. Costs one more copy of the weight."""
-        if torch.compiler.is_compiling() or _is_fsdp_managed(self):
+        if torch.compiler.is_compiling() or is_fsdp_managed(self):
             # What is kept and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
             # tensor, whose version does not tell that they changed; and a copy of every layer on every process is what
             # sharding is to avoid.
@@ -340,7 +336,7 @@ class Linear(LoraLinear):
                 f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: merge it alone, not "
                 f"{together} together"
             )
-        if not isinstance(self.base().weight, nn.Parameter) and not _is_fsdp_managed(self):
+        if not isinstance(self.base().weight, nn.Parameter) and not is_fsdp_managed(self):
             raise SQFTError(
                 f"adapter {names[0]!r} cannot be merged: its base weight is computed anew in each call (weight_norm, "
                 "torch.nn.utils.prune), which would undo a merge. Make it plain first (remove_parametrizations, "
@@ -362,47 +358,24 @@ class Linear(LoraLinear):
         self.merged_adapters.clear()
 
     def _set_aside(self) -> None:
-        """Keeps the base's weight and bias, and puts copies there to be merged into.
-
-        Copies, because another layer may have the same tensor (tied weights, `layer_replication`, a module in two
-        places), and a merge into it would change that layer, too. Only a sharded weight, which FSDP holds on to, is
-        written over.
-        """
-        layer, base = self.base_layer, self.base()
-        weight, bias = base.weight, base.bias
-        if self._is_sharded():
-            self._kept = KeptBase(layer, weight.detach().clone(), None if bias is None else bias.detach().clone())
-            return
-        self._kept = KeptBase(layer, weight, bias)
-        if self.base_is_shared:
-            self.base_layer = base = _shallow_copy(base)
-        base.weight = _copy(weight)
-        if bias is not None:
-            base.bias = _copy(bias)
+        """Keeps the base's weight and bias, and puts copies there to be merged into."""
+        self._kept = KeptBase.of(self.base_layer, self.base(), in_place=self._is_sharded())
+        self.base_layer = self._kept.make_room(self.base(), alone=not self.base_is_shared)
 
     def _put_back(self) -> None:
         assert self._kept is not None
-        kept, base = self._kept, self.base()
-        if self._is_sharded():
-            base.weight.data.copy_(kept.weight)  # not `.data = weight`, which does nothing to a sharded parameter
-            if kept.bias is not None:
-                base.bias.data.copy_(kept.bias)
-        else:
-            self.base_layer = kept.layer
-            self.base().weight, self.base().bias = kept.weight, kept.bias  # type: ignore[assignment]
+        self.base_layer = self._kept.put_back(self.base())
         self._kept = None
 
     def _is_sharded(self) -> bool:
-        weight: Any = self.base().weight  # under FSDP1 a plain view of the flat parameter
-        return isinstance(weight, DTensor) or not isinstance(weight, nn.Parameter) or _is_fsdp_managed(self)
+        weight: Any = self.base().weight
+        return isinstance(weight, DTensor) or is_fsdp_managed(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any):
         """Also moves and casts what a merge has set aside."""
         super()._apply(fn, *args, **kwargs)
         if self._kept is not None:
-            for tensor in (self._kept.weight, self._kept.bias):
-                if tensor is not None:
-                    tensor.data = fn(tensor.data)
+            self._kept.apply(fn)
         return self
 
     def _as_out_in(self, weight: Tensor) -> Tensor:
@@ -415,20 +388,3 @@ class Linear(LoraLinear):
 def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
     """Whether accelerate's hook on a linear layer (device_map over several GPUs) has nothing to do for this x."""
     return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
-
-
-def _is_fsdp_managed(module: nn.Module) -> bool:
-    return bool(getattr(module, "_is_fsdp_managed_module", False))
-
-
-def _copy(parameter: Tensor) -> nn.Parameter:
-    twin = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-    twin.__dict__.update(parameter.__dict__)  # marks that transformers and others set
-    return twin
-
-
-def _shallow_copy(module: nn.Linear) -> nn.Linear:
-    """Another module of the same parameters, hooks and attributes, whose parameters can be replaced."""
-    twin = copy(module)
-    twin._parameters = dict(module._parameters)
-    return twin

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from copy import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,29 +19,39 @@ from peft_ext.checks import (
     tell_left_out,
     write_ranks,
 )
+from peft_ext.doors import FRESH, make_room, tell_unchecked
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
+from peft_ext.identity import check_base, is_found, take_in
 from peft_ext.layer import Linear
-from peft_ext.registry import BaseTunerLayer, LoraModel, delete_adapter
+from peft_ext.ranks import crop_padding, note_ranks
+from peft_ext.registry import BaseTunerLayer, LoraModel
+from peft_ext.rollback import remember
 from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.elastic import Rank, configuration
-from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.mask import mask_hash, pack_mask
-
-DENSE_BELOW = 0.10
-"""A base with fewer zeros than this is taken for a dense one (Gemma-3-270M, never pruned, has 4.6 %)."""
-
-FILLED_IN = "_filled_in_here"
-"""Set on a configuration whose hashes are not of a saved adapter: over another base they are made anew."""
 
 
 class SQFTModel(LoraModel):
     """The tuner behind `get_peft_model(model, SQFTConfig(...))`."""
 
     _read_weights: ReadWeights | None = None
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        known = getattr(model, "peft_config", None)  # of adapters that are there already, the same names among them
+        before = dict(known) if isinstance(known, dict) else {}
+        try:
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        except Exception:
+            if isinstance(known, dict):
+                known.clear()
+                known.update(before)
+            if not before and hasattr(model, "_hf_peft_config_loaded"):
+                vars(model)["_hf_peft_config_loaded"] = False  # transformers' add_adapter sets it too early
+            raise
 
     @staticmethod
     def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
@@ -78,31 +86,35 @@ class SQFTModel(LoraModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
         self._read_weights = None
+        make_room(model, for_sqft=True)
         keep_grids_out_of_files(model)
-        meant = getattr(self.peft_config[adapter_name], "target_modules", None)
+        put_back, targeted = remember(model), list(self.targeted_module_names)
+        config: Any = self.peft_config[adapter_name]
+        meant = getattr(config, "target_modules", None)
+        new = config.mask_hash is None or is_found(config.mask_hash)
+        found: dict[str, Any] = {"mask_hash": None, "grid_stamp": None}
         try:
             check_attached(self.peft_config[adapter_name])
             check_token_indices(model, self.peft_config[adapter_name])
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            config: Any = self.peft_config[adapter_name]
-            if getattr(config, FILLED_IN, False) and not config.inference_mode:  # the same object for one more base
-                config = self.peft_config[adapter_name] = copy(config)
-                config.mask_hash = config.grid_stamp = None
-            new = config.mask_hash is None
             mark_shared_bases(model)
             layers = dict(sqft_layers(model, adapter_name))
             if config.quantization_aware:
-                attach_grids(model, config, adapter_name, layers)
+                found["mask_hash"], found["grid_stamp"] = attach_grids(model, config, adapter_name, layers)
             elif config.sparse:
-                _check_base(layers, config, adapter_name)
+                found["mask_hash"] = check_base(layers, config, adapter_name)
             if new:
-                setattr(config, FILLED_IN, True)
                 tell_left_out(model, meant, layers)
         except Exception:
-            self._take_out(adapter_name)
+            put_back()
+            self.targeted_module_names[:] = targeted
+            self.peft_config.pop(adapter_name, None)
             raise
         finally:
             self._read_weights = None
+        shared = any(other is config for name, other in self.peft_config.items() if name != adapter_name)
+        config = self.peft_config[adapter_name] = take_in(config, found, shared)
+        setattr(config, FRESH, True)
         for name, layer in layers.items():
             layer.elastic[adapter_name].name = name
         if config.rank_choices is not None:
@@ -110,14 +122,20 @@ class SQFTModel(LoraModel):
         if note_cache not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(note_cache, with_kwargs=True)
             model.register_forward_hook(forget_cache, always_call=True)
+            model.register_load_state_dict_pre_hook(tell_unchecked)
 
-    def _take_out(self, adapter_name: str) -> None:
-        """Removes a refused adapter, and our layers where no other is left. PEFT leaves them in: the next attempt would
-        then take the base for one with an adapter, and not freeze its weights."""
-        delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
-        if not any(module.elastic for module in self.model.modules() if isinstance(module, Linear)):
-            self._unload_and_optionally_merge(merge=False, progressbar=False)
-        self.peft_config.pop(adapter_name, None)
+    def _prepare_model(self, peft_config, model: nn.Module) -> None:
+        """Replicates layers once: PEFT would do it again for each adapter that asks for it."""
+        wanted = _pairs(peft_config.layer_replication)
+        others: list[Any] = [config for config in self.peft_config.values() if config is not peft_config]
+        if not wanted or not others:
+            super()._prepare_model(peft_config, model)
+        elif wanted not in [_pairs(config.layer_replication) for config in others]:
+            raise SQFTError(
+                f"layer_replication={peft_config.layer_replication} cannot be done in a model with adapters "
+                f"({', '.join(name for name, config in self.peft_config.items() if config is not peft_config)}): they "
+                "would be replicated, too. Add it to a model of its own"
+            )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
@@ -129,31 +147,40 @@ class SQFTModel(LoraModel):
             )
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
-    def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: Any = "svd",
+        *args: Any, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if adapter_name in self.peft_config:  # PEFT returns without a word
+            raise SQFTError(f"adapter_name={adapter_name!r} is in use: give the combination a name of its own")
         for name in adapters:
             if self._is_quantization_aware(name):
                 raise SQFTError(
                     f"adapter {name!r} is quantization-aware: what it adds depends on the rounding of the whole "
                     "weight, so it cannot be combined. Merge it, or combine adapters trained over the float base"
                 )
-        given = inspect.signature(LoraModel.add_weighted_adapter).bind(self, adapters, *args, **kwargs)
-        given.apply_defaults()
-        new, kind = given.arguments["adapter_name"], given.arguments["combination_type"]
-        known = new in self.peft_config
         configs = {name: self.peft_config[name] for name in adapters if name in self.peft_config}
-        check_combination(configs, [(n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)], kind)
+        layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)]
+        check_combination(configs, layers, combination_type)
         before: Any = self.peft_config.get(adapters[0])
         if before is not None:
             # PEFT derives the new configuration from the first one: other modules may have other masks, of several
             # nested ranks only the whole can be combined, and alpha = r is the scaling 1 only without rslora
             self.peft_config[adapters[0]] = replace(before, mask_hash=None, rank_choices=None, use_rslora=False)
         try:
-            super().add_weighted_adapter(adapters, *args, **kwargs)
+            super().add_weighted_adapter(adapters, weights, adapter_name, combination_type, *args, **kwargs)
         finally:
             if before is not None:
                 self.peft_config[adapters[0]] = before
-        if not known and new in self.peft_config:
-            write_ranks(self.peft_config[new], new, dict(sqft_layers(self.model, new)))
+        write_ranks(self.peft_config[adapter_name], adapter_name, dict(sqft_layers(self.model, adapter_name)))
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model, config, adapter_name: str, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        tensors = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+        layers = dict(sqft_layers(model, adapter_name))
+        crop_padding(tensors, layers, adapter_name)
+        note_ranks(config, layers, adapter_name)
+        return tensors
 
     def _is_quantization_aware(self, adapter: str) -> bool:
         return getattr(self.peft_config.get(adapter), "quantization_aware", False)
@@ -167,6 +194,9 @@ class SQFTModel(LoraModel):
         unhook_model(model, (note_cache, forget_cache))
         if dense and hasattr(getattr(model, "config", None), "sqft"):
             del model.config.sqft  # the stamp says which weights are zero, and they are not any more
+        hooks = model._load_state_dict_pre_hooks
+        for key in [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is tell_unchecked]:
+            del hooks[key]
         return model
 
     def set_active_rank(self, rank: Rank, adapter_name: str | None = None) -> dict[str, int]:
@@ -256,30 +286,6 @@ def mark_shared_bases(model: nn.Module) -> None:
             module.base_is_shared = places[id(module.base_layer)] > 1
 
 
-def _check_base(layers: Mapping[str, Linear], config, adapter_name: str) -> None:
-    """Fills in or checks the hash of the base's masks, and warns about a base that was never pruned."""
-    if any(layer.get_base_layer().weight.is_meta for layer in layers.values()):
-        return  # no weights yet, so nothing to compare
-    kept = total = 0
-    packed = {}
-    for name, layer in layers.items():
-        mask = layer.base_mask()
-        kept, total = kept + int(mask.sum()), total + mask.numel()
-        packed[name] = pack_mask(mask)
-    if not kept:
-        return  # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
-    found = mask_hash(packed)
-    if config.mask_hash is None:
-        config.mask_hash = found
-        sparsity = 1 - kept / max(total, 1)
-        if sparsity < DENSE_BELOW:
-            warnings.warn(
-                f"sparse=True but only {sparsity:.1%} of the base's weights are zero: "
-                "prune it first with `sqft prune`, or use sparse=False",
-                stacklevel=2,
-            )
-    elif config.mask_hash != found:
-        raise MismatchError(
-            f"adapter {adapter_name!r} was trained over a base with other zeros (mask {config.mask_hash[:12]}, "
-            f"this base {found[:12]}): load it on {config.base_model_name_or_path or 'its own base'}"
-        )
+def _pairs(replication: Any) -> list[tuple[int, int]]:
+    """`layer_replication`, which JSON turns into lists."""
+    return [(start, end) for start, end in replication or []]

@@ -32,27 +32,31 @@ def check_version() -> None:
 
 check_version()
 
-from peft import PeftModel  # noqa: E402
+from peft import PeftConfig, PeftModel  # noqa: E402
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
 from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
 from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
 from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, delete_adapter  # noqa: E402
-from peft.utils import PeftType, register_peft_method  # noqa: E402
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge  # noqa: E402
+from peft.utils import PeftType, hotswap, register_peft_method  # noqa: E402
 from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK  # noqa: E402
-from peft.utils.other import get_pattern_key  # noqa: E402
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key  # noqa: E402
 
 __all__ = [
+    "AuxiliaryTrainingWrapper",
+    "BaseTuner",
     "BaseTunerLayer",
     "LoraConfig",
     "LoraLayer",
     "LoraLinear",
     "LoraModel",
     "LoraVariant",
+    "PeftConfig",
+    "PeftModel",
     "PeftType",
     "check_adapters_to_merge",
-    "delete_adapter",
     "get_pattern_key",
+    "hotswap",
     "peft_type",
     "register",
 ]

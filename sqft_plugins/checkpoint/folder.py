@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -227,6 +228,14 @@ class ModelFolder:
                 f"mask of {module} is {tuple(packed.shape)} but its weight {shape}: the mask is another model's"
             )
         return unpack_mask(packed, shape[1])
+
+    def kept(self, module: str) -> Tensor | None:
+        """The mask of an INT4 module, all True for one that pruning has left out; None where the folder has no masks at
+        all, and nothing tells which of its codes were pruned."""
+        mask = self.mask(module)
+        if mask is not None or not self.packed_masks:
+            return mask
+        return torch.ones(self.quantized_shape(module), dtype=torch.bool)
 
     def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
         name = self.weight_name(module)
