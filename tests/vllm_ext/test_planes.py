@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError, SQFTError
 from vllm_ext.planes.build import export_planes
 from vllm_ext.planes.format import KEY, PlaneFile, adapter_identity, base_identity, plane_key
@@ -63,6 +66,18 @@ def test_a_plane_holds_the_codes_of_the_merged_folder(tiny_int4, tmp_path, grid,
         seen.append(torch.cat([plane.codes(module, folder).flatten() for module in plane.modules]))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_plane_of_a_layer_that_pruning_left_out_holds_all_its_codes(tiny_float, tmp_path) -> None:
+    prune_folder(tiny_float("llama"), tmp_path / "pruned", "magnitude", exclude=["q_proj", "down_proj"])
+    quantize_folder(tmp_path / "pruned", tmp_path / "int4")
+    adapter = write_qa_adapter(tmp_path / "adapter", tmp_path / "int4")
+    (report,) = export_planes(tmp_path / "int4", adapter, ["max"])
+    plane, folder = PlaneFile(Path(report["out"])), ModelFolder(tmp_path / "int4")
+    expected = merged_codes(tmp_path / "int4", adapter, tmp_path / "merged", "max")
+    assert any(module not in folder.packed_masks for module in plane.modules)
+    for module in plane.modules:
+        assert torch.equal(plane.codes(module, folder), expected[module])
 
 
 def test_a_plane_takes_half_a_byte_for_each_kept_weight(int4, adapter, tmp_path) -> None:
