@@ -142,8 +142,8 @@ def verify_command(
 ) -> None:
     """Compare MODEL with FILE.gguf.
 
-    Every weight of the folder is compared, and the tokenizer; of a file in parts, give the first. Exit code 1 where
-    anything differs; logits, which llama.cpp computes with activations of 8 bits, are only told.
+    Compared are every weight, every hyper-parameter and the tokenizer, from both sides; of a file in parts, give the
+    first. Exit code 1 where anything differs; logits, which llama.cpp computes with activations of 8 bits, are told.
     """
     from gguf_ext.transcode import check_choice
     from gguf_ext.verify import verify_gguf

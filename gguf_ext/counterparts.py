@@ -78,7 +78,7 @@ def sources_of(config: Config) -> set[str]:
 def has_window(config: Config) -> bool:
     """Whether a layer of the model attends to less than its context."""
     size, context = config.get("sliding_window"), context_of(config)
-    if not size or config.get("use_sliding_window") is False or (context and size >= context):
+    if not size or config.get("use_sliding_window") is False or (context and int(size) >= int(context)):
         return False
     kinds = config.get("layer_types")
     return not kinds or "sliding_attention" in kinds

@@ -19,6 +19,8 @@ from gguf_ext.reader import GGUFFile
 PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_used_count")
 """Keys that may hold one number, or one a layer."""
 PATTERN = "attention.sliding_window_pattern"
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp."""
 INTEGERS = ("ints", "uint32s", "bools")
 SILENT = ("sqft.version", "sqft.exact", "sqft.largest_error")
 """What a file says of its own making."""
@@ -43,6 +45,12 @@ class File(NamedTuple):
     def named(self, name: str, missing: Any) -> Any:
         """The value that stands in the file."""
         return self.metadata.get(f"{self.architecture}.{name}", missing)
+
+    @property
+    def layers(self) -> int:
+        """How many there are; 0 where the file has no sensible number."""
+        count = self.named("block_count", 0)
+        return count if isinstance(count, int) and 0 < count <= MAX_LAYERS else 0
 
     @property
     def heads(self) -> Any:
@@ -202,8 +210,7 @@ def same(name: str, value: Any, wanted: Any, file: File) -> bool:
     if name == "rope.scaling.type" and {value, wanted} <= {"none", "linear"}:
         return value == wanted or same("rope.scaling.factor", file.get("rope.scaling.factor"), 1.0, file)
     if isinstance(value, list) or isinstance(wanted, list):
-        layers = file.get("block_count")
-        value, wanted = (one if isinstance(one, list) else [one] * int(layers or 0) for one in (value, wanted))
+        value, wanted = (one if isinstance(one, list) else [one] * file.layers for one in (value, wanted))
         return len(value) == len(wanted) and all(same("", *pair, file) for pair in zip(value, wanted, strict=True))
     if isinstance(value, bool) != isinstance(wanted, bool):
         return False
@@ -220,6 +227,5 @@ def same(name: str, value: Any, wanted: Any, file: File) -> bool:
 def _pattern(value: Any, file: File) -> Any:
     """Which layers have a window: a period n leaves every n-th layer whole."""
     if isinstance(value, int) and not isinstance(value, bool):
-        layers = int(file.get("block_count") or 0)
-        return [value == 0 or layer % value < value - 1 for layer in range(layers)]
+        return [value == 0 or layer % value < value - 1 for layer in range(file.layers)]
     return [bool(item) for item in value] if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from gguf_ext.arch import Entry
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
 from gguf_ext.arch.spec import Config
 from gguf_ext.counterparts import WINDOW, counterparts, has_window, rope_of, sources_of
+from gguf_ext.errors import TemplateError
 from gguf_ext.foreign import weights
 from gguf_ext.hyperparameters import DEFAULTS, HARMLESS, PATTERN, File, default_of, same
 from gguf_ext.memory import ModelInMemory
@@ -98,8 +99,23 @@ class Checked:
 
 
 def check_template(folder: ModelFolder, template: GGUFFile) -> Checked:
-    """Compares the configuration of a model with the metadata of a file of its base, or of its own."""
+    """Compares the configuration of a model with the metadata of a file of its base, or of its own. Raises
+    CheckpointError for a configuration, and TemplateError for metadata, of values that are none."""
     config, known = full_config(folder)
+    for name in ("context_length", "block_count", "attention.sliding_window"):
+        value = template.metadata.get(f"{template.metadata['general.architecture']}.{name}", 0)
+        if not isinstance(value, int):
+            raise TemplateError(f"template {template.path} has {name}={value!r}, which is no number: give another file")
+    try:
+        return _checked(folder, template, config, known)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json of model {folder.path} cannot be compared with template {template.path} "
+            f"({type(error).__name__}: {error}): correct it"
+        ) from error
+
+
+def _checked(folder: ModelFolder, template: GGUFFile, config: Config, known: bool) -> Checked:
     file = File(str(template.metadata["general.architecture"]), template.metadata)
     said = counterparts(config)
     context = None

@@ -33,6 +33,7 @@ from gguf_ext.template_check import check_template
 from gguf_ext.vocab import from_tokenizer
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
+from sqft_plugins.errors import CheckpointError
 
 SHAPE = {
     "hidden_size": 64,
@@ -384,6 +385,18 @@ def test_what_changes_nothing_is_no_difference_and_what_nobody_knows_is_named(ma
     model = _configured(model, tmp_path / "other", {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}})
     with pytest.raises(TemplateError, match=r"olmo2\.rope\.freq_base"):
         export_gguf(model, tmp_path / "p.gguf", template_gguf=base)
+
+
+def test_values_that_are_none_are_one_line(made, tmp_path):
+    _, folder, _, base = made("olmo2")
+    other = rewritten(base, tmp_path / "other.gguf", {"olmo2.context_length": ("many", "string")})
+    with pytest.raises(TemplateError, match="context_length='many', which is no number"):
+        export_gguf(folder, tmp_path / "m.gguf", template_gguf=other)
+    strange = {"architectures": ["OddForCausalLM"], "model_type": "odd"}
+    for field, value in (("sliding_window", "wide"), ("rope_parameters", {"rope_theta": "x"}), ("hidden_size", "x")):
+        model = _configured(folder, tmp_path / field, {**strange, field: value})
+        with pytest.raises(CheckpointError, match=r"config\.json of model .* cannot be compared"):
+            export_gguf(model, tmp_path / "m.gguf", template_gguf=base)
 
 
 def test_a_window_that_the_graph_lacks_ends_the_context(made, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import struct
@@ -9,7 +10,7 @@ import struct
 import pytest
 from helpers_gguf import rewritten
 
-from gguf_ext import LlamaSession, export_gguf, verify_gguf
+from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch.spec import Entry
 from gguf_ext.hyperparameters import DEFAULTS, compare_entries
 from gguf_ext.pre_names import ALIKE, BEGINS, SKIPS, cuts_alike
@@ -249,6 +250,36 @@ def test_names_of_pre_tokenizers_that_mean_the_same(files, tmp_path):
         assert verify_gguf(model, rewritten(file, tmp_path / "m.gguf", changes)).exact
         with LlamaSession(tmp_path / "m.gguf", threads=1) as session:
             assert session.tokenize("a b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("llama.block_count", "two", "string"),
+        ("llama.block_count", 2**31, "uint32"),
+        ("llama.attention.head_count", [4, 4, 4], "ints"),
+        ("llama.attention.head_count", 0, "uint32"),
+        ("llama.rope.scaling.type", ["linear"], "strings"),
+        ("llama.rope.freq_base", float("nan"), "float32"),
+        ("llama.attention.sliding_window_pattern", 0, "uint32"),
+        ("tokenizer.ggml.token_type", "none", "string"),
+        ("tokenizer.ggml.merges", [1, 2], "ints"),
+        ("tokenizer.ggml.tokens", ["a"], "strings"),
+        ("tokenizer.ggml.eos_token_id", 99999, "uint32"),
+        ("tokenizer.chat_template", 5, "uint32"),
+        ("general.architecture", None, ""),
+    ],
+)
+def test_values_that_make_no_sense_are_a_difference_and_no_traceback(key, value, kind, files, tmp_path):
+    model, file = files["llama"]
+    if key == "general.architecture":
+        (tmp_path / "m.gguf").write_bytes(file.read_bytes().replace(b"llama", b"lxxma", 1))
+    else:
+        rewritten(file, tmp_path / "m.gguf", {key: (value, kind)})
+    with contextlib.suppress(GGUFError):  # a file that cannot be read is refused
+        report = verify_gguf(model, tmp_path / "m.gguf")
+        assert not report.ok
+        assert key in [item.name for item in report.differences]
 
 
 def test_from_the_command_line(files, tmp_path, capsys):
