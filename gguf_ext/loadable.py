@@ -64,6 +64,8 @@ def check_lora(file: GGUFFile) -> None:
 
 def check_context(file: GGUFFile, context: int) -> None:
     """Raises UnloadableFileError for a context beyond a table of positions: llama.cpp reads past its end, and dies."""
+    if not 0 <= context <= LARGEST:  # ctypes would take it modulo 2^32
+        raise UnloadableFileError(f"context={context} of {file.path} is none: give 1 or more, or 0 for the model's")
     table = file.tensors.get("position_embd.weight")
     if table is not None and context > table.shape[0]:
         raise UnloadableFileError(

@@ -374,6 +374,9 @@ def test_a_context_beyond_the_positions_is_refused(base, tmp_path):
         base(family)[1](tmp_path / f"{family}.gguf", {})
     with pytest.raises(GGUFError, match=r"context=129 .* it has 128 positions"):
         gguf_ext.load(tmp_path / "gpt2.gguf", n_ctx=129)
+    for context in (-1, 2**31, 2**32):  # the last is 0 to ctypes
+        with pytest.raises(GGUFError, match=f"context={context} .* is none"):
+            gguf_ext.load(tmp_path / "llama.gguf", n_ctx=context)
     for context in (None, 0, 128):
         gguf_ext.load(tmp_path / "gpt2.gguf", n_ctx=context).close()
     with LlamaSession(tmp_path / "gpt2.gguf", threads=1, context=4096) as session:
