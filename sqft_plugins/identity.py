@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 def state_of(path: Path) -> State:
     """The kernel's record of a file, or of all files in a folder. Costs a microsecond or two a file. Raises OSError."""
-    return tuple(map(_record, [path] if not path.is_dir() else files_of(path)))
+    return tuple(map(record_of, [path] if not path.is_dir() else files_of(path)))
 
 
 def is_settled(state: Iterable[Sequence[Any]], now_ns: int) -> bool:
@@ -109,6 +109,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _record(file: Path) -> tuple[int, ...]:
+def record_of(file: Path) -> tuple[int, int, int, int, int]:
+    """The kernel's record of one file or folder, as in `State`. Raises OSError."""
     found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -82,8 +82,8 @@ def test_a_file_is_read_again_only_after_a_change(file, monkeypatch):
 
 def test_two_writes_within_one_tick_of_the_clock_are_told_apart(file, monkeypatch):
     """The kernel's record is the same before and after: the file is as old as its clock is coarse."""
-    record = identity._record(file)
-    monkeypatch.setattr(identity, "_record", lambda path: record)
+    record = identity.record_of(file)
+    monkeypatch.setattr(identity, "record_of", lambda path: record)
     before = file_hash(file)
     file.write_bytes(b"new")
     assert file_hash(file) != before

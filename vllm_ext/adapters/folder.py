@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
 from sqft_plugins.elastic import check_rank_choices, configuration, parse_rank
 from sqft_plugins.errors import CheckpointError, SQFTError
-from sqft_plugins.identity import file_hash
+from sqft_plugins.identity import file_hash, record_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLANES = "planes"
@@ -39,8 +39,8 @@ Signature = tuple[tuple[str, str], ...]
 """(name, SHA-256) of each file that decides an adapter's answers: another one has other content."""
 
 
-Records = tuple[tuple[str, int, int, int, int], ...]
-"""(path, inode, size, st_mtime_ns, st_ctime_ns) of each file and folder, 0 for the last of a folder."""
+Records = tuple[tuple[str, int, int, int, int, int], ...]
+"""(path, and what `sqft_plugins.identity.record_of` gives) of each file and folder, 0 for the last of a folder."""
 
 
 class UnknownRankError(SQFTError):
@@ -120,16 +120,11 @@ def records(path: Path) -> Records | None:
         folders = [folder for folder in (path, path / FOLDER, path / PLANES) if folder == path or folder.is_dir()]
         entries = [entry for folder in folders if folder != path / PLANES for entry in os.scandir(folder)]
         files = sorted(Path(entry.path) for entry in entries if entry.is_file())
-        found = [(str(file), *_record(file)) for file in files]
-        # renaming a folder sets its st_ctime, though nothing in it was written
-        return tuple(found + [(str(folder), *_record(folder)[:3], 0) for folder in folders])
+        found = [(str(file), *record_of(file)) for file in files]
+        # renaming a folder sets the last, though nothing in it was written
+        return tuple(found + [(str(folder), *record_of(folder)[:4], 0) for folder in folders])
     except OSError:
         return None
-
-
-def _record(path: Path) -> tuple[int, int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def changed(path: Path) -> float | None:
