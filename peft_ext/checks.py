@@ -10,8 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from peft_ext.reads import weights_read_by
+from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.compress.find import find_linears
 from sqft_plugins.compress.fused import fused_weights, left_out
 from sqft_plugins.errors import SQFTError
@@ -67,7 +69,8 @@ class ReadWeights:
     def _names(self, parent: nn.Module) -> list[str]:
         """What excludes the layers that `parent` reads, and no others of their names."""
         prefix = next(name for name, module in self.model.named_modules() if module is parent)
-        own = [name for name, module in parent.named_modules() if name and module in self._of[parent][0]]
+        read = [module for module in self._of[parent][0] if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)]
+        own = [name for name, module in parent.named_modules() if name and module in read]
         paths = [f"{prefix}.{name}".removeprefix(".").split(".") for name in own]
         return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})
 

@@ -1,5 +1,6 @@
 """A parent that reads `weight` past the adapter: refused by what the parent's forward pass does."""
 
+import ast
 import warnings
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from transformers import (
     BloomForCausalLM,
     DebertaConfig,
     DebertaModel,
+    MambaConfig,
+    MambaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
     T5Config,
@@ -229,6 +232,10 @@ def test_bloom_is_refused_only_where_it_computes_in_slices(target) -> None:
         adapt(bloom(slow_but_exact=True, pretraining_tp=2), target)
 
 
+def tiny_mamba() -> nn.Module:
+    return MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4))
+
+
 def wavlm() -> nn.Module:
     return WavLMModel(WavLMConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32))
 
@@ -303,3 +310,24 @@ class Quiet(Parent):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapt(scope["Quiet"](), "q")
+
+
+@pytest.mark.parametrize("make", [lambda: encoder(batch_first=True), tiny_mamba], ids=["encoder", "mamba"])
+def test_what_the_refusal_says_to_leave_out_is_enough(make) -> None:
+    settings = {"r": 4, "target_modules": "all-linear"}
+    with pytest.raises(SQFTError) as caught:
+        get_peft_model(sparse(make()), SQFTConfig(**settings))
+    excluded: list[str] = []
+    for _ in range(3):  # each refusal names the layers of one parent
+        excluded += ast.literal_eval(str(caught.value).split("exclude_modules=")[1])
+        try:
+            adapted = get_peft_model(sparse(make()), SQFTConfig(**settings, exclude_modules=excluded))
+        except (SQFTError, ValueError) as error:
+            if "excluded" in str(error):  # nothing is left, as PEFT says
+                return
+            caught.value.args = error.args
+            continue
+        assert not any("conv" in name for name in excluded)
+        assert any("lora_A" in name for name, _ in adapted.named_parameters())
+        return
+    raise AssertionError(excluded)
