@@ -75,6 +75,7 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
         add_eos=bool(settings.get("add_eos_token", False)),
         space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
         chat_templates=_chat_templates(folder, settings),
+        json={"added_tokens": [{"id": token, **entry} for token, entry in _flags(settings).items()]},
     )
 
 
@@ -84,6 +85,11 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     found = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     return found or named_templates(settings.get("chat_template"))
+
+
+def _flags(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Token → its entry in tokenizer_config.json, with the flags of added tokens; checked by `_added_tokens`."""
+    return {int(token): dict(entry) for token, entry in settings.get("added_tokens_decoder", {}).items()}
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, tuple[str, bool]]:

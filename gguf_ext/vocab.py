@@ -189,7 +189,11 @@ def _of_same_tokens(folder: Path, config: Config, tokenizer: Any, error: Unsuppo
     if any(ids.get(text, ids.get(text.replace(" ", SPACE))) != token for text, token in named):
         raise error
     say(f"{error}; the file has the tokenizer.model that stands beside it")
-    return replace(vocabulary, reference=reference_of(tokenizer))
+    flags = [
+        {"id": token, "lstrip": entry.lstrip, "rstrip": entry.rstrip, "single_word": entry.single_word}
+        for token, entry in tokenizer.added_tokens_decoder.items()
+    ]
+    return replace(vocabulary, json={"added_tokens": flags}, reference=reference_of(tokenizer))
 
 
 def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabulary:

@@ -218,3 +218,18 @@ def test_tokens_added_beyond_the_embedding_are_left_out_and_damaged_ones_named(s
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON"):
         read_vocabulary(tmp_path, {"vocab_size": 510})
+
+
+def test_white_space_beside_the_tokens_of_a_sentencepiece_model_goes_by_their_flags(sentencepiece_model, tmp_path):
+    shutil.copy(sentencepiece_model[0] / "tokenizer.model", tmp_path)
+    added = {
+        "3": {"content": "<call>", "rstrip": True},
+        "2": {"content": "</s>", "special": True, "rstrip": True},
+        "500": {"content": "<|endoftext|>", "special": True, "rstrip": False},
+        "501": {"content": "<|user|>", "special": True, "rstrip": True},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    assert read_vocabulary(tmp_path, {"vocab_size": 510}).rule == "phi-3"
+    added["501"]["rstrip"] = added["3"]["rstrip"] = added["2"]["rstrip"] = False
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    assert read_vocabulary(tmp_path, {"vocab_size": 510}).rule == ""
