@@ -66,7 +66,6 @@ class LlamaSession:
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
         self._c = library()
-        self._c = library()
         file = _read(path)
         check_loadable(file)
         check_context(file, min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"])))
