@@ -21,7 +21,7 @@ from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_c
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
 from gguf_ext.export import require_gguf
-from gguf_ext.lora_config import check_dense, check_rank, pattern_value
+from gguf_ext.lora_config import check_dense, check_rank
 from gguf_ext.lora_file import adapter_folder, adapter_tensors
 from gguf_ext.plan import Planned, Source, is_tied, match_rule
 from gguf_ext.reader import GGUFFile
@@ -30,11 +30,10 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import CheckpointError, MismatchError
+from sqft_plugins.lora import DEFAULT_ALPHA, kept_weight_is_the_bases, pattern_value
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
-PEFT_ALPHA = 8
-"""The alpha of a LoraConfig that names none."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def export_lora(
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / r as PEFT computes it: alpha of the first pattern that matches the end of the module's name."""
-    alpha = float(pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA)))
+    alpha = float(pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", DEFAULT_ALPHA)))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -147,11 +146,7 @@ def _plan(
 def _check_kept(folder: ModelFolder, name: str, weight: Tensor, adapter: Path) -> None:
     """PEFT saves the frozen weight of an adapted lm_head along. Raises MismatchError where it is not the base's."""
     module = name.removeprefix(PREFIX).partition(".base_layer.")[0]
-    stored = next((one for one in (module, module.partition(".")[2]) if f"{one}.weight" in folder.files), None)
-    base = None if stored is None else folder.tensor(f"{stored}.weight")
-    if base is not None and not (
-        base.shape == weight.shape and torch.equal(base.float(), weight.to(base.dtype).float())
-    ):
+    if kept_weight_is_the_bases(folder, module, weight) is False:
         raise MismatchError(
             f"adapter {adapter} carries a {module} of its own, which is not that of {folder.path}: a LoRA file holds "
             f"no such weight, merge it with `sqft merge MODEL {adapter} --out DIR` and export that"

@@ -6,13 +6,13 @@ is refused, so that one which PEFT adds tomorrow is not exported as if it were n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_ext.errors import AdapterError
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.lora import rank_of
 from sqft_plugins.tune.initialisations import CONVERT, changes_base, is_repeated
 
 PLAIN_FIELDS = frozenset(
@@ -36,8 +36,6 @@ NO_MERGE = {
     "merges it: run it in PEFT",
     "layer_replication": "the model has layers that its base lacks: run it in PEFT",
 }
-DEFAULT_RANK = 8
-"""The rank of a LoraConfig that names none."""
 
 
 def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
@@ -73,15 +71,9 @@ def _check_init(init: Any, adapter: Path, merge: str) -> None:
 
 def check_rank(config: Mapping[str, Any], module: str, rank: int, adapter: Path) -> None:
     """Raises CheckpointError for a rank of the tensors that is not the configuration's: the scaling would be wrong."""
-    wanted = pattern_value(config.get("rank_pattern"), module, config.get("r", DEFAULT_RANK))
+    wanted = rank_of(config, module)
     if wanted != rank:
         raise CheckpointError(
             f"adapter {adapter} has rank {rank} in the tensors of {module} and {wanted} in adapter_config.json: copy "
             "the adapter again"
         )
-
-
-def pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name (peft/utils/other.py,
-    `get_pattern_key`)."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -162,6 +164,20 @@ def test_a_saved_state_belongs_to_its_adapters(llm):
     llm.set_adapters("math")
     llm.load_state(state)
     assert llm.n_tokens == len(TOKENS)
+
+
+def test_another_file_under_the_same_name_size_and_time_is_another_adapter(place, tmp_path):
+    file, states = tmp_path / "own.gguf", []
+    for name in ("math", "code"):
+        file.write_bytes((place / f"{name}.gguf").read_bytes())
+        os.utime(file, ns=(1, 1))
+        own = gguf_ext.load(place / "llama.gguf", {"own": file}, **OPTIONS)
+        own.set_adapters("own")
+        own.eval(TOKENS)
+        states.append(own.save_state())
+        with pytest.raises(GGUFError, match="saved under other adapters") if states[1:] else nullcontext():
+            own.load_state(states[0])
+        own.close()
 
 
 def test_everything_else_of_llama_works(llm, capfd):

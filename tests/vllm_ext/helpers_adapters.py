@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 MODULES = {
     "model.layers.0.self_attn.q_proj": (64, 64),
@@ -39,3 +39,15 @@ def write_configuration(folder: Path, name: str, ranks: dict) -> Path:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(ranks))
     return file
+
+
+def change(folder, edit=None, **config):
+    """Edits an adapter: edit(tensors) in place, and fields of its configuration; None takes a field out."""
+    file, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if edit is not None:
+        tensors = load_file(file)
+        edit(tensors)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    changed = {**json.loads(settings.read_text()), **config}
+    settings.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -16,7 +17,7 @@ from vllm.lora.request import LoRARequest
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.extract import extract_adapter
-from vllm_ext.adapters import kinds, lora_cpu, lora_request, register
+from vllm_ext.adapters import kinds, lora_cpu, lora_request, offline, register
 from vllm_ext.adapters.folder import open_adapter
 from vllm_ext.patching import restore_method
 
@@ -154,11 +155,26 @@ def test_an_adapter_that_was_trained_anew_is_another_one(adapters, engine, ask, 
     prompts = [[2, *range(20, 90)]]
     folders = [write_adapter(tmp_path / name, open_modules(root), seed=9) for name in ("other", "own")]
     write_adapter(folders[1], open_modules(root), seed=8)
-    before = ask(llm, prompts, lora_request=lora_request(folders[1]))
+    old, stat = lora_request(folders[1]), (folders[1] / "adapter_model.safetensors").stat()
+    before = ask(llm, prompts, lora_request=old)
     write_adapter(folders[1], open_modules(root), seed=9)
+    os.utime(folders[1] / "adapter_model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as tar and rsync do
+    with pytest.raises(VLLMValidationError, match="own has changed since: ask lora_request for it again"):
+        ask(llm, prompts, lora_request=old)
     other, own = (ask(llm, prompts, lora_request=lora_request(folder)) for folder in folders)
     assert difference(own, other) < 1e-3
     assert difference(own, before) > 1e-2
+
+
+def test_variants_have_numbers_of_their_own_even_where_their_hashes_meet(adapters, monkeypatch):
+    _, root = adapters()
+    monkeypatch.setattr(offline, "_NUMBERED", {})
+    taken = lora_request(root / "math@r8").lora_int_id
+    monkeypatch.setattr(offline, "_NUMBERED", {taken: "another variant of the same hash", taken + 1: "and one more"})
+    names = ["math@r8", "math@r4", "law@r4", "math@r8"]
+    numbers = [lora_request(root / name).lora_int_id for name in names]
+    assert numbers[0] == numbers[3] == taken + 2
+    assert len(set(numbers)) == 3
 
 
 def test_more_variants_than_slots_take_turns(adapters, engine, ask):

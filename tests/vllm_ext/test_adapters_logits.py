@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import pytest
 import torch
-from helpers_adapters import write_adapter
-from safetensors.torch import load_file, save_file
+from helpers_adapters import change, write_adapter
+from safetensors.torch import load_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import StructuredOutputsParams
 
+from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters import lora_request
+from vllm_ext.adapters.path import Variant
 
 pytestmark = pytest.mark.vllm
 LORA = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 16, "max_cpu_loras": 4, "block_size": 32}
@@ -32,6 +36,8 @@ def adapters(tiny_float, tmp_path_factory):
     """(base, folder of the adapters)."""
     base, root = tiny_float("llama"), tmp_path_factory.mktemp("heads")
     write_adapter(root / "head", {HEAD: (128, VOCABULARY), **ATTENTION}, r=16, choices=(16, 8, 4), seed=1)
+    kept = load_file(base / "model.safetensors")["lm_head.weight"]  # PEFT saves the base's own head along
+    change(root / "head", lambda tensors: tensors.update({f"base_model.model.{HEAD}.base_layer.weight": kept}))
     write_adapter(root / "body", ATTENTION, r=16, choices=(16, 8, 4), seed=2)
     write_adapter(root / "plain", {HEAD: (128, VOCABULARY), **ATTENTION}, r=8, choices=None, peft_type="LORA", seed=3)
     with_embedding(root / "plain")
@@ -40,15 +46,10 @@ def adapters(tiny_float, tmp_path_factory):
 
 def with_embedding(folder) -> None:
     """Adds a LoRA of the embedding, as PEFT saves it."""
-    file, generator = folder / "adapter_model.safetensors", torch.Generator().manual_seed(5)
-    tensors = load_file(file)
-    name = f"base_model.model.{EMBEDDING}.lora_embedding_"
-    tensors[f"{name}A"] = torch.randn(8, VOCABULARY, generator=generator)
-    tensors[f"{name}B"] = torch.randn(128, 8, generator=generator) * 0.05
-    save_file(tensors, file)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"] = [*config["target_modules"], "embed_tokens"]
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    generator, name = torch.Generator().manual_seed(5), f"base_model.model.{EMBEDDING}.lora_embedding_"
+    A, B = torch.randn(8, VOCABULARY, generator=generator), torch.randn(128, 8, generator=generator) * 0.05
+    targets = ["lm_head", "q_proj", "embed_tokens"]
+    change(folder, lambda tensors: tensors.update({f"{name}A": A, f"{name}B": B}), target_modules=targets)
 
 
 def requests(root):
@@ -57,7 +58,7 @@ def requests(root):
 
 def numbers(llm, prompts, loras, **sampling):
     """For each request the prompt's scores, and for each of its answers the tokens with their scores."""
-    params = SamplingParams(temperature=0, max_tokens=3, logprobs=5, ignore_eos=True, **sampling)
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 3, "logprobs": 5, "ignore_eos": True, **sampling})
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts], params, lora_request=loras, use_tqdm=False
     )
@@ -101,10 +102,11 @@ def reference(base, root, name, prompt):
         return model(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
 
 
+CHOICE = StructuredOutputsParams(regex="[a-z]{3}")
 CASES = {
     "scores of the answer": ({}, {}),
     "scores of the prompt": ({}, {"prompt_logprobs": 3}),
-    "several answers": ({}, {"prompt_logprobs": 3, "n": 1}),
+    "an answer of a choice": ({}, {"prompt_logprobs": 3, "structured_outputs": CHOICE}),
     "a prompt in pieces": ({"max_num_batched_tokens": 24, "max_num_seqs": 8}, {"prompt_logprobs": 3}),
     "a cached prefix": ({"enable_prefix_caching": True}, {"prompt_logprobs": 3}),
 }
@@ -120,6 +122,56 @@ def test_a_mixed_batch_gives_each_its_own_numbers(case, adapters, engine):
     again = numbers(llm, PROMPTS[::-1], loras[::-1], **sampling)[::-1]
     assert_equal(together, alone)
     assert_equal(again, alone)
+
+
+def test_a_mixed_batch_gives_each_its_own_embedding(adapters, engine):
+    base, root = adapters
+    llm, loras = engine(base, **LORA, runner="pooling", convert="embed"), requests(root)
+
+    def embeddings(prompts, loras):
+        given = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = llm.embed(given, lora_request=loras, use_tqdm=False)
+        return torch.tensor([output.outputs.embedding for output in outputs])
+
+    together = embeddings(PROMPTS, loras)
+    alone = torch.cat([embeddings([prompt], [lora]) for prompt, lora in zip(PROMPTS, loras, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert not torch.allclose(embeddings(PROMPTS[:1], [None]), embeddings(PROMPTS[:1], loras[1:2]), atol=1e-2)
+
+
+@pytest.mark.parametrize("how", ["NaN", "infinite", "too large", "another rank"])
+@pytest.mark.parametrize("door", ["add_lora", "generate", "a plain LoRARequest"])
+def test_an_adapter_of_bad_numbers_is_refused_and_spoils_nobodys_answers(how, door, adapters, engine, tmp_path):
+    base, _ = adapters
+    llm = engine(base, **LORA)
+    before = numbers(llm, PROMPTS[:2], [None, None])
+    value = {"NaN": float("nan"), "infinite": float("inf"), "too large": 3e38, "another rank": 1.0}[how]
+    folder = write_adapter(tmp_path / "bad", ATTENTION, r=8, choices=None, peft_type="LORA")
+    change(folder, lambda tensors: next(iter(tensors.values())).view(-1)[3:4].fill_(value))
+    if how == "another rank":
+        change(folder, r=4)
+    if how == "too large":  # for float32, by its scaling
+        change(folder, lambda tensors: tensors[f"base_model.model.{next(iter(ATTENTION))}.lora_B.weight"].fill_(value))
+    request = LoRARequest("bad", 77, str(folder if door == "a plain LoRARequest" else Variant(folder)))
+    ask = llm.llm_engine.add_lora if door == "add_lora" else lambda lora: numbers(llm, PROMPTS[:1], [lora])
+    with pytest.raises((SQFTError, VLLMValidationError), match=r"^adapter bad"):
+        ask(request)
+    assert_equal(numbers(llm, PROMPTS[:2], [None, None]), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])  # full attention; a sliding window beside it
+def test_an_adapter_whose_products_overflow_spoils_nobody_elses_answers(family, tiny_float, engine, tmp_path):
+    """Each number is finite, so nothing tells beforehand. Its requests leave NaN in the cache's blocks."""
+    base = tiny_float(family)
+    shapes = {name.removesuffix(".weight"): t.shape for name, t in load_file(base / "model.safetensors").items()}
+    values = {name: (shape[1], shape[0]) for name, shape in shapes.items() if name.endswith("v_proj")}
+    folder = write_adapter(tmp_path / "loud", values, r=8, choices=None, peft_type="LORA")
+    change(folder, lambda tensors: [tensor.mul_(1e30) for tensor in tensors.values()])
+    llm, loud = engine(base, **LORA, num_gpu_blocks_override=24, max_model_len=64), lora_request(folder)
+    before = numbers(llm, PROMPTS[:2], [None, None])
+    for _ in range(4):  # every block of the cache was its own once
+        numbers(llm, PROMPTS, [loud] * len(PROMPTS))
+        assert_equal(numbers(llm, PROMPTS[:2], [None, None]), before)
 
 
 def test_the_scores_of_a_prompt_are_those_of_peft(adapters, engine):

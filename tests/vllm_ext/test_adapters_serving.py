@@ -11,7 +11,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from helpers_adapters import write_adapter, write_configuration
+import torch
+from helpers_adapters import change, write_adapter, write_configuration
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -55,9 +56,10 @@ def models(root, monkeypatch):
         loaded.append(request)
         return True
 
+    lora_config = SimpleNamespace(max_lora_rank=8, lora_dtype=torch.float16)
     engine = SimpleNamespace(
         model_config=SimpleNamespace(model="/nowhere", max_model_len=128), renderer=None, input_processor=None,
-        add_lora=add_lora, vllm_config=SimpleNamespace(lora_config=SimpleNamespace(max_lora_rank=8)), loaded=loaded,
+        add_lora=add_lora, vllm_config=SimpleNamespace(lora_config=lora_config), loaded=loaded,
     )  # fmt: skip
     made = OpenAIServingModels(engine, [BaseModelPath(name="base", model_path="/nowhere")])
     made._sqft_resolver.copies.quiet_seconds = 0.0
@@ -142,6 +144,16 @@ def test_an_unknown_name_is_404_and_leaves_nothing_behind(models):
         ("broken", "missing, damaged or cut off"),
         ("refuses", "adapter refuses: it is an adapter for another base"),
         ("masked", "sqft merge"),
+        (
+            "nan",
+            "adapter nan: tensor base_model.model.model.layers.0.mlp.down_proj.lora_A.weight holds NaN",
+        ),
+        ("nan@min", "holds NaN or infinity"),
+        ("loud", "torch.float16 ends at 6.55e+04"),
+        ("dora", "adapter dora cannot be served by vLLM: vLLM does not yet support DoRA"),
+        ("biased", "adapter biased cannot be served by vLLM: Adapter bias is not supported"),
+        ("norm", "adapter norm cannot be served by vLLM: .*norm.weight is unsupported LoRA weight"),
+        ("other", "has rank 4 in its tensors and 8 in adapter_config.json"),
     ],
 )
 def test_what_cannot_be_served_is_400_with_the_reason(models, root, name, message):
@@ -150,8 +162,15 @@ def test_what_cannot_be_served_is_400_with_the_reason(models, root, name, messag
     write_adapter(root / "masked", sparse=True)
     write_adapter(root / "broken")
     (root / "broken" / "adapter_model.safetensors").unlink()
+    change(write_adapter(root / "nan"), lambda tensors: next(iter(tensors.values())).fill_(float("nan")))
+    change(write_adapter(root / "loud"), lambda tensors: next(iter(tensors.values())).fill_(1e5))
+    change(write_adapter(root / "dora", choices=None, peft_type="LORA"), use_dora=True)
+    change(write_adapter(root / "biased", choices=None, peft_type="LORA"), bias="all")
+    norm = {"base_model.model.model.norm.weight": torch.ones(64)}
+    change(write_adapter(root / "norm", choices=None, peft_type="LORA"), lambda tensors: tensors.update(norm))
+    change(write_adapter(root / "other", r=4, choices=None, peft_type="LORA"), r=8)
     status, text = resolve(models, name)
-    assert (status, message in text) == (400, True), text
+    assert (status, all(part in text for part in message.split(".*"))) == (400, True), text
     assert name not in models.lora_requests
     assert isinstance(resolve(models, "math"), LoRARequest)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers_adapters import write_adapter
+from helpers_adapters import change, write_adapter
 from helpers_planes import CHOICES, merged_codes, write_qa_adapter
 from safetensors.torch import load_file, save_file
 
@@ -171,6 +171,47 @@ def test_an_adapter_is_known_by_its_weights_not_by_its_path(int4, adapter, tmp_p
     assert adapter_identity(copy) != adapter_identity(adapter)
 
 
+def test_a_base_is_known_by_its_codes_two_merges_have_the_same_stamp(int4, adapter, tmp_path, store) -> None:
+    from sqft_plugins.tune.merge import merge_folder
+
+    other = write_qa_adapter(tmp_path / "other", int4, seed=5)
+    for name, own in (("a", adapter), ("b", other)):
+        merge_folder(int4, own, tmp_path / name, 8)
+    merged = [ModelFolder(tmp_path / name) for name in "ab"]
+    stamps = [folder.stamp.model_dump(exclude={"created_by"}) for folder in merged]
+    assert stamps[0] == stamps[1]
+    assert base_identity(merged[0]) != base_identity(merged[1])
+    again = write_qa_adapter(tmp_path / "again", tmp_path / "a")
+    export_planes(tmp_path / "a", again, [4])
+    ranks = PlaneFile(again / "planes" / "r4.safetensors").stamp.ranks
+    assert find_plane(merged[0], again, ranks, "float").stamp.ranks == ranks
+    with pytest.raises(SQFTError, match="is of another base"):
+        find_plane(merged[1], again, ranks, "float")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_of_bad_numbers_gets_no_plane(int4, adapter, tmp_path, value) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(adapter, bad, ignore=shutil.ignore_patterns("planes"))
+    change(bad, lambda tensors: next(iter(tensors.values())).view(-1)[:1].fill_(value))
+    with pytest.raises(CheckpointError, match=r"adapter bad: tensor .* holds NaN or infinity"):
+        export_planes(int4, bad)
+    assert not (bad / "planes").exists()
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_a_base_of_scales_that_are_none_has_no_plane(int4, adapter, tmp_path, store, scale) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(int4, broken)
+    file = broken / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.weight_scale"))
+    save_file({**tensors, name: torch.full_like(tensors[name], scale)}, file, {"format": "pt"})
+    for kind in ("int4", "float"):
+        with pytest.raises(SQFTError, match=name):
+            find_plane(ModelFolder(broken), adapter, {}, kind)
+
+
 def test_a_plane_is_built_on_first_use_and_found_from_then_on(int4, adapter, tmp_path, store) -> None:
     folder = ModelFolder(int4)
     ranks = dict.fromkeys(PlaneFile(_exported(int4, adapter, tmp_path, 6)).modules, 6)
@@ -179,6 +220,8 @@ def test_a_plane_is_built_on_first_use_and_found_from_then_on(int4, adapter, tmp
     for module in built.modules:
         own = PlaneFile(tmp_path / "r6.safetensors").codes(module, folder)
         assert torch.equal(built.codes(module, folder), own)
+    built.path.write_bytes((tmp_path / "r6.safetensors").read_bytes()[:-8])  # of an earlier server, cut off in a copy
+    assert find_plane(folder, adapter, ranks, "int4").codes(built.modules[0], folder) is not None
     written = built.path.stat().st_mtime_ns
     assert find_plane(folder, adapter, ranks, "int4").path.stat().st_mtime_ns == written
 

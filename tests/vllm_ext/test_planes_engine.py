@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from helpers_adapters import write_adapter
 from helpers_planes import TARGETS, write_qa_adapter
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft")
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -160,6 +163,22 @@ def test_an_adapter_over_the_float_base_is_served_from_its_exported_plane(engine
     export_planes(int4, adapters / "math-float", [6], int4.with_name("pruned"))
     found = ask(llm, PROMPTS, lora_request=request(adapters, "math-float@r6"))
     assert difference(found, expected) < CLOSE
+
+
+def test_a_base_that_was_replaced_under_the_server_gets_no_planes(engine, ask, int4, adapters, tmp_path) -> None:
+    """Its weights are those in memory; the folder has other codes at the same size and time."""
+    base = tmp_path / "int4"
+    shutil.copytree(int4, base)
+    llm, request_ = serve(engine, base), request(adapters, "math-qa@r6")
+    before, file = ask(llm, PROMPTS), base / "model.safetensors"
+    tensors, stat = load_file(file), file.stat()
+    name = next(name for name in tensors if name.endswith("o_proj.weight_packed"))
+    save_file({**tensors, name: tensors[name].flip(0)}, file, {"format": "pt"})
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    with pytest.raises(SQFTError, match="has changed since this server loaded it"):
+        llm.llm_engine.add_lora(request_)
+    assert difference(ask(llm, PROMPTS), before) == 0.0
 
 
 @pytest.mark.parametrize("settings", [{"mode": 3}, {"mode": 0, "cudagraph_mode": "FULL"}])

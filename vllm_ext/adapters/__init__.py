@@ -14,6 +14,7 @@ __all__ = ["lora_request", "register"]
 def register() -> None:
     """In any process of vLLM: the worker's loader, the CPU LoRA path, the checks of a request and, where
     SQFT_ADAPTERS_DIR is set, the names. Idempotent."""
+    from vllm_ext.adapters.blocks import patch_blocks
     from vllm_ext.adapters.directory import VARIABLE
     from vllm_ext.adapters.failures import patch_failures
     from vllm_ext.adapters.kinds import HANDLERS
@@ -28,6 +29,7 @@ def register() -> None:
     patch_failures()
     patch_loading()
     patch_lora_cpu()
+    patch_blocks()
     patch_admission()
     if os.environ.get(VARIABLE):
         from vllm_ext.adapters.resolver import register_resolver

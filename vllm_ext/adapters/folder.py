@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import SafetensorError, safe_open
 
 from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
 from sqft_plugins.elastic import check_rank_choices, configuration, parse_rank
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.identity import file_hash, record_of
+from sqft_plugins.lora import check_lora_config
+from vllm_ext.adapters.header import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLANES = "planes"
 """The subfolder of exported value planes."""
-PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 4 << 20
 NAMED = ("max", "heuristic", "min")
 """The named ranks that are offered; `median` is understood too."""
@@ -52,7 +50,8 @@ class AdapterFolder:
     """An adapter folder whose configuration and headers have been read. `open_adapter` makes it.
 
     modules: module name in the base → (rank, in, out), the largest rank. rank_choices: the search space, largest first;
-    None where the rank is fixed. source: the folder of which this one is a copy.
+    None where the rank is fixed. source: the folder of which this one is a copy. kept: adapted module → the tensor with
+    the base's weight that PEFT saved along. others: tensors of no linear layer.
     """
 
     path: Path
@@ -61,6 +60,8 @@ class AdapterFolder:
     modules: Mapping[str, tuple[int, int, int]]
     rank_choices: list[int] | None
     source: Path | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[str] = ()
 
     @cached_property
     def variants(self) -> list[str | None]:
@@ -149,21 +150,21 @@ def open_adapter(path: str | Path) -> AdapterFolder:
     method = str(config.get("peft_type", "")).upper()
     if method not in ("SQFT", "LORA"):
         raise CheckpointError(f"adapter {path.name} is of type {method or 'unknown'}, served are SQFT and LORA")
-    modules, others = _read_header(path / WEIGHTS)
+    check_lora_config(config, path.name)
+    modules, others, kept = read_header(path / WEIGHTS, config)
     rank = config.get("r")
-    if type(rank) is not int or rank < 1:
-        raise CheckpointError(f"adapter {path.name}: r={rank!r} in {CONFIG} is no rank: copy the adapter again")
+    if rank is None:
+        raise CheckpointError(f"adapter {path.name}: {CONFIG} has no r: copy the adapter again")
     choices = config.get("rank_choices")
     if choices is not None:
         try:
             choices = check_rank_choices(choices, rank)
         except (SQFTError, TypeError) as error:
             raise CheckpointError(f"adapter {path.name}: {error}: copy the adapter again") from error
-        wrong = [name for name, shape in modules.items() if shape[0] != rank]
-        if wrong:
+        wrong = next((name for name, shape in modules.items() if shape[0] != rank), None)
+        if wrong is not None:  # a pattern of ranks: the search space is that of all modules
             raise CheckpointError(
-                f"adapter {path.name}: {wrong[0]} has rank {modules[wrong[0]][0]} in {WEIGHTS} but r={rank} in "
-                f"{CONFIG}: copy the whole adapter again"
+                f"adapter {path.name}: {wrong} has a rank of its own, {choices} are of all: train anew"
             )
     kind, elastic = _kind(config, method), bool(choices and len(choices) > 1)
     if others and (elastic or kind != "lora"):  # the others are vLLM's own to read
@@ -171,7 +172,7 @@ def open_adapter(path: str | Path) -> AdapterFolder:
             f"adapter {path.name} holds {others[0]} beside lora_A and lora_B, which cannot be served at a rank: merge "
             "it (`sqft merge`), or train it without"
         )
-    return AdapterFolder(path, config, kind, modules, choices if elastic else None)
+    return AdapterFolder(path, config, kind, modules, choices if elastic else None, kept=kept, others=others)
 
 
 def _kind(config: Mapping[str, Any], method: str) -> Kind:
@@ -196,31 +197,3 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{CONFIG} of adapter {file.parent.name} is no JSON object: copy the adapter again")
     return config
-
-
-def _read_header(file: Path) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
-    """{module: (rank, in, out)}, and the names of other tensors. safetensors itself refuses a file that is shorter than
-    its header says."""
-    name = file.parent.name
-    try:
-        with safe_open(file, framework="pt") as handle:
-            keys = set(handle.keys())
-            shapes = {key: tuple(handle.get_slice(key).get_shape()) for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{WEIGHTS} of adapter {name} is missing, damaged or cut off ({error}): copy the adapter again"
-        ) from error
-    modules, pairs = {}, set()
-    for key in sorted(keys):
-        module, end, rest = key.removeprefix(PREFIX).partition(".lora_A.weight")
-        if not end or rest:
-            continue
-        other = key.replace(".lora_A.", ".lora_B.")
-        A, B = shapes[key], shapes.get(other, ())
-        if len(A) != 2 or len(B) != 2 or A[0] != B[1] or not math.prod(A) * math.prod(B):
-            raise CheckpointError(f"adapter {name}: A {A} and B {B} of {module} do not belong together: copy it again")
-        modules[module] = (A[0], A[1], B[0])
-        pairs |= {key, other}
-    if not modules:
-        raise CheckpointError(f"adapter {name} holds no lora_A and lora_B: save it with save_pretrained")
-    return modules, sorted(keys - pairs)

@@ -7,12 +7,13 @@ its own rank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from vllm.lora.layers import LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.peft_helper import PEFTHelper
@@ -22,11 +23,13 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from sqft_plugins.elastic import slice_lora
-from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.errors import MismatchError, SQFTError
 from vllm_ext.adapters.base import check_base
-from vllm_ext.adapters.folder import CONFIG, PREFIX, WEIGHTS, AdapterFolder, open_adapter, version_of
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter, version_of
+from vllm_ext.adapters.header import PREFIX
 from vllm_ext.adapters.kinds import check_parallel, handler
 from vllm_ext.adapters.path import Variant, parse_path
+from vllm_ext.adapters.values import check_values, open_weights
 from vllm_ext.patching import replace_method
 
 Shape = tuple[int, int]
@@ -38,19 +41,21 @@ class LoraHandler:
     def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
         folder.ranks(rank)
         check_base(folder, base)
+        check_values(folder, None if settings is None else settings.lora_config.lora_dtype)
         if settings is not None:
             check_parallel(settings)
             check_limit(folder, rank, settings.lora_config.max_lora_rank)
+            check_features(folder, folder.ranks(rank), settings.lora_config)
 
     def load(self, folder: AdapterFolder, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:
         ranks = folder.ranks(rank)
         check_limit(folder, rank, worker.lora_config.max_lora_rank)
+        check_values(folder, worker.lora_config.lora_dtype)
         names = vllm_names(folder, worker)
         if folder.rank_choices is None:
             return upstream_load(worker, msgspec.structs.replace(request, lora_path=str(folder.path)))
         whole = PEFTHelper.from_dict(dict(folder.config))
-        sliced = PEFTHelper.from_dict({**folder.config, "r": max(ranks.values()), "rank_pattern": {}})
-        sliced.validate_legal(worker.lora_config)  # refuses what vLLM's LoRA cannot do: DoRA, biases, ...
+        check_features(folder, ranks, worker.lora_config)
         loras = {}
         with open_weights(folder) as handle:
             for module, name in names.items():
@@ -60,6 +65,17 @@ class LoraHandler:
                 A = A.to(worker.lora_config.lora_dtype)
                 loras[name] = LoRALayerWeights(name, ranks[module], 1, A, B, scaling=1.0)
         return LoRAModel(request.lora_int_id, max(ranks.values()), loras)
+
+
+def check_features(folder: AdapterFolder, ranks: Mapping[str, int], lora_config: Any) -> None:
+    """Raises SQFTError for what vLLM's LoRA cannot do: DoRA, biases, trained layers, ..."""
+    sliced = {} if folder.rank_choices is None else {"r": max(ranks.values()), "rank_pattern": {}}
+    try:
+        PEFTHelper.from_dict({**folder.config, **sliced}).validate_legal(lora_config)
+        for tensor in folder.others:
+            parse_fine_tuned_lora_name(tensor)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SQFTError(f"adapter {folder.path.name} cannot be served by vLLM: {error}") from error
 
 
 def check_limit(folder: AdapterFolder, rank: str | None, limit: int) -> None:
@@ -112,7 +128,13 @@ def _layer_shapes(manager: Any) -> dict[str, Shape | None]:
     their parts."""
     shapes: dict[str, Shape | None] = {}
     for name, layer in manager.modules.items():
-        base = getattr(layer, "base_layer", None)
+        base: Any = getattr(layer, "base_layer", None)
+        if isinstance(layer, LogitsProcessorWithLoRA):
+            shapes[name] = (layer.hidden_size, base.vocab_size)
+            continue
+        if isinstance(layer, VocabParallelEmbeddingWithLoRA):
+            shapes[name] = (base.org_vocab_size, base.embedding_dim)
+            continue
         inputs, sizes = getattr(base, "input_size", None), _part_sizes(base)
         parts = manager.packed_modules.get(name)
         if inputs is None or not sizes or (parts and len(parts) != len(sizes)):
@@ -134,16 +156,6 @@ def _part_sizes(layer: Any) -> list[int]:
     return [layer.output_size] if hasattr(layer, "output_size") else []
 
 
-def open_weights(folder: AdapterFolder) -> Any:
-    """The adapter's tensors, to be used in a `with`. Raises CheckpointError."""
-    try:
-        return safe_open(folder.path / WEIGHTS, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{WEIGHTS} of adapter {folder.path.name} is damaged or gone ({error}): copy the adapter again"
-        ) from error
-
-
 def variant_of(lora_path: str) -> Variant | None:
     """The variant behind a path: ours (path.py), or the plain folder of an SQFT adapter, which vLLM would read as a
     LoRA of the largest rank. None where it is vLLM's own matter."""
@@ -159,6 +171,14 @@ def variant_of(lora_path: str) -> Variant | None:
         return None
 
 
+def check_plain(lora_path: str, dtype: Any) -> None:
+    """What vLLM does not look at in a LoRA that it loads itself. Raises SQFTError for a file that disagrees with its
+    configuration, and for values that are not finite in `dtype`."""
+    folder = Path(lora_path)
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        check_values(open_adapter(folder), dtype)
+
+
 def upstream_load(worker: WorkerLoRAManager, request: LoRARequest) -> LoRAModel:
     """vLLM's own loader."""
     original = getattr(WorkerLoRAManager._load_adapter, "_sqft_original", WorkerLoRAManager._load_adapter)
@@ -172,6 +192,7 @@ def patch_worker() -> bool:
         def _load_adapter(self, lora_request):
             variant = variant_of(lora_request.lora_path)
             if variant is None:
+                check_plain(lora_request.lora_path, self.lora_config.lora_dtype)
                 return original(self, lora_request)
             folder = open_adapter(variant.folder)
             if variant.version and variant.version != version_of(variant.folder):

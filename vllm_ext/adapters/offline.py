@@ -14,7 +14,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.folder import open_adapter, signature, version_of
 from vllm_ext.adapters.kinds import handler
-from vllm_ext.adapters.load import variant_of
+from vllm_ext.adapters.load import check_plain, variant_of
 from vllm_ext.adapters.names import parse_name
 from vllm_ext.adapters.path import Variant
 from vllm_ext.adapters.resolver import NAME
@@ -59,15 +59,14 @@ def patch_admission() -> bool:
                 return
             try:
                 variant = variant_of(lora_request.lora_path)
-                if variant is None:
-                    return
-                checked, now = self.__dict__.setdefault("_sqft_checked", {}), signature(variant.folder)
+                checked = self.__dict__.setdefault("_sqft_checked", {})
+                now = signature(Path(lora_request.lora_path) if variant is None else variant.folder)
                 if now is not None and checked.get(lora_request.lora_path) == now:
                     return
-                folder = open_adapter(variant.folder)
-                if variant.version not in ("", version_of(variant.folder)):
-                    raise SQFTError(f"adapter {folder.path.name} has changed since: ask lora_request for it again")
-                handler(folder).check(folder, variant.rank, _base(self.vllm_config), self.vllm_config)
+                if variant is None:
+                    check_plain(lora_request.lora_path, self.vllm_config.lora_config.lora_dtype)
+                else:
+                    _check(variant, self.vllm_config)
             except SQFTError as error:
                 raise VLLMValidationError(str(error), parameter="model") from error
             if len(checked) >= CHECKED:
@@ -79,6 +78,13 @@ def patch_admission() -> bool:
     return replace_method(
         InputProcessor, "_validate_lora", ["self", "lora_request"], make, "a damaged adapter can end the engine"
     )
+
+
+def _check(variant: Variant, settings: Any) -> None:
+    folder = open_adapter(variant.folder)
+    if variant.version not in ("", version_of(variant.folder)):
+        raise SQFTError(f"adapter {folder.path.name} has changed since: ask lora_request for it again")
+    handler(folder).check(folder, variant.rank, _base(settings), settings)
 
 
 def _base(settings: Any) -> Path | None:

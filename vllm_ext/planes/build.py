@@ -17,7 +17,8 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 from sqft_plugins.tune.merge_int4 import FEW, codes_changed
-from vllm_ext.adapters.folder import PLANES
+from vllm_ext.adapters.folder import PLANES, open_adapter
+from vllm_ext.adapters.values import check_values
 from vllm_ext.planes.format import SUFFIX, PlaneStamp, adapter_identity, base_identity, write_plane
 
 FOLDER = PLANES
@@ -48,6 +49,7 @@ def export_planes(
     tuner = tuner_of(adapter)
     if tuner.grid_of(adapter, int4.path) is None:
         raise SQFTError(f"adapter {adapter} is not quantization-aware, only such a one has value planes")
+    check_values(open_adapter(adapter))
     over = ModelFolder(base) if base is not None else int4
     single = out is not None and str(out).endswith(SUFFIX)
     if single and len(ranks) > 1:

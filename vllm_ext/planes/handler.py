@@ -11,11 +11,12 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.worker_manager import WorkerLoRAManager
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import MismatchError, SQFTError
 from vllm_ext.adapters.base import check_base
 from vllm_ext.adapters.failures import nothing_to_add
 from vllm_ext.adapters.folder import AdapterFolder, Kind
 from vllm_ext.adapters.kinds import check_parallel
+from vllm_ext.adapters.values import check_values
 from vllm_ext.patching import replace_method
 from vllm_ext.planes.loaded import load_plane, sqft_layers
 from vllm_ext.planes.store import find_plane
@@ -37,6 +38,7 @@ class PlaneHandler:
         if settings is not None:
             check_parallel(settings)
             check_eager(folder, settings)
+        check_values(folder)
         check_base(folder, base)
         if base is not None:
             find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder), folder.source)
@@ -46,7 +48,13 @@ class PlaneHandler:
         model = worker._adapter_manager.model
         method = served_by(model, folder)
         base = method.config.model_folder()
+        if not method.config.is_unchanged():
+            raise MismatchError(
+                f"adapter {folder.path.name}: {base.path} has changed since this server loaded it, a plane would be of "
+                "another model: start the server again"
+            )
         check_eager(folder, method.vllm_config)
+        check_values(folder)
         check_base(folder, base.path)
         file = find_plane(base, folder.path, folder.ranks(rank), trained_over(folder))
         name = f"{folder.path.name}{f'@{rank}' if rank else ''}"

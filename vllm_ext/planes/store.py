@@ -56,7 +56,8 @@ def find_plane(
     key = plane_key(base_identity(base), adapter_identity(adapter), ranks)
     file = store_folder() / f"{key}{SUFFIX}"
     with _locked(file):
-        if not file.is_file():
+        if not _holds(file, key):
+            file.unlink(missing_ok=True)
             found = _exported(exported or adapter, key)
             if found is not None:
                 _copy(found, file)
@@ -69,6 +70,14 @@ def find_plane(
                     f"{_shown(ranks)}`{_stale(exported or adapter)}"
                 )
     return PlaneFile(file)
+
+
+def _holds(file: Path, key: str) -> bool:
+    """Whether the plane is there: a folder that outlives its server may have been copied or tidied meanwhile."""
+    try:
+        return file.is_file() and PlaneFile(file).stamp.key == key
+    except SQFTError:
+        return False
 
 
 def _exported(adapter: Path, key: str) -> Path | None:

@@ -22,11 +22,12 @@ from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
 from sqft_plugins.checkpoint.int4 import quantization_config
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import BITS
+from sqft_plugins.identity import State
 from vllm_ext.quantization.claim import claims
 from vllm_ext.quantization.linear import SQFTLinearMethod
 from vllm_ext.quantization.loading import check_compact
 from vllm_ext.quantization.operators import forced_name
-from vllm_ext.quantization.sources import check_folder
+from vllm_ext.quantization.sources import check_folder, weights_state
 
 logger = init_logger("vllm.sqft")
 
@@ -40,6 +41,7 @@ class SQFTConfig(CompressedTensorsConfig):
     folder: Path
     sources: dict[str, str]
     _opened: ModelFolder | None = None
+    _state: list[State]
 
     def get_name(self) -> str:  # type: ignore[override]
         return METHOD
@@ -79,7 +81,16 @@ class SQFTConfig(CompressedTensorsConfig):
         """The folder, opened once in each process: its masks are read one module at a time."""
         if self._opened is None:
             self._opened = ModelFolder(self.folder)
+            self._state = weights_state(self._opened)
         return self._opened
+
+    def is_unchanged(self) -> bool:
+        """Whether the folder still holds what this process has loaded from it."""
+        folder = self.model_folder()
+        try:
+            return weights_state(folder) == self._state
+        except OSError:
+            return False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

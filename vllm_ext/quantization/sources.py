@@ -13,6 +13,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.compact_folder import BITMASK, Compact
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.errors import MismatchError
+from sqft_plugins.identity import State, state_of
 
 Part = tuple[str, Any]
 """A module of the folder, and vLLM's name for its shard of the fused layer: "q", "k", "v", 0, 1, or None for all."""
@@ -34,6 +35,12 @@ def check_folder(folder: ModelFolder) -> None:
                 f"mask of {module} is {shape} but its weight {(rows, columns)}: the mask is another model's; "
                 f"copy the whole folder {folder.path} again"
             )
+
+
+def weights_state(folder: ModelFolder) -> list[State]:
+    """Another one where a file of weights, or the masks, were written to or replaced. Raises OSError."""
+    mask = folder.path / FOLDER / MASK_FILE
+    return [state_of(file) for file in [*sorted(set(folder.files.values())), *([mask] if mask.is_file() else [])]]
 
 
 def mask_shapes(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
