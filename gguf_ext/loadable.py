@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
+from gguf_ext.names import NEEDED, PHI3, rule_in
 from gguf_ext.reader import GGUFFile
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
@@ -41,9 +42,6 @@ LORA_KINDS |= {"adapter.lora.task_name": "string", "adapter.lora.prompt_prefix":
 LORA_KINDS |= {"adapter.lora.alpha": "float32"}
 """What llama-adapter.cpp reads without a look at its kind."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-PHI3_NAMES = ("phi-3", "phi3")
-PHI3_TOKENS = ("</s>", "<unk>", "<s>", "<|endoftext|>")
-"""Where `general.name` holds one of PHI3_NAMES, llama.cpp looks these tokens up (llama-vocab.cpp, end of `load`)."""
 
 
 def check_loadable(file: GGUFFile) -> None:
@@ -222,9 +220,8 @@ def _vocabulary(metadata: Mapping[str, Any]) -> Iterator[str]:
     there = set(names)
     if model == "llama" and (lost := next((token for token in BYTES if not _has_byte(token, there)), None)):
         yield f"tokenizer.ggml.tokens has no {lost}, which its tokenizer needs for texts that hold this byte"
-    name = str(metadata.get("general.name", "")).lower()
-    if any(part in name for part in PHI3_NAMES) and (lost := next((t for t in PHI3_TOKENS if t not in there), None)):
-        yield f"general.name {name!r} makes llama.cpp look for {lost}, which is no token"
+    if rule_in(metadata) == PHI3 and (lost := next((token for token in NEEDED if token not in there), None)):
+        yield f"general.name {metadata['general.name']!r} makes llama.cpp look for {lost}, which is no token"
     for which, default in (("bos", {"llama": 1, "gpt2": 11}), ("eos", {"llama": 2, "gpt2": 11})):
         added = metadata.get(f"tokenizer.ggml.add_{which}_token", which == "bos" and model == "llama")
         token = metadata.get(f"tokenizer.ggml.{which}_token_id", len(tokens))

@@ -22,7 +22,6 @@ from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
 from gguf_ext.export import require_gguf
 from gguf_ext.lora_config import check_dense, check_rank
-from gguf_ext.lora_file import adapter_folder, adapter_tensors
 from gguf_ext.plan import Planned, Source, is_tied, match_rule
 from gguf_ext.reader import GGUFFile
 from gguf_ext.writing import write_tensors
@@ -31,6 +30,8 @@ from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.lora import DEFAULT_ALPHA, kept_weight_is_the_bases, pattern_value
+from sqft_plugins.tune.adapter_weights import adapter_tensors
+from sqft_plugins.tune.adapters import check_adapter
 
 PREFIX = "base_model.model."
 ENDS = (".lora_A.weight", ".lora_B.weight")
@@ -59,7 +60,7 @@ def export_lora(
     base: the model folder, float or INT4; None for the one that the adapter names. Raises AdapterError for what no LoRA
     file can hold, UnmappedTensorError, MismatchError for another base, CheckpointError, OutputExistsError.
     """
-    path = adapter_folder(adapter)
+    path = check_adapter(adapter)
     config = read_object(path / "adapter_config.json", "copy it again")
     check_dense(config, path)
     target = check_output(target, overwrite)
@@ -140,6 +141,8 @@ def _plan(
                 raise NonFiniteWeightError(f"{module} of adapter {adapter} holds NaN or infinity: train it again")
             place = Source(f"{rule.target.format(i=layer)}.weight.{end}", "", constant=part.contiguous())
             planned.append(Planned(place, TensorType.F32, tuple(part.shape)))
+    if not planned:
+        raise AdapterError(f"adapter {adapter} holds no LoRA: give one that was trained, or copy it again")
     return planned
 
 

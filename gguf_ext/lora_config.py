@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf_ext.errors import AdapterError
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.lora import rank_of
+from sqft_plugins.lora import check_adapted, check_lora_config, rank_of
 from sqft_plugins.tune.initialisations import CONVERT, changes_base, is_repeated
 
 PLAIN_FIELDS = frozenset(
@@ -40,6 +40,7 @@ NO_MERGE = {
 
 def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
     """Raises AdapterError, naming the way out, for an adapter whose delta is not scale * (B @ A) of one rank."""
+    check_lora_config(config, str(adapter))
     kind = str(config.get("peft_type"))
     merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
     if kind not in ("LORA", "SQFT"):
@@ -48,7 +49,12 @@ def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
         raise AdapterError(f"adapter {adapter} is quantization-aware: base + LoRA is not the trained model; {merge}")
     if kind == "SQFT" and config.get("sparse", True):
         raise AdapterError(f"adapter {adapter} is masked: its delta has full rank, no LoRA file holds it; {merge}")
-    if len(config.get("rank_choices") or []) > 1:
+    choices = config.get("rank_choices") or []
+    if not isinstance(choices, list):
+        raise CheckpointError(
+            f"adapter {adapter} has rank_choices={choices!r} in adapter_config.json, which is no list: copy it again"
+        )
+    if len(choices) > 1:
         raise AdapterError(
             f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
             f"--out DIR` and export that"
@@ -70,7 +76,9 @@ def _check_init(init: Any, adapter: Path, merge: str) -> None:
 
 
 def check_rank(config: Mapping[str, Any], module: str, rank: int, adapter: Path) -> None:
-    """Raises CheckpointError for a rank of the tensors that is not the configuration's: the scaling would be wrong."""
+    """Raises CheckpointError for a module that the configuration does not name, and for a rank of the tensors that is
+    not the configuration's: the scaling would be wrong."""
+    check_adapted(config, module, str(adapter))
     wanted = rank_of(config, module)
     if wanted != rank:
         raise CheckpointError(

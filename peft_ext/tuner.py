@@ -12,8 +12,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from peft_ext.checks import check_token_indices
@@ -26,6 +25,7 @@ from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_al
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import say
+from sqft_plugins.tune.adapter_weights import adapter_tensors
 from sqft_plugins.tune.initialisations import CONVERT, is_repeated
 
 PREFIX = "base_model.model."
@@ -40,7 +40,7 @@ class PeftTuner:
     def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
         """Raises MismatchError for a base with another mask or grid, CheckpointError for one of another shape and for
         damaged weights."""
-        read_tensors(adapter)
+        adapter_tensors(adapter)
         config = PeftConfig.from_pretrained(str(adapter))
         if grid is not None:
             if not getattr(config, "quantization_aware", False):
@@ -65,7 +65,7 @@ class PeftTuner:
 
     def search_space(self, adapter: Path) -> tuple[list[str], list[int]]:
         config = PeftConfig.from_pretrained(str(adapter))
-        return adapter_modules(read_tensors(adapter)), getattr(config, "rank_choices", None) or [config.r]
+        return adapter_modules(adapter_tensors(adapter)), getattr(config, "rank_choices", None) or [config.r]
 
     def extract(self, adapter: Path, target: Path, rank: Rank) -> Mapping[str, int]:
         """Raises SQFTError for a rank outside the search space and for an adapter whose rank is fixed."""
@@ -73,7 +73,7 @@ class PeftTuner:
         modules, choices = self.search_space(adapter)
         if len(choices) == 1:
             raise SQFTError(f"adapter {adapter} has the fixed rank {choices[0]}: there is no sub-adapter to extract")
-        tensors = read_tensors(adapter)
+        tensors = adapter_tensors(adapter)
         ranks = configuration(rank, modules, choices)
         for module, value in ranks.items():
             keys = [f"{PREFIX}{module}{end}" for end in ENDS]
@@ -204,19 +204,6 @@ def _no_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*put_rest_on_grid")
         yield
-
-
-def read_tensors(adapter: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter folder. Raises CheckpointError for a damaged file."""
-    file = adapter / SAFETENSORS_WEIGHTS_NAME
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or cut off ({error}): copy the adapter again") from error
-    for module in adapter_modules(tensors):
-        if f"{PREFIX}{module}{ENDS[1]}" not in tensors:
-            raise CheckpointError(f"{file} has lora_A of {module} but no lora_B: copy the adapter again")
-    return tensors
 
 
 def adapter_modules(tensors: Mapping[str, Tensor]) -> list[str]:

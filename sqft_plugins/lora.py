@@ -70,6 +70,19 @@ def is_adapted(config: Mapping[str, Any], module: str) -> bool:
     )
 
 
+def check_adapted(config: Mapping[str, Any], module: str, name: str) -> None:
+    """Raises CheckpointError for a module with tensors that PEFT would not load. name: the adapter, for messages."""
+    try:
+        named = is_adapted(config, module)
+    except (re.error, TypeError, AttributeError) as error:
+        raise CheckpointError(f"adapter {name}: target_modules cannot be read ({error}): copy it again") from error
+    if not named:
+        raise CheckpointError(
+            f"adapter {name} holds tensors of {module}, which target_modules in adapter_config.json does not name, so "
+            "that PEFT leaves them out: copy the whole adapter again"
+        )
+
+
 def _named(names: Any, module: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None

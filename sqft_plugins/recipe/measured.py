@@ -10,8 +10,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
-
-WEIGHTS = "adapter_model.safetensors"
+from sqft_plugins.tune.adapter_weights import weights_file
 
 
 def folder_numbers(path: Path) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def folder_numbers(path: Path) -> dict[str, Any]:
 
 def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
-    folder, added = ModelFolder(base), (adapter / WEIGHTS).stat().st_size
+    folder, added = ModelFolder(base), weights_file(adapter).stat().st_size
     weights = sum(math.prod(module_shape(folder, module)) for module in modules_of(folder))
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,

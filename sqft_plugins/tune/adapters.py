@@ -13,6 +13,7 @@ from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
+from sqft_plugins.tune.adapter_weights import weights_file
 from sqft_plugins.tune.settings import ALL_LINEAR
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -22,10 +23,10 @@ CHAT_TEMPLATE = "chat_template.jinja"
 def check_adapter(path: str | Path) -> Path:
     """The adapter folder. Raises CheckpointError where it is none."""
     path = Path(path)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / name).is_file():
+    for file in (path / "adapter_config.json", weights_file(path)):
+        if not file.is_file():
             raise CheckpointError(
-                f"adapter {path} has no {name}: give a folder that `sqft train` or save_pretrained wrote"
+                f"adapter {path} has no {file.name}: give a folder that `sqft train` or save_pretrained wrote"
             )
     return path
 

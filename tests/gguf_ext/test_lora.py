@@ -294,10 +294,17 @@ def test_a_damaged_adapter_is_named(bases, tmp_path):
     adapter = _adapter(base, tmp_path / "adapter", ["down_proj"])
     file = adapter / "adapter_model.safetensors"
     whole = load_file(file)
-    b = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"
-    for tensors in ({**whole, b: whole[b][:, :3].contiguous()}, {n: t for n, t in whole.items() if n != b}):
+    a, b = (f"base_model.model.model.layers.0.mlp.down_proj.lora_{side}.weight" for side in "AB")
+    module = r"model\.layers\.0\.mlp\.down_proj"
+    for tensors, problem in (
+        ({**whole, b: whole[b][:, :3].contiguous()}, rf"lora_B .* for {module}: copy the adapter"),
+        ({n: t for n, t in whole.items() if n != b}, rf"has lora_A of {module} but no lora_B: copy the adapter"),
+        ({n: t for n, t in whole.items() if n != a}, rf"has lora_B of {module} but no lora_A: copy the adapter"),
+        ({n.replace("down", "up"): t for n, t in whole.items()}, "up_proj, which target_modules .* does not name"),
+        ({}, "holds no LoRA"),
+    ):
         save_file(tensors, file)
-        with pytest.raises(CheckpointError, match=r"lora_B .* for model\.layers\.0\.mlp\.down_proj: copy the adapter"):
+        with pytest.raises(SQFTError, match=problem):
             export_lora(adapter, tmp_path / "lora.gguf")
     (adapter / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json holds no JSON object"):
@@ -349,4 +356,23 @@ def test_a_pickle_of_anything_but_tensors_is_refused_in_one_line(content, bases,
         torch.save(content, adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin (is damaged|holds no tensors)") as caught:
         export_lora(adapter, tmp_path / "m.gguf", base=base)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"lora_alpha": value} for value in (None, "x", [8], float("nan"), True)),
+        *({"alpha_pattern": value} for value in ({"(": 3}, {"q_proj": "x"}, ["q_proj"])),
+        *({"rank_pattern": value} for value in ({"(": 3}, {"q_proj": None}, "q_proj")),
+        *({"r": None}, {"rank_choices": 8}, {"target_modules": "("}),
+    ],
+)
+def test_a_configuration_of_no_numbers_and_no_patterns_is_refused_in_one_line(field, bases, tmp_path):
+    base, _ = bases("llama")
+    adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **field}))
+    with pytest.raises(CheckpointError, match=f"{next(iter(field))}.*copy it again") as caught:
+        export_lora(adapter, tmp_path / "lora.gguf", base=base)
     assert "\n" not in str(caught.value)

@@ -67,3 +67,18 @@ def test_the_chat_template_of_the_training_reaches_the_merged_model(mixed, tmp_p
     merge_folder(mixed[0], tmp_path / "sub", tmp_path / "merged", "max")
     chat = [{"role": "user", "content": "seven"}]
     assert load_tokenizer(tmp_path / "merged").apply_chat_template(chat, tokenize=False) == "<user>seven"
+
+
+def test_an_adapter_saved_as_a_pickle_is_merged_and_extracted_alike(mixed, tmp_path):
+    """adapter_model.bin, as PEFT wrote it before safetensors."""
+    adapter = shutil.copytree(mixed[1], tmp_path / "adapter")
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    for name, source in (("a", mixed[1]), ("b", adapter)):
+        merge_folder(mixed[0], source, tmp_path / f"merged-{name}")
+        extract_adapter(source, tmp_path / f"sub-{name}")
+    for file in ("merged-{}/model.safetensors", "sub-{}/adapter_model.safetensors"):
+        assert (tmp_path / file.format("a")).read_bytes() == (tmp_path / file.format("b")).read_bytes()
+    (adapter / "adapter_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin is damaged"):
+        merge_folder(mixed[0], adapter, tmp_path / "merged-c")

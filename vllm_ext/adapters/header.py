@@ -7,7 +7,6 @@ configuration does not name is served where PEFT would leave it out: both are re
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.lora import is_adapted, rank_of
+from sqft_plugins.lora import check_adapted, rank_of
 
 PREFIX = "base_model.model."
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
@@ -82,15 +81,7 @@ def _check(module: str, rank: int, config: Mapping[str, Any], name: str) -> None
             f"adapter {name}: {module} has rank {rank} in its tensors and {wanted} in adapter_config.json, which makes "
             "another scaling: copy the whole adapter again"
         )
-    try:
-        named = is_adapted(config, module)
-    except (re.error, TypeError, AttributeError) as error:
-        raise CheckpointError(f"adapter {name}: target_modules cannot be read ({error}): copy it again") from error
-    if not named:
-        raise CheckpointError(
-            f"adapter {name} holds tensors of {module}, which target_modules in adapter_config.json does not name, so "
-            "that PEFT leaves them out: copy the whole adapter again"
-        )
+    check_adapted(config, module, name)
 
 
 def _key(name: str, shapes: Mapping[str, Any]) -> str | None:

@@ -31,6 +31,7 @@ from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, lost_zeros
 from sqft_plugins.identity import file_hash, while_unchanged
+from sqft_plugins.tune.adapter_weights import weights_file
 
 PLANE_VERSION = 1
 KEY = "sqft_plane"
@@ -87,7 +88,7 @@ def adapter_identity(adapter: Path) -> str:
     its base, may change. Raises CheckpointError."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text())
-        weights = file_hash(adapter / "adapter_model.safetensors")
+        weights = file_hash(weights_file(adapter))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"adapter {adapter} cannot be read ({error}): copy it again") from error
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "mask_hash", "grid_stamp")
