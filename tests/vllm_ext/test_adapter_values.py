@@ -227,3 +227,18 @@ def test_what_sqft_train_saves_of_an_output_head_is_served(tiny_float, tmp_path)
         folder = open_adapter(tmp_path / f"head-{tied}")
         assert list(folder.kept) == ["lm_head"]
         check_base(folder, base)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"base_model_name_or_path": "x" * 5000}, {"base_model_name_or_path": "a\0b"}, {"mask_hash": 5}],
+    ids=["long", "null", "hash"],
+)
+def test_fields_of_the_base_that_make_no_sense_are_no_raw_error(tiny_int4, tmp_path, fields):
+    base = tiny_int4("llama")
+    folder = open_adapter(change(plain(tmp_path / "math"), **fields))
+    if "mask_hash" in fields:
+        with pytest.raises(MismatchError, match=r"^adapter math was trained over a base with other zeros \(mask 5"):
+            check_base(folder, base)
+    else:
+        check_base(folder, base)

@@ -52,11 +52,11 @@ def _check_masks(folder: AdapterFolder, base: Path) -> None:
         return  # the served model carries no masks: nothing to compare with
     missing = [module for module in folder.modules if module not in masks]
     found = None if missing else mask_hash({module: masks[module] for module in folder.modules})
-    if found != folder.config["mask_hash"]:
+    wanted = str(folder.config["mask_hash"])
+    if found != wanted:
         raise MismatchError(
-            f"adapter {folder.path.name} was trained over a base with other zeros (mask "
-            f"{folder.config['mask_hash'][:12]}, served {(found or 'none')[:12]}): serve its own base, "
-            f"{folder.config.get('base_model_name_or_path')}"
+            f"adapter {folder.path.name} was trained over a base with other zeros (mask {wanted[:12]}, served "
+            f"{(found or 'none')[:12]}): serve its own base, {folder.config.get('base_model_name_or_path')}"
         )
 
 
@@ -68,6 +68,6 @@ def _masks(base: Path):
 def _stamped_hash(path: Path) -> str | None:
     try:
         stamp = ModelFolder(path).stamp
-    except SQFTError:
-        return None  # a hub name, or a folder that is gone
+    except (SQFTError, OSError, ValueError):
+        return None  # a hub name, a folder that is gone, or no path at all
     return stamp.mask_hash if stamp else None
