@@ -16,6 +16,7 @@ from helpers_adapters import change, write_adapter, write_configuration
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from starlette.requests import Request
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.serving import BaseServing
@@ -499,3 +500,19 @@ def test_the_table_forgets_the_name_not_asked_for_longest(root):
     assert set(table) == {"static", "d"}
     del table["d"]
     assert set(table) == {"static"}
+
+
+@pytest.mark.parametrize(("header", "model"), [(None, "math"), ("plain", "plain")])
+def test_invocations_are_for_the_model_that_they_name(models, header, model):
+    standards = pytest.importorskip("model_hosting_container_standards.sagemaker")
+    headers = [(b"x-amzn-sagemaker-adapter-identifier", header.encode())] if header else []
+    scope = {"type": "http", "method": "POST", "path": "/invocations", "query_string": b"", "headers": headers}
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"model": "math", "prompt": "a"}', "more_body": False}
+
+    @standards.inject_adapter_id(adapter_path="model")
+    async def invocations(raw_request: Request):
+        return await raw_request.json()
+
+    assert asyncio.run(invocations(Request(scope, receive)))["model"] == model

@@ -125,6 +125,14 @@ def test_nothing_but_the_pulse_is_answered_without_the_key(server) -> None:
     assert ask(server, "/tokenize", model=server.ready["name"], prompt="a")[0] == 200
 
 
+def test_every_door_leads_to_the_adapter_that_was_named(server) -> None:
+    body = {"prompt": "Question: ", "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    for name in ("law@max", "law@min", server.ready["name"]):
+        status, answer = ask(server, "/invocations", model=name, **body)
+        assert (status, answer["model"]) == (200, name)
+        assert complete(server, name) == (200, answer["choices"][0]["text"])
+
+
 @pytest.mark.parametrize("name", ["org/name", "nobody", "../math", "math@../x"])
 def test_a_name_that_is_not_there_is_404_with_the_reason_at_every_door(server, name) -> None:
     status, message = complete(server, name)
@@ -133,6 +141,7 @@ def test_a_name_that_is_not_there_is_404_with_the_reason_at_every_door(server, n
     messages = [{"role": "user", "content": "a"}]
     assert ask(server, "/v1/chat/completions", model=name, messages=messages)[0] == 404
     assert ask(server, "/v1/responses", model=name, input="a")[0] == 404
+    assert ask(server, "/invocations", model=name, prompt="a")[0] == 404
     assert ask(server, "/tokenize", model=name, prompt="a")[0] == 404
 
 

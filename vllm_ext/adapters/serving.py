@@ -26,6 +26,7 @@ from sqft_plugins.identity import is_settled
 from vllm_ext.adapters.copies import BusyError, Copy
 from vllm_ext.adapters.directory import UnknownAdapterError
 from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError, open_adapter
+from vllm_ext.adapters.invocations import patch_invocations
 from vllm_ext.adapters.kinds import HANDLERS, check_parallel, handler
 from vllm_ext.adapters.load import variant_of
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
@@ -54,6 +55,7 @@ def patch_serving() -> bool:
             self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
             if self._sqft_resolver is not None:
                 check_parallel(engine_client.vllm_config)
+                patch_invocations()
                 self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
                 self.lora_requests = VariantTable(self._sqft_resolver.directory, self._sqft_resolver.copies)
                 self.lora_resolver_lock = Locks()
