@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_ext.reads import weights_read_by
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.compress.find import find_linears
-from sqft_plugins.compress.fused import fused_weights, left_out
+from sqft_plugins.compress.fused import fused_weights, left_out, means_fused
 from sqft_plugins.errors import SQFTError
 
 
@@ -78,18 +78,24 @@ class ReadWeights:
 def tell_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module]) -> None:
     """Warns, in numbers, where `target_modules` as it was given means weights that are no linear layers: LoRA reaches
     the experts of "all-linear" and of the names that transformers 4 had for them (w1, w2, w3)."""
-    fused = fused_weights(model)
+    fused = fused_weights(model, anywhere=True)
     if not fused:
         return
     everything = isinstance(meant, str) and meant.lower() == "all-linear"
     names = [] if isinstance(meant, str) or not meant else sorted(meant)
     own = [name for name, _ in model.named_modules()]
     missing = [one for one in names if not any(name == one or name.endswith(f".{one}") for name in own)]
-    if not everything and not missing:
+    partly = [one for one in names if one not in missing and means_fused(one, fused)]
+    if not everything and not missing and not partly:
         return
-    linear = sum(layer.weight.numel() for name, layer in find_linears(model).items() if ".lora_" not in name)
+    try:
+        linears: Mapping[str, Any] = find_linears(model)
+    except SQFTError:  # no list of equal blocks
+        linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = sum(layer.weight.numel() for name, layer in linears.items() if ".lora_" not in name)
     adapted = sum(math.prod(layer.get_base_layer().weight.shape) for layer in layers.values())  # type: ignore
-    shown = "target_modules='all-linear'" if everything else f"target_modules={missing} are no layers here"
+    shown = f"target_modules={missing} are no layers here" if missing else f"target_modules={partly} are not all here"
+    shown = "target_modules='all-linear'" if everything else shown
     warnings.warn(
         f"{shown}: {left_out(fused, linear)}, which SQFT does not adapt: the adapter is over {adapted:,} weights",
         stacklevel=2,

@@ -74,8 +74,14 @@ def _load_adapter(original: Callable, self: Any, model_id: Any, adapter_name: st
 
     options = self._split_kwargs(kwargs)[0]
     if isinstance(own, SQFTConfig):
+        layers = adapter_layers(self, adapter_name)
+        if any(adapter_name in layer.merged_adapters for layer in layers.values()):
+            raise SQFTError(
+                f"adapter {adapter_name!r} is merged, and the model would go on with what is merged: run "
+                "unmerge_adapter() before load_adapter"
+            )
         coming = _saved_config(model_id, options)
-        _check(own, coming, adapter_name, str(model_id), adapter_layers(self, adapter_name))
+        _check(own, coming, adapter_name, str(model_id), layers)
         vars(own).pop(FRESH, None)
     elif _is_sqft(Path(model_id, options.get("subfolder") or "") / CONFIG_FILE):
         raise _other_type(str(model_id), "SQFT", adapter_name, own)
@@ -203,6 +209,9 @@ def tell_unchecked(module: nn.Module, state_dict: Mapping[str, Any], prefix: str
     """Load-state-dict pre-hook of the whole model: tensors of an adapter came (`set_peft_model_state_dict`,
     `load_state_dict`), and nobody knows over which base they were trained. With the base's own weights among them they
     belong together."""
+    if any(key.startswith(prefix) and ".base_layer." in key for key in state_dict):
+        for config in getattr(module, "peft_config", {}).values():
+            vars(config).pop(FRESH, None)
     adapted = {key.split(".lora_A.")[0] for key in state_dict if key.startswith(prefix) and ".lora_A." in key}
     if _looking.done or all(f"{name}.base_layer.weight" in state_dict for name in adapted):
         return

@@ -3,15 +3,18 @@
 Version counters, ids and data pointers cannot tell: `parameter.data[...] = x` and `parameter.data = x` pass by the
 counter, and a new tensor takes the address of the last one. So the adapter is compared with a copy, and the base weight
 by a fingerprint of every bit. That costs one to two reads of the weight, once per forward of the model; a forward that
-continues a cache of keys and values (every token of `generate` but the first) trusts the one before it.
+goes on where the one before it left a cache of keys and values (every token of `generate` but the first) trusts that
+one. A copy of a cache, or one that was cropped, is looked at anew.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +54,14 @@ def _factors(count: int, device: torch.device) -> Tensor:
     return random.mul_(2).add_(1).to(device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluatedWeight:
     """A merged weight and what it was made of.
 
     settings: adapter, rank, scaling and what else is compared by value. state: what the layer knows of the adapter,
     compared by identity. factors: copies of A and B. base: fingerprint of the base weight, kind its dtype, shape and
-    device, place where it was: a hint that is good only until the next whole forward.
+    device, place where it and the factors were: a hint that is good only until the next whole forward. seen: the
+    forward that looked at all of them last.
     """
 
     settings: tuple
@@ -67,61 +71,95 @@ class EvaluatedWeight:
     kind: tuple
     place: tuple
     merged: Tensor
+    seen: int
 
     @classmethod
     def of(
         cls, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
     ) -> EvaluatedWeight:
         copies = tuple(factor.detach().clone() for factor in factors)
-        return cls(settings, state, copies, fingerprint(base), _kind(base), _place(base), merged)
+        return cls(
+            settings, state, copies, fingerprint(base), _kind(base), _place(base, *factors), merged, _forward.number
+        )
 
     def still_holds(self, settings: tuple, factors: tuple[Tensor, ...], base: Tensor) -> bool:
         """Whether the merged weight is that of these factors and this base weight."""
         if settings != self.settings or _kind(base) != self.kind:
             return False
-        if not all(map(_same, self.factors, factors)):
+        place = _place(base, *factors)
+        trusted = self.seen == _forward.before and place == self.place
+        if not trusted and not self._is_made_of(factors, base):
             return False
-        if _forward.continues_cache and _place(base) == self.place:
-            return True
-        return torch.equal(fingerprint(base), self.base)
+        self.seen, self.place = _forward.number, place
+        return True
+
+    def _is_made_of(self, factors: tuple[Tensor, ...], base: Tensor) -> bool:
+        return all(map(_same, self.factors, factors)) and torch.equal(fingerprint(base), self.base)
 
 
 def _kind(tensor: Tensor) -> tuple:
     return tensor.dtype, tensor.shape, tensor.device
 
 
-def _place(tensor: Tensor) -> tuple:
-    version = 0 if tensor.is_inference() else tensor._version  # one made in torch.inference_mode() has none
-    return id(tensor), tensor.data_ptr(), version
+def _place(*tensors: Tensor) -> tuple:
+    # a tensor made in torch.inference_mode() has no version
+    return tuple((id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return _kind(a) == _kind(b) and torch.equal(a, b)
 
 
-class _Forward(threading.local):
-    """Whether the forward of a model that runs in this thread continues a cache."""
+_numbers = itertools.count(1)
 
-    continues_cache = False
+
+class _Forward(threading.local):
+    """The forward of a whole model that runs in this thread.
+
+    number: its own, 0 outside of one. before: that of the forward which left its cache as it is, None where there is
+    none. cache: what it was given. ends: cache → (the forward that filled it last, its length then).
+    """
+
+    number = 0
+    before: int | None = None
+    cache: Any = None
+
+    def __init__(self) -> None:
+        self.ends: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 
 
 _forward = _Forward()
 
 
 def note_cache(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Forward pre-hook (with_kwargs) of the whole model: notes whether the forward continues a cache.
+    """Forward pre-hook (with_kwargs) of the whole model: notes which forward the cache of this one comes from.
 
     The keys and values in a cache are those of the weights before, so a weight that is written over between two tokens
     would give no meaningful text anyway.
     """
     if torch.compiler.is_compiling():
         return
-    cache = kwargs.get("past_key_values")
-    length = getattr(cache, "get_seq_length", None)
-    _forward.continues_cache = callable(length) and int(length()) > 0
+    _forward.number, _forward.before = next(_numbers), None
+    _forward.cache = cache = kwargs.get("past_key_values")
+    length = _length(cache)
+    if length:
+        last, end = _forward.ends.get(cache, (None, 0))
+        _forward.before = last if end == length else None
 
 
 def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
     """Forward hook (always_call) of the whole model."""
-    if not torch.compiler.is_compiling():
-        _forward.continues_cache = False
+    if torch.compiler.is_compiling():
+        return
+    cache = getattr(output, "past_key_values", None)
+    cache = _forward.cache if cache is None else cache
+    length = _length(cache)
+    if length:
+        _forward.ends[cache] = _forward.number, length
+    _forward.number, _forward.before, _forward.cache = 0, None, None
+
+
+def _length(cache: Any) -> int:
+    """Of a cache of transformers; 0 for none, for one of another kind, and for one that cannot be told from others."""
+    known = hasattr(cache, "__weakref__") and type(cache).__hash__ is object.__hash__
+    return int(cache.get_seq_length()) if known and hasattr(cache, "get_seq_length") else 0

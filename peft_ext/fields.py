@@ -4,7 +4,7 @@ shows as a TypeError in a layer, or never."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,15 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_indices(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, Mapping | str) and all(map(is_whole, value))
+    return isinstance(value, Collection) and not isinstance(value, Mapping | str | bytes) and all(map(is_whole, value))
+
+
+def _is_some(value: Any) -> bool:
+    return _is_indices(value) and len(value) > 0
+
+
+def _is_replication(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(_is_indices(pair) and len(pair) == 2 for pair in value)
 
 
 def _is_pattern(value: Any, test: Callable[[Any], bool]) -> bool:
@@ -64,6 +72,11 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of numbers of layers, from 0",
     ),
     "layers_pattern": NAMES,
+    "layer_replication": (
+        lambda value: value is None or _is_replication(value),
+        "a list of (first layer, the one after the last)",
+    ),
+    "megatron_core": (lambda value: value is None or _is_text(value), "the name of a module"),
     "rank_pattern": (
         lambda value: value is None or _is_pattern(value, lambda rank: is_whole(rank, 1)),
         "{name or pattern: rank}, each rank a whole number from 1",
@@ -73,7 +86,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "{name or pattern: alpha}, each alpha a number above 0",
     ),
     "trainable_token_indices": (
-        lambda value: value is None or _is_indices(value) or _is_pattern(value, _is_indices),
+        lambda value: value is None or _is_some(value) or _is_pattern(value, _is_some),
         "a list of token numbers, or {name of an embedding: such a list}",
     ),
     "init_lora_weights": (lambda value: isinstance(value, bool | str), "True, False, 'gaussian' or 'orthogonal'"),
@@ -110,12 +123,23 @@ def check_fields(config: Any) -> None:
 
 
 def as_plain_numbers(config: Any) -> None:
-    """NumPy's numbers as Python's: others cannot be saved as JSON."""
+    """NumPy's numbers and collections as Python's: others cannot be saved as JSON, and PEFT looks them up by kind."""
     config.r = int(config.r)
     if not isinstance(config.lora_alpha, int | float):
         config.lora_alpha = float(config.lora_alpha)
-    if config.rank_pattern:
-        config.rank_pattern = {name: int(rank) for name, rank in config.rank_pattern.items()}
+    config.rank_pattern = {name: int(rank) for name, rank in (config.rank_pattern or {}).items()}
+    config.alpha_pattern = dict(config.alpha_pattern or {})
+    layers, tokens = config.layers_to_transform, config.trainable_token_indices
+    if layers is not None:
+        config.layers_to_transform = int(layers) if is_whole(layers) else _as_list(layers)
+    if isinstance(tokens, Mapping):
+        config.trainable_token_indices = {name: _as_list(indices) for name, indices in tokens.items()}
+    elif tokens is not None:
+        config.trainable_token_indices = _as_list(tokens)
+
+
+def _as_list(indices: Collection[Any]) -> list[int]:
+    return [int(index) for index in (sorted(indices) if isinstance(indices, set | frozenset) else indices)]
 
 
 def check_ignored(config: Any) -> None:

@@ -26,9 +26,9 @@ from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
 from peft_ext.identity import check_base, is_found, take_in
 from peft_ext.layer import Linear
-from peft_ext.ranks import crop_padding, note_ranks
 from peft_ext.registry import BaseTunerLayer, LoraModel
 from peft_ext.rollback import remember
+from peft_ext.saved import crop_padding, note_mask, note_ranks, put_unmerged
 from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import SQFTError
@@ -175,9 +175,13 @@ class SQFTModel(LoraModel):
         write_ranks(self.peft_config[adapter_name], adapter_name, dict(sqft_layers(self.model, adapter_name)))
 
     @classmethod
-    def _get_adapter_state_dict(cls, model, config, adapter_name: str, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        tensors = super()._get_adapter_state_dict(model, config, adapter_name, *args, **kwargs)
+    def _get_adapter_state_dict(
+        cls, model, config, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
         layers = dict(sqft_layers(model, adapter_name))
+        put_unmerged(state_dict, layers)  # of which PEFT takes the embeddings' own
+        note_mask(config, layers, adapter_name)
+        tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, *args, **kwargs)
         crop_padding(tensors, layers, adapter_name)
         note_ranks(config, layers, adapter_name)
         return tensors

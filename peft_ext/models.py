@@ -20,14 +20,15 @@ def sqft_model(model: nn.Module) -> SQFTModel:
         return model
     if hasattr(model, "get_base_model") and isinstance(found, SQFTModel):
         return found
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     if not layers:
         raise SQFTError(f"model {type(model).__name__} carries no SQFT adapter: add one with SQFTConfig first")
     tuner: Any = SQFTModel.__new__(SQFTModel)
     nn.Module.__init__(tuner)
     tuner.model = model
     tuner.peft_config = getattr(model, "peft_config", {})
-    tuner.active_adapter = list(layers[0].active_adapters)
+    tuner.active_adapter = list(next(iter(layers.values())).active_adapters)
+    tuner.targeted_module_names, tuner.targeted_parameter_names = list(layers), []
     return tuner
 
 

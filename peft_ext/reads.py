@@ -12,17 +12,30 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import operator
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda self: "UNKNOWN"})()
+from peft_ext.values import (
+    MOST,
+    UNKNOWN,
+    Many,
+    Scope,
+    Values,
+    attribute_of,
+    compare,
+    holds_modules,
+    known,
+    members,
+    scope_of,
+    truth_of,
+    union,
+)
+
 WEIGHTS = ("weight", "in_proj_weight")
 HARMLESS = frozenset(
     [
@@ -37,24 +50,6 @@ NOT_FOLLOWED = ("torch.nn.modules.module", "transformers.modeling_utils", "trans
 UNUSED = {("DisentangledSelfAttention", "in_proj")}
 """(class, child) whose read no model reaches: DeBERTa's is for `query_states`, which its encoder gives where z_steps is
 above 1, and z_steps is 0 in its source."""
-COMPARE: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-}
-PLAIN = (int, float, str, bool, type(None), bytes)
-MOST = 64
-"""Values that one expression is followed with; more are unknown."""
-
-Values = list[Any]
-Scope = dict[str, Values]
 
 
 def weights_read_by(parent: nn.Module) -> tuple[list[nn.Module], bool]:
@@ -66,10 +61,6 @@ def weights_read_by(parent: nn.Module) -> tuple[list[nn.Module], bool]:
         walk.call(forward, [[parent]], {}, entry=True)
     unused = [getattr(parent, child, None) for name, child in UNUSED if name == type(parent).__name__]
     return [module for module in walk.read if not any(module is one for one in unused)], walk.complete
-
-
-class _Many(list):
-    """What is known of the members of a list, tuple or iterator."""
 
 
 class _Walk:
@@ -104,7 +95,7 @@ class _Walk:
             return
         outer = self._function, self._self
         self._function, self._self = function, given[0][0] if given and given[0] else None
-        self._block(tree.body, _scope(function, tree.args, given, named, entry))
+        self._block(tree.body, scope_of(function, tree.args, given, named, entry))
         self._function, self._self = outer
 
     # --- statements ---
@@ -117,7 +108,7 @@ class _Walk:
         if isinstance(node, ast.If):
             return self._if(node, scope)
         if isinstance(node, ast.For):
-            self._assign(node.target, _members(self.value(node.iter, scope)), scope)
+            self._assign(node.target, members(self.value(node.iter, scope)), scope)
             self._loop([*node.body, *node.orelse], scope)
         elif isinstance(node, ast.While):
             self._loop([ast.Expr(node.test), *node.body, *node.orelse], scope)
@@ -148,7 +139,7 @@ class _Walk:
         return isinstance(node, ast.Return | ast.Raise | ast.Continue | ast.Break)
 
     def _if(self, node: ast.If, scope: Scope) -> bool:
-        truth = _truth(self.value(node.test, scope))
+        truth = truth_of(self.value(node.test, scope))
         ends, scopes = [], []
         for case, body in ((True, node.body), (False, node.orelse)):
             if case in truth:
@@ -158,7 +149,7 @@ class _Walk:
                     scopes.append(own)
         if scopes:
             names = {name for own in scopes for name in own}
-            scope.update({name: _union(own.get(name, [UNKNOWN]) for own in scopes) for name in names})
+            scope.update({name: union(own.get(name, [UNKNOWN]) for own in scopes) for name in names})
         return all(ends)
 
     def _loop(self, body: list[ast.stmt], scope: Scope) -> None:
@@ -167,11 +158,11 @@ class _Walk:
         for node in body:
             for part in ast.walk(node):
                 if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id in own:
-                    own[part.id] = _union([own[part.id], [UNKNOWN]])
+                    own[part.id] = union([own[part.id], [UNKNOWN]])
         for statement in body:  # a `continue` ends one round only
             self._statement(statement, own)
         for name in own:
-            scope[name] = _union([scope.get(name, [UNKNOWN]), own[name]])
+            scope[name] = union([scope.get(name, [UNKNOWN]), own[name]])
 
     def _assign(self, target: ast.expr, values: Values, scope: Scope, source: ast.expr | None = None) -> None:
         if isinstance(target, ast.Name):
@@ -179,7 +170,7 @@ class _Walk:
         elif isinstance(target, ast.Tuple | ast.List):
             parts = source.elts if isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts) else None
             for index, one in enumerate(target.elts):
-                self._assign(one, self.value(parts[index], scope) if parts else _members(values), scope)
+                self._assign(one, self.value(parts[index], scope) if parts else members(values), scope)
         elif isinstance(target, ast.Starred):
             self._assign(target.value, [UNKNOWN], scope)
 
@@ -220,8 +211,8 @@ class _Walk:
                     self.read.append(owner)
                 result.append(UNKNOWN)
             else:
-                result.append(_attribute(owner, node.attr))
-        return _union([result])
+                result.append(attribute_of(owner, node.attr))
+        return union([result])
 
     def _look(self, node: ast.expr, scope: Scope) -> None:
         """Evaluates an expression of which only the kind is asked: a weight in it is not read."""
@@ -234,36 +225,36 @@ class _Walk:
         owners, index = self.value(node.value, scope), self.value(node.slice, scope)
         if len(owners) == len(index) == 1 and index[0] is not UNKNOWN:
             try:
-                return [_known(owners[0][index[0]])]
+                return [known(owners[0][index[0]])]
             except Exception:  # no such member, or no container
                 return [UNKNOWN]
-        return _members(owners)
+        return members(owners)
 
     def _tuple(self, node: ast.Tuple | ast.List | ast.Set, scope: Scope) -> Values:
-        return [_Many(itertools.chain.from_iterable(self.value(part, scope) for part in node.elts))]
+        return [Many(itertools.chain.from_iterable(self.value(part, scope) for part in node.elts))]
 
     _list = _set = _tuple
 
     def _starred(self, node: ast.Starred, scope: Scope) -> Values:
-        return _members(self.value(node.value, scope))
+        return members(self.value(node.value, scope))
 
     def _boolop(self, node: ast.BoolOp, scope: Scope) -> Values:
         ends = isinstance(node.op, ast.Or)  # what decides the whole: a true one in `or`, a false one in `and`
         result: Values = []
         for part in node.values:
             values = self.value(part, scope)
-            truth = _truth(values)
+            truth = truth_of(values)
             if truth == {ends}:
-                return _union([result, values])
+                return union([result, values])
             if ends in truth:
                 result.append(UNKNOWN)
-        return _union([result, values])
+        return union([result, values])
 
     def _unaryop(self, node: ast.UnaryOp, scope: Scope) -> Values:
         values = self.value(node.operand, scope)
         if not isinstance(node.op, ast.Not):
             return [UNKNOWN]
-        return [not truth for truth in _truth(values)]
+        return [not truth for truth in truth_of(values)]
 
     def _compare(self, node: ast.Compare, scope: Scope) -> Values:
         presence = all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
@@ -278,12 +269,12 @@ class _Walk:
         left, right = (self.value(side, scope) for side in sides)
         if len(left) * len(right) > MOST:
             return [UNKNOWN]
-        return _union([[_compare(node.ops[0], a, b)] for a in left for b in right])
+        return union([[compare(node.ops[0], a, b)] for a in left for b in right])
 
     def _ifexp(self, node: ast.IfExp, scope: Scope) -> Values:
-        truth = _truth(self.value(node.test, scope))
+        truth = truth_of(self.value(node.test, scope))
         branches = {True: node.body, False: node.orelse}
-        return _union(self.value(branches[case], scope) for case in truth)
+        return union(self.value(branches[case], scope) for case in truth)
 
     def _namedexpr(self, node: ast.NamedExpr, scope: Scope) -> Values:
         values = self.value(node.value, scope)
@@ -298,11 +289,11 @@ class _Walk:
     def _listcomp(self, node: Any, scope: Scope) -> Values:
         own = dict(scope)
         for part in node.generators:
-            self._assign(part.target, _members(self.value(part.iter, own)), own)
+            self._assign(part.target, members(self.value(part.iter, own)), own)
             for test in part.ifs:
                 self.value(test, own)
         made = [self.value(getattr(node, name), own) for name in ("key", "value", "elt") if hasattr(node, name)]
-        return [_Many(_union(made))]
+        return [Many(union(made))]
 
     _generatorexp = _setcomp = _dictcomp = _listcomp
 
@@ -320,13 +311,13 @@ class _Walk:
         named = {str(word.arg): self.value(word.value, scope) for word in node.keywords}
         if isinstance(node.func, ast.Name):
             if node.func.id in ("enumerate", "zip"):
-                return [_Many([_Many(_union([[UNKNOWN], *map(_members, given)]))])]
+                return [Many([Many(union([[UNKNOWN], *map(members, given)]))])]
             if node.func.id in ("reversed", "list", "tuple", "iter", "sorted"):
-                return [_Many(_union(map(_members, given)))]
+                return [Many(union(map(members, given)))]
             if node.func.id == "next":
-                return _union(map(_members, given))
+                return union(map(members, given))
             for function in self.value(node.func, scope):
-                if isinstance(function, types.FunctionType) and _modules([*given, *named.values()]):
+                if isinstance(function, types.FunctionType) and holds_modules([*given, *named.values()]):
                     self.call(function, given, named)
             return [UNKNOWN]
         if not isinstance(node.func, ast.Attribute):
@@ -347,18 +338,18 @@ class _Walk:
         result: Values = []
         for owner in self.value(node.value, scope):
             if isinstance(owner, nn.Module) and node.attr in ("children", "modules", "values"):
-                return [_Many(owner.children())]
+                return [Many(owner.children())]
             if isinstance(owner, nn.Module) and node.attr in ("items", "named_children", "named_modules"):
-                return [_Many([_Many([UNKNOWN, *owner.children()])])]
+                return [Many([Many([UNKNOWN, *owner.children()])])]
             function = getattr(type(owner), node.attr, None) if isinstance(owner, nn.Module) else None
             if isinstance(owner, types.ModuleType):
                 function, owner = getattr(owner, node.attr, None), None
-                if not _modules([*given, *named.values()]):
+                if not holds_modules([*given, *named.values()]):
                     function = None
             if isinstance(function, types.FunctionType):
                 self.call(function, [[owner], *given] if owner is not None else given, named)
             result.append(UNKNOWN)
-        return _union([result])
+        return union([result])
 
     def _asked(self, node: ast.Call, scope: Scope) -> Values:
         """isinstance(), hasattr() and len() of things that are known."""
@@ -367,94 +358,12 @@ class _Walk:
         if function is None or any(isinstance(n, ast.Attribute) and n.attr in WEIGHTS for n in ast.walk(node)):
             return [UNKNOWN]
         given = [self.value(part, scope) for part in node.args]
-        if any(len(values) != 1 or values[0] is UNKNOWN or isinstance(values[0], _Many) for values in given):
+        if any(len(values) != 1 or values[0] is UNKNOWN or isinstance(values[0], Many) for values in given):
             return [UNKNOWN]
         try:
-            return [_known(function(*(values[0] for values in given)))]
+            return [known(function(*(values[0] for values in given)))]
         except Exception:
             return [UNKNOWN]
-
-
-# --- values ---
-
-
-def _scope(
-    function: types.FunctionType, args: ast.arguments, given: list[Values], named: dict[str, Values], entry: bool
-) -> Scope:
-    names = [arg.arg for arg in (*args.posonlyargs, *args.args)]
-    every = [*names, *(arg.arg for arg in (*args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))))]
-    scope: Scope = {name: [UNKNOWN] for name in every}
-    if not entry and "None" not in named:  # a ** at the call may give any of them
-        defaults = dict(zip(reversed(names), reversed(function.__defaults__ or ()), strict=False))
-        for name, default in {**defaults, **(function.__kwdefaults__ or {})}.items():
-            scope[name] = [_known(default)]
-    scope.update(zip(names, given, strict=False))
-    scope.update({name: values for name, values in named.items() if name in scope})
-    return scope
-
-
-def _known(value: Any) -> Any:
-    return UNKNOWN if isinstance(value, Tensor | torch.device) else value
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    if owner is UNKNOWN or isinstance(owner, _Many) or name in ("training", "device"):
-        return UNKNOWN
-    try:
-        return _known(getattr(owner, name))
-    except Exception:  # what a property raises
-        return UNKNOWN
-
-
-def _members(values: Values) -> Values:
-    found: list[Values] = []
-    for value in values:
-        if isinstance(value, _Many):
-            found.append(value)
-        elif isinstance(value, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            found.append(list(value.children()))
-        elif isinstance(value, list | tuple):
-            found.append(list(map(_known, value)))
-        else:
-            found.append([UNKNOWN])
-    return _union(found)
-
-
-def _modules(given: Iterable[Values]) -> bool:
-    return any(isinstance(value, nn.Module) for values in given for value in values)
-
-
-def _union(parts: Iterable[Values]) -> Values:
-    result: Values = []
-    for value in itertools.chain.from_iterable(parts):
-        if not any(
-            value is one or (type(value) is type(one) and isinstance(value, PLAIN) and value == one) for one in result
-        ):
-            result.append(value)
-    return result or [UNKNOWN]
-
-
-def _truth(values: Values) -> set[bool]:
-    result: set[bool] = set()
-    for value in values:
-        if value is UNKNOWN or isinstance(value, Tensor) or (isinstance(value, _Many) and not value):
-            return {True, False}
-        try:
-            result.add(bool(value))
-        except Exception:
-            return {True, False}
-    return result
-
-
-def _compare(op: ast.cmpop, a: Any, b: Any) -> Any:
-    if a is UNKNOWN or b is UNKNOWN:
-        return UNKNOWN
-    if not isinstance(op, ast.Is | ast.IsNot) and not (isinstance(a, PLAIN) and isinstance(b, (*PLAIN, tuple, list))):
-        return UNKNOWN
-    try:
-        return bool(COMPARE[type(op)](a, b))
-    except Exception:
-        return UNKNOWN
 
 
 # --- source ---

@@ -26,7 +26,10 @@ Rank = int | str | Mapping[str, int]
 def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
     """The search space, largest first. Raises SQFTError where it is empty, holds what is no positive whole number, or
     its maximum is not `r`."""
-    given = list(rank_choices) if isinstance(rank_choices, Collection) and not isinstance(rank_choices, str) else []
+    try:
+        given = list(rank_choices) if isinstance(rank_choices, Collection) and not isinstance(rank_choices, str) else []
+    except TypeError:  # a NumPy array without a dimension is a Collection, too
+        given = []
     if not given or not all(is_rank(choice) for choice in given):
         raise SQFTError(
             f"rank_choices={given or rank_choices!r} is not a search space: give positive ranks, such as [32, 24, 16]"

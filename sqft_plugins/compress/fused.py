@@ -21,13 +21,18 @@ SMALLEST = 8
 Fused = dict[str, tuple[int, ...]]
 
 
-def fused_weights(model: nn.Module) -> Fused:
+def fused_weights(model: nn.Module, anywhere: bool = False) -> Fused:
     """Parameter name → shape, of all matrices in the decoder blocks that are in no linear layer; routers, convolutions
-    and other small tables are none. Empty for a model without blocks."""
+    and other small tables are none. Of a model without a list of equal blocks (Jamba) all of them, if `anywhere`, else
+    none."""
+    prefix: str
+    blocks: nn.Module
     try:
         prefix, blocks = find_blocks(model)
     except SQFTError:
-        return {}
+        if not anywhere:
+            return {}
+        prefix, blocks = "", model
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     width = embedding.weight.shape[-1] if isinstance(embedding, nn.Embedding) else 64
     found: Fused = {}
@@ -37,8 +42,15 @@ def fused_weights(model: nn.Module) -> Fused:
         for name, parameter in module.named_parameters(recurse=False):
             least = {2: width, 3: SMALLEST}.get(parameter.dim())
             if least is not None and min(parameter.shape[-2:]) >= least and parameter.is_floating_point():
-                found[f"{path}.{name}"] = tuple(parameter.shape)
+                found[f"{path}.{name}".removeprefix(".")] = tuple(parameter.shape)
     return found
+
+
+def means_fused(target: str, fused: Collection[str]) -> bool:
+    """Whether the name of a linear layer is also that of a part of a fused weight, as `up_proj` is of
+    `experts.gate_up_proj`."""
+    parts = set(target.rpartition(".")[2].split("_"))
+    return any(parts <= set(name.rpartition(".")[2].split("_")) for name in fused)
 
 
 def left_out(fused: Mapping[str, tuple[int, ...]], linear: int) -> str:

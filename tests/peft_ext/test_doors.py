@@ -314,3 +314,15 @@ def test_factors_of_other_ranks_are_not_added(sparse_llama) -> None:
     with pytest.raises(SQFTError, match=r"adds A to A .* ranks \{.*4, .*8\} in .*q_proj: use 'cat'"):
         model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "sum", combination_type="linear")
     model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "sum", combination_type="cat")
+
+
+def test_nothing_is_loaded_under_a_merged_adapter(sparse_llama, save) -> None:
+    folder = save("own")
+    model = get_peft_model(sparse_llama(), make_config())
+    model.merge_adapter()
+    before = tensors(model)
+    with pytest.raises(SQFTError, match="is merged, and the model would go on"):
+        model.load_adapter(folder, "default")
+    assert_untouched(model, before)
+    model.unmerge_adapter()
+    model.load_adapter(folder, "default")

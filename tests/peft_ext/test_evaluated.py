@@ -233,3 +233,36 @@ def test_a_fingerprint_takes_views_and_transposed_weights() -> None:
         view = storage[start : start + 128].view(8, 16)
         assert fingerprint(view).shape == (8,)
     assert torch.equal(fingerprint(storage[:128].view(8, 16).t()), fingerprint(storage[:128].view(8, 16).t().clone()))
+
+
+@pytest.mark.parametrize("how", ["copied", "cropped", "filled without the adapter"])
+def test_a_cache_that_this_weight_did_not_leave_is_not_trusted(sparse_llama, tokens, how) -> None:
+    model = fill_adapter(get_peft_model(sparse_llama(), SQFTConfig(target_modules=["q_proj"]))).eval()
+    layer = next(module for module in model.modules() if isinstance(module, Linear))
+    with torch.no_grad():
+        cache = model(input_ids=tokens[:1, :6], use_cache=True).past_key_values
+        model(input_ids=tokens[:1, 6:], past_key_values=copy.deepcopy(cache))
+        layer.base().weight.data.mul_(2)  # no version, id or address tells
+        if how == "copied":
+            cache = copy.deepcopy(cache)
+        elif how == "cropped":
+            model(input_ids=tokens[:1, 6:8], past_key_values=cache)
+            layer.base().weight.data.mul_(2)
+            cache.crop(6)
+        else:
+            with model.disable_adapter():
+                model(input_ids=tokens[:1, 6:8], past_key_values=cache)
+        again = copy.deepcopy(cache)
+        found = model(input_ids=tokens[:1, 8:], past_key_values=cache).logits
+        layer._evaluated = None
+        assert torch.equal(found, model(input_ids=tokens[:1, 8:], past_key_values=again).logits)
+
+
+def test_generating_looks_at_the_base_once(sparse_llama, tokens, monkeypatch) -> None:
+    model = fill_adapter(get_peft_model(sparse_llama(), SQFTConfig(target_modules=["q_proj"]))).eval()
+    layers = sum(isinstance(module, Linear) for module in model.modules())
+    looks: list[int] = []
+    monkeypatch.setattr(module, "fingerprint", lambda weight: looks.append(1) or fingerprint(weight))
+    for _ in range(2):
+        model.generate(input_ids=tokens, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert len(looks) == 2 * layers

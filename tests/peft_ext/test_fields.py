@@ -17,7 +17,7 @@ WRONG = {
     "lora_alpha": [0, -1, "16", None, True, float("nan"), float("inf")],
     "lora_dropout": [-0.1, 1, 1.5, "0.1", None, True],
     "bias": ["yes", None, True],
-    "rank_choices": [8, "8,4", ["8", "4"], [True, 8], [8, 4.0], [], [8, 0], 8.0, [8, None], [[8]]],
+    "rank_choices": [8, "8,4", ["8", "4"], [True, 8], [8, 4.0], [], [8, 0], 8.0, [8, None], [[8]], np.array(8)],
     "share_rank": ["block", None, 1, True],
     "sparse": ["yes", "False", 1, None],
     "quantization_aware": ["no", 0, None],
@@ -31,10 +31,12 @@ WRONG = {
     "target_modules": [5, [5], {"q_proj": 1}, [None]],
     "exclude_modules": [5, [5]],
     "modules_to_save": ["lm_head", [5], 5],
-    "layers_to_transform": ["0", [0.5], -1, [True]],
+    "layers_to_transform": ["0", [0.5], -1, [True], b"0"],
+    "layer_replication": [True, 4, "04", [4], [[0, 1, 2]], [["0", "4"]], {0: 4}],
+    "megatron_core": [5, b"megatron"],
     "rank_pattern": [[4], {"0": 4.0}, {"0": "4"}, {"0": 0}, {0: 4}, {"0": True}],
     "alpha_pattern": [[4], {"0": "4"}, {"0": 0}, {"0": None}],
-    "trainable_token_indices": [5, "5", [1.5], [-1], {"embed_tokens": 5}, {"embed_tokens": ["5"]}, [True]],
+    "trainable_token_indices": [5, "5", [1.5], [-1], {"embed_tokens": 5}, {"embed_tokens": ["5"]}, [True], [], b"5"],
     "init_lora_weights": ["gausian", 5, None, ["gaussian"]],
     "megatron_config": [{"tensor_model_parallel_size": 1}],
     "mask_hash": [5],
@@ -47,6 +49,29 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(name, value) -> None:
     with pytest.raises(SQFTError, match=rf"^{name}(=| is not supported)") as caught:
         SQFTConfig(**{"target_modules": ["0"], name: value})
     assert "\n" not in str(caught.value)
+
+
+ALIKE = {
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layers_to_transform": (np.int64(1), 1),
+    "trainable_token_indices": (np.array([8, 4]), [8, 4]),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*((name, value) for name, (value, _) in ALIKE.items())])
+def test_what_means_the_same_is_the_same(name, value) -> None:
+    config = SQFTConfig(**{"target_modules": ["0"], name: value})
+    assert getattr(config, name) == ALIKE[name][1]
+    json.dumps(getattr(config, name))
+
+
+@pytest.mark.parametrize("value", [(8, 4), {8, 4}, range(4, 9, 4)], ids=str)
+def test_tokens_of_any_collection_are_trained_saved_and_loaded(sparse_llama, tokens, tmp_path, value) -> None:
+    config = SQFTConfig(target_modules=["q_proj"], layers_to_transform=range(1), trainable_token_indices=value)
+    get_peft_model(sparse_llama(), config).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(sparse_llama(), tmp_path)
+    assert sorted(model.peft_config["default"].trainable_token_indices) == [4, 8]
 
 
 @pytest.mark.parametrize(

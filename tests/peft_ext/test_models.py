@@ -100,3 +100,17 @@ def test_a_merged_copy_can_still_be_unmerged(sparse_llama, tokens) -> None:
     other = copy.deepcopy(model)
     other.unmerge_adapter()
     assert torch.equal(logits(other, tokens), expected)
+
+
+@pytest.mark.parametrize(
+    "add", [lambda base, config: base.add_adapter(config), lambda b, c: inject_adapter_in_model(c, b)]
+)
+@pytest.mark.filterwarnings("ignore:.*ensure_weight_tying")
+def test_an_adapter_of_a_tied_head_is_merged_and_saved(sparse_llama, tokens, tmp_path, add) -> None:
+    base = sparse_llama(tie_word_embeddings=True)
+    add(base, make_config(target_modules=["q_proj", "lm_head"]))
+    before = logits(fill_adapter(base).eval(), tokens)
+    merged = peft_ext.merge_and_unload(base)
+    assert torch.equal(logits(merged, tokens), before)
+    merged.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), tokens), before)

@@ -12,10 +12,14 @@ from transformers import (
     GptOssForCausalLM,
     GraniteMoeConfig,
     GraniteMoeForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     JetMoeConfig,
     JetMoeForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     RwkvConfig,
@@ -199,7 +203,27 @@ def test_an_adapter_that_does_not_reach_the_experts_says_so_in_numbers(targets) 
     assert ("['w1', 'w2', 'w3'] are no layers here" in said) == (targets != "all-linear")
 
 
-@pytest.mark.parametrize("build", [mixtral, gpt_oss])
+def qwen2() -> nn.Module:
+    config = Qwen2MoeConfig(
+        **SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64
+    )
+    return Qwen2MoeForCausalLM(config)
+
+
+def jamba() -> nn.Module:
+    config = JambaConfig(
+        **SMALL, num_experts=4, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
+    )
+    return JambaForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [qwen2, jamba])
+def test_names_that_reach_some_experts_only_say_so(build) -> None:
+    (said,) = adapted(make(build), ["q_proj", "up_proj", "down_proj"])[1]
+    assert "target_modules=['down_proj', 'up_proj'] are not all here" in said
+
+
+@pytest.mark.parametrize("build", [mixtral, gpt_oss, qwen2, jamba])
 def test_an_adapter_for_attention_alone_says_nothing(build) -> None:
     assert adapted(make(build), ["q_proj", "v_proj"])[1] == []
 
