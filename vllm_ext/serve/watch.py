@@ -70,6 +70,8 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
             emit(as_json, result, lambda: _show_ready(server, names))
             sys.stdout.flush()
             process.wait()
+            if ending.signal is None:
+                say(f"the server ended by itself, with {exit_code(process)}: {log or 'its log above'} tells why")
         elif ending.signal is None:
             where = f"{log} tells why:\n{_tail(log)}" if log else "its log above tells why"
             raise SQFTError(f"the server ended with {exit_code(process)} before it was healthy: {where}")
