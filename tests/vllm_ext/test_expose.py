@@ -154,6 +154,8 @@ def test_what_will_not_be_served_is_told_at_the_start(tmp_path) -> None:
     (told,) = not_served(tmp_path)
     assert told.startswith("cut is not served: ")
     assert "cut off" in told
+    write_adapter(tmp_path / "masked", sparse=True)
+    assert not_served(tmp_path)[1].startswith("masked is not served: it is masked: ")
 
 
 @pytest.mark.parametrize("words", [["--pipeline-parallel-size", "2"], ["-pp", "2"], ["--pipeline_parallel_size=2"]])

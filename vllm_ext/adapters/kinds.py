@@ -39,11 +39,16 @@ def handler(folder: AdapterFolder) -> Handler:
             "VLLM_PLUGINS unset or name sqft in it"
         )
     if folder.kind not in HANDLERS:
-        raise SQFTError(
-            f"adapter {folder.path.name} is {folder.kind}: what it adds has full rank and cannot be served as a LoRA. "
-            f"Merge it (sqft merge BASE {folder.path.name} --rank heuristic --out DIR) and serve DIR"
-        )
+        raise SQFTError(f"adapter {folder.path.name} is {full_rank(folder)}")
     return HANDLERS[folder.kind]
+
+
+def full_rank(folder: AdapterFolder) -> str:
+    """Why an adapter of a kind without a handler, masked ones among them, is not served, and the way out."""
+    return (
+        f"{folder.kind}: what it adds has full rank and cannot be served as a LoRA. "
+        f"Merge it (sqft merge BASE {folder.path.name} --rank heuristic --out DIR) and serve DIR"
+    )
 
 
 def check_parallel(settings: Any) -> None:

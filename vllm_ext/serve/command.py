@@ -11,7 +11,7 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import CONFIG
-from vllm_ext.adapters.kinds import NO_PIPELINE
+from vllm_ext.adapters.kinds import NO_PIPELINE, full_rank
 from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.options import given, option_of, words_of
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
@@ -99,7 +99,9 @@ def not_served(adapters: Path) -> list[str]:
     directory, reasons = AdapterDirectory(adapters), []
     for name in (found := list(directory)):
         try:
-            directory.open(name)
+            folder = directory.open(name)
+            if folder.kind == "masked":  # never served, whatever the base
+                reasons.append(f"{name} is not served: it is {full_rank(folder)}")
         except SQFTError as error:
             reasons.append(f"{name} is not served: {error}")
     return reasons if found else [f"names: none yet, {adapters} has no subfolder with an {CONFIG}"]
