@@ -158,6 +158,21 @@ def test_what_will_not_be_served_is_told_at_the_start(tmp_path) -> None:
     assert not_served(tmp_path)[1].startswith("masked is not served: it is masked: ")
 
 
+def test_links_out_and_ranks_that_vllm_does_not_take_are_told_at_the_start(tmp_path) -> None:
+    root, elsewhere = tmp_path / "adapters", write_adapter(tmp_path / "elsewhere")
+    root.mkdir()
+    (root / "linked").symlink_to(elsewhere)
+    (root / "nothing").symlink_to(tmp_path / "nothing")
+    assert not_served(root) == [f"linked is not served: adapter 'linked' is a link out of {root}: copy it there"]
+    write_adapter(root / "blob")
+    (root / "blob" / "adapter_model.safetensors").unlink()
+    (root / "blob" / "adapter_model.safetensors").symlink_to(elsewhere / "adapter_model.safetensors")
+    write_adapter(root / "large", r=600, choices=None, peft_type="LORA")
+    blob, large = [reason for reason in not_served(root) if not reason.startswith("linked")]
+    assert blob.startswith("blob is not served: adapter 'blob': adapter_model.safetensors is a link out of")
+    assert large == "large is not served: it has rank 600, vLLM takes 512"
+
+
 @pytest.mark.parametrize("words", [["--pipeline-parallel-size", "2"], ["-pp", "2"], ["--pipeline_parallel_size=2"]])
 def test_pipeline_parallelism_is_refused_with_adapters_and_only_with_them(tiny_int4, tmp_path, words) -> None:
     with pytest.raises(SQFTError, match="adapters are not served with pipeline parallelism yet"):

@@ -66,6 +66,17 @@ class AdapterDirectory:
             more = f" ({len(reasons) - 1} more cannot be served either)" if len(reasons) > 1 else ""
             raise AdapterNameError(f"adapter {shown(entry)} in {self.given} cannot be served: {why}{more}")
 
+    def kept_out(self) -> dict[str, str]:
+        """Of the folders that look like adapters those that no name leads to, such as links out: {folder: why}."""
+        reasons = {}
+        for entry in self._entries():
+            if not entry.startswith(".") and self._is_adapter(entry):
+                try:
+                    self.find(entry)
+                except SQFTError as error:
+                    reasons[entry] = str(error)
+        return reasons
+
     def find(self, name: str) -> Path:
         """The folder of an adapter. Raises UnknownAdapterError, also where its files lie outside of the directory, and
         CheckpointError where they may not be read."""
@@ -85,6 +96,8 @@ class AdapterDirectory:
         entries = self._entries()
         # the folder's own name: where case does not count, and a last dot, others lead to it, too
         folder = self._inside(self.root / name) if name in entries else None
+        if folder is None and name in entries and self._is_adapter(name):
+            raise UnknownAdapterError(f"adapter {name!r} is a link out of {self.given}: copy it there")
         if folder is None or not (folder / CONFIG).is_file():
             known = [entry for entry in entries if not entry.startswith(".")][:1000]
             raise UnknownAdapterError(f"adapter {name!r} is not in {self.given}: {nearest(name, known)}")

@@ -33,6 +33,8 @@ from vllm_ext.adapters.values import check_values, open_weights
 from vllm_ext.patching import replace_method
 
 Shape = tuple[int, int]
+MAX_RANK = 512
+"""The largest --max-lora-rank that vLLM takes."""
 
 
 class LoraHandler:
@@ -84,10 +86,8 @@ def check_limit(folder: AdapterFolder, rank: str | None, limit: int) -> None:
     if most > limit:
         fits = [choice for choice in folder.rank_choices or [] if choice <= limit]
         other = f", or ask for {folder.path.name}@r{fits[0]}" if fits else ""
-        raise SQFTError(
-            f"adapter {folder.path.name} has rank {most}, this server allows {limit}: start it with "
-            f"--max-lora-rank {most} or more{other}"
-        )
+        way = f"start it with --max-lora-rank {most} or more" if most <= MAX_RANK else "merge it (`sqft merge`)"
+        raise SQFTError(f"adapter {folder.path.name} has rank {most}, this server allows {limit}: {way}{other}")
 
 
 def read_sliced(handle: Any, module: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,15 +96,18 @@ def check_adapters(adapters: Path, passed: Sequence[str] = ()) -> None:
 
 def not_served(adapters: Path) -> list[str]:
     """Why subfolders that look like adapters are not served as they are now; and that there is none at all."""
-    directory, reasons = AdapterDirectory(adapters), []
+    directory = AdapterDirectory(adapters)
+    reasons = [f"{name} is not served: {reason}" for name, reason in directory.kept_out().items()]
     for name in (found := list(directory)):
         try:
             folder = directory.open(name)
             if folder.kind == "masked":  # never served, whatever the base
                 reasons.append(f"{name} is not served: it is {full_rank(folder)}")
+            if folder.kind == "lora" and folder.max_rank(None) > RANKS[-1]:
+                reasons.append(f"{name} is not served: it has rank {folder.max_rank(None)}, vLLM takes {RANKS[-1]}")
         except SQFTError as error:
             reasons.append(f"{name} is not served: {error}")
-    return reasons if found else [f"names: none yet, {adapters} has no subfolder with an {CONFIG}"]
+    return reasons if reasons or found else [f"names: none yet, {adapters} has no subfolder with an {CONFIG}"]
 
 
 def find_launcher() -> Callable[[str], list[str]]:
