@@ -26,6 +26,10 @@ SILENT = ("sqft.version", "sqft.exact", "sqft.largest_error")
 """What a file says of its own making."""
 HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned")
 """Keys that change nothing in any graph of ours; Granite alone reads `finetuned`, as a switch of its rotation."""
+SEEN = frozenset({
+    "arcee", "command-r", "gemma2", "granite", "olmo", "olmo2", "seed_oss", "smollm3", "stablelm", "starcoder2",
+})  # fmt: skip
+"""Graphs whose logits were seen to be transformers'."""
 
 
 class File(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
+from gguf_ext.hyperparameters import SEEN
 from gguf_ext.names import NEEDED, PHI3, rule_in
 from gguf_ext.reader import GGUFFile
 
@@ -86,7 +87,7 @@ def _reasons(metadata: Mapping[str, Any]) -> Iterator[str]:
     found = list(_sizes(own))
     if not found:
         found = [*_scaling(own), *_experts(own), *_vocabulary(metadata)]
-    if not found and name in TRANSFORMERS:
+    if not found and name in (*TRANSFORMERS, *SEEN):
         found = [*_heads(name, own), *(_windows(own) if name == "gemma3" else ())]
         if (model := metadata.get("tokenizer.ggml.model")) in ENCODERS:
             found.append(f"tokenizer.ggml.model={model!r} is no tokenizer of a {name}")

@@ -19,7 +19,7 @@ from gguf_ext.arch.spec import Config
 from gguf_ext.counterparts import WINDOW, counterparts, has_window, rope_of, sources_of
 from gguf_ext.errors import TemplateError
 from gguf_ext.foreign import weights
-from gguf_ext.hyperparameters import DEFAULTS, HARMLESS, PATTERN, File, default_of, same
+from gguf_ext.hyperparameters import DEFAULTS, HARMLESS, PATTERN, SEEN, File, default_of, same
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint import ModelFolder
@@ -43,10 +43,6 @@ GRAPHS = {
 }
 ACTIVATIONS = {graph: names for names, graphs in GRAPHS.items() for graph in graphs}
 """llama.cpp's graph → transformers' names of the activation that it has (ggml's gelu is the one with tanh)."""
-SEEN = frozenset({
-    "arcee", "command-r", "gemma2", "granite", "olmo", "olmo2", "seed_oss", "smollm3", "stablelm", "starcoder2",
-})  # fmt: skip
-"""Graphs whose logits were seen to be transformers'."""
 ACTIVATION_FIELDS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 FIXED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (None, False),

@@ -368,6 +368,14 @@ def test_harmless_changes_are_not_refused(base):
         )
 
 
+@pytest.mark.parametrize("changes", [{"head_count": 0}, {"head_count": 4, "head_count_kv": 0}, {"head_count": [4, 0]}])
+def test_heads_of_a_model_made_by_a_template_are_counted_too(changes):
+    """llama.cpp's olmo2 divides by them."""
+    sizes = {"olmo2.block_count": 2, "olmo2.embedding_length": 64, "olmo2.context_length": 4}
+    heads = {f"olmo2.attention.{key}": value for key, value in changes.items()}
+    assert "olmo2.attention.head_count" in unloadable({"general.architecture": "olmo2", **sizes, **heads})
+
+
 def test_a_context_beyond_the_positions_is_refused(base, tmp_path):
     """llama.cpp would read past the table of positions, and die; rotary models may be stretched."""
     for family in ("gpt2", "llama"):
