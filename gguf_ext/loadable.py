@@ -16,6 +16,7 @@ import numpy as np
 
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
+from gguf_ext.first_load import check_survives
 from gguf_ext.hyperparameters import SEEN
 from gguf_ext.names import NEEDED, PHI3, rule_in
 from gguf_ext.reader import GGUFFile
@@ -53,6 +54,8 @@ def check_loadable(file: GGUFFile) -> None:
         )
     if reason := unloadable(file.metadata) or next(_tensors(file), ""):
         raise UnloadableFileError(f"llama.cpp cannot load {file.path}: {reason}; export it again, or take another file")
+    if file.metadata.get("general.architecture") not in (*TRANSFORMERS, *SEEN):
+        check_survives(file)
 
 
 def check_lora(file: GGUFFile) -> None:

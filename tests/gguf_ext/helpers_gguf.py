@@ -10,11 +10,14 @@ from gguf_ext.reader import GGUFFile
 NAMED = {"floats": "FLOAT32", "ints": "INT32"}
 
 
-def rewritten(source, target, changes):
-    """A file with other metadata: key → (value, kind), None to leave it out."""
+def rewritten(source, target, changes, architecture=None):
+    """A file with other metadata: key → (value, kind), None to leave it out. architecture: another, in its keys too."""
     read = GGUFFile(source)
-    writer = gguf.GGUFWriter(target, read.metadata["general.architecture"])
-    items = {key: (value, read.kinds[key]) for key, value in read.metadata.items()} | changes
+    before = read.metadata["general.architecture"]
+    name = architecture or before
+    writer = gguf.GGUFWriter(target, name)
+    own = {key: f"{name}.{key.removeprefix(before + '.')}" for key in read.metadata if key.startswith(f"{before}.")}
+    items = {own.get(key, key): (value, read.kinds[key]) for key, value in read.metadata.items()} | changes
     for key, item in items.items():
         if item is None or key == "general.architecture":
             continue
