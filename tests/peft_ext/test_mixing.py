@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from helpers_peft import fill_adapter
@@ -38,6 +40,19 @@ OTHERS = [
     TrainableTokensConfig(token_indices=[1, 2], target_modules=["embed_tokens"]),
 ]
 REFUSED = "SQFT and other types do not mix in one model"
+
+
+@pytest.fixture(autouse=True)
+def compilers():
+    """BOFT leaves CC and CXX set to gcc where its extension cannot be built (`patch_environment` of
+    peft/tuners/boft/layer.py yields without `finally`): later tests would compile C++ with it."""
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def kind(config) -> str:
