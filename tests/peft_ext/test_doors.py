@@ -142,7 +142,13 @@ def test_an_adapter_of_other_settings_does_not_take_a_name(sparse_llama, save, c
 
 @pytest.mark.parametrize("changes", [{"share_rank": "layer"}, {"lora_dropout": 0.1}, {"rank_choices": [8, 7, 6, 4]}])
 def test_settings_of_training_alone_may_differ(sparse_llama, save, changes) -> None:
-    get_peft_model(sparse_llama(), make_config()).load_adapter(save("other", **changes), "default")
+    folder = save("other", **changes)
+    model = get_peft_model(sparse_llama(), make_config())
+    model.load_adapter(folder, "default")
+    saved = load_file(folder / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(model)
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
 def test_types_are_not_taken_for_each_other(sparse_llama, save, tmp_path) -> None:

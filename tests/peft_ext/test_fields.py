@@ -85,7 +85,8 @@ def test_what_would_do_nothing_is_refused_where_it_would_count(ignored) -> None:
 
 @pytest.mark.parametrize("name", sorted(WRONG.keys() - {"megatron_config"}))
 def test_what_is_the_default_is_right(name) -> None:
-    SQFTConfig(**{name: getattr(SQFTConfig(), name)})
+    default = getattr(SQFTConfig(), name)
+    assert getattr(SQFTConfig(**{name: default}), name) == default
 
 
 RIGHT = [
