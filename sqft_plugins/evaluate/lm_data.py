@@ -83,7 +83,7 @@ def hub_mawps(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskRows:
     """Where a task's rows are. files: split → file in `folder`. splits: split → the hub's."""
 
     folder: str
@@ -95,16 +95,16 @@ class Source:
 
 
 SOURCES = {
-    "arc-easy": Source("arc_easy", local_options, ("allenai/ai2_arc", "ARC-Easy"), hub_options),
-    "arc-challenge": Source("arc_challenge", local_options, ("allenai/ai2_arc", "ARC-Challenge"), hub_options),
-    "openbookqa": Source("openbookqa", local_options, ("allenai/openbookqa", "main"), hub_options),
-    "boolq": Source(
+    "arc-easy": TaskRows("arc_easy", local_options, ("allenai/ai2_arc", "ARC-Easy"), hub_options),
+    "arc-challenge": TaskRows("arc_challenge", local_options, ("allenai/ai2_arc", "ARC-Challenge"), hub_options),
+    "openbookqa": TaskRows("openbookqa", local_options, ("allenai/openbookqa", "main"), hub_options),
+    "boolq": TaskRows(
         "boolq", local_yes_no, ("google/boolq", None), hub_yes_no, splits={"test": "validation", "train": "train"}
     ),
-    "gsm8k": Source(
+    "gsm8k": TaskRows(
         "gsm8k", gsm8k, ("openai/gsm8k", "main"), gsm8k, files={"test": "test.jsonl", "train": "train.jsonl"}
     ),
-    "svamp": Source(
+    "svamp": TaskRows(
         "svamp",
         local_number,
         ("ChilleD/SVAMP", None),
@@ -112,7 +112,7 @@ SOURCES = {
         files={"test": "test.json"},
         splits={"test": "train+test"},  # all 1,000, as the local file
     ),
-    "mawps": Source("mawps", local_number, ("MU-NLPC/Calc-mawps", None), hub_mawps),
+    "mawps": TaskRows("mawps", local_number, ("MU-NLPC/Calc-mawps", None), hub_mawps),
 }
 
 
@@ -163,7 +163,7 @@ def read_rows(file: Path, data_dir: str | Path) -> list[Any]:
     return rows
 
 
-def _hub_rows(at: Source, split: str) -> Iterable[Any]:
+def _hub_rows(at: TaskRows, split: str) -> Iterable[Any]:
     from datasets import load_dataset
 
     try:

@@ -28,7 +28,7 @@ __all__ = ["PlanSettings", "machine_now", "plan_folder"]
 
 def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict[str, Any]:
     """The plan for a float model: model, model_type, modules, weights (of the linear layers that are meant), stages
-    (`sizes.Stage`), steps (see `costs.Step`, with `fits`), exports (see `exports.exports`), machine, disk_needed (bytes
+    (`sizes.Stage`), steps (see `costs.Cost`, with `fits`), exports (see `exports.exports`), machine, disk_needed (bytes
     of all stages together) and fits.
 
     model: a folder, or a name on the hub; config.json is enough (`config.open_source`).

@@ -37,7 +37,7 @@ EFFICIENCY = 0.6
 
 
 @dataclass(frozen=True)
-class Step:
+class Cost:
     """One command. peak_memory: bytes. seconds: None where nothing is known of it."""
 
     step: str
@@ -68,7 +68,7 @@ class Costs:
 
     # --- prune and quantize ---
 
-    def prune(self, pruner: Pruner, patterns: Mapping[str, Pattern]) -> Step:
+    def prune(self, pruner: Pruner, patterns: Mapping[str, Pattern]) -> Cost:
         example = next(iter(patterns.values()))
 
         def run(rows: int, columns: int) -> None:
@@ -77,7 +77,7 @@ class Costs:
 
         return self._compress(f"prune ({pruner.name})", pruner.statistic, run)
 
-    def quantize(self, quantizer: Quantizer) -> Step:
+    def quantize(self, quantizer: Quantizer) -> Cost:
         def run(rows: int, columns: int) -> None:
             weight = torch.randn(rows, columns)
             grid = self.settings.grid
@@ -85,13 +85,13 @@ class Costs:
 
         return self._compress(f"quantize ({quantizer.name})", quantizer.statistic, run)
 
-    def _compress(self, what: str, statistic: Statistic, run: Any) -> Step:
+    def _compress(self, what: str, statistic: Statistic, run: Any) -> Cost:
         column, weight = column_costs(run)
         own = sum(columns * (column + rows * weight) for rows, columns in self.source.modules.values())
         seconds = own + 2 * self.stored_bytes / BYTES_PER_SECOND
         if statistic != "none":
             seconds += self._calibration_flops(statistic) / self.rate
-        return Step(what, self._compress_memory(statistic), seconds)
+        return Cost(what, self._compress_memory(statistic), seconds)
 
     def _calibration_flops(self, statistic: Statistic) -> float:
         tokens = self.settings.sequences * self.settings.length
@@ -126,7 +126,7 @@ class Costs:
 
     # --- tune ---
 
-    def train(self, targets: list[str]) -> Step:
+    def train(self, targets: list[str]) -> Cost:
         """The base in the dtype that is fast here; the adapter, its gradient and Adam's two moments in float32."""
         shapes, settings = self.source.structure.shapes, self.settings
         dtype = fast_dtype()
@@ -141,22 +141,22 @@ class Costs:
         flops = 4.0 * tokens * self.weights + 2.0 * tokens * adapted + 6.0 * settings.rank * adapted
         flops += 4.0 * answers * self.embedding
         rate = self.rate if dtype == torch.float32 else EFFICIENCY * gemm_rate(dtype)
-        return Step("train", memory, settings.steps * flops / rate)
+        return Cost("train", memory, settings.steps * flops / rate)
 
-    def merge(self) -> Step:
+    def merge(self) -> Cost:
         """The base in float32, and the result on its way to the disk."""
         memory = TUNING + 4 * self.parameters + self.stored_bytes
-        return Step("merge", memory, 2 * (4 * self.parameters + self.stored_bytes) / BYTES_PER_SECOND)
+        return Cost("merge", memory, 2 * (4 * self.parameters + self.stored_bytes) / BYTES_PER_SECOND)
 
-    def evaluate(self) -> Step:
-        return Step(
+    def evaluate(self) -> Cost:
+        return Cost(
             "eval", INTERPRETER + TOKENIZER * self._tokenizer_bytes() + self.parameters * fast_dtype().itemsize, None
         )
 
-    def export(self) -> Step:
+    def export(self) -> Cost:
         """One tensor at a time, and the vocabulary."""
         memory = INTERPRETER + 2 * TOKENIZER * self._tokenizer_bytes() + 2 * self.largest_bytes
-        return Step("export", memory, 4 * self.stored_bytes / BYTES_PER_SECOND)
+        return Cost("export", memory, 4 * self.stored_bytes / BYTES_PER_SECOND)
 
 
 def _statistic(kind: Statistic, columns: int) -> torch.Tensor | None:

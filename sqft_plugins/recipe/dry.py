@@ -11,8 +11,7 @@ from sqft_plugins.compress.source import Source
 from sqft_plugins.elastic import heuristic_rank
 from sqft_plugins.plan import machine_now
 from sqft_plugins.plan.config import has_weights, open_source
-from sqft_plugins.plan.costs import Costs
-from sqft_plugins.plan.costs import Step as Cost
+from sqft_plugins.plan.costs import Cost, Costs
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plan.sizes import Sizes, Stage
 from sqft_plugins.plugins import get_manager

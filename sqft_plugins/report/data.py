@@ -99,7 +99,7 @@ class Ranks(Part):
     cells: list[tuple[int, str, int]]
 
 
-class Step(Part):
+class StepRecord(Part):
     name: str
     seconds: float | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -116,7 +116,7 @@ class Report(Part):
     searches: list[Search] = Field(default_factory=list)
     layers: list[Layers] = Field(default_factory=list)
     ranks: list[Ranks] = Field(default_factory=list)
-    steps: list[Step] = Field(default_factory=list)
+    steps: list[StepRecord] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
     command: str | None = None
     recipe: str | None = None

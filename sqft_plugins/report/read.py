@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.adapter import TRAINING
-from sqft_plugins.report.data import Score, Search, Step, Training, Trial
+from sqft_plugins.report.data import Score, Search, StepRecord, Training, Trial
 from sqft_plugins.report.find import SEARCH, STAGES, TRIALS, is_evaluation
 from sqft_plugins.tune.record import HISTORY
 
@@ -190,7 +190,7 @@ def _after(record: Mapping[str, Any]) -> list[str]:
     return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
 
 
-def step(name: str, record: Mapping[str, Any]) -> Step:
+def step(name: str, record: Mapping[str, Any]) -> StepRecord:
     """Its seconds and what it was asked for."""
     seconds = record["result"].get("seconds")
     inputs = record["inputs"] if isinstance(record["inputs"], dict) else {}
@@ -198,7 +198,7 @@ def step(name: str, record: Mapping[str, Any]) -> Step:
     if isinstance(inputs.get("options"), dict):  # a recipe's
         plain |= inputs["options"]
     settings = {key: value for key, value in plain.items() if not _is_digest(value) and value not in (None, [], {})}
-    return Step(name=name, seconds=seconds if isinstance(seconds, int | float) else None, settings=settings)
+    return StepRecord(name=name, seconds=seconds if isinstance(seconds, int | float) else None, settings=settings)
 
 
 def _is_digest(value: Any) -> bool:
