@@ -25,6 +25,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.compress.report import output_error
 from sqft_plugins.compress.round_to_nearest import RoundToNearest
 from sqft_plugins.evaluate import open_session, perplexity
+from sqft_plugins.mask import lost_zeros
 from sqft_plugins.plugins import get_manager
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -60,7 +61,7 @@ class Plugin:
 
 def violations(folder: ModelFolder) -> int:
     """Weights that are nonzero although the mask prunes them."""
-    return sum(int((folder.weight(module)[~folder.mask(module)] != 0).sum()) for module in folder.packed_masks)
+    return sum(lost_zeros(folder.weight(module), folder.mask(module)) for module in folder.packed_masks)
 
 
 def score(path: Path, text: str, tokens: int) -> float:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.grid import QuantizedWeight, round_to_nearest
-from sqft_plugins.mask import mask_hash, pack_mask
+from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
 
 
 def write_model(path: Path, layers: int, *, tied: bool = True, sparse: bool = True, **size: int) -> int:
@@ -54,11 +54,11 @@ def write_int4_model(source: Path, target: Path, group_size: int = 32) -> None:
     """`source` rounded to nearest on the symmetric INT4 grid; its zeros are the mask."""
     folder = ModelFolder(source)
     modules = sorted(name.removesuffix(".weight") for name in folder.files if "_proj.weight" in name)
-    packed = {name: pack_mask(folder.tensor(f"{name}.weight") != 0) for name in modules}
+    packed = {name: pack_mask(nonzero_mask(folder.tensor(f"{name}.weight"))) for name in modules}
     stamp = Stamp(pipeline=["random", "round-to-nearest"], base="random", sparsity=0.5, mask_hash=mask_hash(packed))
 
     def quantize(module: str, weight: Tensor) -> QuantizedWeight:
-        return round_to_nearest(weight, weight != 0, group_size, symmetric=True)
+        return round_to_nearest(weight, nonzero_mask(weight), group_size, symmetric=True)
 
     target.mkdir(parents=True)
     grid = GridStamp(group_size=group_size, symmetric=True)

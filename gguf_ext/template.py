@@ -24,6 +24,7 @@ from gguf_ext.reader import GGUFFile, TensorInfo
 from gguf_ext.transcode import require_gguf
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.mask import nonzero_mask
 from sqft_plugins.progress import track
 
 OWN = (
@@ -214,7 +215,7 @@ def _some_rows(weight: Tensor | QuantizedWeight, way: Source, rows: Tensor) -> T
 def _likeness(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """(cosine, factor) of our kept weights against the same ones of the template; (0, 0) where none is kept or one is
     no number."""
-    ours, theirs = ours.to(torch.float64), theirs.to(torch.float64) * (ours != 0)
+    ours, theirs = ours.to(torch.float64), theirs.to(torch.float64) * nonzero_mask(ours)
     dot, own, their = float((ours * theirs).sum()), float(ours.square().sum()), float(theirs.square().sum())
     if not (own > 0 and 0 < their < float("inf")):
         return 0.0, 0.0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import dequantize, quantize
+from sqft_plugins.mask import numeric_mask
 
 BLOCK = 2**20
 """Weights in one block, 4 MiB in float32. Blocks of 2^17 fit a core's cache, but each goes over the gradient of x once
@@ -91,5 +92,5 @@ def _exact_blocks(
         if on_grid and weight.dtype != exact:
             grid = scale[rows], zero_point[rows]
             block = dequantize(quantize(block, *grid), *grid)
-        kept = torch.sign(block).square_() if mask is None else mask[rows].to(exact)
+        kept = numeric_mask(block) if mask is None else mask[rows].to(exact)
         yield rows, torch.addcmul(block, torch.mm(scaled_B[rows], A).to(exact), kept), kept

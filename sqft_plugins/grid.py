@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import GridError
+from sqft_plugins.mask import lost_zeros
 
 BITS = 4
 MAX_CODE = 15
@@ -51,7 +52,7 @@ class QuantizedWeight(NamedTuple):
 
     def lost_zeros(self, mask: Tensor) -> int:
         """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
-        return lost_zeros(self.codes, self.zero_point, mask)
+        return lost_zeros(self.steps(), mask)
 
     def fits_signed(self) -> bool:
         """Whether every step lies in -8..7, the range of a signed 4-bit number (GGUF's Q4_0)."""
@@ -63,11 +64,6 @@ def steps(codes: Tensor, zero_point: Tensor) -> Tensor:
     """`codes - zero_point` of codes [out, in] and zero_point [out, groups], both uint8 → int8 [out, in]."""
     grouped = codes.view(torch.int8).unflatten(1, (zero_point.shape[1], -1))  # 0..15: the same in int8
     return (grouped - zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
-
-
-def lost_zeros(codes: Tensor, zero_point: Tensor, mask: Tensor) -> int:
-    """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
-    return int(torch.count_nonzero(steps(codes, zero_point).masked_fill_(mask, 0)))
 
 
 def zero_codes(zero_point: Tensor, in_features: int) -> Tensor:

@@ -20,12 +20,27 @@ from sqft_plugins.errors import SQFTError
 
 
 def nonzero_mask(weight: Tensor) -> Tensor:
-    """bool [out, in], True where a weight of the sparse float base is kept."""
+    """bool [out, in], True where a weight is kept: the zero test of the whole project.
+
+    weight: a float weight, or the INT4 steps `code - zero_point`. -0.0 is a zero, NaN is kept.
+    """
     return weight != 0
 
 
+def numeric_mask(weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`nonzero_mask` as 0 and 1 in the dtype of `weight` [rows, in], written into `out` where it is given.
+
+    For products on a CPU, where boolean masks are not vectorized: sign(w)² and a multiplication take a fifth of
+    masked_fill_'s time. NaN stays NaN.
+    """
+    return torch.sign(weight, out=out).square_()
+
+
 def lost_zeros(weight: Tensor, mask: Tensor) -> int:
-    """How many of the weights [out, in] that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
+    """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0.
+
+    weight: [out, in], float, or the INT4 steps `code - zero_point`.
+    """
     return int(torch.count_nonzero(weight.masked_fill(mask, 0)))
 
 
@@ -157,6 +172,6 @@ def mask_hash(packed: Mapping[str, Tensor]) -> str:
 
 
 def sparsity_of(*masks: Tensor) -> float:
-    """The fraction of pruned weights over all masks."""
+    """The fraction of pruned weights over all masks, or of zeros over all weights."""
     kept = sum(int(torch.count_nonzero(mask)) for mask in masks)
     return 1.0 - kept / max(sum(mask.numel() for mask in masks), 1)

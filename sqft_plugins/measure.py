@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import MismatchError
-from sqft_plugins.mask import unpack_mask
+from sqft_plugins.mask import lost_zeros, unpack_mask
 
 
 def module_weight(folder: ModelFolder, module: str) -> Tensor:
@@ -56,7 +55,7 @@ def zeros_kept(folder: ModelFolder, packed_masks: Mapping[str, Tensor]) -> float
     packed_masks: module name → uint8 [out, ceil(in / 8)], `ModelFolder.packed_masks` of the pruned base. Raises
     CheckpointError for a module that the folder does not have, MismatchError for a mask of another shape.
     """
-    pruned = zero = 0
+    pruned = lost = 0
     for module, packed in packed_masks.items():
         weight = module_weight(folder, module)
         rows, columns = weight.shape
@@ -64,7 +63,7 @@ def zeros_kept(folder: ModelFolder, packed_masks: Mapping[str, Tensor]) -> float
             raise MismatchError(
                 f"mask of {module} is {tuple(packed.shape)} but its weight {(rows, columns)}: give its own mask"
             )
-        positions = ~unpack_mask(packed, columns)  # [out, in]
-        pruned += int(torch.count_nonzero(positions))
-        zero += int(torch.count_nonzero(positions & (weight == 0)))
-    return zero / pruned if pruned else 1.0
+        mask = unpack_mask(packed, columns)  # [out, in]
+        pruned += mask.numel() - int(mask.sum())
+        lost += lost_zeros(weight, mask)
+    return (pruned - lost) / pruned if pruned else 1.0

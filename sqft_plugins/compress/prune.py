@@ -24,7 +24,7 @@ from sqft_plugins.compress.drive import Compressed, Compression
 from sqft_plugins.compress.find import find_linears, weight_of
 from sqft_plugins.compress.fused import check_reachable, fused_weights
 from sqft_plugins.compress.job import fingerprint, open_job
-from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total, zeros_of
+from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
@@ -175,7 +175,7 @@ def prune_weight(
     if not bool(torch.isfinite(pruned).all()):
         raise SQFTError(f"method {pruner.name!r} made NaN or infinity of {name}: give more calibration text")
     pruned = pruned.to(dtype)
-    return Compressed(pruned, {"sparsity": zeros_of(pruned), "error": relative_error(weight, pruned)}, {})
+    return Compressed(pruned, {"sparsity": sparsity_of(pruned), "error": relative_error(weight, pruned)}, {})
 
 
 def as_pattern(sparsity: float | str | Pattern) -> Pattern:

@@ -21,7 +21,7 @@ from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_sta
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression
 from sqft_plugins.compress.job import fingerprint, open_job
-from sqft_plugins.compress.report import peak_memory_mib, relative_error, total, zeros_of
+from sqft_plugins.compress.report import peak_memory_mib, relative_error, total
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
@@ -97,7 +97,7 @@ def quantize_folder(
             exact = result.dequantize()
             report = {
                 "sparsity": sparsity_of(mask),
-                "zeros": zeros_of(exact),
+                "zeros": sparsity_of(exact),
                 "error": relative_error(weight, exact),
             }
             return Compressed(exact, report, int4_tensors(module, result, grid, dtypes[module]), None if kept else mask)

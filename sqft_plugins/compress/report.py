@@ -30,11 +30,6 @@ def output_error(weight: Tensor, new: Tensor, hessian: Tensor) -> float:
     return (energy(weight.float() - new.float()) / (energy(weight.float()) or 1.0)) ** 0.5
 
 
-def zeros_of(weight: Tensor) -> float:
-    """The fraction of weights that are exactly 0."""
-    return 1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
-
-
 def total(rows: Sequence[Row], key: str) -> float:
     """A fraction over all layers: the mean of `key`, weighted by their sizes, each a whole number of weights."""
     sizes = [row["shape"][0] * row["shape"][1] for row in rows]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.compress.gptq import BLOCK, FactorMemo
-from sqft_plugins.mask import Pattern
+from sqft_plugins.mask import Pattern, nonzero_mask
 from sqft_plugins.plugins.protocols import Statistic
 
 
@@ -47,7 +47,7 @@ def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, unseen: Tensor) 
     """
     out_features, in_features = weight.shape
     remaining = weight.to(torch.float32, copy=True)  # compensated as we go
-    zero = weight == 0
+    zero = ~nonzero_mask(weight)
     first = zero | unseen
     mask = torch.empty_like(zero)
     width = pattern.group or BLOCK  # columns that are chosen together

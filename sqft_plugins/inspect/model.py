@@ -13,7 +13,7 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import MAX_CODE, QuantizedWeight
 from sqft_plugins.inspect.report import PATTERNS, Row, total_of, zeros_of
-from sqft_plugins.mask import Pattern, lost_zeros, mask_hash
+from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.measure import module_bytes, module_weight
 from sqft_plugins.progress import track
 
@@ -64,15 +64,14 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
     quantized = folder.quantized(module) if module in folder.quantized_modules else None
     weight = module_weight(folder, module) if quantized is None else quantized.dequantize()  # [out, in]
     mask = folder.mask(module)
-    kept = weight != 0
     row: Row = {
         "name": module,
         "shape": list(weight.shape),
         "dtype": "int4" if quantized else str(weight.dtype).removeprefix("torch."),
         **zeros_of(weight, patterns),
-        "pruned": None if mask is None else int(torch.count_nonzero(~mask)) / mask.numel(),
+        "pruned": None if mask is None else sparsity_of(mask),
         "violations": None if mask is None else lost_zeros(weight, mask),
-        "kept_zero": None if mask is None else int(torch.count_nonzero(mask & ~kept)),
+        "kept_zero": None if mask is None else int(torch.count_nonzero(mask & ~nonzero_mask(weight))),
         "bits_per_weight": 8 * module_bytes(folder, module) / weight.numel(),
         "gguf": float_type(weight) if quantized is None else gguf_type(quantized),
         "gguf_exact": quantized is None or bool((quantized.scale == quantized.scale.to(torch.float16)).all()),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.mask import Pattern, conforms
+from sqft_plugins.mask import Pattern, conforms, nonzero_mask, sparsity_of
 
 Row = dict[str, Any]
 PATTERNS = (Pattern.parse("1:4"), Pattern.parse("2:4"), Pattern.parse("4:8"))
@@ -32,11 +32,11 @@ def zeros_of(weight: Tensor, patterns: Sequence[Pattern]) -> Row:
     patterns: "2:4" → the fraction of groups of 4 neighbours along `in` with at most 2 nonzeros; an M that does not
     divide `in` is left out.
     """
-    nonzero, total = weight != 0, weight.numel()
+    nonzero = nonzero_mask(weight)
     return {
-        "weights": total,
-        "zeros": (total - int(torch.count_nonzero(nonzero))) / total,
-        "not_finite": total - int(torch.count_nonzero(torch.isfinite(weight))),
+        "weights": weight.numel(),
+        "zeros": sparsity_of(nonzero),
+        "not_finite": int(torch.count_nonzero(~torch.isfinite(weight))),
         "patterns": {
             str(pattern): conforms(nonzero, pattern.keep, pattern.group)
             for pattern in patterns

@@ -13,11 +13,11 @@ from sqft_plugins.grid import (
     SYMMETRIC_ZERO_POINT,
     QuantizedWeight,
     group_width,
-    lost_zeros,
     steps,
     symmetric_zero_point,
 )
 from sqft_plugins.kernels import layout, operators
+from sqft_plugins.mask import lost_zeros, nonzero_mask
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,10 +78,10 @@ class SparseInt4Weight:
         if zero_point.shape != scale.shape or zero_point.dtype != torch.uint8:
             raise KernelError(f"zero_point is not uint8 {tuple(scale.shape)}, the shape of scale: give it so, or None")
         if mask is None:
-            mask = steps(codes, zero_point) != 0
+            mask = nonzero_mask(steps(codes, zero_point))
         elif mask.shape != codes.shape or mask.dtype != torch.bool:
             raise KernelError(f"mask is not bool {tuple(codes.shape)}, the shape of codes: give it so, or None")
-        elif lost := lost_zeros(codes, zero_point, mask):
+        elif lost := lost_zeros(steps(codes, zero_point), mask):
             raise KernelError(f"mask drops {lost} weights that are not zero: give the mask of this weight, or None")
         packed = operators.pack(codes, mask)
         symmetric = bool((zero_point == SYMMETRIC_ZERO_POINT).all())
@@ -105,7 +105,7 @@ class SparseInt4Weight:
         """
         if codes.shape != (self.out_features, self.in_features):
             raise KernelError(f"codes is {tuple(codes.shape)}, the weight {(self.out_features, self.in_features)}")
-        if lost_zeros(codes.cpu(), self._zero_point(), self.mask()):
+        if lost_zeros(steps(codes.cpu(), self._zero_point()), self.mask()):
             raise KernelError("codes have weights outside the mask of this plane's base: pack them with their own mask")
         return layout.pack_values(codes, self.masks.cpu(), self.block_offsets.cpu()).to(self.values.device)
 

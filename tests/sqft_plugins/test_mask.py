@@ -156,6 +156,25 @@ def test_nonzero_mask_counts_both_zeros_as_pruned():
     assert masks.nonzero_mask(torch.tensor([[0.0, -0.0, 1e-30, -1.0]])).tolist() == [[False, False, True, True]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_numeric_mask_is_the_nonzero_mask_as_numbers(dtype):
+    weight = torch.tensor([[0.0, -0.0, 2.5, -1e-7, torch.finfo(dtype).tiny / 2]], dtype=dtype)
+    expected = masks.nonzero_mask(weight).to(dtype)
+    assert torch.equal(masks.numeric_mask(weight), expected)
+    out = torch.empty_like(weight)
+    assert masks.numeric_mask(weight, out=out) is out
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("weight", [[[0.0, -0.0, 3.0, 0.5]], [[0, 0, -3, 15]]])
+def test_lost_zeros_are_counted_in_floats_and_in_int4_steps(weight):
+    mask = torch.tensor([[False, True, True, False]])
+    weight = torch.tensor(weight, dtype=torch.float32 if isinstance(weight[0][0], float) else torch.int8)
+    before = weight.clone()
+    assert masks.lost_zeros(weight, mask) == 1
+    assert torch.equal(weight, before)
+
+
 def test_hash_depends_on_names_shapes_and_bits_but_not_on_order():
     a, b = (masks.pack_mask(torch.rand(4, 16, generator=generator(s)) < 0.5) for s in (0, 1))
     assert masks.mask_hash({"a": a, "b": b}) == masks.mask_hash({"b": b, "a": a})

@@ -29,8 +29,9 @@ from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
 from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, lost_zeros
+from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, steps
 from sqft_plugins.identity import file_hash, while_unchanged
+from sqft_plugins.mask import lost_zeros
 from sqft_plugins.tune.adapter_weights import weights_file
 
 PLANE_VERSION = 1
@@ -105,7 +106,7 @@ def write_plane(
     values = {}
     for module, own in codes.items():
         mask, zero_point = _layout(base, module)
-        if own.shape != mask.shape or lost_zeros(own, zero_point, mask):
+        if own.shape != mask.shape or lost_zeros(steps(own, zero_point), mask):
             raise MismatchError(f"the codes of {module} do not fit the mask of {base.path}: they are another model's")
         values[module] = compact_pack(own, mask)[1]
     with write_file(path, overwrite) as file:

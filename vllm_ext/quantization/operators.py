@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import MismatchError, SQFTError, nearest
-from sqft_plugins.grid import QuantizedWeight, lost_zeros
+from sqft_plugins.grid import QuantizedWeight, steps
+from sqft_plugins.mask import lost_zeros
 
 MAX_DENSITY = 0.75
 """Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
@@ -147,7 +148,7 @@ NAMES = ("sparse", "vllm", "torch")
 
 def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:
     """Raises MismatchError where a pruned place of codes [out, in] does not hold its zero point [out, groups]."""
-    wrong = lost_zeros(codes, zero_point, mask)
+    wrong = lost_zeros(steps(codes, zero_point), mask)
     if wrong:
         raise MismatchError(
             f"{name} is not zero at {wrong} places that its mask prunes: "
