@@ -24,6 +24,7 @@ from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.structure import transformers_config
 
 PERIODS = {
     "afmoe": 4, "cohere2": 4, "exaone4": 4, "exaone-moe": 4, "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2,
@@ -139,8 +140,6 @@ def limited(entries: list[Entry], context: int | None) -> list[Entry]:
 def full_config(folder: ModelFolder) -> tuple[Config, bool]:
     """The configuration with transformers' defaults and common names filled in, and whether transformers knows it;
     config.json as it stands where it does not."""
-    from sqft_plugins.compress.find import transformers_config
-
     if isinstance(folder, ModelInMemory):
         found = folder.model.config
     else:

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_ext.reads import weights_read_by
 from peft_ext.registry import BaseTunerLayer
-from sqft_plugins.compress.find import find_linears
 from sqft_plugins.compress.fused import fused_weights, left_out, means_fused
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import find_linears
 
 
 class ReadWeights:

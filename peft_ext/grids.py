@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from peft_ext.identity import Found, FoundStamp, is_found
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import combined_hash
-from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight, quantize
 from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask

@@ -44,3 +44,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(options) or 'none'}"
+
+
+def first_line(error: Exception, length: int = 160) -> str:
+    """The first line of another library's error, cut to `length`, to stand in one of ours; its type where it is
+    empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:length] if lines else type(error).__name__

@@ -10,6 +10,7 @@ from torch import Tensor
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.mask import lost_zeros, unpack_mask
+from sqft_plugins.structure import structure_of_folder
 
 
 def module_weight(folder: ModelFolder, module: str) -> Tensor:
@@ -20,8 +21,6 @@ def module_weight(folder: ModelFolder, module: str) -> Tensor:
     if module in folder.quantized_modules:
         return folder.quantized(module).dequantize()
     weight = folder.weight(module)
-    from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
-
     return weight.t() if module in structure_of_folder(folder.path).transposed else weight
 
 

@@ -16,6 +16,7 @@ from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, head_widt
 from gguf_ext.errors import UnsupportedArchitectureError
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.plugins import get_manager
+from sqft_plugins.structure import transformers_config
 
 __all__ = [
     "ARCHITECTURES",
@@ -119,8 +120,6 @@ def read_config(model: str | Path, architecture: Architecture) -> Config:
     """The configuration with transformers' defaults and common names (GPT-2 says `n_layer`) filled in. Raises
     UnsupportedArchitectureError for an option that llama.cpp's version of the architecture lacks, CheckpointError for a
     config.json that transformers does not know."""
-    from sqft_plugins.compress.find import transformers_config  # imports all of transformers
-
     return normalized(transformers_config(model), model, architecture)
 
 

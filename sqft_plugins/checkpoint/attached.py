@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize, symmetric_zero_point
+from sqft_plugins.structure import weight_of
 
 SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
 
@@ -69,8 +70,6 @@ def attached_grid(layer: nn.Module) -> GridStamp:
 def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
     """The codes nearest to the layer's weight on its grid, on the CPU, and how many weights are not exactly these
     codes, in the weight's dtype (an adapter was merged into it). Raises GridError for a grid of another shape."""
-    from sqft_plugins.compress.find import weight_of  # it imports the loaders
-
     weight = weight_of(layer).detach().cpu()  # type: ignore[arg-type]  # [out, in]
     scale = cast(Tensor, getattr(layer, SCALE)).detach().cpu().to(torch.float32)
     zero_point = symmetric_zero_point(scale)

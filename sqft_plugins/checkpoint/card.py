@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp
 from sqft_plugins.progress import say
+from sqft_plugins.structure import structure_of_folder
 
 CARD = "README.md"
 BASE_CARD = "## Card of the base model"
@@ -186,6 +187,4 @@ def _code(model: ModelFolder) -> list[str]:
 
 
 def _transposed(folder: Path) -> bool:
-    from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
-
     return bool(structure_of_folder(folder).transposed)

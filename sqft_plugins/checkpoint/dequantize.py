@@ -16,6 +16,7 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say
+from sqft_plugins.structure import structure_of_folder
 
 
 class Lazy:
@@ -33,8 +34,6 @@ def why_not_stock(folder: ModelFolder) -> str | None:
     """Why transformers cannot dequantize this INT4 folder; None where it can."""
     if folder.format_name != PackQuantized.name:
         return f"transformers does not read {folder.format_name}"
-    from sqft_plugins.compress.find import structure_of_folder
-
     known = set(folder.quantized_modules)
     for name in sorted(structure_of_folder(folder.path).transposed):
         if name in known or name.partition(".")[2] in known:  # the latter in a folder of the bare body of a model

@@ -23,6 +23,7 @@ from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, r
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import unpack_mask
+from sqft_plugins.structure import structure_of_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -240,11 +241,9 @@ class ModelFolder:
     def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
         name = self.weight_name(module)
         shape = self.spec(name).shape
-        if packed.shape == (shape[-1], -(-shape[0] // 8)) and packed.shape != (shape[0], -(-shape[-1] // 8)):
-            from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
-
-            if module in structure_of_folder(self.path).transposed:  # a Conv1D: the weight is [in, out]
-                return shape[::-1]
+        turned = packed.shape == (shape[-1], -(-shape[0] // 8)) and packed.shape != (shape[0], -(-shape[-1] // 8))
+        if turned and module in structure_of_folder(self.path).transposed:  # a Conv1D: the weight is [in, out]
+            return shape[::-1]
         return shape
 
     def _file(self, name: str) -> Path:

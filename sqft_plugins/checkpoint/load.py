@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from transformers import (
 from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.checkpoint.dequantize import load_dequantized, why_not_stock
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.checkpoint.hub import check_name, unknown_model
+from sqft_plugins.errors import CheckpointError, SQFTError, first_line
 from sqft_plugins.progress import quiet_libraries, say
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -33,7 +33,7 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
     """`AutoModelForCausalLM.from_pretrained`, INT4 folders dequantized into plain linears: by transformers or, where it
     cannot (AutoGPTQ, the compact form, GPT-2's Conv1D), by dequantize.py, and it says so. A name that is no local
     folder is looked up on the hub. Raises CheckpointError, GridError."""
-    _check_name(path)
+    check_name(path)
     own = None
     if Path(path).is_dir():
         folder = ModelFolder(path)
@@ -63,9 +63,9 @@ def as_checkpoint_error(path: str | Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         if not Path(path).is_dir():
-            raise _unknown(path, error) from error
+            raise unknown_model(path, error) from error
         raise CheckpointError(
-            f"model {path} is no language model that transformers loads: check its files ({_first_line(error)})"
+            f"model {path} is no language model that transformers loads: check its files ({first_line(error)})"
         ) from error
 
 
@@ -77,7 +77,7 @@ def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> Non
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`; raises CheckpointError where the folder has none."""
-    _check_name(path)
+    check_name(path)
     folder = Path(path)
     if folder.is_dir() and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):
         # transformers would make an empty tokenizer of the model's class and say nothing
@@ -86,25 +86,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # damaged files make it raise TypeError, KeyError, …, tokenizers plain Exception
         if not folder.is_dir():
-            raise _unknown(path, error) from error
+            raise unknown_model(path, error) from error
         raise CheckpointError(
             f"model {path} has no tokenizer that transformers reads: copy tokenizer.json and tokenizer_config.json "
-            f"into it ({_first_line(error)})"
+            f"into it ({first_line(error)})"
         ) from error
-
-
-def _check_name(path: str | Path) -> None:
-    # what cannot be a name on the hub is a mistyped path: say so at once, without asking the network
-    if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(path)):
-        raise CheckpointError(f"model {path} is not a folder: check the path")
-
-
-def _unknown(path: str | Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"model {path} is neither a folder here nor a model on the hub: check the path ({_first_line(error)})"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqft_plugins.compress.find import find_blocks
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import find_blocks
 
 MICRO_TOKENS = 4096
 """Tokens of a micro-batch: enough for a fast GEMM, and of a 7B model's widest layer 0.2 GB."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.errors import DependencyError, SQFTError, first_line
 from sqft_plugins.text_file import read_text
 
 SPREAD = 16
@@ -89,10 +89,9 @@ def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
     except SQFTError:
         raise
     except Exception as error:  # of many kinds: missing, offline, gated, an unknown configuration, a broken file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SQFTError(
             f"{argument} {name} is neither a file nor a data set that can be read: check NAME:CONFIG:SPLIT "
-            f"({lines[0][:160]})"
+            f"({first_line(error)})"
         ) from error
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from sqft_plugins.checkpoint.shards import ShardFile
 from sqft_plugins.checkpoint.writer import FolderWriter
 from sqft_plugins.compress.blocks import BlockRun, check_tokens, run_blocks
-from sqft_plugins.compress.find import find_blocks, set_weight, weight_of
 from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.report import Row, describe, output_error
 from sqft_plugins.compress.skeleton import Skeleton
@@ -28,6 +27,7 @@ from sqft_plugins.mask import pack_mask
 from sqft_plugins.modes import evaluating
 from sqft_plugins.plugins.protocols import Statistic
 from sqft_plugins.progress import Steps, say
+from sqft_plugins.structure import find_blocks, set_weight, weight_of
 
 
 @dataclass(frozen=True)

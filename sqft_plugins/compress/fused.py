@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sqft_plugins.compress.find import find_blocks, find_linears
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import find_blocks, find_linears
 
 SMALLEST = 8
 """The side of a matrix of an expert, at least: what is narrower is a table of a mechanism (Mamba's, RWKV's)."""

@@ -21,7 +21,6 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression
-from sqft_plugins.compress.find import find_linears, weight_of
 from sqft_plugins.compress.fused import check_reachable, fused_weights
 from sqft_plugins.compress.job import fingerprint, open_job
 from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total
@@ -31,6 +30,7 @@ from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack
 from sqft_plugins.names import resolve, select
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
+from sqft_plugins.structure import find_linears, weight_of
 
 
 def prune_model(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.compress.find import empty_model, find_blocks, transformers_config
 from sqft_plugins.compress.fused import lacks_fused
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.structure import empty_model, find_blocks, transformers_config
 
 
 class Skeleton:

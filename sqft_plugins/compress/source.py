@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.load import load_tokenizer
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
-from sqft_plugins.compress.find import Structure, structure_of
 from sqft_plugins.compress.fused import check_reachable, count_of, fused_weights, left_out
-from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.names import select
 from sqft_plugins.plugins.protocols import Statistic
 from sqft_plugins.progress import say, track
+from sqft_plugins.structure import Structure, structure_of
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sqft_plugins.inspect.report import PATTERNS, Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.measure import module_bytes, module_weight
 from sqft_plugins.progress import track
+from sqft_plugins.structure import structure_of_folder
 
 GGUF_BLOCK = 32
 GGUF_FLOAT = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,8 +54,6 @@ def layer_names(folder: ModelFolder) -> list[str]:
     """The modules that are masked or INT4, in model order; where there are none, the linear layers of the blocks."""
     names = {*folder.packed_masks, *folder.quantized_modules}
     if not names:
-        from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
-
         return list(structure_of_folder(folder.path).shapes)
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec, layout
 from sqft_plugins.compress.source import Source
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.errors import CheckpointError, first_line
 from sqft_plugins.progress import say
 
 
@@ -29,8 +29,9 @@ class ConfigFolder(ModelFolder):
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config)
         except (OSError, ValueError, KeyError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise CheckpointError(f"{self.path}/config.json is of no model that is known ({lines[0][:160]})") from error
+            raise CheckpointError(
+                f"{self.path}/config.json is of no model that is known ({first_line(error)})"
+            ) from error
         model.tie_weights()
         dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -90,8 +91,7 @@ def _fetched(model: str) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json")).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"model {model} is not a folder, and its config.json is not to be had from the hub: check the path, or put "
-            f"config.json in a folder of that name ({lines[0][:120]})"
+            f"config.json in a folder of that name ({first_line(error, 120)})"
         ) from error

@@ -10,6 +10,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.structure import structure_of_folder
 from sqft_plugins.tune.adapter_weights import weights_file
 
 
@@ -52,6 +53,4 @@ def file_numbers(format_name: str, model: Artefact | None, target: Path) -> dict
 
 def modules_of(folder: ModelFolder) -> list[str]:
     """The linear layers that are meant: those with a mask, else all of the decoder blocks."""
-    from sqft_plugins.compress.find import structure_of_folder  # imports all of transformers
-
     return list(folder.packed_masks) or list(structure_of_folder(folder.path).shapes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint import write_file
-from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.evaluate.lm_data import VARIABLE

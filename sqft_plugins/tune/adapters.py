@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from sqft_plugins.checkpoint.json_object import read_object
-from sqft_plugins.compress.find import structure_of_folder
 from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
+from sqft_plugins.structure import structure_of_folder
 from sqft_plugins.tune.adapter_weights import weights_file
 from sqft_plugins.tune.settings import ALL_LINEAR
 

@@ -21,11 +21,11 @@ from sqft_plugins.checkpoint import (
     write_sidecar,
 )
 from sqft_plugins.checkpoint.card import write_card
-from sqft_plugins.compress.find import weight_of
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
+from sqft_plugins.structure import weight_of
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 from sqft_plugins.tune.merge_int4 import merge_quantized
 

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
-from sqft_plugins.compress.hub import local_folder
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.identity import content_hash

@@ -13,7 +13,6 @@ from torch import nn
 import sqft_plugins
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.attached import attached_weight
-from sqft_plugins.compress.find import find_linears, weight_of
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, KernelError, SQFTError
@@ -21,6 +20,7 @@ from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.kernels import operators
 from sqft_plugins.kernels.linear import NoWeightError, SparseInt4Linear
 from sqft_plugins.kernels.load import load_accelerated
+from sqft_plugins.structure import find_linears, weight_of
 
 PROMPT = torch.arange(5, 25).view(2, 10)
 

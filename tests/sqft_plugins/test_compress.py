@@ -10,7 +10,6 @@ from torch import nn
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.stamp import GridStamp
-from sqft_plugins.compress.find import find_linears, structure_of_folder
 from sqft_plugins.compress.magnitude import Magnitude
 from sqft_plugins.compress.prune import prune_folder, prune_model
 from sqft_plugins.compress.quantize import quantize_folder, quantize_weight
@@ -20,6 +19,7 @@ from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import GridError, MismatchError, OutputExistsError, SQFTError
 from sqft_plugins.grid import round_to_nearest
 from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, unpack_mask
+from sqft_plugins.structure import find_linears, structure_of_folder
 
 
 def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:

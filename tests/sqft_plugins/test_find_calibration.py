@@ -17,7 +17,8 @@ from sqft_plugins.compress.calibration import (
     read_texts,
     token_batch,
 )
-from sqft_plugins.compress.find import (
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import (
     find_blocks,
     find_linears,
     set_weight,
@@ -25,7 +26,6 @@ from sqft_plugins.compress.find import (
     structure_of_folder,
     weight_of,
 )
-from sqft_plugins.errors import SQFTError
 
 KINDS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 

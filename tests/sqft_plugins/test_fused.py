@@ -29,12 +29,12 @@ from transformers import (
 from peft_ext import SQFTConfig
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
-from sqft_plugins.compress.find import find_linears
 from sqft_plugins.compress.fused import count_of, fused_weights
 from sqft_plugins.compress.prune import prune_folder, prune_model
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import find_linears
 
 SMALL = {
     "vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.compress.find import structure_of_folder
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, DependencyError, MismatchError, OutputExistsError, SQFTError
@@ -20,6 +19,7 @@ from sqft_plugins.inspect import gguf_type, inspect_path, plot_sparsity
 from sqft_plugins.inspect.model import float_type
 from sqft_plugins.mask import pack_mask
 from sqft_plugins.measure import bits_per_weight, zeros_kept
+from sqft_plugins.structure import structure_of_folder
 
 MODULE = "model.layers.0.mlp.up_proj"
 

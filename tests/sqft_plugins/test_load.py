@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.compact_convert import compact_folder
-from sqft_plugins.compress.find import find_linears, weight_of
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.structure import find_linears, weight_of
 
 GRID = ("weight_scale", "weight_zero_point", "weight_shape")
 

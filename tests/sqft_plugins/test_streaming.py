@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.shards import DTYPES, ShardFile, TensorSpec
 from sqft_plugins.compress import blocks
-from sqft_plugins.compress.find import find_blocks, find_linears
 from sqft_plugins.compress.gptq import GPTQ
 from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.prune import prune_folder, prune_model
@@ -26,6 +25,7 @@ from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.mask import conforms, sparsity_of
+from sqft_plugins.structure import find_blocks, find_linears
 
 SMALL = {"sequences": 4, "length": 32}
 

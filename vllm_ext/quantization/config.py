@@ -65,7 +65,7 @@ class SQFTConfig(CompressedTensorsConfig):
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         """Called once, in the process that the user started, before any worker: what is wrong with the folder is said
         here, in one line. Raises SQFTError."""
-        from sqft_plugins.compress.hub import local_folder
+        from sqft_plugins.checkpoint.hub import local_folder
 
         forced_name()
         if revision is not None and not Path(model_name).is_dir():

@@ -14,8 +14,8 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import int4_tensors
-from sqft_plugins.compress.hub import local_folder
 from sqft_plugins.errors import DependencyError
 from vllm_ext.patching import replace_method
 

@@ -71,7 +71,7 @@ def serve_command(
     An adapter in DIR/math is asked for as "math", "math@max", "math@r16" and so on. What stands behind -- goes to
     vLLM and wins over what is set here. The exit code is the server's.
     """
-    from sqft_plugins.compress.hub import local_folder
+    from sqft_plugins.checkpoint.hub import local_folder
     from vllm_ext.serve.command import build
 
     server = build(

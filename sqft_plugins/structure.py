@@ -5,7 +5,9 @@ such list (the experts of one block, say) does not compete. Embeddings and `lm_h
 that shares its weight with anything outside them is left out, so neither is ever compressed.
 
 GPT-2's Conv1D is a linear layer whose weight is stored [in, out]. Everywhere in this project a weight is [out, in]:
-`weight_of` and `set_weight` turn it round, and nobody else has to know.
+`weight_of` and `set_weight` turn it round for a layer, `ModelFolder.weight` for a file.
+
+transformers is imported when a function needs it, because reading a folder must not cost that.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
-from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.errors import CheckpointError, SQFTError, first_line
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class Structure:
         return int(module.removeprefix(f"{self.blocks}.").partition(".")[0])
 
 
+def is_conv1d(module: nn.Module) -> TypeGuard[Conv1D]:
+    """Whether a layer is transformers' Conv1D, a linear layer whose weight is stored [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and the list of the decoder blocks. Raises SQFTError for a model that has none."""
     candidates: dict[str, nn.ModuleList] = {}
@@ -53,7 +67,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
             continue
         inside_another = any(name.startswith(f"{outer}.") for outer in candidates)  # named_modules yields parents first
-        if not inside_another and any(isinstance(m, nn.Linear | Conv1D) for m in module.modules()):
+        if not inside_another and any(map(is_linear, module.modules())):
             candidates[name] = module
     if not candidates:
         raise SQFTError(
@@ -74,13 +88,13 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     return {
         name: module
         for name, module in blocks.named_modules(prefix=blocks_name)
-        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in outside
+        if is_linear(module) and id(module.weight) not in outside
     }
 
 
 def weight_of(linear: nn.Linear | Conv1D) -> Tensor:
     """The weight [out, in], a view."""
-    return linear.weight.data.t() if isinstance(linear, Conv1D) else linear.weight.data
+    return linear.weight.data.t() if is_conv1d(linear) else linear.weight.data
 
 
 def set_weight(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
@@ -93,8 +107,8 @@ def structure_of(model: nn.Module) -> Structure:
     name, blocks = find_blocks(model)
     linears = find_linears(model)
     shapes = {name: (weight_of(m).shape[0], weight_of(m).shape[1]) for name, m in linears.items()}
-    outside = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and n not in shapes]
-    transposed = frozenset(n for n, m in linears.items() if isinstance(m, Conv1D))
+    outside = [n for n, m in model.named_modules() if is_linear(m) and n not in shapes]
+    transposed = frozenset(n for n, m in linears.items() if is_conv1d(m))
     return Structure(name, shapes, outside, transposed, len(blocks))
 
 
@@ -120,6 +134,8 @@ def _structure_of_folder(path: str, content: bytes) -> Structure:
 
 def transformers_config(path: str | Path) -> Any:
     """`AutoConfig.from_pretrained`. Raises CheckpointError for a config.json that transformers does not know."""
+    from transformers import AutoConfig
+
     with _known_to_transformers(path):
         return AutoConfig.from_pretrained(path)
 
@@ -127,6 +143,8 @@ def transformers_config(path: str | Path) -> Any:
 def empty_model(config: Any, path: str | Path, **options: Any) -> Any:
     """The causal language model of a configuration, which came from `path`, with weights that mean nothing. Raises
     CheckpointError where transformers has none."""
+    from transformers import AutoModelForCausalLM
+
     with _known_to_transformers(path):
         return AutoModelForCausalLM.from_config(config, **options)
 
@@ -136,9 +154,8 @@ def _known_to_transformers(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ValueError, KeyError, and those of huggingface_hub's own checks
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"model {path} is no language model that transformers knows: check its config.json ({lines[0][:160]})"
+            f"model {path} is no language model that transformers knows: check its config.json ({first_line(error)})"
         ) from error
 
 
