@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gguf_ext.errors import RuntimeFailedError
-from gguf_ext.runtime import last_error, library
+from gguf_ext.run.session import last_error, library
 from sqft_plugins.checkpoint import ModelFolder, copy_side_files
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.checkpoint.writer import write_config

@@ -63,7 +63,7 @@ def row_bytes(columns: int, kind: TensorType) -> int:
 def encode(steps: NDArray[np.int8], scale: NDArray[np.float16], kind: TensorType) -> NDArray[np.uint8]:
     """steps int8 [out, in], scale fp16 [out, groups] (groups of a multiple of 32) → uint8 [out, row_bytes].
 
-    The steps must be in the range of `kind`; `transcode.py` sees to that. Raises BlockSizeError.
+    The steps must be in the range of `kind`; `write.transcode` sees to that. Raises BlockSizeError.
     """
     rows, columns = steps.shape
     width = row_bytes(columns, kind)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gguf_ext.arch import Entry
-from gguf_ext.ending import END_TOKENS, unplaced
 from gguf_ext.errors import (
     GGUFError,
     MissingTokenizerError,
@@ -18,24 +17,25 @@ from gguf_ext.errors import (
     UnsupportedArchitectureError,
     VerificationError,
 )
-from gguf_ext.estimate import HEADER, entry_bytes
-from gguf_ext.layout import Layout, find_layout
-from gguf_ext.limits import end_limit
-from gguf_ext.loadable import unloadable
 from gguf_ext.memory import ModelInMemory
-from gguf_ext.metadata import general_entries, sqft_entries
-from gguf_ext.names import rule_in
-from gguf_ext.plan import Planned, plan, zero_biases
-from gguf_ext.pretokenizer import tell_unknown_name
 from gguf_ext.reader import GGUFFile
-from gguf_ext.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
-from gguf_ext.template import check_tokens
-from gguf_ext.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
-from gguf_ext.trial import try_tokenizer
-from gguf_ext.verify import EXACT, VerifyReport, compare
-from gguf_ext.verify_tokenizer import DECISIVE, compare_tokenizer
-from gguf_ext.vocab import from_tokenizer, read_vocabulary
-from gguf_ext.writing import write_tensors
+from gguf_ext.run.loadable import unloadable
+from gguf_ext.template.sources import check_tokens
+from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
+from gguf_ext.tokenizer.limits import end_limit
+from gguf_ext.tokenizer.pretokenizer import tell_unknown_name
+from gguf_ext.tokenizer.stripping import rule_in
+from gguf_ext.tokenizer.trial import try_tokenizer
+from gguf_ext.tokenizer.vocabulary import from_tokenizer, read_vocabulary
+from gguf_ext.verify.tensors import EXACT, VerifyReport, compare
+from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
+from gguf_ext.write.estimate import HEADER, entry_bytes
+from gguf_ext.write.file import write_tensors
+from gguf_ext.write.layout import Layout, find_layout
+from gguf_ext.write.metadata import general_entries, sqft_entries
+from gguf_ext.write.plan import Planned, plan, zero_biases
+from gguf_ext.write.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
+from gguf_ext.write.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say

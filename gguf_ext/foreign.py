@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
 from gguf_ext.errors import DamagedFileError, GGUFError
 from gguf_ext.reader import GGUFFile, TensorInfo
-from gguf_ext.transcode import require_gguf
+from gguf_ext.write.transcode import require_gguf
 
 
 def weights(file: GGUFFile, info: TensorInfo, rows: Any = slice(None)) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ class GGUFExporter:
 
     @property
     def command(self) -> Any:
-        from gguf_ext.cli import export_command
+        from gguf_ext.cli.export import export_command
 
         return export_command
 
@@ -29,7 +29,7 @@ class GGUFExporter:
         return export_gguf(model, target, overwrite=overwrite).as_dict()
 
     def verify(self, model: Path, target: Path) -> dict[str, Any]:
-        from gguf_ext.verify import verify_gguf
+        from gguf_ext.verify.tensors import verify_gguf
 
         report = verify_gguf(model, target)
         return {
@@ -45,7 +45,7 @@ class GGUFExporter:
         Options(**options)
 
     def estimate(self, model: Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
-        from gguf_ext.estimate import estimate_gguf
+        from gguf_ext.write.estimate import estimate_gguf
 
         return estimate_gguf(model, modules, grid)
 
@@ -57,12 +57,12 @@ class LoraExporter:
 
     @property
     def command(self) -> Any:
-        from gguf_ext.cli import lora_command
+        from gguf_ext.cli.export import lora_command
 
         return lora_command
 
     def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
-        from gguf_ext.lora import export_lora
+        from gguf_ext.lora.export import export_lora
 
         return export_lora(model, target, overwrite=overwrite).as_dict()
 
@@ -74,14 +74,14 @@ def sqft_exporters():
 
 @hookimpl
 def sqft_engines():
-    from gguf_ext.runtime import LlamaCpp
+    from gguf_ext.run.session import LlamaCpp
 
     return [LlamaCpp()]
 
 
 @hookimpl
 def sqft_inspectors():
-    from gguf_ext.inspect import GGUFInspector
+    from gguf_ext.inspector import GGUFInspector
 
     return [GGUFInspector()]
 
@@ -95,8 +95,8 @@ def sqft_checks():
 
 @hookimpl
 def sqft_commands(group):
-    from gguf_ext.cli import verify_command
-    from gguf_ext.cli_chat import chat_command
+    from gguf_ext.cli.chat import chat_command
+    from gguf_ext.cli.export import verify_command
 
     group.add_command(verify_command)
     group.add_command(chat_command)

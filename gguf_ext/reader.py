@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
-from gguf_ext.split import COUNT, INDEX, TENSORS, shard_names
+from gguf_ext.write.split import COUNT, INDEX, TENSORS, shard_names
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gguf_ext.pretokenizer import LLAMA3
+from gguf_ext.tokenizer.pretokenizer import LLAMA3
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
 from sqft_plugins.grid import QuantizedWeight, round_to_nearest
 from sqft_plugins.mask import lowest_mask, mask_hash, pack_mask

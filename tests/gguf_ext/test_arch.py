@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gguf_ext.arch import ARCHITECTURES, find_architecture, read_config, rotary_order
 from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import UnmappedTensorError, UnsupportedArchitectureError
-from gguf_ext.plan import sources
+from gguf_ext.write.plan import sources
 from sqft_plugins.checkpoint import ModelFolder
 
 ROPE = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gguf_ext import errors, export_gguf, verify_gguf
 from gguf_ext.errors import GGUFError
-from gguf_ext.lora import export_lora
+from gguf_ext.lora.export import export_lora
 from sqft_plugins.cli import main
 from sqft_plugins.errors import CheckpointError, GridError, OutputExistsError, SQFTError
 
@@ -98,7 +98,7 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
         elif case == "target exists":
             (tmp_path / "m.gguf").write_text("mine")
         elif case == "verification failed":
-            monkeypatch.setattr("gguf_ext.plan.float_bytes", lambda tensor, kind: _flipped(tensor, kind))
+            monkeypatch.setattr("gguf_ext.write.plan.float_bytes", lambda tensor, kind: _flipped(tensor, kind))
         elif case.endswith("template"):
             export_gguf(llama, tmp_path / "base.gguf")
             data = (tmp_path / "base.gguf").read_bytes()
@@ -114,7 +114,7 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
 
 
 def _flipped(tensor, kind):
-    from gguf_ext.transcode import float_bytes
+    from gguf_ext.write.transcode import float_bytes
 
     raw = float_bytes(tensor, kind).copy()
     raw[0, 0] ^= 1

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gguf_ext
 from gguf_ext import GGUFError, export_gguf, export_lora
-from gguf_ext.chat import Chat, parse_adapter
-from gguf_ext.cli_chat import chat_command
+from gguf_ext.cli.chat import chat_command
 from gguf_ext.errors import RuntimeFailedError
+from gguf_ext.run.chat import Chat, parse_adapter
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "type_k": 0, "type_v": 0}
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf
-from gguf_ext.compare import compare_logits
+from gguf_ext.verify.logits import compare_logits
 from sqft_plugins.cli import main
 from sqft_plugins.evaluate import perplexity
 

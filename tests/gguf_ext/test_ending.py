@@ -10,8 +10,8 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gguf_ext import LlamaSession, export_gguf, export_model, verify_gguf
-from gguf_ext.ending import ENDS, INFILL, KEY, file_ends
 from gguf_ext.reader import GGUFFile
+from gguf_ext.tokenizer.ending import ENDS, INFILL, KEY, file_ends
 
 STOPS = [f"<|stop{index}|>" for index in range(6)]
 

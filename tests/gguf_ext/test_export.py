@@ -193,7 +193,7 @@ def test_a_missing_model_is_refused(tmp_path):
 
 
 def test_a_failure_while_writing_leaves_nothing(llama, tmp_path, monkeypatch):
-    from gguf_ext.plan import Planned
+    from gguf_ext.write.plan import Planned
 
     calls = []
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(split, llama, small_disk):
 KILLED = """
 import os, signal, sys
 from gguf_ext import export_gguf
-from gguf_ext.plan import Planned
+from gguf_ext.write.plan import Planned
 original, calls = Planned.pieces, []
 def pieces(self, folder):
     calls.append(self)
@@ -248,14 +248,14 @@ def test_killed_while_writing_leaves_no_target_or_the_old_one(old, llama, tmp_pa
 
 
 def test_a_file_that_does_not_verify_is_not_kept(llama_int4, tmp_path, monkeypatch):
-    monkeypatch.setattr("gguf_ext.plan.block_bytes", lambda weight, kind: _flipped(weight, kind))
+    monkeypatch.setattr("gguf_ext.write.plan.block_bytes", lambda weight, kind: _flipped(weight, kind))
     with pytest.raises(VerificationError, match=r"blk\.0\.attn_q\.weight: .* weights differ, by .* at most"):
         export_gguf(llama_int4, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def _flipped(weight, kind):
-    from gguf_ext.transcode import block_bytes
+    from gguf_ext.write.transcode import block_bytes
 
     raw = block_bytes(weight, kind)
     raw[0, 5] ^= 1

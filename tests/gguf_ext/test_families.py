@@ -20,8 +20,8 @@ from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch import find_architecture, known_architectures, read_config
 from gguf_ext.arch.qwen import QWEN2
 from gguf_ext.errors import UnmappedTensorError, UnsupportedArchitectureError
-from gguf_ext.estimate import estimate_gguf
 from gguf_ext.reader import GGUFFile
+from gguf_ext.write.estimate import estimate_gguf
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.checkpoint.compact_convert import compact_folder
 from sqft_plugins.compress.prune import prune_folder

@@ -10,7 +10,7 @@ from helpers_gguf import rewritten
 
 from gguf_ext import export_gguf, load
 from gguf_ext.errors import RuntimeFailedError, UnloadableFileError
-from gguf_ext.runtime import LlamaSession
+from gguf_ext.run.session import LlamaSession
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 DEADLY = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gguf_ext import GGUFError, GGUFFile, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError
-from gguf_ext.inspect import inspect_gguf
+from gguf_ext.inspector import inspect_gguf
 from sqft_plugins.cli.inspect import _show_model
 
 SECONDS = 5

@@ -13,8 +13,8 @@ import torch
 import gguf_ext.plugin
 from gguf_ext import export_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError
-from gguf_ext.inspect import inspect_gguf
-from gguf_ext.transcode import matrix_type
+from gguf_ext.inspector import inspect_gguf
+from gguf_ext.write.transcode import matrix_type
 from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError
 from sqft_plugins.inspect import inspect_path, plot_sparsity

@@ -242,8 +242,8 @@ def test_an_adapter_of_a_larger_sister_is_refused(place, tiny_model, tiny_tokeni
 
 
 def test_without_llama_cpp_python_it_says_what_to_install(place, monkeypatch):
-    monkeypatch.setattr("gguf_ext.backend._backend", {})
-    monkeypatch.delitem(sys.modules, "gguf_ext.llama")
+    monkeypatch.setattr("gguf_ext.run.backend._backend", {})
+    monkeypatch.delitem(sys.modules, "gguf_ext.run.llama")
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(DependencyError, match=r"llama-cpp-python is not installed: pip install 'sqft-plugins\[gguf\]'"):
         gguf_ext.load(place / "llama.gguf")

@@ -16,10 +16,10 @@ from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch import Entry
 from gguf_ext.errors import UnloadableFileError
 from gguf_ext.export import write_tensors
-from gguf_ext.layout import find_layout
-from gguf_ext.loadable import unloadable
-from gguf_ext.plan import plan
 from gguf_ext.reader import GGUFFile
+from gguf_ext.run.loadable import unloadable
+from gguf_ext.write.layout import find_layout
+from gguf_ext.write.plan import plan
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 from sqft_plugins.errors import SQFTError

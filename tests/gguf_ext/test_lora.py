@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import peft_ext  # noqa: F401 (registers SQFT with PEFT)
 from gguf_ext import GGUFError, LlamaSession, export_gguf, export_lora
 from gguf_ext.errors import AdapterError, RuntimeFailedError, UnmappedTensorError
-from gguf_ext.lora_config import PLAIN_FIELDS
+from gguf_ext.lora.config import PLAIN_FIELDS
 from gguf_ext.reader import GGUFFile
 from peft_ext import SQFTConfig
 from sqft_plugins.cli import main

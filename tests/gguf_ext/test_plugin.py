@@ -19,7 +19,8 @@ from sqft_plugins.errors import DependencyError
 
 def test_importing_imports_no_other_surface():
     code = (
-        "import sys, gguf_ext, gguf_ext.plugin, gguf_ext.export, gguf_ext.verify, gguf_ext.runtime, gguf_ext.cli\n"
+        "import sys, gguf_ext, gguf_ext.plugin, gguf_ext.export, gguf_ext.verify.tensors\n"
+        "import gguf_ext.run.session, gguf_ext.cli.export\n"
         "wrong = {'gguf', 'llama_cpp', 'peft', 'vllm'} & set(sys.modules)\n"
         "assert not wrong, wrong"
     )
@@ -37,7 +38,7 @@ def test_missing_packages_are_named(llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DependencyError, match=r"pip install 'sqft-plugins\[gguf\]'"):
         export_gguf(llama, tmp_path / "m.gguf")
-    monkeypatch.setattr("gguf_ext.backend._backend", {})
+    monkeypatch.setattr("gguf_ext.run.backend._backend", {})
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(DependencyError, match="llama-cpp-python"):
@@ -72,7 +73,7 @@ def test_verify_from_the_command_line(llama, llama_int4, tmp_path, capsys):
 def test_export_command(llama_int4, tmp_path):
     from click.testing import CliRunner
 
-    from gguf_ext.cli import export_command
+    from gguf_ext.cli.export import export_command
 
     done = CliRunner().invoke(export_command, [str(llama_int4), "--out", str(tmp_path / "m.gguf"), "--json"])
     assert done.exit_code == 0, done.output

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import gguf_ext
 from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
-from gguf_ext.chat import Chat
-from gguf_ext.cli_chat import chat_command
+from gguf_ext.cli.chat import chat_command
 from gguf_ext.errors import RuntimeFailedError
-from gguf_ext.prompt import ChatTemplates, named_templates, with_tokens
 from gguf_ext.reader import GGUFFile
+from gguf_ext.run.chat import Chat
+from gguf_ext.tokenizer.chat_templates import ChatTemplates, named_templates, with_tokens
 from sqft_plugins.errors import SQFTError
 
 KNOWN = pytest.importorskip("llama_cpp.llama_chat_format")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import BlockSizeError, NonFiniteWeightError, ScaleNotExactError, ScaleRangeError
-from gguf_ext.inspect import inspect_gguf
+from gguf_ext.inspector import inspect_gguf
 from gguf_ext.reader import GGUFFile
-from gguf_ext.transcode import check_scale
+from gguf_ext.write.transcode import check_scale
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError, TargetExistsError, VerificationError
-from gguf_ext.inspect import inspect_gguf
+from gguf_ext.inspector import inspect_gguf
 from gguf_ext.reader import GGUFFile
-from gguf_ext.split import parse_size
+from gguf_ext.write.split import parse_size
 
 LIMIT = 60_000
 
@@ -164,21 +164,21 @@ def test_an_error_while_renaming_brings_the_old_ones_back(at, llama_int4, tmp_pa
             raise KeyboardInterrupt
         rename(source, place)
 
-    monkeypatch.setattr("gguf_ext.split.os.replace", fail)
+    monkeypatch.setattr("gguf_ext.write.split.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         export_gguf(llama_int4, target, split_max_size=LIMIT, overwrite=True, float_type="f32")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_parts_that_do_not_verify_are_not_kept(llama_int4, tmp_path, monkeypatch):
-    from gguf_ext.transcode import block_bytes
+    from gguf_ext.write.transcode import block_bytes
 
     def flipped(weight, kind):
         raw = block_bytes(weight, kind)
         raw[0, 5] ^= 1
         return raw
 
-    monkeypatch.setattr("gguf_ext.plan.block_bytes", flipped)
+    monkeypatch.setattr("gguf_ext.write.plan.block_bytes", flipped)
     with pytest.raises(VerificationError):
         export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size=LIMIT)
     assert _names(tmp_path) == []
@@ -187,8 +187,8 @@ def test_parts_that_do_not_verify_are_not_kept(llama_int4, tmp_path, monkeypatch
 KILLED = """
 import os, signal, sys
 from gguf_ext import export_gguf
-from gguf_ext.plan import Planned
-import gguf_ext.split
+from gguf_ext.write.plan import Planned
+import gguf_ext.write.split
 if sys.argv[3] == "writing":
     original, calls = Planned.pieces, []
     def pieces(self, folder):
@@ -204,7 +204,7 @@ else:
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, place)
-    gguf_ext.split.os.replace = replace
+    gguf_ext.write.split.os.replace = replace
 export_gguf(sys.argv[1], sys.argv[2], split_max_size=int(sys.argv[4]), overwrite=True)
 """
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import BlockSizeError, NonFiniteWeightError, ScaleNotExactError, ScaleRangeError
-from gguf_ext.transcode import block_bytes, block_type, float_bytes, matrix_type
+from gguf_ext.write.transcode import block_bytes, block_type, float_bytes, matrix_type
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, round_to_nearest
 
 

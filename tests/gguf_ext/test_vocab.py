@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf
 from gguf_ext.errors import MissingTokenizerError, UnknownPreTokenizerError, UnsupportedTokenizerError
-from gguf_ext.pretokenizer import DEVIATIONS, GPT2, KNOWN
 from gguf_ext.reader import GGUFFile
-from gguf_ext.vocab import TokenKind, read_vocabulary
+from gguf_ext.tokenizer.pretokenizer import DEVIATIONS, GPT2, KNOWN
+from gguf_ext.tokenizer.vocabulary import TokenKind, read_vocabulary
 from sqft_plugins.errors import CheckpointError
 
 

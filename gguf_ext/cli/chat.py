@@ -1,0 +1,137 @@
+"""`sqft chat`: a first look at a GGUF file in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqft_plugins.cli.common import emit, examples, json_option
+
+if TYPE_CHECKING:
+    from gguf_ext.run.chat import Chat
+
+
+@click.command(
+    "chat",
+    epilog=examples(
+        "sqft chat model.gguf",
+        "sqft chat base.gguf --adapter math=math.gguf --adapter code=code.gguf:0",
+        "echo 'The capital of France is' | sqft chat model.gguf --max-tokens 16 --json",
+    ),
+)
+@click.argument("file", type=click.Path(), metavar="FILE.gguf")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FILE[:SCALE]",
+    help="A LoRA file, active with this scale (1 where none is given, 0 for off). Repeatable.",
+)
+@click.option("--prompt", metavar="TEXT", help="Answer this and end. Default: a conversation, or a prompt on stdin.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer, at most.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
+)
+@click.option("--plain", is_flag=True, help="Complete the text, though the file has a chat template.")
+@click.option("--context", type=click.IntRange(min=1), help="In tokens. [default: 4096, or the model's]")
+@click.option("--threads", type=click.IntRange(min=1), help="[default: all]")
+@json_option
+def chat_command(
+    file: str,
+    adapters: tuple[str, ...],
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    plain: bool,
+    context: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Talk to FILE.gguf.
+
+    Through the chat template of the file, or, where it has none, as plain completion of each text. /help tells the
+    commands. Where stdin is no terminal, all of it is one prompt.
+    """
+    import os
+
+    from gguf_ext.run.chat import Chat, parse_adapter
+    from gguf_ext.run.llama import load
+
+    interactive = prompt is None and sys.stdin.isatty()
+    if interactive and as_json:
+        raise click.UsageError("--json needs one question: add --prompt, or give the prompt on stdin")
+    if prompt is None and not interactive:
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"the prompt on stdin is not UTF-8 text ({error}): convert it") from error
+    if not interactive and not prompt:
+        raise click.UsageError("the prompt is empty: write it behind --prompt or to stdin")
+    given = {name: (path, scale) for name, path, scale in map(parse_adapter, adapters)}
+    if len(given) < len(adapters):
+        raise click.UsageError("two --adapter have the same name: name them apart")
+    threads = threads or os.cpu_count() or 1
+    files = {name: path for name, (path, _) in given.items()}
+    llm = load(file, files, n_ctx=context, n_threads=threads, n_threads_batch=threads)
+    try:
+        chat = Chat(llm, max_tokens=max_tokens, temperature=temperature, plain=plain)
+        chat.switch({name: scale for name, (_, scale) in given.items()})
+        if prompt is None:
+            _converse(chat)
+        else:
+            _answer_once(chat, prompt, as_json)
+    finally:
+        llm.close()
+
+
+def _answer_once(chat: Chat, prompt: str, as_json: bool) -> None:
+    if as_json:
+        answer = "".join(chat.ask(prompt))
+        active = chat.llm.active_adapters
+        emit(True, {"prompt": prompt, "answer": answer, "adapters": active, **chat.statistics})
+        return
+    for piece in chat.ask(prompt):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+def _converse(chat: Chat) -> None:
+    """Until /quit, ctrl-D, or ctrl-C at the prompt."""
+    import contextlib
+
+    from sqft_plugins.errors import SQFTError
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (input() edits lines and remembers them)
+    how = "chat template" if chat.templated else "no chat template: each text is completed on its own"
+    click.echo(f"{chat.llm.model_path}: {how}. /help tells the commands.", err=True)
+    if chat.llm.adapters:
+        click.echo(chat.adapters(), err=True)
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            click.echo()
+            return
+        if line in ("/quit", "/exit"):
+            return
+        try:
+            if line.startswith("/"):
+                click.echo(chat.command(line), err=True)
+            elif line:
+                _show(chat, line)
+        except SQFTError as error:
+            click.echo(f"error: {error}", err=True)
+
+
+def _show(chat: Chat, prompt: str) -> None:
+    """Prints the answer as it comes; ctrl-C stops it."""
+    answer: Any = chat.ask(prompt)
+    try:
+        for piece in answer:
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        answer.close()
+    click.echo()

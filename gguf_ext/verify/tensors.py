@@ -1,0 +1,201 @@
+"""`sqft verify`: whether a GGUF file holds the very weights and tokens of a model, and every pruned weight is 0.
+
+The file is read by our own reader and dequantized by our own code, neither of which wrote it. Equal means equal bits:
+an INT4 weight is compared with fp32 `scale * (code - zero_point)`, a float one with the model's. What is not equal only
+because it was rounded to the type it has in the file (scales to fp16, floats to a narrower type) is told apart from
+what is different.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gguf_ext.blocks import TensorType, row_bytes
+from gguf_ext.errors import GGUFError
+from gguf_ext.reader import GGUFFile
+from gguf_ext.template.config import counterparts
+from gguf_ext.verify.hyperparameters import compare_entries
+from gguf_ext.verify.tokenizer import compare_tokenizer
+from gguf_ext.write.layout import Layout, find_layout
+from gguf_ext.write.plan import Source
+from gguf_ext.write.transcode import row_slices, stored_floats, stored_steps
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.mask import lost_zeros
+from sqft_plugins.progress import track
+
+EXACT = "sqft.exact"
+FORMULA = 1e-6
+"""How far, relative, two float32 results of one formula may be apart."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not equal. name: a tensor or metadata key. what: a line. largest: the largest |difference|."""
+
+    name: str
+    what: str
+    largest: float = 0.0
+
+
+@dataclass
+class VerifyReport:
+    """tensors: in the model. equal: in the file, bit-equal but for rounding to the type there. rounded: of these, those
+    that the type does round; largest_error: the largest |difference| of a weight that this makes. pruned: weights the
+    mask prunes. pruned_nonzero: of these, those that are not 0 in the file. tokenizer: "equal", "different" or
+    "not compared: why". unchecked: fields of config.json and keys of the file that were compared with nothing, which
+    happens to a model without a table only."""
+
+    tensors: int = 0
+    equal: int = 0
+    rounded: int = 0
+    largest_error: float = 0.0
+    pruned: int = 0
+    pruned_nonzero: int = 0
+    masked_weights: int = 0
+    masked_bytes: int = 0
+    tokenizer: str = "not compared"
+    differences: list[Difference] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No difference but of rounding."""
+        return not self.differences and not self.pruned_nonzero
+
+    @property
+    def exact(self) -> bool:
+        """No difference at all."""
+        return self.ok and not self.rounded
+
+    @property
+    def first_difference(self) -> str:
+        """One line for an error message."""
+        if self.differences:
+            return f"{self.differences[0].name}: {self.differences[0].what}"
+        return f"{self.pruned_nonzero} pruned weights are not 0" if self.pruned_nonzero else "no difference"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, "exact": self.exact, **asdict(self)}
+
+
+def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
+    """Compares every tensor, the metadata that both have, and the tokenizers; of a file in parts `file` is the first.
+    Raises a GGUFError or CheckpointError only where one of them cannot be read; a difference is a line in the report.
+
+    Of a model without a table the file itself tells which tensor stands where (see `gguf_ext.template`).
+    """
+    folder, read = ModelFolder(model), GGUFFile(file)
+    layout = find_layout(folder, read)
+    report = compare(folder, layout, read)
+    report.tokenizer, found = compare_tokenizer(folder, layout, read)
+    report.differences += [Difference(*item) for item in found]
+    return report
+
+
+def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport:
+    """What `verify_gguf` reports of tensors and metadata, of a model whose layout is known."""
+    report = VerifyReport(tensors=len(layout.sources))
+    named = read.metadata.get("general.architecture")
+    if named != layout.architecture:
+        report.differences.append(
+            Difference("general.architecture", f"{named!r} in the file, {layout.architecture!r} in the model")
+        )
+    other = {} if layout.config is None else counterparts(layout.config)
+    found = compare_entries(layout.architecture, layout.entries, read, other)
+    report.differences += [Difference(*item) for item in (*found, *layout.differences)]
+    report.unchecked = layout.unchecked
+    for name in sorted(set(read.tensors) - {source.name for source in layout.sources}):
+        report.differences.append(Difference(name, "is in the file but not in the model"))
+    for source in track(layout.sources, "comparing the tensors"):
+        _compare(folder, read, source, report)
+    if read.metadata.get(EXACT) is True and report.rounded:
+        report.differences.append(Difference(EXACT, f"True in the file, but {report.rounded} tensors are rounded"))
+    return report
+
+
+def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: VerifyReport) -> None:
+    if source.name not in read.tensors:
+        report.differences.append(Difference(source.name, "is missing in the file"))
+        return
+    try:
+        kind = read.kind(source.name)
+    except GGUFError as error:
+        report.differences.append(Difference(source.name, str(error)))
+        return
+    expected, wanted_shape = _expected(folder, source, kind)
+    shape = read.tensors[source.name].shape
+    if wanted_shape != shape:
+        report.differences.append(Difference(source.name, f"is {shape} in the file, {wanted_shape} in the model"))
+        return
+    wrong, largest, rounded = 0, 0.0, 0.0
+    for rows, there in _parts(read, source.name, shape):
+        exact, stored = expected(rows)
+        unequal = stored.view(torch.int32) != there.view(torch.int32)
+        if source.constant is not None:  # of a formula, which others compute in their own precision
+            unequal &= ~torch.isclose(stored, there, rtol=FORMULA, atol=0)
+        if bool(unequal.any()):
+            wrong += int(unequal.sum())
+            largest = max(largest, _largest(exact[unequal], there[unequal]))
+        elif stored is not exact:
+            rounded = max(rounded, _largest(exact, stored))
+    if wrong:
+        what = f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most"
+        report.differences.append(Difference(source.name, what, largest))
+    else:
+        report.equal += 1
+        report.rounded += rounded > 0
+        report.largest_error = max(report.largest_error, rounded)
+    mask = source.mask(folder)
+    if mask is not None:
+        report.pruned += int((~mask).sum())
+        report.masked_weights += mask.numel()
+        report.masked_bytes += shape[0] * row_bytes(shape[1], kind)
+        for rows, there in _parts(read, source.name, shape):
+            report.pruned_nonzero += lost_zeros(there, mask[rows])
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    gap = float((one - other).abs().max())
+    return math.inf if math.isnan(gap) else gap
+
+
+def _expected(
+    folder: ModelFolder, source: Source, kind: TensorType
+) -> tuple[Callable[[slice], tuple[Tensor, Tensor]], tuple[int, ...]]:
+    """Rows → float32 (the model's weights, what a file of type `kind` holds of them), and the shape. Both are the same
+    object where nothing is rounded."""
+    if source.module is not None:
+        weight = source.quantized(folder)
+
+        def steps(rows: slice) -> tuple[Tensor, Tensor]:
+            part = QuantizedWeight(*(piece[rows] for piece in weight))
+            exact, rounded = part.dequantize(), stored_steps(part) if kind.holds_steps else part
+            return exact, exact if torch.equal(rounded.scale, part.scale) else rounded.dequantize()
+
+        return steps, tuple(weight.codes.shape)
+    tensor = source.float_weight(folder)
+
+    def floats(rows: slice) -> tuple[Tensor, Tensor]:
+        exact = tensor[rows].to(torch.float32)
+        if kind.holds_steps:  # it was float in the model: rounding to steps is a difference
+            return exact, exact
+        stored = stored_floats(tensor[rows], kind)
+        same = torch.equal(stored.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
+        return exact, exact if same else stored
+
+    return floats, tuple(tensor.shape)
+
+
+def _parts(read: GGUFFile, name: str, shape: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of a tensor at a time, float32, in the shape that the model has them."""
+    for rows in row_slices(shape):
+        part = read.dequantize(name, rows if len(shape) > 1 else slice(None))
+        yield rows, torch.from_numpy(part.reshape(-1) if len(shape) == 1 else part)

@@ -1,0 +1,97 @@
+"""What an export of a float model would be, from the headers of its files alone: `sqft plan` asks before any work.
+
+The layout is that of `gguf_ext.export`: metadata, tensor table, tensors, each aligned to 32 bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gguf_ext.arch import Entry, find_architecture, read_config
+from gguf_ext.blocks import BLOCK, TensorType
+from gguf_ext.errors import BlockSizeError
+from gguf_ext.tokenizer.vocabulary import read_vocabulary
+from gguf_ext.write.metadata import general_entries, model_entries, sqft_entries
+from gguf_ext.write.plan import Planned, Source, sources
+from gguf_ext.write.split import aligned, table_bytes
+from sqft_plugins.checkpoint import GridStamp, ModelFolder
+from sqft_plugins.grid import group_width
+from sqft_plugins.identity import while_unchanged
+from sqft_plugins.progress import say
+
+HEADER = 24
+SCALAR_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8, "int64": 8}
+SCALAR_BYTES |= {"float32": 4, "float64": 8, "bool": 1}
+ITEM_BYTES = {f"{kind}s": size for kind, size in SCALAR_BYTES.items()} | {"floats": 4, "ints": 4}
+
+
+def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
+    """types (name → number of tensors), exact (always: what cannot be exact is refused) and bytes of the file, for a
+    float model folder whose `modules` become INT4 on `grid`.
+
+    bytes is at most: an asymmetric layer counts as Q5_0 though it may fit Q4_0, a float32 matrix as F32 though it may
+    be exact in 16 bits; and but for some hundred bytes in which `sqft.*` tells what was done. Raises GGUFError for
+    what cannot be exported.
+    """
+    folder = ModelFolder(model)
+    architecture = find_architecture(folder.config, folder.path)
+    config = read_config(folder.path, architecture)
+    quantized = set(modules)
+    planned = [_planned(folder, source, quantized, grid) for source in sources(folder, architecture, config)]
+    entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
+    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
+    entries += [Entry("sqft.exact", True, "bool"), Entry("general.architecture", architecture.name, "string")]
+    table = sum(map(table_bytes, planned))
+    head = HEADER + sum(map(entry_bytes, entries)) + vocabulary_bytes(folder.path) + table
+    size = aligned(head) + sum(aligned(tensor.bytes) for tensor in planned)
+    return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
+
+
+@while_unchanged
+def vocabulary_bytes(path: Path) -> int:
+    """The tokenizer's metadata in the file; remembered, since reading a large vocabulary takes seconds. Raises
+    GGUFError for a tokenizer that llama.cpp lacks."""
+    say(f"reading the tokenizer of {path}")
+    config = read_config(path, find_architecture(ModelFolder(path).config, path))
+    return sum(map(entry_bytes, read_vocabulary(path, config).entries()))
+
+
+def entry_bytes(entry: Entry) -> int:
+    """One metadata entry in the file: key, type, value."""
+    head = 8 + len(entry.key.encode()) + 4
+    if entry.kind == "string":
+        return head + _text(entry.value)
+    if entry.kind in SCALAR_BYTES:
+        return head + SCALAR_BYTES[entry.kind]
+    if not entry.value:  # GGUF has no empty arrays, and the writer leaves them out
+        return 0
+    items: Iterable[Any] = entry.value
+    each = sum(map(_text, items)) if entry.kind == "strings" else len(entry.value) * ITEM_BYTES[entry.kind]
+    return head + 4 + 8 + each
+
+
+def _text(value: Any) -> int:
+    return 8 + len(str(value).encode())
+
+
+def _planned(folder: ModelFolder, source: Source, quantized: set[str], grid: GridStamp) -> Planned:
+    if source.constant is not None:
+        return Planned(source, TensorType.F32, tuple(source.constant.shape))
+    spec = folder.spec(source.tensor)
+    shape, module = spec.shape[::-1] if source.transposed else spec.shape, source.owner
+    if source.is_weight and module in quantized:
+        width = group_width(shape[-1], grid.group_size, module)
+        if width % BLOCK:
+            raise BlockSizeError(
+                f"{module}: in={shape[-1]} in groups of {width} does not fit blocks of {BLOCK}: "
+                "use a group size of 32, 64 or 128, or exclude the layer"
+            )
+        return Planned(source, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
+    half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
+    kind = TensorType.F32 if len(spec.shape) == 1 or source.add else half.get(spec.dtype, TensorType.F32)
+    return Planned(source, kind, shape)

@@ -1,0 +1,97 @@
+"""The metadata of a file: `general.*` for everybody, `sqft.*` for what was done to the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from gguf_ext.arch import Architecture, Config, Entry
+from gguf_ext.blocks import TensorType
+from gguf_ext.tokenizer.stripping import fitting_name
+from gguf_ext.write.card import card_entries
+from gguf_ext.write.plan import Planned
+from sqft_plugins._version import VERSION
+from sqft_plugins.checkpoint import ModelFolder
+
+QUANTIZATION_VERSION = 2
+"""ggml's version of the block formats (GGML_QNT_VERSION)."""
+FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q5_0: 8, TensorType.BF16: 32}
+FILE_TYPES |= {TensorType.Q8_0: 7}
+"""The type of most weights → `general.file_type` (llama.h, enum llama_ftype)."""
+
+
+def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "") -> list[Entry]:
+    """Name, size, types, and what the model card tells. `general.architecture` is left to the writer. rule: what
+    llama.cpp shall find in the name, see `tokenizer.stripping`."""
+    name = fitting_name(_name(folder), rule)
+    count = sum(_weights(tensor) for tensor in planned)
+    entries = [
+        Entry("general.type", "model", "string"),
+        Entry("general.name", name, "string"),
+        Entry("general.size_label", size_label(count), "string"),
+        Entry("general.quantized_by", f"sqft-plugins {VERSION}", "string"),
+        Entry("general.file_type", FILE_TYPES[main_type(planned)], "uint32"),
+        Entry("general.quantization_version", QUANTIZATION_VERSION, "uint32"),
+    ]
+    return entries + card_entries(folder)
+
+
+def sqft_entries(folder: ModelFolder) -> list[Entry]:
+    """What the stamp of the model says; only the version where it has none."""
+    entries = [Entry("sqft.version", VERSION, "string")]
+    if folder.grid is not None:
+        entries.append(Entry("sqft.group_size", folder.grid.group_size, "int32"))
+        entries.append(Entry("sqft.symmetric", folder.grid.symmetric, "bool"))
+    stamp = folder.stamp
+    if stamp is None:
+        return entries
+    entries += [
+        Entry("sqft.pipeline", list(stamp.pipeline), "strings"),
+        Entry("sqft.sparsity", stamp.sparsity, "float32"),
+        Entry("sqft.mask_hash", stamp.mask_hash, "string"),
+    ]
+    if stamp.base:
+        entries.append(Entry("sqft.base", stamp.base, "string"))
+    if stamp.scale_hash:
+        entries.append(Entry("sqft.scale_hash", stamp.scale_hash, "string"))
+    return entries
+
+
+def model_entries(folder: ModelFolder, architecture: Architecture, config: Config) -> list[Entry]:
+    """What must agree between a model and its file, whenever it was written."""
+    return architecture.metadata(config) + [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
+
+
+def main_type(planned: Iterable[Planned]) -> TensorType:
+    """The type that names the file: the commonest block type, else the type of most weights in matrices."""
+    weights: Counter[TensorType] = Counter()
+    for tensor in planned:
+        if len(tensor.shape) > 1:
+            weights[tensor.type] += _weights(tensor)
+    blocks = Counter({kind: count for kind, count in weights.items() if kind.holds_steps})
+    return (blocks or weights or Counter([TensorType.F32])).most_common(1)[0][0]
+
+
+def size_label(weights: int) -> str:
+    """As hubs write it: 268M, 1.2B."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if weights >= unit:
+            return (
+                f"{weights / unit:.1f}".removesuffix(".0") + name
+                if weights < 10 * unit
+                else f"{weights / unit:.0f}{name}"
+            )
+    return str(weights)
+
+
+def _weights(tensor: Planned) -> int:
+    count = 1
+    for dimension in tensor.shape:
+        count *= dimension
+    return count
+
+
+def _name(folder: ModelFolder) -> str:
+    given = str(folder.config.get("_name_or_path") or "")
+    return Path(given).name if given and not Path(given).is_dir() else folder.path.resolve().name

@@ -1,0 +1,167 @@
+"""A file in parts, as llama.cpp splits and names them: NAME-00001-of-00003.gguf.
+
+Each part is a GGUF file with `split.no` (from 0), `split.count` and `split.tensors.count` (of all parts); the metadata
+stands in the first. llama.cpp is given the first and finds the others by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_ext.errors import GGUFError, TargetExistsError
+from sqft_plugins.checkpoint import check_output
+from sqft_plugins.checkpoint.files import translate_full_disk
+from sqft_plugins.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from gguf_ext.write.plan import Planned
+
+INDEX, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+NAME = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MAX_PARTS = 65535
+
+
+@dataclass(frozen=True)
+class PartName:
+    """NAME-00001-of-00003.gguf: stem NAME, index from 0."""
+
+    stem: str
+    index: int
+    count: int
+
+    def name(self, index: int) -> str:
+        return f"{self.stem}-{index + 1:05}-of-{self.count:05}.gguf"
+
+
+def shard_names(name: str) -> PartName | None:
+    """What the name of a part says; None where it is none."""
+    found = NAME.fullmatch(name)
+    if found is None or not 1 <= int(found["index"]) <= int(found["count"]):
+        return None
+    return PartName(found["stem"], int(found["index"]) - 1, int(found["count"]))
+
+
+def parse_size(text: str) -> int:
+    """ "2G", "500M" or a number of bytes → bytes; thousands, as llama.cpp counts. Raises GGUFError."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", str(text).strip().upper())
+    size = int(found[1]) * UNITS[found[2]] if found else 0
+    if size <= 0:
+        raise GGUFError(f"--split-max-size {text} is no size: write such as 2G or 500M")
+    return size
+
+
+def split_parts(planned: list[Planned], head: int, limit: int | None) -> list[list[Planned]]:
+    """The tensors of each part, in order, so that no file is above `limit` bytes but one whose only tensor is. head:
+    bytes of the metadata, which the first part has. Raises GGUFError for more parts than llama.cpp counts."""
+    if limit is None:
+        return [planned]
+    parts: list[list[Planned]] = [[]]
+    size = head + PART_HEAD
+    for tensor in planned:
+        more = table_bytes(tensor) + aligned(tensor.bytes)
+        if parts[-1] and size + more > limit:
+            parts.append([])
+            size = PART_HEAD
+        parts[-1].append(tensor)
+        size += more
+    if len(parts) > MAX_PARTS:
+        raise GGUFError(f"--split-max-size {limit} makes {len(parts)} parts, llama.cpp counts to {MAX_PARTS}: raise it")
+    return parts
+
+
+PART_HEAD = 512
+"""Bytes that a part has beside its tensors, at most: header, what is said of the part, padding before the tensors."""
+ALIGNMENT = 32
+
+
+def aligned(size: int) -> int:
+    """Bytes with the padding behind them."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def table_bytes(tensor: Planned) -> int:
+    """Of one tensor in the table of a file: name, dimensions, type, offset."""
+    return 8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8
+
+
+def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Path:
+    """The output path. Raises TargetExistsError before any work, also for its parts where it may be `split`; SQFTError
+    for a place that cannot be written."""
+    path = Path(target)
+    if split and shard_names(path.name):
+        raise GGUFError(f"--out {target} is the name of a part: give the name without -00001-of-…, parts are added")
+    try:
+        check_output(path, overwrite)
+    except OutputExistsError as error:
+        raise TargetExistsError(str(error)) from None
+    if path.is_dir():
+        raise GGUFError(f"--out {target} is a folder, a file goes there: choose another path")
+    if split and not overwrite and (parts := _parts_of(path)):
+        raise TargetExistsError(
+            f"--out {target}: {parts[0].name} exists: choose another path, or replace it with --overwrite"
+        )
+    return path
+
+
+@contextmanager
+def write_parts(target: Path, count: int) -> Iterator[list[Path]]:
+    """Yields the paths of `count` parts in a folder beside `target`; on success they get their places, and what was
+    there as `target`, whole or in parts, is gone. On any error they are removed and what was there stays.
+
+    The first part, without which llama.cpp loads nothing, is the last to come and of the old ones the first to go: a
+    process that is killed leaves the old file, the new one, or none.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    names = PartName(target.name.removesuffix(".gguf"), 0, count)
+    parts = [folder / names.name(index) for index in range(count)]
+    try:
+        with translate_full_disk(target, "--out"):
+            yield parts
+            for part in parts:
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())
+        _publish(parts, target, folder / "old")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(parts: list[Path], target: Path, old: Path) -> None:
+    """Moves the parts beside `target`, and what is there to the folder `old`; back again on an error or Ctrl-C."""
+    there = [*_parts_of(target), *([target] if target.exists() else [])]
+    moves = [(path, old / path.name) for path in there]
+    moves += [(part, target.with_name(part.name)) for part in reversed(parts)]
+    old.mkdir()
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, place in moves:
+            os.replace(source, place)
+            done.append((source, place))
+    except BaseException:
+        for source, place in reversed(done):
+            os.replace(place, source)
+        raise
+
+
+def remove_parts(target: Path) -> None:
+    """Removes the parts of `target`, the first of a set, which llama.cpp is given, before the others."""
+    for part in _parts_of(target):
+        part.unlink()
+
+
+def _parts_of(target: Path) -> list[Path]:
+    """The parts of `target` that are there, of any count, the first of a set in front."""
+    stem = target.name.removesuffix(".gguf")
+    if not target.parent.is_dir():
+        return []
+    found = ((shard_names(path.name), path) for path in target.parent.iterdir() if path.is_file())
+    return [path for _, path in sorted((name.index, path) for name, path in found if name and name.stem == stem)]
