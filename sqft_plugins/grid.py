@@ -46,6 +46,11 @@ class QuantizedWeight(NamedTuple):
         """[out, in]; exact in float32 and float64."""
         return dequantize(self.codes, self.scale, self.zero_point, dtype=dtype)
 
+    @property
+    def group_size(self) -> int:
+        """The columns that share one scale; `in` where there is one group for the whole row."""
+        return self.codes.shape[1] // self.scale.shape[1]
+
     def steps(self) -> Tensor:
         """`codes - zero_point`, int8 [out, in], -15..15; 0 is an exact zero."""
         return steps(self.codes, self.zero_point)
@@ -88,6 +93,16 @@ def group_width(in_features: int, group_size: int, name: str = "weight") -> int:
             f"use one of {[g for g in GROUP_SIZES if in_features % g == 0] + [PER_CHANNEL]}, or exclude the layer"
         )
     return group_size
+
+
+def group_count(in_features: int, group_size: int, name: str = "weight") -> int:
+    """The groups of one row. Raises GridError where `group_size` does not divide `in_features`."""
+    return in_features // group_width(in_features, group_size, name)
+
+
+def packed_words(count: int) -> int:
+    """The int32 words that hold `count` codes, eight a word."""
+    return -(-count // 8)
 
 
 def round_scale(scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,12 @@ def _lowest(score: Tensor, pruned: int) -> Tensor:
         later = tied[rows].flip(1).cumsum(1).flip(1)  # 1 at the last tied column, 2 at the one before, ...
         kept[rows] |= tied[rows] & (later <= surplus[rows].unsqueeze(1))
     return kept
+
+
+def packed_mask_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape (out, ceil(in / 8)) of the packed mask of a weight of `shape` (out, in)."""
+    rows, columns = shape
+    return rows, -(-columns // 8)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

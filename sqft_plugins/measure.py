@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import MismatchError
-from sqft_plugins.mask import lost_zeros, unpack_mask
+from sqft_plugins.mask import lost_zeros, packed_mask_shape, unpack_mask
 from sqft_plugins.structure import structure_of_folder
 
 
@@ -57,12 +57,11 @@ def zeros_kept(folder: ModelFolder, packed_masks: Mapping[str, Tensor]) -> float
     pruned = lost = 0
     for module, packed in packed_masks.items():
         weight = module_weight(folder, module)
-        rows, columns = weight.shape
-        if packed.shape != (rows, -(-columns // 8)):
+        if packed.shape != packed_mask_shape(weight.shape):
             raise MismatchError(
-                f"mask of {module} is {tuple(packed.shape)} but its weight {(rows, columns)}: give its own mask"
+                f"mask of {module} is {tuple(packed.shape)} but its weight {tuple(weight.shape)}: give its own mask"
             )
-        mask = unpack_mask(packed, columns)  # [out, in]
+        mask = unpack_mask(packed, weight.shape[1])  # [out, in]
         pruned += mask.numel() - int(mask.sum())
         lost += lost_zeros(weight, mask)
     return (pruned - lost) / pruned if pruned else 1.0

@@ -64,10 +64,10 @@ def row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 
 def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> TensorType:
     """Q4_0 or Q5_0. Raises BlockSizeError, ScaleRangeError, ScaleNotExactError, NonFiniteWeightError, naming `name`."""
-    columns, groups = weight.codes.shape[1], weight.scale.shape[1]
-    if columns % BLOCK or (columns // groups) % BLOCK:
+    columns = weight.codes.shape[1]
+    if weight.group_size % BLOCK:
         raise BlockSizeError(
-            f"{name}: in={columns} in groups of {columns // groups} does not fit blocks of {BLOCK}: "
+            f"{name}: in={columns} in groups of {weight.group_size} does not fit blocks of {BLOCK}: "
             f"quantize with a group size of 32, 64 or 128, or leave the layer float"
         )
     check_scale(weight.scale, name, rounding)

@@ -14,12 +14,17 @@ At 50 % that is 1 + 2 bits a weight, and the scales. Nothing is lost: a pruned w
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
+from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import zero_codes
-from sqft_plugins.mask import pack_mask, unpack_mask
+from sqft_plugins.mask import pack_mask, packed_mask_shape, unpack_mask
+
+Count = TypeVar("Count", int, Tensor)
 
 
 def compact_pack(codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +55,30 @@ def compact_unpack(
     return codes, mask
 
 
+def compact_specs(
+    module: str, shape: tuple[int, int], value_bytes: int, scales: TensorSpec, symmetric: bool
+) -> dict[str, TensorSpec]:
+    """Tensor name → dtype and shape of the parts above, of a module's weight of `shape` (out, in).
+
+    value_bytes: the size of `values`. scales: as the INT4 folder has them.
+    """
+    specs = {
+        "bitmask": TensorSpec(torch.uint8, packed_mask_shape(shape)),
+        "values": TensorSpec(torch.uint8, (value_bytes,)),
+        "row_offsets": TensorSpec(torch.int64, (shape[0] + 1,)),
+        "scales": scales,
+        "shape": TensorSpec(torch.int64, (2,)),
+    }
+    if not symmetric:
+        specs["zeros"] = TensorSpec(torch.uint8, (shape[0], nibble_bytes(scales.shape[1])))
+    return {f"{module}.weight.{part}": spec for part, spec in specs.items()}
+
+
+def nibble_bytes(count: Count) -> Count:
+    """The bytes that hold `count` codes, two a byte; of a tensor of counts, one by one."""
+    return (count + 1) // 2
+
+
 def pack_nibbles(nibbles: Tensor) -> Tensor:
     """uint8 [..., 2 n], 0..15 → uint8 [..., n], the first of two in the low bits."""
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
@@ -65,7 +94,7 @@ def _layout(mask: Tensor) -> tuple[Tensor, Tensor]:
     of a row with an odd count)."""
     kept = mask.sum(1)  # int64 [out]
     offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64)
-    torch.cumsum((kept + 1) // 2, 0, out=offsets[1:])
+    torch.cumsum(nibble_bytes(kept), 0, out=offsets[1:])
     real = torch.ones(2 * int(offsets[-1]), dtype=torch.bool)
     real[2 * offsets[1:][kept % 2 == 1] - 1] = False
     return offsets, real

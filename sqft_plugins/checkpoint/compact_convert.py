@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqft_plugins.checkpoint.compact import compact_pack, pack_nibbles
+from sqft_plugins.checkpoint.compact import compact_pack, compact_specs, nibble_bytes, pack_nibbles
 from sqft_plugins.checkpoint.compact_folder import BITMASK, COMPACT, COMPACT_VERSION, METHOD, ORIGINAL, PREFIX, Compact
 from sqft_plugins.checkpoint.files import check_output, write_folder
 from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
@@ -128,24 +128,15 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     }
 
 
-def compact_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, TensorSpec]:
+def masked_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, TensorSpec]:
     """What a masked INT4 module becomes; kept: int64 [out], how many weights of each row the mask keeps."""
-    rows, columns = source.quantized_shape(module)
-    scales = source.scale_spec(module)
-    specs = {
-        "bitmask": TensorSpec(torch.uint8, (rows, -(-columns // 8))),
-        "values": TensorSpec(torch.uint8, (int(((kept + 1) // 2).sum()),)),
-        "row_offsets": TensorSpec(torch.int64, (rows + 1,)),
-        "scales": scales,
-        "shape": TensorSpec(torch.int64, (2,)),
-    }
-    if not _grid(source).symmetric:
-        specs["zeros"] = TensorSpec(torch.uint8, (rows, -(-scales.shape[1] // 2)))
-    return {f"{module}.weight.{part}": spec for part, spec in specs.items()}
+    value_bytes = int(nibble_bytes(kept).sum())
+    shape, scales = source.quantized_shape(module), source.scale_spec(module)
+    return compact_specs(module, shape, value_bytes, scales, _grid(source).symmetric)
 
 
 def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
-    """The tensors of `compact_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
+    """The tensors of `masked_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
     grid, weight, mask = _grid(source), source.quantized(module), _mask(source, module)
     broken = weight.lost_zeros(mask)
     if broken:
@@ -178,7 +169,7 @@ def _compact_shards(source: ModelFolder, target: Path, kept: Mapping[str, Tensor
         parts = source.parts(module)
         specs = layouts[source.files[parts[0]].name]
         if module in kept:
-            specs.update(compact_specs(source, module, kept[module]))
+            specs.update(masked_specs(source, module, kept[module]))
             inside.update(parts)
         else:
             specs[f"{module}{BITMASK}"] = TensorSpec.of(source.packed_masks[module])

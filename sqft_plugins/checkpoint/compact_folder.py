@@ -20,11 +20,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sqft_plugins.checkpoint.compact import compact_unpack, unpack_nibbles
+from sqft_plugins.checkpoint.compact import compact_unpack, nibble_bytes, unpack_nibbles
 from sqft_plugins.checkpoint.formats import PackQuantized, check_scale, expect_shape, stored_shape
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import QuantizedWeight, group_width, symmetric_zero_point
+from sqft_plugins.grid import QuantizedWeight, group_count, symmetric_zero_point
+from sqft_plugins.mask import packed_mask_shape
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint.folder import ModelFolder
@@ -81,19 +82,20 @@ class Compact(PackQuantized):
             return super().quantized(module)
         folder, where = self._folder, f"{module}.weight"
         rows, columns = self.shape(module)
-        groups = columns // group_width(columns, self.grid.group_size, module)
+        groups = group_count(columns, self.grid.group_size, module)
         scale = expect_shape(folder, f"{where}.scales", (rows, groups)).to(torch.float32)
         check_scale(scale, f"{folder.files[f'{where}.scales']}: {where}.scales")
         if self.grid.symmetric:
             zero_point = symmetric_zero_point(scale)
         else:
-            zero_point = unpack_nibbles(expect_shape(folder, f"{where}.zeros", (rows, -(-groups // 2))))[:, :groups]
+            zeros = expect_shape(folder, f"{where}.zeros", (rows, nibble_bytes(groups)))
+            zero_point = unpack_nibbles(zeros)[:, :groups]
         codes = self._codes(module, (rows, columns), zero_point)
         return QuantizedWeight(codes, scale, zero_point.contiguous())
 
     def _codes(self, module: str, shape: tuple[int, int], zero_point: Tensor) -> Tensor:
         folder, where = self._folder, f"{module}.weight"
-        bitmask = expect_shape(folder, f"{where}.bitmask", (shape[0], -(-shape[1] // 8)))
+        bitmask = expect_shape(folder, f"{where}.bitmask", packed_mask_shape(shape))
         offsets = expect_shape(folder, f"{where}.row_offsets", (shape[0] + 1,))
         try:
             return compact_unpack(bitmask, folder.tensor(f"{where}.values"), offsets, zero_point, shape[1])[0]

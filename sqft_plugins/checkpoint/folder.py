@@ -22,7 +22,7 @@ from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.mask import unpack_mask
+from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from sqft_plugins.structure import structure_of_folder
 
 INDEX = "model.safetensors.index.json"
@@ -224,7 +224,7 @@ class ModelFolder:
             return None
         packed = self.packed_masks[module]
         shape = self._format.shape(module) if module in self._quantized else self._float_shape(module, packed)
-        if packed.shape != (shape[0], -(-shape[1] // 8)):
+        if packed.shape != packed_mask_shape(shape):
             raise CheckpointError(
                 f"mask of {module} is {tuple(packed.shape)} but its weight {shape}: the mask is another model's"
             )
@@ -241,7 +241,7 @@ class ModelFolder:
     def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
         name = self.weight_name(module)
         shape = self.spec(name).shape
-        turned = packed.shape == (shape[-1], -(-shape[0] // 8)) and packed.shape != (shape[0], -(-shape[-1] // 8))
+        turned = packed.shape == packed_mask_shape(shape[::-1]) != packed_mask_shape(shape)
         if turned and module in structure_of_folder(self.path).transposed:  # a Conv1D: the weight is [in, out]
             return shape[::-1]
         return shape

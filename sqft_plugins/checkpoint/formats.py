@@ -18,7 +18,8 @@ from sqft_plugins.grid import (
     MIN_SCALE,
     PER_CHANNEL,
     QuantizedWeight,
-    group_width,
+    group_count,
+    packed_words,
     symmetric_zero_point,
     unpack,
     unpack_zero_point,
@@ -118,14 +119,14 @@ class PackQuantized:
     def quantized(self, module: str) -> QuantizedWeight:
         folder, grid = self._folder, self.grid
         rows, columns = self.shape(module)
-        groups = columns // group_width(columns, grid.group_size, module)
-        packed = self._part(module, "weight_packed", (rows, -(-columns // 8)))
+        groups = group_count(columns, grid.group_size, module)
+        packed = self._part(module, "weight_packed", (rows, packed_words(columns)))
         scale = self._part(module, "weight_scale", (rows, groups)).to(torch.float32)
         check_scale(scale, f"{folder.files[f'{module}.weight_scale']}: {module}.weight_scale")
         if grid.symmetric:
             zero_point = symmetric_zero_point(scale)
         else:
-            zero_point = unpack_zero_point(self._part(module, "weight_zero_point", (-(-rows // 8), groups)), rows)
+            zero_point = unpack_zero_point(self._part(module, "weight_zero_point", (packed_words(rows), groups)), rows)
         return QuantizedWeight(unpack(packed, columns), scale, zero_point)
 
     def _part(self, module: str, part: str, shape: tuple[int, ...]) -> Tensor:

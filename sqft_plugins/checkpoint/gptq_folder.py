@@ -31,7 +31,15 @@ from torch import Tensor
 from sqft_plugins.checkpoint.formats import expect_shape
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError, GridError
-from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, group_width, unpack
+from sqft_plugins.grid import (
+    PER_CHANNEL,
+    SYMMETRIC_ZERO_POINT,
+    QuantizedWeight,
+    group_count,
+    group_width,
+    packed_words,
+    unpack,
+)
 from sqft_plugins.progress import say
 
 if TYPE_CHECKING:
@@ -90,9 +98,9 @@ class AutoGPTQ:
         folder = self._folder
         size = self.grid.group_size
         rows, columns = self.shape(module)
-        groups = columns // group_width(columns, size, module)
+        groups = group_count(columns, size, module)
         codes = unpack(folder.tensor(f"{module}.qweight").t().contiguous(), columns)  # [out, in]
-        stored = expect_shape(folder, f"{module}.qzeros", (groups, -(-rows // 8)))
+        stored = expect_shape(folder, f"{module}.qzeros", (groups, packed_words(rows)))
         scale = expect_shape(folder, f"{module}.scales", (groups, rows)).t().contiguous().to(torch.float32)
         if not bool(torch.isfinite(scale).all()):
             raise GridError(

@@ -16,7 +16,7 @@ from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, pack, pack_zero_point
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_count, pack, pack_zero_point, packed_words
 
 SCALE_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
@@ -40,14 +40,14 @@ def int4_tensors(module: str, weight: QuantizedWeight, grid: GridStamp, dtype: t
 def int4_specs(module: str, shape: tuple[int, ...], grid: GridStamp, dtype: torch.dtype) -> dict[str, TensorSpec]:
     """What `int4_tensors` stores of a module of `shape` (out, in). Raises GridError where the group does not divide."""
     rows, columns = shape
-    groups = columns // group_width(columns, grid.group_size, module)
+    groups = group_count(columns, grid.group_size, module)
     specs = {
-        f"{module}.weight_packed": TensorSpec(torch.int32, (rows, -(-columns // 8))),
+        f"{module}.weight_packed": TensorSpec(torch.int32, (rows, packed_words(columns))),
         f"{module}.weight_scale": TensorSpec(scale_dtype(dtype), (rows, groups)),
         f"{module}.weight_shape": TensorSpec(torch.int64, (2,)),
     }
     if not grid.symmetric:
-        specs[f"{module}.weight_zero_point"] = TensorSpec(torch.int32, (-(-rows // 8), groups))
+        specs[f"{module}.weight_zero_point"] = TensorSpec(torch.int32, (packed_words(rows), groups))
     return specs
 
 

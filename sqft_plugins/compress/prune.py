@@ -26,7 +26,7 @@ from sqft_plugins.compress.job import fingerprint, open_job
 from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, SQFTError
-from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
+from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, packed_mask_shape, sparsity_of
 from sqft_plugins.names import resolve, select
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
@@ -126,7 +126,7 @@ def prune_folder(
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # layers that were pruned before and are left out now keep their masks
         earlier = {name: packed for name, packed in source.folder.packed_masks.items() if name not in source.modules}
-        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in source.modules.items()}
+        shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
         masks = mask_file(job.folder, {**shapes, **{name: packed.shape for name, packed in earlier.items()}})
         for name, packed in earlier.items():
             masks.write(name, packed)

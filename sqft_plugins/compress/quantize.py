@@ -25,7 +25,7 @@ from sqft_plugins.compress.report import peak_memory_mib, relative_error, total
 from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
-from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, sparsity_of
+from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, packed_mask_shape, sparsity_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Quantizer
 from sqft_plugins.progress import say
@@ -84,7 +84,7 @@ def quantize_folder(
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
         kept = source.folder.packed_masks
-        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in source.modules.items()}
+        shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
         masks = mask_file(job.folder, {name: packed.shape for name, packed in kept.items()} if kept else shapes)
         for name, packed in kept.items():
             masks.write(name, packed)

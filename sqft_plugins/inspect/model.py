@@ -84,8 +84,7 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
 def gguf_type(weight: QuantizedWeight) -> str:
     """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, else
     Q5_0; none where a row or a group is no multiple of their block of 32, which `sqft export gguf` refuses."""
-    columns, groups = weight.codes.shape[1], weight.scale.shape[1]
-    if (columns // groups) % GGUF_BLOCK:
+    if weight.group_size % GGUF_BLOCK:
         return "none"
     return "Q4_0" if weight.fits_signed() else "Q5_0"
 

@@ -12,7 +12,7 @@ from sqft_plugins.errors import GridError, KernelError
 from sqft_plugins.grid import (
     SYMMETRIC_ZERO_POINT,
     QuantizedWeight,
-    group_width,
+    group_count,
     steps,
     symmetric_zero_point,
 )
@@ -71,7 +71,7 @@ class SparseInt4Weight:
         groups = scale.shape[1]
         if not groups or in_features % groups:
             raise GridError(f"{groups} groups do not divide in={in_features}: give scale [out, groups]")
-        if group_size is not None and group_width(in_features, group_size) * groups != in_features:
+        if group_size is not None and group_count(in_features, group_size) != groups:
             raise GridError(f"scale has {groups} groups, but group_size={group_size} makes other ones of {in_features}")
         if zero_point is None:
             zero_point = symmetric_zero_point(scale)

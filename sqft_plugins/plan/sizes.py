@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from sqft_plugins.checkpoint.compact import compact_specs, nibble_bytes
 from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
 from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.checkpoint.writer import WEIGHT_FILES, shard_layouts
 from sqft_plugins.compress.source import Source
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import group_width
-from sqft_plugins.mask import Pattern
+from sqft_plugins.grid import group_count
+from sqft_plugins.mask import Pattern, packed_mask_shape
 from sqft_plugins.plan.config import ConfigFolder
 
 Specs = Mapping[str, TensorSpec]
@@ -68,7 +69,7 @@ class Sizes:
     def compact(self, grid: GridStamp, patterns: Mapping[str, Pattern]) -> Stage:
         """The compact form, which is its own mask. At most: weights that were 0 before need no code."""
         changed = {
-            self.source.stored(module): compact_specs(module, shape, patterns[module], grid, self._dtype(module))
+            self.source.stored(module): planned_specs(module, shape, patterns[module], grid, self._dtype(module))
             for module, shape in self.source.modules.items()
         }
         return Stage("compact", self._bytes(changed), self.side, self._bits(changed), exact=False)
@@ -83,8 +84,8 @@ class Sizes:
         return Stage(name, file_bytes(specs), 0, 32.0)
 
     def mask_bytes(self) -> int:
-        shapes = {name: (rows, -(-columns // 8)) for name, (rows, columns) in self.source.modules.items()}
-        return file_bytes({name: TensorSpec(torch.uint8, shape) for name, shape in shapes.items()})
+        shapes = self.source.modules.items()
+        return file_bytes({name: TensorSpec(torch.uint8, packed_mask_shape(shape)) for name, shape in shapes})
 
     def _dtype(self, module: str) -> torch.dtype:
         return self.stored[self.source.stored(module)].dtype
@@ -117,23 +118,14 @@ def stored_specs(source: Source) -> dict[str, TensorSpec]:
     return specs
 
 
-def compact_specs(
+def planned_specs(
     module: str, shape: tuple[int, int], pattern: Pattern, grid: GridStamp, dtype: torch.dtype
 ) -> dict[str, TensorSpec]:
     """What the compact form stores of a module (checkpoint/compact.py) where `pattern` prunes all that it can."""
     rows, columns = shape
-    groups = columns // group_width(columns, grid.group_size, module)
+    scales = TensorSpec(scale_dtype(dtype), (rows, group_count(columns, grid.group_size, module)))
     kept = columns - round(pattern.sparsity * columns)  # of each row, for N:M too
-    parts = {
-        "bitmask": TensorSpec(torch.uint8, (rows, -(-columns // 8))),
-        "values": TensorSpec(torch.uint8, (rows * -(-kept // 2),)),
-        "row_offsets": TensorSpec(torch.int64, (rows + 1,)),
-        "scales": TensorSpec(scale_dtype(dtype), (rows, groups)),
-        "shape": TensorSpec(torch.int64, (2,)),
-    }
-    if not grid.symmetric:
-        parts["zeros"] = TensorSpec(torch.uint8, (rows, -(-groups // 2)))
-    return {f"{module}.weight.{part}": spec for part, spec in parts.items()}
+    return compact_specs(module, shape, rows * nibble_bytes(kept), scales, grid.symmetric)
 
 
 def file_bytes(specs: Specs) -> int:

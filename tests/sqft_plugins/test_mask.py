@@ -19,7 +19,7 @@ def test_pack_is_lsb_first_and_unpack_undoes_it(rows, columns, seed):
     mask = torch.rand(rows, columns, generator=generator(seed)) < 0.5
     packed = masks.pack_mask(mask)
     assert packed.dtype == torch.uint8
-    assert packed.shape == (rows, -(-columns // 8))
+    assert packed.shape == masks.packed_mask_shape(mask.shape) == (rows, -(-columns // 8))
     for column in range(columns):
         bit = (packed[:, column // 8] >> (column % 8)) & 1
         assert torch.equal(bit.bool(), mask[:, column])

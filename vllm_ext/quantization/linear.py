@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_
 
 from sqft_plugins.errors import GridError, MismatchError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, symmetric_zero_point, unpack, unpack_zero_point
-from sqft_plugins.mask import unpack_mask
+from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from vllm_ext.quantization.operators import Operator, Problem, check_pruned, choose
 from vllm_ext.quantization.sources import Part, parts_of, shard_of
 
@@ -155,8 +155,7 @@ class SQFTLinearMethod(LinearMethodBase):
         def packed(module: str) -> Tensor:
             if module in folder.packed_masks:
                 return folder.packed_masks[module]
-            rows, columns = folder.quantized_shape(module)
-            return torch.full((rows, columns // 8), 255, dtype=torch.uint8)
+            return torch.full(packed_mask_shape(folder.quantized_shape(module)), 255, dtype=torch.uint8)
 
         mask = unpack_mask(shard_of(layer, parts, packed), weight.codes.shape[1]).to(weight.codes.device)
         try:

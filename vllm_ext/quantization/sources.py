@@ -14,6 +14,7 @@ from sqft_plugins.checkpoint.compact_folder import BITMASK, Compact
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.identity import State, state_of
+from sqft_plugins.mask import packed_mask_shape
 
 Part = tuple[str, Any]
 """A module of the folder, and vLLM's name for its shard of the fused layer: "q", "k", "v", 0, 1, or None for all."""
@@ -29,10 +30,10 @@ def check_folder(folder: ModelFolder) -> None:
             if folder.weight_name(module) not in folder.files:
                 raise MismatchError(f"{folder.path} has a mask of {module} but no such weight: it is another model's")
             continue
-        rows, columns = folder.quantized_shape(module)
-        if shape != (rows, -(-columns // 8)):
+        weight_shape = folder.quantized_shape(module)
+        if shape != packed_mask_shape(weight_shape):
             raise MismatchError(
-                f"mask of {module} is {shape} but its weight {(rows, columns)}: the mask is another model's; "
+                f"mask of {module} is {shape} but its weight {weight_shape}: the mask is another model's; "
                 f"copy the whole folder {folder.path} again"
             )
 
