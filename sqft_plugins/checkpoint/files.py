@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError
 
@@ -120,16 +121,19 @@ def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
 
 @contextmanager
 def held_alone(lock: Path, what: str, doing: str) -> Iterator[None]:
-    """Holds the file `lock`, which stays; a kill lets go of it. what: argument and path, doing: "written", for
-    SQFTError where another process holds it."""
-    with open(lock, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SQFTError(
-                f"{what} is being {doing} by another process: wait for it, or choose another path"
-            ) from error
+    """Holds `lock`, a file that stays, so that one process at a time does something. A kill lets go of it.
+
+    Raises SQFTError at once where another process holds the file: "`what` is being `doing` by another process".
+    """
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        raise SQFTError(f"{what} is being {doing} by another process: wait for it, or choose another path") from None
+    try:
         yield
+    finally:
+        held.release()
 
 
 @contextmanager

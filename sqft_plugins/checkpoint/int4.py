@@ -10,7 +10,6 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from torch import Tensor
 
-from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
@@ -120,7 +119,6 @@ def write_int4(
     write_config(target, int4_config(source.config, grid, ignore))
     stamp = stamp.model_copy(update={"grid": grid, "scale_hash": combined_hash(scales)})
     write_sidecar(target, stamp, source.packed_masks if packed_masks is None else packed_masks)
-    write_card(target)
     return stamp
 
 

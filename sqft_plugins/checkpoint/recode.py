@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
@@ -42,4 +41,3 @@ def write_codes(source: ModelFolder, target: Path, codes: Mapping[str, Tensor], 
     copy_side_files(source, target)
     write_config(target, source.config)
     write_sidecar(target, stamp, source.packed_masks)
-    write_card(target)

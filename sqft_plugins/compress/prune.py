@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sqft_plugins.checkpoint.card import write_card
+from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
@@ -144,7 +144,7 @@ def prune_folder(
         left_out = [mask for mask in map(source.folder.mask, earlier) if mask is not None]
         masked = [*rows, *({"shape": mask.shape, "sparsity": sparsity_of(mask)} for mask in left_out)]
         write_stamp(job.folder, _stamp(source, job.folder, method, total(masked, "sparsity")))
-        write_card(job.folder)
+        write_model_card(job.folder)
     return {
         "out": str(out),
         "method": method,

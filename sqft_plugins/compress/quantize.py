@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sqft_plugins.checkpoint.card import write_card
+from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.int4 import combined_hash, int4_config, int4_specs, int4_tensors, scale_digest
@@ -109,7 +109,7 @@ def quantize_folder(
         write_config(job.folder, int4_config(source.folder.config, grid, source.outside))
         rows = job.rows
         write_stamp(job.folder, _stamp(source, job.folder, method, grid, scales, total(rows, "sparsity")))
-        write_card(job.folder)
+        write_model_card(job.folder)
     if source.structure.transposed:
         say(
             f"{out}: its Conv1D layers are stored as INT4 [out, in], as vLLM reads them; stock transformers has no "

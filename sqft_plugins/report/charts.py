@@ -13,7 +13,7 @@ from statistics import fmean
 
 from sqft_plugins.report.html import Markup, tag
 from sqft_plugins.report.svg import Scale, apart, label, line, number, picture, spanning, stroke, x_axis, y_axis
-from sqft_plugins.tune.card import smoothed
+from sqft_plugins.tune.loss_plot import smoothed
 
 WIDTH = 520
 """Of a chart in half a page."""

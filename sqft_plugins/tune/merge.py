@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import (
     ModelFolder,
     Stamp,
@@ -20,7 +21,6 @@ from sqft_plugins.checkpoint import (
     write_folder,
     write_sidecar,
 )
-from sqft_plugins.checkpoint.card import write_card
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
@@ -103,7 +103,7 @@ def merge_folder(
             say(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
             )
-        write_card(folder)
+        write_model_card(folder)
         return {
             "out": str(out),
             "base": str(model_path),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import ModelFolder, Stamp, load_model, load_tokenizer, write_folder
 from sqft_plugins.checkpoint.recode import check_recodable, write_codes
 from sqft_plugins.elastic import Rank
@@ -58,6 +59,7 @@ def merge_quantized(
         del tuned, plain
         write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, tuner.name, ranks))
         copy_template(adapter, folder)
+        write_model_card(folder)
         lost = _check(ModelFolder(folder), merged)
         with torch.no_grad():
             reloaded = load_model(folder, dtype=torch.float32)(input_ids=tokens).logits

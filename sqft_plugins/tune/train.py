@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 
+from sqft_plugins.cards.adapter import write_training_card
 from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
@@ -32,10 +33,10 @@ from sqft_plugins.tune.arguments import (
     tensorboard_callbacks,
     trainer_arguments,
 )
-from sqft_plugins.tune.card import plot_losses, write_card
 from sqft_plugins.tune.chat import Chat
 from sqft_plugins.tune.data import Collator, Example, Examples
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
+from sqft_plugins.tune.loss_plot import plot_losses
 from sqft_plugins.tune.packing import PackingCollator, check_packing
 from sqft_plugins.tune.prepare import Prepared, open_tokenizer, prepare, texts_of_a_batch
 from sqft_plugins.tune.record import HISTORY, RankRecorder
@@ -234,7 +235,7 @@ def _tell(data: Prepared, dtype: str, missing: Sequence[str], last: Path | None)
 def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer: Any) -> None:
     """What the adapter folder has beside the adapter. tokenizer: where its template was not the base's own."""
     (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    write_card(folder, report)
+    write_training_card(folder, report)
     plot_losses(report["losses"], folder / "loss.png", report["evaluations"])
     if history.is_file():
         shutil.copyfile(history, folder / HISTORY)

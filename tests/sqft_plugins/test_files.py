@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sqft_plugins.checkpoint import files
-from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
+from sqft_plugins.checkpoint.files import check_output, held_alone, write_file, write_folder
 from sqft_plugins.errors import OutputExistsError, SQFTError
 
 
@@ -86,11 +86,19 @@ def test_ctrl_c_between_the_two_renames_brings_the_old_back(tmp_path, monkeypatc
 
 
 # loads the one module: importing its package would import torch and transformers four times
-WRITER = f"""
+LOAD = f"""
 import importlib.util, sys, time
+from pathlib import Path
 spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
+"""
+HOLDER = """
+with files.held_alone(Path(sys.argv[1]), "--out x", "written"):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+WRITER = """
 with files.write_folder(sys.argv[1], overwrite=True) as folder:
     (folder / "half").write_text("half")
     print("writing", flush=True)
@@ -105,7 +113,7 @@ def test_a_killed_process_leaves_no_target_and_keeps_the_old(tmp_path, number, o
     if old:
         old_folder(target)
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", LOAD + WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore Ctrl-C
     )  # fmt: skip
     assert process.stdout is not None
@@ -121,6 +129,23 @@ def test_a_killed_process_leaves_no_target_and_keeps_the_old(tmp_path, number, o
     assert (
         left == [] if number == signal.SIGINT else all(n.startswith(".out.") and n.endswith(".partial") for n in left)
     )
+
+
+def test_a_lock_is_refused_at_once_and_a_killed_process_lets_go(tmp_path):
+    lock = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", LOAD + HOLDER, str(lock)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"holding"
+        with (
+            pytest.raises(SQFTError, match="--out x is being written by another process: wait for it"),
+            held_alone(lock, "--out x", "written"),
+        ):
+            pytest.fail("two hold it")
+        process.kill()
+    with held_alone(lock, "--out x", "written"), pytest.raises(SQFTError), held_alone(lock, "--out x", "written"):
+        pytest.fail("two hold it, of one process")
+    with held_alone(lock, "--out x", "written"):
+        assert lock.exists()
 
 
 def test_existing_outputs_are_refused(tmp_path):

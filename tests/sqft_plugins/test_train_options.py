@@ -21,9 +21,9 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings, arguments
 from sqft_plugins.tune import train as training
 from sqft_plugins.tune.adapters import check_targets
-from sqft_plugins.tune.card import smoothed
 from sqft_plugins.tune.data import IGNORED, Collator, Example, tokenize
 from sqft_plugins.tune.loss import answer_logits, answer_loss
+from sqft_plugins.tune.loss_plot import smoothed
 from sqft_plugins.tune.packing import PackingCollator, check_packing, fill_rows
 
 LENGTHS = (3, 1, 9, 5, 12, 2, 40, 7)

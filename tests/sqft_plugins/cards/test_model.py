@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
+from sqft_plugins.cards.model import BASE_CARD, write_model_card
 from sqft_plugins.checkpoint import ModelFolder, load_model
-from sqft_plugins.checkpoint.card import BASE_CARD, hub_id, write_card
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 
@@ -85,30 +85,6 @@ def test_a_card_that_cannot_be_read_is_no_reason_to_stop(folders, tmp_path, caps
     shutil.copytree(folders / "pruned", tmp_path / "model")
     for broken in (b"---\nlicense: [\n---\ntext", b"\xff\xfe"):
         (tmp_path / "model" / "README.md").write_bytes(broken)
-        write_card(tmp_path / "model")
+        write_model_card(tmp_path / "model")
         assert "README.md of the base cannot be read" in capsys.readouterr().err
         assert card_of(tmp_path / "model").data.to_dict()["library_name"] == "transformers"
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("google/gemma-3-270m", "google/gemma-3-270m"),
-        ("gpt2", "gpt2"),
-        ("/home/me/models/gemma", None),
-        ("./gemma", None),
-        ("models/gemma/50", None),
-        ("a b", None),
-        ("", None),
-        (None, None),
-        ("/cache/models--google--gemma-3-270m/snapshots/0123/", "google/gemma-3-270m"),
-    ],
-)
-def test_what_the_hub_takes_for_a_base(name, expected) -> None:
-    assert hub_id(name) == expected
-
-
-def test_a_folder_that_is_here_is_no_name_on_the_hub(tmp_path, monkeypatch) -> None:
-    (tmp_path / "models" / "gemma").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert hub_id("models/gemma") is None
