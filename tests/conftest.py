@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared, and one thread gives the same sums everywhere
@@ -26,6 +27,7 @@ import torch
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 
+sys.path.insert(0, str(Path(__file__).parent / "samples"))  # importlib mode keeps test folders off the path
 torch.set_num_threads(1)
 
 VOCABULARY = 640
@@ -155,6 +157,18 @@ def int4(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int4") / "model"
     quantize_folder(pruned, folder)
     return folder
+
+
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@pytest.fixture(params=sorted(path.name for path in SAMPLES.glob("v*")))
+def samples(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sample files of each version that wrote some, as the current folder: paths in them begin there."""
+    copy = tmp_path / "samples"
+    shutil.copytree(SAMPLES / request.param, copy)
+    monkeypatch.chdir(copy)
+    return copy
 
 
 @pytest.fixture
