@@ -1,24 +1,25 @@
-"""The mathematics of SparsePEFT as pure functions: W' = W + s · (B @ A) ⊙ M (arXiv 2410.03750, equation 2).
+"""SparsePEFT as pure functions: the merged weight, and the linear layer that is trained (arXiv 2410.03750, equation 2).
 
-W, M: [out, in]. A: [r, in]. B: [out, r]. x: [..., in]. s: the scaling alpha / r_max.
+W, M: [out, in]. A: [r, in]. B: [out, r]. x: [..., in]. s: the scaling alpha / r_max. The formula is in formula.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from peft_ext.requantize import block_rows, fake_quantized_blocks
-from sqft_plugins.mask import numeric_mask
+from peft_ext.formula import Block, masked_sum, merged_blocks
+from peft_ext.layer_grid import LayerGrid
+from peft_ext.requantize import fake_quantized_blocks
 
 
 def masked_delta(A: Tensor, B: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
-    """s · (B @ A) ⊙ M → [out, in] in the dtype of A and B; M None is all ones."""
-    delta = (B @ A).mul_(scaling)
-    return delta if mask is None else delta.masked_fill_(~mask, 0)
+    """s · (B @ A) ⊙ M → [out, in] in the dtype of A and B; mask: bool [out, in], None is all ones."""
+    return masked_sum(None, A, B, scaling, mask, A.dtype)
 
 
 def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
@@ -27,70 +28,89 @@ def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, mask: Te
     Merging and evaluating unmerged both call this, so that they agree to the bit.
     """
     exact = torch.promote_types(weight.dtype, torch.float32)
-    delta = masked_delta(A.to(exact), B.to(exact), scaling, mask)
-    return delta.add_(weight).to(weight.dtype)
+    return masked_sum(weight, A.to(exact), B.to(exact), scaling, mask, exact).to(weight.dtype)
+
+
+class Gradients(NamedTuple):
+    """What `MaskedLinear.backward` returns: one value for each argument of `forward`, None where there is none.
+
+    Returned as a plain tuple: torch.compile loses the gradients in a named one without a word.
+    """
+
+    x: Tensor | None = None
+    weight: None = None
+    A: Tensor | None = None
+    B: Tensor | None = None
+    scaling: None = None
+    sparse: None = None
+    grid: None = None
 
 
 class MaskedLinear(torch.autograd.Function):
-    """y = x @ W'.T, W' = W + s · (B @ A) ⊙ M, with gradients for x, A and B; W is frozen.
+    """y = x W'ᵀ with W' = W + s · (B @ A) ⊙ M and, under a grid, W' = dequantize(quantize(W + s · (B @ A) ⊙ M)).
 
-    Everything is computed in the dtype of x. M is `mask`, or W's nonzero pattern where `mask` is None and `sparse`.
-    With `scale` and `zero_point` W' is put on that INT4 grid (`requantize`), in float32 whatever x is, and only then
-    cast; the gradient passes straight through the rounding and the clamp.
-    Nothing of size [out, in] is kept for the backward pass, nor ever made on a CPU: the merged weight is made block of
-    rows by block of rows (`requantize.BLOCK`), and made again in the backward pass.
+    With g the gradient of y, and W frozen:
+
+        G_W = gᵀ x ⊙ M      [out, in]
+        ∂A  = s · Bᵀ G_W    [r, in]
+        ∂B  = s · G_W Aᵀ    [out, r]
+        ∂x  = g W'          [..., in]
+
+    Straight-through rule under a grid: rounding and clamp count as the identity, so ∂A and ∂B are these, too; ∂x takes
+    the rounded W', with which y was computed.
+
+    The products with x and g have the dtype of x. Nothing of size [out, in] is kept for the backward pass, nor ever
+    made on a CPU: W' is made block of rows by block of rows, and made again in the backward pass.
     """
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         A: Tensor,
         B: Tensor,
         scaling: float,
         sparse: bool,
-        mask: Tensor | None,
-        scale: Tensor | None = None,
-        zero_point: Tensor | None = None,
-        on_grid: bool = False,
-    ):
-        ctx.save_for_backward(x, weight, A, B, mask, scale, zero_point)
-        ctx.scaling, ctx.sparse, ctx.on_grid = scaling, sparse, on_grid
+        grid: LayerGrid | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, A, B)
+        ctx.scaling, ctx.sparse, ctx.grid = scaling, sparse, grid
+
         tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
         y = x.new_empty(len(tokens), len(weight))  # [tokens, out]
-        blocks = _blocks(x.dtype, weight, A, B, scaling, sparse, mask, scale, zero_point, on_grid)
-        for rows, merged, _ in blocks:
+        for rows, merged, _ in _blocks(x.dtype, weight, A, B, scaling, sparse, grid):
             torch.mm(tokens, merged.t(), out=y[:, rows])
         return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        x, weight, A, B, mask, scale, zero_point = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, A, B = ctx.saved_tensors
         tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        grad_y = grad_out.to(x.dtype).reshape(-1, len(weight))  # [tokens, out]
+        g = grad_out.to(x.dtype).reshape(-1, len(weight))  # [tokens, out]
         grad_x = torch.zeros_like(tokens) if ctx.needs_input_grad[0] else None
-        adapter = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        trains_adapter = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grad_A, grad_B = torch.zeros_like(A, dtype=x.dtype), torch.empty_like(B, dtype=x.dtype)
         A_t, B_x = A.to(x.dtype).t(), B.to(x.dtype)
-        grid = mask, scale, zero_point, ctx.on_grid
-        for rows, merged, kept in _blocks(x.dtype, weight, A, B, ctx.scaling, ctx.sparse, *grid):
-            block = grad_y[:, rows]  # [tokens, rows]
+
+        for rows, merged, mask in _blocks(x.dtype, weight, A, B, ctx.scaling, ctx.sparse, ctx.grid):
+            g_rows = g[:, rows]  # [tokens, rows]
             if grad_x is not None:
-                grad_x.addmm_(block, merged)
-            if adapter:
-                grad_delta = torch.mm(block.t(), tokens, out=merged)  # [rows, in]; the merged block is done with
-                if kept is not None:
-                    grad_delta.mul_(kept)
-                grad_A.addmm_(B_x[rows].t(), grad_delta)
-                torch.mm(grad_delta, A_t, out=grad_B[rows])
-        if grad_x is not None:
-            grad_x = grad_x.view(x.shape)
-        if not adapter:
-            return (grad_x, *(None,) * 9)
+                grad_x.addmm_(g_rows, merged)
+            if trains_adapter:
+                # G_W takes the memory of W', which is done with
+                grad_W = torch.mm(g_rows.t(), tokens, out=merged)  # [rows, in]
+                if mask is not None:
+                    grad_W.mul_(mask)
+                grad_A.addmm_(B_x[rows].t(), grad_W)
+                torch.mm(grad_W, A_t, out=grad_B[rows])
+
+        grad_x = None if grad_x is None else grad_x.view(x.shape)
+        if not trains_adapter:
+            return tuple(Gradients(x=grad_x))
         grad_A, grad_B = (gradient.mul_(ctx.scaling).to(A.dtype) for gradient in (grad_A, grad_B))
-        return (grad_x, None, grad_A, grad_B, *(None,) * 6)
+        return tuple(Gradients(x=grad_x, A=grad_A, B=grad_B))
 
 
 def masked_linear(
@@ -99,64 +119,30 @@ def masked_linear(
     A: Tensor,
     B: Tensor,
     scaling: float,
-    sparse: bool,
-    mask: Tensor | None = None,
-    scale: Tensor | None = None,
-    zero_point: Tensor | None = None,
-    on_grid: bool = False,
+    sparse: bool = True,
+    grid: LayerGrid | None = None,
 ) -> Tensor:
-    """`MaskedLinear`, under autocast in the autocast dtype as F.linear would be."""
-    arguments = (weight, A, B, scaling, sparse, mask, scale, zero_point, on_grid)
+    """`MaskedLinear`, under autocast in the autocast dtype as F.linear would be → y [..., out].
+
+    x: [..., in].
+    weight: W [out, in], frozen.
+    A: [r, in]. B: [out, r].
+    scaling: s.
+    sparse: whether M is the mask of `grid`, or W's nonzero pattern; False for all ones.
+    grid: the INT4 grid that W' is put on, in float32 whatever x is, and only then cast; None for a float W'.
+    """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            return MaskedLinear.apply(x, *arguments)
-    return MaskedLinear.apply(x, *arguments)
-
-
-Block = tuple[slice, Tensor, Tensor | None]
-"""(rows, the merged weight of those rows, M of those rows as 0 and 1 or None)."""
+            return MaskedLinear.apply(x, weight, A, B, scaling, sparse, grid)
+    return MaskedLinear.apply(x, weight, A, B, scaling, sparse, grid)
 
 
 def _blocks(
-    dtype: torch.dtype,
-    weight: Tensor,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    sparse: bool,
-    mask: Tensor | None,
-    scale: Tensor | None,
-    zero_point: Tensor | None,
-    on_grid: bool,
+    dtype: torch.dtype, weight: Tensor, A: Tensor, B: Tensor, scaling: float, sparse: bool, grid: LayerGrid | None
 ) -> Iterator[Block]:
-    if scale is None or zero_point is None:
-        return _merged_blocks(dtype, weight, A, B * scaling, sparse, mask)
-    return fake_quantized_blocks(dtype, weight, A, B, scaling, mask, scale, zero_point, on_grid)
-
-
-def _merged_blocks(
-    dtype: torch.dtype, weight: Tensor, A: Tensor, scaled_B: Tensor, sparse: bool, mask: Tensor | None
-) -> Iterator[Block]:
-    """(rows, W + (s · B) @ A ⊙ M of those rows, M as 0 and 1) in `dtype`; the tensors are reused by the next block.
-
-    M is a number to multiply by (`numeric_mask`), which is faster than masked_fill_.
-    """
-    A, scaled_B = A.to(dtype), scaled_B.to(dtype)
-    merged_space, kept_space = (
-        torch.empty(block_rows(weight)[0].stop, weight.shape[1], dtype=dtype, device=weight.device) for _ in range(2)
-    )
-    for rows in block_rows(weight):
-        count = rows.stop - rows.start
-        merged, kept = merged_space[:count], kept_space[:count]
-        block = weight[rows].to(dtype)
-        torch.mm(scaled_B[rows], A, out=merged)
-        if not sparse:
-            yield rows, merged.add_(block), None
-            continue
-        if mask is None:
-            numeric_mask(block, out=kept)
-        else:
-            kept.copy_(mask[rows])
-        yield rows, torch.addcmul(block, merged, kept, out=merged), kept
+    """The merged weight in `dtype`, block by block: on its grid where there is one."""
+    if grid is not None:
+        return fake_quantized_blocks(weight, A, B, scaling, dtype, grid)
+    return merged_blocks(weight, A.to(dtype), (B * scaling).to(dtype), sparse, dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_ext.identity import Found, FoundStamp, is_found
+from peft_ext.layer_grid import LayerGrid
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
@@ -31,28 +31,6 @@ if TYPE_CHECKING:
     from peft_ext.layer import Linear
 
 Kind = Literal["int4", "float"]
-
-
-@dataclass
-class LayerGrid:
-    """The grid of one layer. scale: float32 [out, groups]. zero_point: uint8 [out, groups]. mask: bool [out, in], a
-    byte a weight; None where it is the nonzero pattern of a float base."""
-
-    scale: Tensor
-    zero_point: Tensor
-    mask: Tensor | None
-
-    @property
-    def on_grid(self) -> bool:
-        """Whether the base weight is on the grid already."""
-        return self.mask is not None
-
-    def scales(self) -> tuple[Tensor, Tensor]:
-        return self.scale, self.zero_point
-
-    def to(self, device: torch.device) -> LayerGrid:
-        mask = None if self.mask is None else self.mask.to(device)
-        return LayerGrid(self.scale.to(device), self.zero_point.to(device), mask)
 
 
 def holds_codes(base: nn.Module) -> bool:
@@ -194,7 +172,7 @@ def _layer_grid(
         if mask is None:
             raise _no_mask(folder)
         _check_zeros(folder, name, stored, mask)
-        return "int4", LayerGrid(stored.scale, stored.zero_point, mask), stored.codes, mask
+        return "int4", LayerGrid(stored.scale, stored.zero_point, mask, on_grid=True), stored.codes, mask
     rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
     if rounded is not None:
         raise MismatchError(
@@ -215,7 +193,7 @@ def _layer_grid(
         )
     _check_zeros(folder, name, stored, pattern)
     own = quantize(weight, stored.scale, stored.zero_point)
-    return "float", LayerGrid(stored.scale, stored.zero_point, None), own, pattern
+    return "float", LayerGrid(stored.scale, stored.zero_point), own, pattern
 
 
 def _no_mask(folder: ModelFolder) -> MismatchError:
@@ -228,7 +206,7 @@ def _no_mask(folder: ModelFolder) -> MismatchError:
 
 def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
     stored = folder.quantized(name)
-    return LayerGrid(stored.scale, stored.zero_point, folder.kept(name) if on_grid else None)
+    return LayerGrid(stored.scale, stored.zero_point, folder.kept(name) if on_grid else None, on_grid)
 
 
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:

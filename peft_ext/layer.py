@@ -18,8 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from peft_ext.checks import OFFLOADED, is_offloaded
 from peft_ext.evaluated import EvaluatedWeight
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
-from peft_ext.grids import LayerGrid, holds_codes
+from peft_ext.grids import holds_codes
 from peft_ext.kept import KeptBase, is_fsdp_managed
+from peft_ext.layer_grid import LayerGrid
 from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
 from peft_ext.requantize import requantized
 from sqft_plugins.elastic import slice_lora
@@ -174,8 +175,7 @@ class Linear(LoraLinear):
         A, B, scaling = self.sub_adapter(adapter)
         weight = self.unmerged_weight()
         with torch.no_grad():
-            codes = requantized(weight, A, B, scaling if merged else 0.0, grid.mask, *grid.scales(), grid.on_grid)
-        return QuantizedWeight(codes, *grid.scales())
+            return grid.with_codes(requantized(weight, A, B, scaling if merged else 0.0, grid))
 
     def merged_weight(self, adapter: str, weight: Tensor) -> Tensor:
         """`weight` (in the base layer's own layout) with the adapter merged in, same layout and dtype."""
@@ -227,9 +227,7 @@ class Linear(LoraLinear):
         if self.training or torch.is_grad_enabled():
             A, B, scaling = self.sub_adapter(adapter)
             weight = self._as_out_in(base.weight)
-            grid = self._grid(adapter)
-            quantization = () if grid is None else (grid.mask, *grid.scales(), grid.on_grid)
-            output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse, *quantization)
+            output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse, self._grid(adapter))
             if base.bias is not None:
                 output = output + base.bias.to(output.dtype)
         else:

@@ -153,8 +153,7 @@ def _lowest(score: Tensor, pruned: int) -> Tensor:
 
 def packed_mask_shape(shape: Sequence[int]) -> tuple[int, int]:
     """The shape (out, ceil(in / 8)) of the packed mask of a weight of `shape` (out, in)."""
-    rows, columns = shape
-    return rows, -(-columns // 8)
+    return shape[0], -(-shape[-1] // 8)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

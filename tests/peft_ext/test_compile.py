@@ -14,6 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from peft_ext import SQFTConfig
+from peft_ext.functional import masked_linear
+from peft_ext.layer_grid import LayerGrid
+from sqft_plugins.grid import make_scale
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,19 @@ def test_compiled_blocks_equal_eager_ones(sparse_llama, tokens) -> None:
         assert ours == pytest.approx(loss, rel=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_linear_on_its_grid_compiles_to_the_same_gradients() -> None:
+    weight, A, B, x = (torch.randn(shape) for shape in ((48, 64), (4, 64), (48, 4), (3, 64)))
+    mask = torch.rand(48, 64) < 0.5
+    grid = LayerGrid(*make_scale(weight), mask, on_grid=True)
+    results = []
+    for call in (masked_linear, torch.compile(masked_linear, backend="aot_eager", fullgraph=True)):
+        inputs = [part.clone().requires_grad_() for part in (x, A, B)]
+        y = call(inputs[0], weight, *inputs[1:], 2.0, True, grid)
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours)
 
 
 @pytest.mark.slow  # half a minute of compiling
