@@ -1,10 +1,10 @@
-# Needs Python 3.11, a C++ compiler and the package registries; .venv is made here. docs/install.md has the details.
+# Needs Python 3.11, a C++ compiler and the package registries; .venv is made here. docs/how-to/install.md has the details.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 SET ?= test
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow install install-% lock clean
+.PHONY: help demo test test-slow docs install install-% lock clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -21,6 +21,9 @@ test: install-test ## Install everything, then ruff, mypy and pytest (one test: 
 
 test-slow: install-test ## The tests that `make test` leaves out for their time: a real server under load, two workers, torch.compile
 	$(BIN)/python -m pytest -m slow --durations 10
+
+docs: install-test ## Build the documentation into site/; fails on a dead link (read it with: .venv/bin/mkdocs serve)
+	$(BIN)/mkdocs build --quiet
 
 install: install-$(SET) ## Only make .venv: SET=demo, or SET=test (everything, the default)
 

@@ -1,7 +1,7 @@
 """Makes .venv: `python3.11 .ci/install.py demo|test`, or writes constraints.txt from it: `... lock`.
 
 Standard library only. Everything comes from the package registries that pip is configured for; pip's configuration and
-PIP_* variables are the user's and stay untouched. docs/install.md tells the same in words.
+PIP_* variables are the user's and stay untouched. docs/how-to/install.md tells the same in words.
 """
 
 from __future__ import annotations

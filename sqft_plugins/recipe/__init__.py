@@ -1,4 +1,4 @@
-"""Recipes: the whole way from prune to export as one file that can be killed and goes on (docs/recipes.md).
+"""Recipes: the whole way from prune to export as one file that can be killed and goes on (docs/how-to/recipes.md).
 
 text.py reads YAML, read.py makes a recipe of it, wire.py says which step works on what, inputs.py looks for mistakes,
 make.py calls the verbs, run.py keeps the record, dry.py only plans, schema.py tells editors.

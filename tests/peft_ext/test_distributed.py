@@ -1,6 +1,6 @@
 """Two gloo processes train as one does: DDP and FSDP2, by Trainer and by hand, checkpoints across world sizes.
 
-DeepSpeed is not run here; docs/training.md says so.
+DeepSpeed is not run here; docs/how-to/train.md says so.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def test_nobody_can_have_a_folder_of_his_choice_loaded(server, path, adapters) -
 
 
 def test_many_variants_come_and_go_under_load(server, adapters) -> None:
-    """The full form of this is `load(requests=200)`: docs/vllm.md has its numbers."""
+    """The full form of this is `load(requests=200)`: docs/how-to/serve-vllm.md has its numbers."""
     found = load(server, adapters, requests=60)
     assert found["failed"] == []
     assert found["answered"] >= 48  # all that were there all the time; how many of the others is a matter of speed

@@ -124,13 +124,13 @@ def test_the_hooks_are_found():
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented(hook):
     assert inspect.getdoc(getattr(hookspecs, hook)), f"{hook} has no docstring in hookspecs.py"
-    assert f"`{hook}" in (ROOT / "docs" / "plugins.md").read_text(), f"{hook} is missing in docs/plugins.md"
+    assert f"`{hook}" in (ROOT / "docs/how-to/write-a-plugin.md").read_text(), f"{hook} is missing in docs/how-to/write-a-plugin.md"
 
 
 @pytest.mark.parametrize("protocol", [*PROTOCOLS, "Searcher"])
 def test_every_protocol_is_documented(protocol):
-    assert f"**`{protocol}`**" in (ROOT / "docs" / "plugins.md").read_text(), (
-        f"{protocol} is missing in docs/plugins.md"
+    assert f"**`{protocol}`**" in (ROOT / "docs/how-to/write-a-plugin.md").read_text(), (
+        f"{protocol} is missing in docs/how-to/write-a-plugin.md"
     )
 
 

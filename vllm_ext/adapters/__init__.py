@@ -1,4 +1,4 @@
-"""Elastic adapters in vLLM: a rank per request. docs/vllm.md, section Adapters."""
+"""Elastic adapters in vLLM: a rank per request. docs/how-to/serve-vllm.md, section Adapters."""
 
 from __future__ import annotations
 
