@@ -59,6 +59,8 @@ def run(command: str, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         pipe = words.index("|")
         monkeypatch.setattr(sys, "stdin", io.StringIO(" ".join(words[1:pipe]) + "\n"))
         words = words[pipe + 1 :]
+    if ">" in words:
+        words = words[: words.index(">")]
     if words[0] == "sqft":
         assert run_sqft(without_output(words[1:])) == 0, f"{block}: {command}"
     elif words[:2] == ["python", "-c"]:
