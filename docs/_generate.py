@@ -1,4 +1,4 @@
-"""A hook of mkdocs: fills the reference pages from the command line and the settings, so that they cannot be out of date."""
+"""A hook of mkdocs: fills reference pages from the command line and the settings, so that they cannot be out of date."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def make_scale(weight: Tensor, group_size: int = 32, symmetric: bool = True) -> 
     """The grid that covers `weight` [out, in], any float dtype → scale float32, zero_point uint8, both [out, groups].
 
     Symmetric: zero_point 8 and scale = max|w| / 7, so that no weight is clipped. (max|w| / 7.5 uses the lowest code too
-    and has a little less squared error, but clips the largest weights, which costs more: docs/reference/formats.md.) Asymmetric:
-    the range always contains 0, so that a pruned weight stays exactly representable. Raises GridError.
+    and has a little less squared error, but clips the largest weights, which costs more: docs/reference/formats.md.)
+    Asymmetric: the range always contains 0, so that a pruned weight stays exactly representable. Raises GridError.
     """
     groups = _grouped(_as_exact(weight), group_size)  # [out, groups, group_size]
     if not bool(torch.isfinite(groups).all()):

@@ -1,12 +1,12 @@
-"""The world that the documentation speaks of, with tiny random models: `models/gemma`, `adapters/math`, `train.jsonl`, ..."""
+"""The world that the documentation speaks of, with tiny random models: `models/gemma`, `adapters/math`, ..."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def run_sqft(arguments: list[str]) -> int:
 
 def without_output(arguments: list[str]) -> list[str]:
     """The arguments, after what their --out names was removed where a block before has written it."""
-    for name, value in zip(arguments, arguments[1:], strict=False):
+    for name, value in itertools.pairwise(arguments):
         if name == "--out" and Path(value).exists():
             shutil.rmtree(value) if Path(value).is_dir() else Path(value).unlink()
     return arguments
@@ -87,8 +87,8 @@ def made_world(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokeni
 
 
 @pytest.fixture
-def world(made_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def world(made_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
     shutil.copytree(made_world, tmp_path / "world")
     monkeypatch.chdir(tmp_path / "world")
-    yield tmp_path / "world"
+    return tmp_path / "world"

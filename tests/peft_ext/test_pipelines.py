@@ -1,5 +1,5 @@
-"""The paper's pipelines, as the table in docs/reference/verbs.md lists them: each trains, is saved, loads again, and merges or
-says why not."""
+"""The paper's pipelines, as the table in docs/reference/verbs.md lists them: each trains, is saved, loads again, and
+merges or says why not."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def test_the_hooks_are_found():
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented(hook):
     assert inspect.getdoc(getattr(hookspecs, hook)), f"{hook} has no docstring in hookspecs.py"
-    assert f"`{hook}" in (ROOT / "docs/how-to/write-a-plugin.md").read_text(), f"{hook} is missing in docs/how-to/write-a-plugin.md"
+    page = ROOT / "docs/how-to/write-a-plugin.md"
+    assert f"`{hook}" in page.read_text(), f"{hook} is missing in {page}"
 
 
 @pytest.mark.parametrize("protocol", [*PROTOCOLS, "Searcher"])
