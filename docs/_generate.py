@@ -1,4 +1,4 @@
-"""A hook of mkdocs: fills reference pages from the command line and the settings, so that they cannot be out of date."""
+"""A hook of mkdocs: fills reference pages from the command line and the settings, so that they are up to date."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def without_output(arguments: list[str]) -> list[str]:
 def made_world(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("world")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    tiny_model("llama").save_pretrained(folder / "models/gemma")
+    tiny_model("llama", max_position_embeddings=2048).save_pretrained(folder / "models/gemma")
     tokenizer = tiny_tokenizer("byte-level")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder / "models/gemma")
@@ -70,7 +70,8 @@ def made_world(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokeni
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for task in ("arc_easy", "openbookqa"):
         (folder / "data" / task).mkdir(parents=True)
-        (folder / "data" / task / "test.json").write_text(json.dumps(options))
+        for split in ("train", "test"):
+            (folder / "data" / task / f"{split}.json").write_text(json.dumps(options))
     shutil.copytree(ROOT / "examples", folder / "examples")
     for recipe in (folder / "examples").glob("*.yaml"):  # the same recipes, over the tiny model and in a few steps
         text = recipe.read_text().replace("gemma-3-270m", str(folder / "models/gemma"))
