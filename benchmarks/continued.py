@@ -147,10 +147,10 @@ def tell(
 def same_grid(one: Path, other: Path) -> bool:
     """Whether two INT4 folders have the same scales and zero points, bit for bit."""
     a, b = ModelFolder(one), ModelFolder(other)
-    return a.quantized_modules == b.quantized_modules and all(
+    return a.int4.modules == b.int4.modules and all(
         torch.equal(a.quantized(module).scale, b.quantized(module).scale)
         and torch.equal(a.quantized(module).zero_point, b.quantized(module).zero_point)
-        for module in a.quantized_modules
+        for module in a.int4.modules
     )
 
 

@@ -22,9 +22,9 @@ def write_float(int4: Path, target: Path) -> Path:
     significant bits, codes 3). One tensor is in memory at a time."""
     folder = ModelFolder(int4)
     target.mkdir()
-    modules = set(folder.quantized_modules)
+    modules = set(folder.int4.modules)
     parts = {part for module in modules for part in folder.parts(module)}
-    specs = {f"{module}.weight": TensorSpec(torch.float16, tuple(folder.quantized_shape(module))) for module in modules}
+    specs = {f"{module}.weight": TensorSpec(torch.float16, tuple(folder.int4.shape(module))) for module in modules}
     specs |= {name: folder.spec(name) for name in folder.files if name not in parts}
     shard = ShardFile(target / "model.safetensors", dict(sorted(specs.items())))
     for name in shard.specs:

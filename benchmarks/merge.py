@@ -58,7 +58,7 @@ def table(base: Path, int4: Path | None, out: Path, quick: bool, steps: int, ove
     from sqft_plugins.checkpoint import ModelFolder
     from sqft_plugins.compress.quantize import quantize_folder
 
-    if not ModelFolder(base).packed_masks:
+    if not ModelFolder(base).masks:
         raise SystemExit(
             f"--base {base} has no mask (sqft/): make it with `sqft prune`, or there are no zeros to count"
         )
@@ -149,9 +149,9 @@ def measured(base: Path, merged: Path) -> dict[str, Any]:
     from sqft_plugins.measure import zeros_kept
 
     folder = ModelFolder(merged)
-    found = [folder.quantized(module).codes for module in folder.quantized_modules]
+    found = [folder.quantized(module).codes for module in folder.int4.modules]
     codes = [min(int(c.min()) for c in found), max(int(c.max()) for c in found)] if found else None
-    return {"zeros_kept": zeros_kept(folder, ModelFolder(base).packed_masks), "codes": codes}
+    return {"zeros_kept": zeros_kept(folder, ModelFolder(base).masks), "codes": codes}
 
 
 def untouched(name: str, model: Path, questions: int) -> dict[str, Any]:

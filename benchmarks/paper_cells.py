@@ -29,7 +29,7 @@ from sqft_plugins.compress.source import Source
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
-from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
+from sqft_plugins.measure import bits_per_weight, zeros_kept
 from sqft_plugins.progress import say
 from sqft_plugins.search.paired import mean
 from sqft_plugins.search.run import search_adapter
@@ -197,14 +197,14 @@ class Bench:
 
     def sizes(self, folder: ModelFolder, added: int = 0) -> dict[str, Any]:
         """bits_per_weight: of the linear layers of the blocks, with what the adapter adds. bytes: of all weights."""
-        modules = list(folder.packed_masks) or list(Source(folder.path, ()).modules)
-        weights = sum(math.prod(module_shape(folder, module)) for module in modules)
+        modules = list(folder.masks) or list(Source(folder.path, ()).modules)
+        weights = sum(math.prod(folder.weight_shape(module)) for module in modules)
         bits = bits_per_weight(folder, modules) + 8 * added / weights
         return {"bits_per_weight": round(bits, 3), "bytes": folder.weight_bytes + added}
 
     def masks(self, sparsity: int | None) -> dict[str, Any]:
         """Packed masks of the layers that the adapters change."""
-        masks = ModelFolder(self.base("float", sparsity)[0]).packed_masks
+        masks = ModelFolder(self.base("float", sparsity)[0]).masks
         return {name: mask for name, mask in masks.items() if name.rpartition(".")[2] in PAPER_TARGETS}
 
     def zeros_after_naive_merge(self, model: Any, sparsity: int | None) -> float:

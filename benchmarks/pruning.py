@@ -61,7 +61,7 @@ class Plugin:
 
 def violations(folder: ModelFolder) -> int:
     """Weights that are nonzero although the mask prunes them."""
-    return sum(lost_zeros(folder.weight(module), folder.mask(module)) for module in folder.packed_masks)
+    return sum(lost_zeros(folder.weight(module), folder.mask(module)) for module in folder.masks)
 
 
 def score(path: Path, text: str, tokens: int) -> float:

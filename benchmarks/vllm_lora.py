@@ -50,9 +50,9 @@ def write_adapter(folder: Path, model: Path, rank: int, seed: int) -> Path:
     """A plain LoRA in bf16 on all linear layers of the decoder, random."""
     files, generator, tensors = ModelFolder(model), torch.Generator().manual_seed(seed), {}
     modules = [name.removesuffix(".weight") for name in files.files if name.endswith("_proj.weight")]
-    modules += [module for module in files.quantized_modules if module.endswith("_proj")] if files.quantization else []
+    modules += [module for module in files.int4.modules if module.endswith("_proj")] if files.quantization else []
     for module in modules:
-        shape = files.quantized_shape(module) if files.quantization else files.shape(f"{module}.weight")
+        shape = files.int4.shape(module) if files.quantization else files.spec(f"{module}.weight").shape
         key = f"base_model.model.{module}"
         tensors[f"{key}.lora_A.weight"] = torch.randn(rank, shape[1], generator=generator).bfloat16() / shape[1] ** 0.5
         tensors[f"{key}.lora_B.weight"] = torch.randn(shape[0], rank, generator=generator).bfloat16() * 0.01

@@ -14,15 +14,18 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from gguf_ext.arch import Architecture, Config, normalized
 from gguf_ext.errors import ModelInMemoryError
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
 from sqft_plugins.checkpoint.attached import SCALE, SHAPE, ZERO_POINT, attached_grid, attached_weight, has_grid
+from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.shards import TensorSpec
+from sqft_plugins.checkpoint.tensors import TensorFiles
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.mask import unpack_mask
+from sqft_plugins.structure import is_conv1d
 
 GRID_PARTS = (f".{SCALE}", f".{SHAPE}", f".{ZERO_POINT}")
 
@@ -48,7 +51,7 @@ class ModelInMemory(ModelFolder):
             raise ModelInMemoryError(
                 f"{lost[0]} of the model ({len(lost)} in all) is not in memory: load it without offloading"
             )
-        self._layers = self._layers_on_grid()
+        self._layers = {name: layer for name, layer in model.named_modules() if has_grid(layer)}
         if self._layers:
             for key in [key for key in self._tensors if key.endswith(GRID_PARTS)]:
                 del self._tensors[key]
@@ -70,59 +73,73 @@ class ModelInMemory(ModelFolder):
         return dict.fromkeys(self._tensors, self.path)
 
     def tensor(self, name: str) -> Tensor:
-        self._file(name)
+        self.file(name)
         return self._tensors[name].detach().cpu()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
 
     def spec(self, name: str) -> TensorSpec:
         return TensorSpec.of(self._tensors[name])
 
     @cached_property
-    def quantization(self) -> dict[str, Any] | None:
-        return self.config.get("quantization_config")
+    def _format(self) -> tuple[type[Int4Format], dict[str, Any] | None]:
+        return find_format(None, self.config.get("quantization_config"))
 
     @cached_property
     def stamp(self) -> Stamp | None:
         return None if self.like is None else self.like.stamp
 
     @cached_property
-    def packed_masks(self) -> Mapping[str, Tensor]:
-        return {} if self.like is None else self.like.packed_masks
+    def masks(self) -> Mapping[str, Tensor]:
+        return {} if self.like is None else self.like.masks
+
+    @cached_property
+    def int4(self) -> Int4Format:
+        return LayersOnGrid(self, self._layers) if self._layers else super().int4
 
     @cached_property
     def grid(self) -> GridStamp | None:
-        if not self._layers:
-            return super().grid
+        return self.int4.grid if self._layers else super().grid
+
+    def is_transposed(self, module: str) -> bool:
+        return is_conv1d(self.model.get_submodule(module))
+
+    def mask(self, module: str) -> Tensor | None:
+        if module not in self._layers or module not in self.masks:
+            return super().mask(module)
+        return unpack_mask(self.masks[module], self.int4.shape(module)[1])
+
+
+class LayersOnGrid(Int4Format):
+    """INT4 as float weights with the grid on their layers (attached.py of the checkpoints)."""
+
+    name = "a grid on each layer"
+    declared = "in memory"
+
+    def __init__(self, tensors: TensorFiles, layers: Mapping[str, Any]):
+        super().__init__(tensors, None)
+        self._layers = layers
+
+    @cached_property
+    def grid(self) -> GridStamp:
         first, *others = (attached_grid(layer) for layer in self._layers.values())
         if any(grid != first for grid in others):
             raise ModelInMemoryError("layers of the model have several kinds of grids: quantize it with one")
         return first
 
     @cached_property
-    def quantized_modules(self) -> list[str]:
-        return sorted(self._layers) if self._layers else super().quantized_modules
+    def modules(self) -> list[str]:
+        return sorted(self._layers)
 
-    def quantized_shape(self, module: str) -> tuple[int, int]:
-        if not self._layers:
-            return super().quantized_shape(module)
+    def parts(self, module: str) -> list[str]:
+        return [f"{module}.weight"]
+
+    def shape(self, module: str) -> tuple[int, int]:
         rows, columns = (int(size) for size in self._layers[module].weight_shape)
         return rows, columns
 
-    def parts(self, module: str) -> list[str]:
-        return [f"{module}.weight"] if self._layers else super().parts(module)
+    def scale_name(self, module: str) -> str:
+        return f"{module}.{SCALE}"
 
-    def mask(self, module: str) -> Tensor | None:
-        if not self._layers or module not in self._layers or module not in self.packed_masks:
-            return super().mask(module)
-        from sqft_plugins.mask import unpack_mask
-
-        return unpack_mask(self.packed_masks[module], self.quantized_shape(module)[1])
-
-    def quantized(self, module: str) -> QuantizedWeight:
-        if module not in self._layers:
-            return super().quantized(module)
+    def weight(self, module: str) -> QuantizedWeight:
         try:
             found, wrong = attached_weight(self._layers[module])
         except GridError as error:
@@ -133,13 +150,3 @@ class ModelInMemory(ModelFolder):
                 f"quantization-aware adapter, or quantize the model again with `sqft quantize`"
             )
         return found
-
-    # --- inside ---
-
-    def _layers_on_grid(self) -> dict[str, Any]:
-        """Name → layer with a float weight and a grid."""
-        return {name: layer for name, layer in self.model.named_modules() if has_grid(layer)}
-
-    def _float_shape(self, module: str, packed: Tensor) -> tuple[int, ...]:
-        shape = self.shape(self.weight_name(module))
-        return shape[::-1] if isinstance(self.model.get_submodule(module), Conv1D) else shape

@@ -97,10 +97,10 @@ def attach_grids(
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
     """What can be known of a grid before the model folder `base` is loaded. Raises SQFTError."""
     folder = _open(config.grid or str(base.path), config)
-    if base.grid is not None and not base.packed_masks:
+    if base.grid is not None and not base.masks:
         raise _no_mask(base)
     if base.grid is None:
-        missing = set(folder.quantized_modules) - {name.removesuffix(".weight") for name in base.files}
+        missing = set(folder.int4.modules) - {name.removesuffix(".weight") for name in base.files}
         if missing:
             raise MismatchError(
                 f"{sorted(missing)[0]} is INT4 in {folder.path} but not in {base.path}: "
@@ -140,7 +140,7 @@ def _open(name: str, config: SQFTConfig) -> ModelFolder:
 def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Mapping[str, Any]) -> list[str]:
     """The modules that are INT4 in the folder, not adapted, and not on the grid in `model`."""
     modules = dict(model.named_modules())
-    names = [name for name in folder.quantized_modules if name not in adapted and name in modules]
+    names = [name for name in folder.int4.modules if name not in adapted and name in modules]
     return [name for name in names if not _holds(_out_in(modules[name]), folder.quantized(name))]
 
 
@@ -156,7 +156,7 @@ def _layer_grid(
     folder: ModelFolder, name: str, weight: Tensor, dequantized: bool
 ) -> tuple[Kind, LayerGrid, Tensor, Tensor]:
     """kind, grid, the codes of the base alone [out, in], and the mask [out, in] of one module."""
-    if name not in folder.quantized_modules:
+    if name not in folder.int4:
         raise CheckpointError(
             f"target_modules adapts {name}, which is not INT4 in {folder.path}: leave it out with exclude_modules"
         )

@@ -157,12 +157,12 @@ def _check_kept(folder: ModelFolder, name: str, weight: Tensor, adapter: Path) -
 
 
 def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tuple[int, int], adapter: Path) -> None:
-    stored = next((name for name in (module, module.partition(".")[2]) if name in folder.quantized_modules), None)
+    stored = next((name for name in (module, module.partition(".")[2]) if name in folder.int4), None)
     there: tuple[int, ...]
     if stored is not None:
-        there = folder.quantized_shape(stored)
+        there = folder.int4.shape(stored)
     else:
-        there = folder.shape(folder.weight_name(module))
+        there = folder.spec(folder.weight_name(module)).shape
         there = there[::-1] if transposed else there
     if there != shape:
         raise MismatchError(

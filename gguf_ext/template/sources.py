@@ -87,7 +87,7 @@ def template_sources(folder: ModelFolder, template: GGUFFile) -> list[Source]:
 def _placed(folder: ModelFolder, template: GGUFFile) -> dict[str, Source]:
     """Name in the template → tensor of the model, by name alone."""
     names = _name_map(template)
-    packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
+    packed = {part: module for module in folder.int4.modules for part in folder.parts(module)}
     quantized = set(packed.values())
     placed: dict[str, Source] = {}
     for name in sorted(folder.tensor_names):

@@ -127,7 +127,7 @@ def sources(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     layers = int(config["num_hidden_layers"])
     tied = is_tied(folder, architecture, config)
     mapped: dict[str, Source] = {}
-    packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
+    packed = {part: module for module in folder.int4.modules for part in folder.parts(module)}
     quantized = set(packed.values())
     for name in sorted(folder.tensor_names):
         if any(re.fullmatch(pattern, name) for pattern in architecture.ignored):
@@ -173,7 +173,7 @@ def is_tied(folder: ModelFolder, architecture: Architecture, config: Config) -> 
     as a merge into one of them leaves, whatever the configuration says."""
     if not config.get("tie_word_embeddings"):
         return False
-    packed = {part: module for module in folder.quantized_modules for part in folder.parts(module)}
+    packed = {part: module for module in folder.int4.modules for part in folder.parts(module)}
     places: dict[str, set[str]] = {"output": set(), "token_embd": set()}
     for name in folder.tensor_names:
         rule, _, _ = match_rule(architecture, packed.get(name, name.rpartition(".")[0]))
@@ -231,7 +231,7 @@ def check_order(folder: ModelFolder) -> None:
 
 def zero_biases(folder: ModelFolder, found: list[Source]) -> list[str]:
     """Biases of the checkpoint that `sources` left out: AutoGPTQ gives its layers one, of zeros."""
-    biases = {f"{module}.bias" for module in folder.quantized_modules} & set(folder.files)
+    biases = {f"{module}.bias" for module in folder.int4.modules} & set(folder.files)
     return sorted(biases - {source.tensor for source in found})
 
 

@@ -94,7 +94,7 @@ def _head(model: ModelFolder, base: dict[str, Any], ours: bool) -> dict[str, Any
 
 def _rows(model: ModelFolder) -> Iterator[tuple[str, str]]:
     """(name, value) of the card's table."""
-    stamp, modules = model.stamp, list(model.packed_masks)
+    stamp, modules = model.stamp, list(model.masks)
 
     if stamp is not None:
         yield "base", hub_id(stamp.base) or (Path(stamp.base).name if stamp.base else "not recorded")
@@ -103,7 +103,7 @@ def _rows(model: ModelFolder) -> Iterator[tuple[str, str]]:
 
     if model.grid is not None:
         size = "whole rows" if model.grid.group_size == -1 else f"groups of {model.grid.group_size}"
-        yield "precision", f"INT4, {size}, {'symmetric' if model.grid.symmetric else 'asymmetric'}, {model.format_name}"
+        yield "precision", f"INT4, {size}, {'symmetric' if model.grid.symmetric else 'asymmetric'}, {model.int4.name}"
     else:
         stored = Counter(str(model.spec(name).dtype).removeprefix("torch.") for name in model.files)
         yield "precision", stored.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""Both ways between an INT4 folder and its compact form (compact_folder.py), bit for bit, one tensor at a time."""
+"""Both ways between an INT4 folder and its compact form (formats/compact.py), bit for bit, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.compact import compact_pack, compact_specs, nibble_bytes, pack_nibbles
-from sqft_plugins.checkpoint.compact_folder import BITMASK, COMPACT, COMPACT_VERSION, METHOD, ORIGINAL, PREFIX, Compact
 from sqft_plugins.checkpoint.files import check_output, write_folder
-from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.formats import PackQuantized
+from sqft_plugins.checkpoint.formats.compact import BITMASK, COMPACT, COMPACT_VERSION, METHOD, ORIGINAL, PREFIX, Compact
 from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.checkpoint.shards import BY_NAME, ShardFile, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp
+from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
 from sqft_plugins.checkpoint.writer import copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.mask import mask_hash
@@ -41,13 +42,13 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
     start = time.perf_counter()
     check_output(out, overwrite)
     source = ModelFolder(model)
-    if source.grid is None or source.format_name != PackQuantized.name:
-        kind = "float" if source.grid is None else source.format_name
+    if source.grid is None or source.int4.name != PackQuantized.name:
+        kind = "float" if source.grid is None else source.int4.name
         raise SQFTError(f"model {model} is {kind}, not pack-quantized INT4: make it one with `sqft quantize`")
-    modules = [module for module in source.quantized_modules if module in source.packed_masks]
+    modules = [module for module in source.int4.modules if module in source.masks]
     if not modules or source.stamp is None:
         raise SQFTError(f"model {model} has no masks of INT4 weights: prune it first, or ship it as it is")
-    if mask_hash(source.packed_masks) != source.stamp.mask_hash:
+    if mask_hash(source.masks) != source.stamp.mask_hash:
         raise MismatchError(f"{model}/{FOLDER}/{MASK_FILE} has not the mask_hash of the stamp: copy the model again")
     kept = {module: _mask(source, module).sum(1) for module in modules}  # int64 [out]
     with write_folder(out, overwrite) as target:
@@ -60,12 +61,12 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
         for name in source.files:
             if name not in inside:
                 where[name].write(name, source.tensor(name))
-        for module in source.packed_masks:
+        for module in source.masks:
             if module not in kept:
-                where[f"{module}{BITMASK}"].write(f"{module}{BITMASK}", source.packed_masks[module])
+                where[f"{module}{BITMASK}"].write(f"{module}{BITMASK}", source.masks[module])
         _compact_side(source, target)
-    weights = sum(math.prod(source.quantized_shape(module)) for module in modules)
-    mask_bytes = sum(source.packed_masks[module].numel() for module in modules)
+    weights = sum(math.prod(source.int4.shape(module)) for module in modules)
+    mask_bytes = sum(source.masks[module].numel() for module in modules)
     done = ModelFolder(out)
     return {
         "out": str(out),
@@ -89,13 +90,13 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     start = time.perf_counter()
     check_output(out, overwrite)
     source = ModelFolder(model)
-    if source.grid is None or source.format_name != Compact.name:
+    if source.grid is None or source.int4.name != Compact.name:
         raise SQFTError(f"model {model} is not in the compact form: give what `sqft compact` wrote")
     original = source.path / ORIGINAL
     headers = {file.name.removesuffix(HEADER): file for file in sorted(original.glob(f"*{HEADER}"))}
     if not headers or MASK_FILE not in headers or not (original / "config.json").is_file():
         raise CheckpointError(f"{original} lacks headers or config.json: copy the whole compact folder again")
-    modules = [module for module in source.quantized_modules if f"{module}{BITMASK}" in source.files]
+    modules = [module for module in source.int4.modules if f"{module}{BITMASK}" in source.files]
     with write_folder(out, overwrite) as target:
         copy_side_files(source, target)
         shutil.copytree(source.path / FOLDER, target / FOLDER, ignore=shutil.ignore_patterns(original.name))
@@ -107,7 +108,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
         where = {name: file for file in files.values() for name in file.specs}
         packed: set[str] = set()
         for module in track(modules, "expand"):
-            dtype = source.scale_spec(module).dtype
+            dtype = source.int4.scale_spec(module).dtype
             for name, tensor in int4_tensors(module, source.quantized(module), _grid(source), dtype).items():
                 packed.add(name)
                 where[name].write(name, tensor)
@@ -115,7 +116,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
             if name not in packed:
                 where[name].write(name, source.tensor(name))
         for module in masks.specs:
-            masks.write(module, source.packed_masks[module])
+            masks.write(module, source.masks[module])
         for file in original.iterdir():
             if not file.name.endswith(HEADER):
                 shutil.copyfile(file, target / file.name)
@@ -131,7 +132,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
 def masked_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, TensorSpec]:
     """What a masked INT4 module becomes; kept: int64 [out], how many weights of each row the mask keeps."""
     value_bytes = int(nibble_bytes(kept).sum())
-    shape, scales = source.quantized_shape(module), source.scale_spec(module)
+    shape, scales = source.int4.shape(module), source.int4.scale_spec(module)
     return compact_specs(module, shape, value_bytes, scales, _grid(source).symmetric)
 
 
@@ -144,7 +145,7 @@ def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
             f"model {source.path}: {broken} weights of {module} are nonzero although its mask prunes them: "
             f"merge a masked adapter, or ship the folder as it is"
         )
-    again = int4_tensors(module, weight, grid, source.scale_spec(module).dtype)
+    again = int4_tensors(module, weight, grid, source.int4.scale_spec(module).dtype)
     for name, tensor in again.items():
         if not torch.equal(tensor, source.tensor(name)):
             raise CheckpointError(f"{name} of {source.files[name]} could not be restored: quantize the model again")
@@ -165,14 +166,14 @@ def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
 def _compact_shards(source: ModelFolder, target: Path, kept: Mapping[str, Tensor]) -> list[ShardFile]:
     layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
     inside = set()
-    for module in sorted({*kept, *source.packed_masks}):
+    for module in sorted({*kept, *source.masks}):
         parts = source.parts(module)
         specs = layouts[source.files[parts[0]].name]
         if module in kept:
             specs.update(masked_specs(source, module, kept[module]))
             inside.update(parts)
         else:
-            specs[f"{module}{BITMASK}"] = TensorSpec.of(source.packed_masks[module])
+            specs[f"{module}{BITMASK}"] = TensorSpec.of(source.masks[module])
     for name, file in source.files.items():
         if name not in inside:
             layouts[file.name][name] = source.spec(name)
@@ -226,7 +227,7 @@ def _header(file: Path) -> bytes:
 
 
 def _bytes(folder: ModelFolder, modules: Iterable[str]) -> int:
-    return sum(folder.nbytes(part) for module in modules for part in folder.parts(module))
+    return sum(folder.spec(part).nbytes for module in modules for part in folder.parts(module))
 
 
 class Restored(ShardFile):

@@ -32,9 +32,9 @@ class Lazy:
 
 def why_not_stock(folder: ModelFolder) -> str | None:
     """Why transformers cannot dequantize this INT4 folder; None where it can."""
-    if folder.format_name != PackQuantized.name:
-        return f"transformers does not read {folder.format_name}"
-    known = set(folder.quantized_modules)
+    if folder.int4.name != PackQuantized.name:
+        return f"transformers does not read {folder.int4.name}"
+    known = set(folder.int4.modules)
     for name in sorted(structure_of_folder(folder.path).transposed):
         if name in known or name.partition(".")[2] in known:  # the latter in a folder of the bare body of a model
             return f"compressed-tensors does not decompress a Conv1D ({name})"
@@ -104,7 +104,7 @@ def _int4_layers(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
     """INT4 module of the folder → path in the model: a folder of the bare body of a model lacks the first part."""
     paths = {name for name, _ in model.named_modules()}
     layers = {}
-    for name in folder.quantized_modules:
+    for name in folder.int4.modules:
         found = [path for path in (name, f"{model.base_model_prefix}.{name}") if path in paths]
         if not found:
             raise CheckpointError(

@@ -118,7 +118,7 @@ def write_int4(
     copy_side_files(source, target)
     write_config(target, int4_config(source.config, grid, ignore))
     stamp = stamp.model_copy(update={"grid": grid, "scale_hash": combined_hash(scales)})
-    write_sidecar(target, stamp, source.packed_masks if packed_masks is None else packed_masks)
+    write_sidecar(target, stamp, source.masks if packed_masks is None else packed_masks)
     return stamp
 
 

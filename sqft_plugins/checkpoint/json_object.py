@@ -8,6 +8,9 @@ from typing import Any
 
 from sqft_plugins.errors import CheckpointError
 
+REMEDY = "copy the model again"
+"""What to do about a damaged file of a model folder."""
+
 
 def read_object(file: Path, remedy: str) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError, which ends with `remedy`, for a file that holds none."""

@@ -19,8 +19,8 @@ END = ".weight_packed"
 
 def check_recodable(source: ModelFolder) -> None:
     """Raises CheckpointError for a folder that is not `pack-quantized`."""
-    if source.grid is None or source.format_name != PackQuantized.name:
-        found = "float" if source.grid is None else source.format_name
+    if source.grid is None or source.int4.name != PackQuantized.name:
+        found = "float" if source.grid is None else source.int4.name
         raise CheckpointError(
             f"model {source.path} is {found}, a merge writes {PackQuantized.name}: expand a compact folder with "
             "`sqft compact --expand`, or make it from the sparse base with `sqft quantize`"
@@ -40,4 +40,4 @@ def write_codes(source: ModelFolder, target: Path, codes: Mapping[str, Tensor], 
         writer.write(f"{module}{END}", pack(own))
     copy_side_files(source, target)
     write_config(target, source.config)
-    write_sidecar(target, stamp, source.packed_masks)
+    write_sidecar(target, stamp, source.masks)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER
+from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
 

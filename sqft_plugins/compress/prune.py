@@ -125,7 +125,7 @@ def prune_folder(
         changed = {source.stored(name): {f"{name}.weight": spec} for name, spec in specs.items()}
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # layers that were pruned before and are left out now keep their masks
-        earlier = {name: packed for name, packed in source.folder.packed_masks.items() if name not in source.modules}
+        earlier = {name: packed for name, packed in source.folder.masks.items() if name not in source.modules}
         shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
         masks = mask_file(job.folder, {**shapes, **{name: packed.shape for name, packed in earlier.items()}})
         for name, packed in earlier.items():
@@ -183,7 +183,7 @@ def as_pattern(sparsity: float | str | Pattern) -> Pattern:
 
 
 def _stamp(source: Source, folder: Path, method: str, sparsity: float) -> Stamp:
-    hashed = mask_hash(ModelFolder(folder).packed_masks)
+    hashed = mask_hash(ModelFolder(folder).masks)
     fields: dict[str, Any] = {"base": source.name, "sparsity": sparsity, "mask_hash": hashed}
     before = source.folder.stamp
     return Stamp(pipeline=[method], **fields) if before is None else before.then(method, **fields)

@@ -83,7 +83,7 @@ def quantize_folder(
         }
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
-        kept = source.folder.packed_masks
+        kept = source.folder.masks
         shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
         masks = mask_file(job.folder, {name: packed.shape for name, packed in kept.items()} if kept else shapes)
         for name, packed in kept.items():
@@ -173,5 +173,5 @@ def _stamp(
     changes: dict[str, Any] = {"grid": grid, "scale_hash": combined_hash(scales)}
     if source.folder.stamp is not None:
         return source.folder.stamp.then(method, **changes)
-    hashed = mask_hash(ModelFolder(folder).packed_masks)
+    hashed = mask_hash(ModelFolder(folder).masks)
     return Stamp(pipeline=[method], base=source.name, sparsity=sparsity, mask_hash=hashed, **changes)

@@ -22,7 +22,7 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
 from sqft_plugins.evaluate.tasks import JsonlTask, limited, split_examples
 from sqft_plugins.identity import content_hash
-from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
+from sqft_plugins.measure import bits_per_weight, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Task
 from sqft_plugins.progress import say
@@ -116,7 +116,7 @@ class Demo:
             about = {"model": s.model, "content": content_hash(self.base)}
             run("base", lambda: {"model": s.model}, settings=about)
         prune = run("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output="pruned/config.json")
-        self.masks = ModelFolder(self.out / "pruned").packed_masks
+        self.masks = ModelFolder(self.out / "pruned").masks
         rows = [run("dense", lambda: self.folder_row(self.base), after=["prune"], settings=scoring)]
         rows.append(run("pruned", lambda: self.folder_row(self.out / "pruned"), after=["prune"], settings=scoring))
         run("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
@@ -216,7 +216,7 @@ class Demo:
     def tuned(self) -> dict:
         pruned, adapter = ModelFolder(self.out / "pruned"), self.out / "sub_adapter"
         added = (adapter / "adapter_model.safetensors").stat().st_size
-        weights = sum(math.prod(module_shape(pruned, module)) for module in self.masks)
+        weights = sum(math.prod(pruned.weight_shape(module)) for module in self.masks)
         return self.scores(pruned.path, adapter=adapter, rank="max") | {
             "zeros_kept": zeros_kept(pruned, self.masks),  # the adapter is not merged: these are the stored weights
             "bits_per_weight": bits_per_weight(pruned, self.masks) + 8 * added / weights,

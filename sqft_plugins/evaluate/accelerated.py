@@ -40,7 +40,7 @@ def accelerate_tuned(model: Any, tuner: Tuner, grid: Path | None) -> Any:
     merged, _ = tuner.merge(model)
     folder = ModelFolder(grid)
     assert folder.grid is not None
-    for name in folder.quantized_modules:  # over a float base nothing has told the layers their grid yet
+    for name in folder.int4.modules:  # over a float base nothing has told the layers their grid yet
         layer = merged.get_submodule(name)
         if not has_grid(layer):
             stored = folder.quantized(name)

@@ -14,7 +14,7 @@ from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import MAX_CODE, QuantizedWeight
 from sqft_plugins.inspect.report import PATTERNS, Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
-from sqft_plugins.measure import module_bytes, module_weight
+from sqft_plugins.measure import module_bytes
 from sqft_plugins.progress import track
 from sqft_plugins.structure import structure_of_folder
 
@@ -43,7 +43,7 @@ def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -
         "model_type": folder.config.get("model_type"),
         "bytes": folder.weight_bytes,
         "stamp": stamp.model_dump(exclude_none=True) if stamp else None,
-        "mask_is_the_stamps": mask_hash(folder.packed_masks) == stamp.mask_hash if stamp else None,
+        "mask_is_the_stamps": mask_hash(folder.masks) == stamp.mask_hash if stamp else None,
         "grid": folder.grid.model_dump() if folder.grid else None,
         "total": total_of(layers),
         "layers": layers,
@@ -52,7 +52,7 @@ def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -
 
 def layer_names(folder: ModelFolder) -> list[str]:
     """The modules that are masked or INT4, in model order; where there are none, the linear layers of the blocks."""
-    names = {*folder.packed_masks, *folder.quantized_modules}
+    names = {*folder.masks, *folder.int4.modules}
     if not names:
         return list(structure_of_folder(folder.path).shapes)
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
@@ -60,8 +60,8 @@ def layer_names(folder: ModelFolder) -> list[str]:
 
 def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] = PATTERNS) -> Row:
     """One layer of the report, see `inspect_model`."""
-    quantized = folder.quantized(module) if module in folder.quantized_modules else None
-    weight = module_weight(folder, module) if quantized is None else quantized.dequantize()  # [out, in]
+    quantized = folder.quantized(module) if module in folder.int4 else None
+    weight = folder.weight(module) if quantized is None else quantized.dequantize()  # [out, in]
     mask = folder.mask(module)
     row: Row = {
         "name": module,

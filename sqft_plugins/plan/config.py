@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sqft_plugins.checkpoint.folder import INDEX, SINGLE, ModelFolder
+from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec, layout
+from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
 from sqft_plugins.compress.source import Source
 from sqft_plugins.errors import CheckpointError, first_line
 from sqft_plugins.progress import say

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.measure import bits_per_weight, module_shape, zeros_kept
+from sqft_plugins.measure import bits_per_weight, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.structure import structure_of_folder
@@ -18,7 +18,7 @@ def folder_numbers(path: Path) -> dict[str, Any]:
     """sparsity: of the mask, None without one. zeros_kept: of the pruned weights, the fraction that is exactly 0.
     bits_per_weight: on disk, of the linear layers. bytes: of the weight files."""
     folder = ModelFolder(path)
-    masks = folder.packed_masks
+    masks = folder.masks
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
         "zeros_kept": zeros_kept(folder, masks) if masks else None,
@@ -30,7 +30,7 @@ def folder_numbers(path: Path) -> dict[str, Any]:
 def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
     folder, added = ModelFolder(base), weights_file(adapter).stat().st_size
-    weights = sum(math.prod(module_shape(folder, module)) for module in modules_of(folder))
+    weights = sum(math.prod(folder.weight_shape(module)) for module in modules_of(folder))
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
         "zeros_kept": None,  # of the base, which the adapter does not change
@@ -53,4 +53,4 @@ def file_numbers(format_name: str, model: Artefact | None, target: Path) -> dict
 
 def modules_of(folder: ModelFolder) -> list[str]:
     """The linear layers that are meant: those with a mask, else all of the decoder blocks."""
-    return list(folder.packed_masks) or list(structure_of_folder(folder.path).shapes)
+    return list(folder.masks) or list(structure_of_folder(folder.path).shapes)

@@ -91,14 +91,14 @@ def merge_folder(
         save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
         copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
         copy_template(adapter, folder)
-        packed = base.packed_masks or {name: pack_mask(mask) for name, mask in masks.items()}
+        packed = base.masks or {name: pack_mask(mask) for name, mask in masks.items()}
         if masks:
             before = base.stamp or Stamp(
                 pipeline=[], base=str(model_path), sparsity=sparsity_of(*masks.values()), mask_hash=mask_hash(packed)
             )
             write_sidecar(folder, before.then(f"{tuner.name}-merge", ranks=dict(ranks)), packed)
         else:
-            lost = _count_lost(weights, ((name, base.mask(name)) for name in base.packed_masks))
+            lost = _count_lost(weights, ((name, base.mask(name)) for name in base.masks))
             _drop_flag(folder)
             say(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"

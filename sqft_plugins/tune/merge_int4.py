@@ -55,7 +55,7 @@ def merge_quantized(
         with torch.enable_grad():
             unmerged = tuned(input_ids=tokens).logits.detach()
         merged, plain = tuner.quantized(tuned), tuner.quantized(tuned, merged=False)
-        changed = codes_changed(merged, plain, int4.packed_masks)
+        changed = codes_changed(merged, plain, int4.masks)
         del tuned, plain
         write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, tuner.name, ranks))
         copy_template(adapter, folder)
@@ -121,6 +121,6 @@ def _check(folder: ModelFolder, merged: Mapping[str, QuantizedWeight]) -> int:
     if lost:
         raise SQFTError(f"the merge turned {lost} pruned weights on: report this, the base was not changed")
     assert folder.stamp is not None
-    if mask_hash(folder.packed_masks) != folder.stamp.mask_hash:
+    if mask_hash(folder.masks) != folder.stamp.mask_hash:
         raise SQFTError(f"the mask in {folder.path} does not belong to its stamp: the disk or the writer is broken")
     return lost

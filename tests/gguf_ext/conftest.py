@@ -213,7 +213,7 @@ def make_int4(source: Path, target: Path, group_size: int = 32, symmetric: bool 
     stamp = Stamp(
         pipeline=["magnitude", "round-to-nearest"], base="tiny", sparsity=sparsity, mask_hash=mask_hash(packed)
     )
-    folder.packed_masks = packed
+    folder.masks = packed
 
     def quantize(module: str, weight: torch.Tensor) -> QuantizedWeight:
         return round_to_nearest(weight, masks[module], group_size, symmetric)

@@ -100,9 +100,9 @@ def _assert_bits(model, file, types):
     """INT4 modules, dequantized by the gguf package, equal fp32 scale * (code - zero_point); what is pruned is 0."""
     folder = ModelFolder(model)
     tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    assert folder.quantized_modules
+    assert folder.int4.modules
     seen = set()
-    for module in folder.quantized_modules:
+    for module in folder.int4.modules:
         _, _, layer, inner = module.split(".", 3)
         tensor = tensors[f"blk.{layer}.{NAMES[inner]}.weight"]
         wanted, mask = folder.quantized(module).dequantize(), folder.mask(module)
@@ -121,7 +121,7 @@ def test_int4_is_exact(name, request, tmp_path):
     model = request.getfixturevalue(name)
     report = export_gguf(model, tmp_path / "m.gguf")
     _assert_bits(model, tmp_path / "m.gguf", {"Q4_0"})
-    assert report.types["Q4_0"] == len(ModelFolder(model).quantized_modules)
+    assert report.types["Q4_0"] == len(ModelFolder(model).int4.modules)
     verified = verify_gguf(model, tmp_path / "m.gguf")
     assert verified.ok
     assert verified.equal == verified.tensors == report.verified
@@ -298,7 +298,7 @@ def test_verify_counts_what_a_narrow_type_rounded(llama, tmp_path):
     export_gguf(llama, tmp_path / "m.gguf", float_type="f16")
     report = verify_gguf(llama, tmp_path / "m.gguf")
     assert report.ok
-    assert report.rounded == sum(len(ModelFolder(llama).shape(name)) > 1 for name in ModelFolder(llama).files)
+    assert report.rounded == sum(len(ModelFolder(llama).spec(name).shape) > 1 for name in ModelFolder(llama).files)
 
 
 def test_a_sharded_model_and_a_bf16_one(llama, byte_level, make, tmp_path):

@@ -208,7 +208,7 @@ def _assert_bits(family, model, file, architecture):
     names = get_tensor_name_map(MODEL_ARCH[architecture.upper()], 2)
     tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     kinds, seen = set(), set()
-    for module in folder.quantized_modules:
+    for module in folder.int4.modules:
         tensor = tensors[f"{names.get_name(module)}.weight"]
         wanted, mask = folder.quantized(module).dequantize(), folder.mask(module)
         rows = _naive_rows(family, module, (4, 2))
@@ -219,7 +219,7 @@ def _assert_bits(family, model, file, architecture):
         assert mask is None or not found[~mask.numpy()].any()
         kinds.add(tensor.tensor_type.name)
         seen.add(tensor.name)
-    assert len(seen) == len(folder.quantized_modules) > 0
+    assert len(seen) == len(folder.int4.modules) > 0
     return kinds
 
 
@@ -256,7 +256,7 @@ def test_the_compact_form_with_masked_float_layers_gives_the_very_same_file(make
 
 def _masks(path):
     folder = ModelFolder(path)
-    return [folder.mask(module) for module in folder.packed_masks]
+    return [folder.mask(module) for module in folder.masks]
 
 
 @pytest.mark.parametrize(("version", "symmetric"), [(1, True), (2, False)])
@@ -297,13 +297,13 @@ def test_a_folder_of_the_bare_body_gives_the_very_same_file(family, make_folder,
 
 
 def _masked(place):
-    return ModelFolder(place / "pruned").packed_masks
+    return ModelFolder(place / "pruned").masks
 
 
 @pytest.mark.parametrize("family", INT4_FAMILIES)
 def test_the_estimate_is_the_file(family, make_int4, tmp_path):
     source = make_int4(family).parent / "pruned"
-    modules = ModelFolder(make_int4(family)).quantized_modules
+    modules = ModelFolder(make_int4(family)).int4.modules
     told = estimate_gguf(source, modules, GridStamp(group_size=32, symmetric=True))
     report = export_gguf(make_int4(family), tmp_path / "m.gguf")
     assert told["types"].get("Q4_0") == report.types["Q4_0"] == len(modules)

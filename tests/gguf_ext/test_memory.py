@@ -102,7 +102,7 @@ def test_a_merged_model_is_exported_without_saving(saved, tmp_path):
         export_model(model, tokenizer, tmp_path / "m.gguf")
     merged = model.merge_and_unload()
     report = export_model(merged, tokenizer, tmp_path / "m.gguf", like=folder, name="merged")
-    assert report.pruned == sum(int((~ModelFolder(folder).mask(m)).sum()) for m in ModelFolder(folder).packed_masks)
+    assert report.pruned == sum(int((~ModelFolder(folder).mask(m)).sum()) for m in ModelFolder(folder).masks)
     assert not verify_gguf(folder, tmp_path / "m.gguf").ok  # the base is another model
 
 
@@ -123,7 +123,7 @@ def test_a_quantization_aware_merge_is_exported_without_saving(saved, tmp_path):
     merged = model.merge_and_unload()
     report = export_model(merged, AutoTokenizer.from_pretrained(folder), tmp_path / "m.gguf", like=folder)
     assert report.exact
-    assert report.types["Q4_0"] == len(ModelFolder(folder).quantized_modules)
+    assert report.types["Q4_0"] == len(ModelFolder(folder).int4.modules)
     found = GGUFFile(tmp_path / "m.gguf").dequantize("blk.1.ffn_up.weight")
     np.testing.assert_array_equal(found, merged.model.layers[1].mlp.up_proj.weight.detach().numpy())
     changed = {difference.name for difference in verify_gguf(folder, tmp_path / "m.gguf").differences}

@@ -186,14 +186,14 @@ def test_int4_is_exact_whatever_the_type_of_the_template(family, kind, made, tin
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], 2)
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
     read = ModelFolder(folder)
-    for module in read.quantized_modules:
+    for module in read.int4.modules:
         tensor = tensors[f"{names.get_name(module)}.weight"]
         weight, mask = read.quantized(module).dequantize(), read.mask(module)
         wanted, mask = (as_converted(family, f"{module}.weight", part) for part in (weight, mask))
         found = quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(found.view(np.uint32), wanted.numpy().view(np.uint32))
         assert not found[~mask.numpy()].any()
-    assert report.types["Q4_0"] == len(read.quantized_modules)
+    assert report.types["Q4_0"] == len(read.int4.modules)
     assert report.exact
     assert report.pruned > 0
 

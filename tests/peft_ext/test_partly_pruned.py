@@ -34,8 +34,8 @@ def partly_pruned(tiny_model, tiny_tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["int4", "float"])
 def test_a_layer_that_pruning_left_out_keeps_all_its_weights(partly_pruned, tokens, tmp_path, kind) -> None:
     folder = partly_pruned.folder()
-    left_out = {name for name in folder.quantized_modules if name.endswith(("q_proj", "down_proj"))}
-    assert not left_out & set(folder.packed_masks)
+    left_out = {name for name in folder.int4.modules if name.endswith(("q_proj", "down_proj"))}
+    assert not left_out & set(folder.masks)
     model = fill_adapter(get_peft_model(partly_pruned.load(kind), partly_pruned.config(kind)), 0.3).eval()
     masks = model.base_model.masks()
     for name in left_out & set(masks):
@@ -54,7 +54,7 @@ def test_a_layer_that_pruning_left_out_keeps_all_its_weights(partly_pruned, toke
     report = merge_folder(base, tmp_path / "adapter", tmp_path / "merged", rank="max", grid=grid)
     assert report["zeros_lost"] == 0
     merged = ModelFolder(tmp_path / "merged")
-    assert set(merged.packed_masks) == set(folder.packed_masks)
+    assert set(merged.masks) == set(folder.masks)
 
 
 def test_masks_that_are_all_missing_are_not_taken_for_kept_weights(partly_pruned, tmp_path) -> None:

@@ -67,7 +67,7 @@ def test_merging_gives_the_folder_it_gave_and_every_zero(samples: Path) -> None:
 def test_a_quantization_aware_merge_gives_the_codes_it_gave(samples: Path, adapter, merged, grid) -> None:
     merge_folder(BASES[adapter], adapter, samples / "again", "heuristic")
     again, before, base = ModelFolder("again"), ModelFolder(merged), ModelFolder(grid)
-    for name in before.quantized_modules:
+    for name in before.int4.modules:
         one, other = again.quantized(name), before.quantized(name)
         assert torch.equal(one.codes, other.codes), name
         assert torch.equal(one.scale, base.quantized(name).scale), name

@@ -51,7 +51,7 @@ def test_every_gguf_tensor_is_bit_equal_by_llama_cpps_own_dequantizer(demo) -> N
         assert torch.equal(found, dequantize(weight.codes, weight.scale, weight.zero_point)), module
         assert not found[~folder.mask(module)].any(), module
         compared += 1
-    assert compared == 126 == len(folder.quantized_modules)
+    assert compared == 126 == len(folder.int4.modules)
 
 
 def test_the_int4_folder_loads_in_stock_transformers(demo) -> None:
@@ -63,4 +63,4 @@ def test_the_int4_folder_loads_in_stock_transformers(demo) -> None:
         folder.path, quantization_config=CompressedTensorsConfig(dequantize=True), dtype=torch.float32
     )
     modules = dict(model.named_modules())
-    assert all(torch.equal(modules[name].weight, folder.weight(name)) for name in folder.quantized_modules)
+    assert all(torch.equal(modules[name].weight, folder.weight(name)) for name in folder.int4.modules)

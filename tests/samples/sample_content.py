@@ -32,12 +32,12 @@ def model_content(path: str) -> dict[str, Any]:
 
     folder = ModelFolder(path)
     parts: dict[str, Any] = {}
-    for module in folder.quantized_modules:
+    for module in folder.int4.modules:
         own = folder.quantized(module)
         parts[module] = {name: digest(getattr(own, name)) for name in ("codes", "scale", "zero_point")}
     return {
         "stamp": folder.stamp.model_dump(mode="json") if folder.stamp else None,
-        "masks": {name: digest(mask) for name, mask in folder.packed_masks.items()},
+        "masks": {name: digest(mask) for name, mask in folder.masks.items()},
         "int4": parts,
         "floats": {name: digest(folder.tensor(name)) for name in folder.tensor_names if name.endswith(FLOATS)},
     }

@@ -54,7 +54,7 @@ def test_the_model_computes_the_same_from_fewer_bytes_and_undo_puts_all_back(int
     expected = model(PROMPT).logits
     parameters = dict(model.named_parameters())
     done = sqft_plugins.accelerate(model)
-    assert sorted(done.layers) == ModelFolder(path).quantized_modules
+    assert sorted(done.layers) == ModelFolder(path).int4.modules
     assert all(isinstance(model.get_submodule(name), SparseInt4Linear) for name in done.layers)
     assert done.packed_bytes < done.float_bytes / 4  # of 32 bits a weight; tiny layers have much padding
     assert done.skipped == {}
@@ -77,7 +77,7 @@ def test_a_model_is_loaded_packed_without_its_float_weights(int4, monkeypatch, c
     monkeypatch.setattr(QuantizedWeight, "dequantize", lambda *_: pytest.fail("a float weight is made"))
     monkeypatch.setattr("sqft_plugins.kernels.load.why_not", lambda layer, _: stood_in.append(layer.weight))
     model = load_accelerated(path, torch.bfloat16)
-    names = ModelFolder(path).quantized_modules
+    names = ModelFolder(path).int4.modules
     assert all(isinstance(model.get_submodule(name), SparseInt4Linear) for name in names)
     assert f"{len(names)} INT4 layers run packed" in capsys.readouterr().err
     assert [weight.untyped_storage().nbytes() for weight in stood_in] == [2] * len(names)  # one number each

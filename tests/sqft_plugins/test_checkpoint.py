@@ -41,7 +41,7 @@ def test_stock_transformers_reads_the_same_weights(request, tmp_path, family, gr
             folder.path, quantization_config=CompressedTensorsConfig(dequantize=True), dtype=dtype
         )
         parameters = dict(model.named_parameters())
-        for module in folder.quantized_modules:
+        for module in folder.int4.modules:
             assert torch.equal(parameters[f"{module}.weight"], folder.weight(module).to(dtype)), (module, dtype)
         for name in set(folder.files) & set(parameters):
             if name.endswith("zero_point"):  # unpacked and signed in memory
@@ -74,7 +74,7 @@ def test_a_sharded_source_stays_sharded(tiny_llama, tmp_path):
     model, other = load_model(folder.path), load_model(tmp_path / "single")
     names = dict(model.named_parameters())
     assert names.keys() == dict(other.named_parameters()).keys()
-    for module in folder.quantized_modules:
+    for module in folder.int4.modules:
         assert torch.equal(names[f"{module}.weight"], folder.weight(module))
 
 
@@ -84,7 +84,7 @@ def test_sidecar_survives_loading_and_saving_again(pruned, tmp_path):
     model = load_model(pruned)
     model.save_pretrained(tmp_path / "again")
     assert ModelFolder(tmp_path / "again").stamp is None
-    write_sidecar(tmp_path / "again", folder.stamp, folder.packed_masks)  # type: ignore[arg-type]
+    write_sidecar(tmp_path / "again", folder.stamp, folder.masks)  # type: ignore[arg-type]
     again = ModelFolder(tmp_path / "again")
     assert again.stamp == folder.stamp
     assert again.config["sqft"]["pipeline"] == ["wanda"]
@@ -113,8 +113,8 @@ def test_nbytes_counts_what_is_on_disk(int4):
     folder = ModelFolder(int4)
     tensors = load_file(folder.path / "model.safetensors")
     for name, tensor in tensors.items():
-        assert folder.nbytes(name) == tensor.numel() * tensor.element_size()
-        assert folder.shape(name) == tuple(tensor.shape)
+        assert folder.spec(name).nbytes == tensor.numel() * tensor.element_size()
+        assert folder.spec(name).shape == tuple(tensor.shape)
     assert set(folder.files) == set(tensors)
 
 

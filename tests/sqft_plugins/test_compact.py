@@ -111,14 +111,14 @@ def test_every_file_comes_back_byte_for_byte(request, tiny_model, tmp_path, fami
     assert files_of(tmp_path / "again") == files_of(tmp_path / "int4")
     int4, compact = ModelFolder(tmp_path / "int4"), ModelFolder(tmp_path / "compact")
     assert (compact.grid, compact.stamp) == (int4.grid, int4.stamp)
-    assert compact.quantized_modules == int4.quantized_modules
-    assert mask_hash(compact.packed_masks) == mask_hash(int4.packed_masks)
-    for module in int4.quantized_modules:
+    assert compact.int4.modules == int4.int4.modules
+    assert mask_hash(compact.masks) == mask_hash(int4.masks)
+    for module in int4.int4.modules:
         for ours, theirs in zip(compact.quantized(module), int4.quantized(module), strict=True):
             assert torch.equal(ours, theirs)
         assert torch.equal(compact.mask(module), int4.mask(module))
-        assert compact.quantized_shape(module) == int4.quantized_shape(module)
-        assert compact.scale_spec(module) == int4.scale_spec(module)
+        assert compact.int4.shape(module) == int4.int4.shape(module)
+        assert compact.int4.scale_spec(module) == int4.int4.scale_spec(module)
     assert report["bits_per_weight"] < report["bits_per_weight_before"]
     assert not (tmp_path / "compact" / "sqft" / "mask.safetensors").exists()
 
@@ -127,7 +127,7 @@ def test_the_bits_are_those_of_the_formula(int4, tmp_path):
     """1 for the mask, 4 for each kept weight, a scale of 32 bits (float32 here) for 32 weights, 64 for each row and for
     the last offset, 128 for the shape; in 50 % of an even row no half byte is lost."""
     report = compact_folder(int4, tmp_path / "out")
-    shapes = [ModelFolder(int4).quantized_shape(module) for module in ModelFolder(int4).quantized_modules]
+    shapes = [ModelFolder(int4).int4.shape(module) for module in ModelFolder(int4).int4.modules]
     bits = sum(rows * columns * (1 + 2 + 1) + 64 * (rows + 1) + 128 for rows, columns in shapes)
     assert report["sparsity"] == 0.5
     assert report["bits_per_weight"] == bits / report["weights"]
@@ -141,20 +141,20 @@ def test_shards_unmasked_layers_and_masked_float_layers(tiny_llama, tmp_path):
     quantize_folder(tmp_path / "pruned", tmp_path / "int4")
     folder = ModelFolder(tmp_path / "int4")
     # clones: the tensors are views of the very file that is written anew below
-    masks = {module: packed.clone() for module, packed in folder.packed_masks.items() if module != MODULE}
-    masks["lm_head"] = pack_mask(torch.rand(folder.shape("lm_head.weight")) < 0.5)
+    masks = {module: packed.clone() for module, packed in folder.masks.items() if module != MODULE}
+    masks["lm_head"] = pack_mask(torch.rand(folder.spec("lm_head.weight").shape) < 0.5)
     stamp = folder.stamp.model_copy(update={"mask_hash": mask_hash(masks)})  # type: ignore[union-attr]
     write_sidecar(folder.path, stamp, masks)
     report = compact_folder(folder.path, tmp_path / "compact")
-    assert report["modules"] == len(folder.quantized_modules) - 1
+    assert report["modules"] == len(folder.int4.modules) - 1
     expand_folder(tmp_path / "compact", tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(folder.path)
     compact = ModelFolder(tmp_path / "compact")
     assert len(set(compact.files.values())) == len(set(folder.files.values())) > 2
     assert torch.equal(compact.weight(MODULE), folder.weight(MODULE))
     assert compact.mask(MODULE) is None
-    assert torch.equal(compact.packed_masks["lm_head"], masks["lm_head"])
-    assert mask_hash(compact.packed_masks) == stamp.mask_hash
+    assert torch.equal(compact.masks["lm_head"], masks["lm_head"])
+    assert mask_hash(compact.masks) == stamp.mask_hash
     ours, stock = load_model(compact.path).state_dict(), load_model(folder.path).state_dict()
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
 
@@ -203,7 +203,7 @@ def test_what_has_no_compact_form(int4, compact, tiny_llama, tmp_path):
 def test_a_mask_that_prunes_what_is_not_zero_is_refused(int4, tmp_path):
     copy = shutil.copytree(int4, tmp_path / "copy")
     folder = ModelFolder(copy)
-    masks = {module: packed.clone() for module, packed in folder.packed_masks.items()}
+    masks = {module: packed.clone() for module, packed in folder.masks.items()}
     masks[MODULE] = torch.zeros_like(masks[MODULE])
     save_file(masks, copy / "sqft" / "mask.safetensors")
     with pytest.raises(MismatchError, match="has not the mask_hash of the stamp"):

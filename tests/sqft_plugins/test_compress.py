@@ -185,9 +185,9 @@ def test_prune_folder_writes_model_tokenizer_mask_and_stamp(tiny_llama, pruned):
     assert folder.stamp is not None
     assert folder.stamp.pipeline == ["wanda"]
     assert folder.stamp.base == str(tiny_llama)
-    assert folder.stamp.mask_hash == mask_hash(folder.packed_masks)
+    assert folder.stamp.mask_hash == mask_hash(folder.masks)
     assert folder.config["sqft"]["mask_hash"] == folder.stamp.mask_hash
-    assert set(folder.packed_masks) == set(structure_of_folder(out).shapes)
+    assert set(folder.masks) == set(structure_of_folder(out).shapes)
     assert set(folder.files) == set(source.files)
     for name in folder.files:
         mask = folder.mask(name.removesuffix(".weight"))
@@ -210,7 +210,7 @@ def test_pruning_again_goes_further_and_remembers(pruned, tmp_path):
     assert folder.stamp is not None
     assert folder.stamp.pipeline == ["wanda", "magnitude"]
     assert folder.stamp.sparsity == 0.75
-    for name in folder.packed_masks:
+    for name in folder.masks:
         assert not bool((folder.mask(name) & ~before.mask(name)).any())
 
 
@@ -254,8 +254,8 @@ def test_quantize_folder_keeps_every_zero(pruned, tmp_path, group_size, symmetri
     assert folder.stamp is not None
     assert folder.stamp.pipeline == ["wanda", "round-to-nearest"]
     assert folder.stamp.mask_hash == source.stamp.mask_hash  # type: ignore[union-attr]
-    assert folder.quantized_modules == sorted(structure_of_folder(pruned[0]).shapes)
-    for module in folder.quantized_modules:
+    assert folder.int4.modules == sorted(structure_of_folder(pruned[0]).shapes)
+    for module in folder.int4.modules:
         mask = source.mask(module)
         expected = round_to_nearest(source.weight(module), mask, group_size, symmetric)
         stored = folder.quantized(module)
@@ -274,7 +274,7 @@ def test_a_dense_folder_keeps_its_nonzero_pattern(tiny_llama, tmp_path):
     assert folder.stamp is not None
     assert folder.stamp.pipeline == ["round-to-nearest"]
     assert folder.stamp.sparsity == 0.0
-    assert all(bool(folder.mask(module).all()) for module in folder.quantized_modules)
+    assert all(bool(folder.mask(module).all()) for module in folder.int4.modules)
 
 
 def test_the_scale_hash_does_not_depend_on_the_shards(pruned, tmp_path):

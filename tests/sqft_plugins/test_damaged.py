@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.checkpoint import folder as folder_module
+from sqft_plugins.checkpoint.tensors import read_tensor
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, GridError, SQFTError
@@ -173,7 +175,7 @@ def test_the_masks_of_another_model(originals, tmp_path, which):
     """Another shape and a layer that is not there, float and INT4; the same shapes show in the hash."""
     copy = shutil.copytree(originals / which, tmp_path / "copy")
     file = copy / "sqft" / "mask.safetensors"
-    masks = {name: packed.clone() for name, packed in ModelFolder(copy).packed_masks.items()}
+    masks = {name: packed.clone() for name, packed in ModelFolder(copy).masks.items()}
     save_file({**masks, MODULE: masks[MODULE][:, :4].clone(), "other": masks[MODULE]}, file)
     folder = ModelFolder(copy)
     with pytest.raises(
@@ -183,7 +185,7 @@ def test_the_masks_of_another_model(originals, tmp_path, which):
     with pytest.raises(CheckpointError, match=r"has no tensor other\.weight: .* they are another model's"):
         folder.mask("other")
     save_file({**masks, MODULE: ~masks[MODULE]}, file)
-    assert mask_hash(ModelFolder(copy).packed_masks) != folder.stamp.mask_hash  # type: ignore[union-attr]
+    assert mask_hash(ModelFolder(copy).masks) != folder.stamp.mask_hash  # type: ignore[union-attr]
     assert inspect_path(copy)["mask_is_the_stamps"] is False
 
 
@@ -194,9 +196,8 @@ def test_packed_masks_are_a_mapping_that_reads_one_mask_at_a_time(originals, mon
     folder = ModelFolder(originals / "pruned")
     stored = load_file(originals / "pruned" / "sqft" / "mask.safetensors")
     reads: list[str] = []
-    original = ModelFolder._read
-    monkeypatch.setattr(ModelFolder, "_read", lambda self, file, name: reads.append(name) or original(self, file, name))
-    masks = folder.packed_masks
+    monkeypatch.setattr(folder_module, "read_tensor", lambda file, name: reads.append(name) or read_tensor(file, name))
+    masks = folder.masks
     assert masks
     assert MODULE in masks
     assert "other" not in masks
@@ -208,4 +209,4 @@ def test_packed_masks_are_a_mapping_that_reads_one_mask_at_a_time(originals, mon
     assert mask_hash(masks) == mask_hash(stored) == folder.stamp.mask_hash  # type: ignore[union-attr]
     with pytest.raises(KeyError):
         masks["other"]
-    assert not ModelFolder(originals / "sharded").packed_masks
+    assert not ModelFolder(originals / "sharded").masks

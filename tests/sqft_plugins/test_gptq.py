@@ -91,9 +91,9 @@ def test_a_folder_is_quantized_and_keeps_its_mask(tiny_llama, tmp_path) -> None:
     prune_folder(tiny_llama, tmp_path / "pruned", sparsity=0.5, sequences=4, length=32)
     report = quantize_folder(tmp_path / "pruned", tmp_path / "int4", "gptq", sequences=8, length=64)
     folder = ModelFolder(tmp_path / "int4")
-    assert zeros_kept(folder, ModelFolder(tmp_path / "pruned").packed_masks) == 1.0
+    assert zeros_kept(folder, ModelFolder(tmp_path / "pruned").masks) == 1.0
     assert folder.stamp.pipeline == ["wanda", "gptq"]
-    assert len(report["layers"]) == len(folder.quantized_modules) == 14
+    assert len(report["layers"]) == len(folder.int4.modules) == 14
     again = quantize_folder(tmp_path / "pruned", tmp_path / "again", "gptq", sequences=8, length=64)
     assert [{**row, "seconds": 0} for row in again["layers"]] == [{**row, "seconds": 0} for row in report["layers"]]
     with pytest.raises(SQFTError, match="give more text"):

@@ -59,7 +59,7 @@ def test_codes_scales_and_zero_points_come_back(tiny_model, tmp_path, version, g
     written = write_gptq(tmp_path / "float", tmp_path / "gptq", group_size, symmetric, version)
     folder = ModelFolder(tmp_path / "gptq")
     assert folder.grid == GridStamp(group_size=group_size, symmetric=symmetric)
-    assert folder.quantized_modules == sorted(written)
+    assert folder.int4.modules == sorted(written)
     for module, expected in written.items():
         assert_same(folder.quantized(module), expected)
         width = expected.codes.shape[1] // expected.scale.shape[1]
@@ -68,8 +68,8 @@ def test_codes_scales_and_zero_points_come_back(tiny_model, tmp_path, version, g
         assert torch.equal(folder.weight(module).double(), naive)
         assert folder.mask(module) is None
         assert set(folder.parts(module)) == {f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
-        assert folder.scale_spec(module).dtype == torch.float16
-    assert not folder.packed_masks
+        assert folder.int4.scale_spec(module).dtype == torch.float16
+    assert not folder.masks
 
 
 def test_the_names_of_older_folders(tiny_llama, tmp_path):

@@ -115,7 +115,7 @@ def test_broken_zeros_and_numbers_are_counted(folders, tmp_path):
 
 @pytest.mark.parametrize("name", ["pruned", "int4", "asymmetric"])
 def test_zeros_kept(folders, name):
-    masks = ModelFolder(folders["pruned"]).packed_masks
+    masks = ModelFolder(folders["pruned"]).masks
     assert zeros_kept(ModelFolder(folders[name]), masks) == 1.0
     assert zeros_kept(ModelFolder(folders["dense"]), masks) < 0.01
     nothing = {MODULE: pack_mask(torch.ones(128, 64, dtype=torch.bool))}
@@ -124,7 +124,7 @@ def test_zeros_kept(folders, name):
 
 def test_zeros_kept_counts_positions_exactly(folders, tmp_path):
     copy = shutil.copytree(folders["pruned"], tmp_path / "copy")
-    masks = {MODULE: ModelFolder(copy).packed_masks[MODULE]}
+    masks = {MODULE: ModelFolder(copy).masks[MODULE]}
     tensors = load_file(copy / "model.safetensors")
     weight = tensors[f"{MODULE}.weight"]
     rows, columns = (weight == 0).nonzero(as_tuple=True)

@@ -35,7 +35,7 @@ def test_a_conv1d_gets_its_weight_turned_back(gpt2, dtype, capsys):
     folder, model = ModelFolder(gpt2), load_model(gpt2, dtype=dtype)
     assert "compressed-tensors does not decompress a Conv1D" in capsys.readouterr().err
     layers = find_linears(model)
-    assert sorted(layers) == folder.quantized_modules
+    assert sorted(layers) == folder.int4.modules
     for name, layer in layers.items():
         assert torch.equal(weight_of(layer), folder.weight(name).to(dtype))
         assert torch.equal(folder.mask(name) & (weight_of(layer) != 0), weight_of(layer) != 0)
@@ -46,8 +46,8 @@ def test_a_conv1d_gets_its_weight_turned_back(gpt2, dtype, capsys):
 
 def test_the_mask_of_a_float_conv1d_is_that_of_the_turned_weight(gpt2):
     pruned = ModelFolder(gpt2.parent / "pruned")
-    for name in pruned.packed_masks:
-        assert torch.equal(pruned.mask(name), pruned.weight(name).t() != 0)
+    for name in pruned.masks:
+        assert torch.equal(pruned.mask(name), pruned.weight(name) != 0)
 
 
 def test_a_folder_of_the_bare_body_is_found_without_the_first_part_of_its_names(gpt2, tmp_path):
@@ -68,7 +68,7 @@ def test_our_loader_leaves_what_transformers_leaves(request, tmp_path, family, g
     quantize_folder(tmp_path / "pruned", tmp_path / "int4", group_size=group_size, symmetric=symmetric)
     compact_folder(tmp_path / "int4", tmp_path / "compact")
     theirs, ours = load_model(tmp_path / "int4"), load_model(tmp_path / "compact")
-    for name in ModelFolder(tmp_path / "int4").quantized_modules:
+    for name in ModelFolder(tmp_path / "int4").int4.modules:
         a, b = theirs.get_submodule(name), ours.get_submodule(name)
         for part in GRID:
             if part == "weight_zero_point" and symmetric:

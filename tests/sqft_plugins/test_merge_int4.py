@@ -62,12 +62,12 @@ def test_a_merge_is_int4_again_and_computes_what_was_trained(adapter, int4, prun
     assert (merged.stamp.mask_hash, merged.stamp.scale_hash) == (base.stamp.mask_hash, base.stamp.scale_hash)
     assert set(merged.stamp.ranks.values()) == {6}
     assert merged.config["quantization_config"]["sqft"]["pipeline"] == merged.stamp.pipeline
-    assert zeros_kept(merged, base.packed_masks) == 1.0
+    assert zeros_kept(merged, base.masks) == 1.0
     mine, theirs = load_file(int4 / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     assert list(mine) == list(theirs)
     changed = {name for name in mine if not torch.equal(mine[name], theirs[name])}
     assert changed == {f"{module}.weight_packed" for module in merged.stamp.ranks}  # codes of what is adapted, no more
-    for module in base.quantized_modules:
+    for module in base.int4.modules:
         assert int(merged.quantized(module).codes.max()) <= 15
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (int4 / name).read_bytes()

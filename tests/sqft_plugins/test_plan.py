@@ -43,7 +43,7 @@ def on_disk(folder: Path) -> tuple[int, int]:
 def bits(folder: Path, modules) -> float:
     read = ModelFolder(folder)
     weights = sum(read.mask(module).numel() for module in modules)
-    return 8 * sum(read.nbytes(name) for module in modules for name in read.parts(module)) / weights
+    return 8 * sum(read.spec(name).nbytes for module in modules for name in read.parts(module)) / weights
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_sizes_are_those_of_the_folders_that_are_written(family, tiny_model, tmp
     planned = stages(plan_folder(tmp_path / "base", settings))
     prune_folder(tmp_path / "base", tmp_path / "pruned", method="magnitude", sparsity=sparsity)
     quantize_folder(tmp_path / "pruned", tmp_path / "int4", group_size=group_size, symmetric=symmetric)
-    modules = list(ModelFolder(tmp_path / "pruned").packed_masks)
+    modules = list(ModelFolder(tmp_path / "pruned").masks)
     for stage, folder in (("source", "base"), ("pruned", "pruned"), ("INT4", "int4"), ("merged", "pruned")):
         weights, other = on_disk(tmp_path / folder)
         assert planned[stage]["bytes"] == weights, stage

@@ -75,7 +75,7 @@ def test_a_recipe_makes_every_step_and_one_table(finished):
     _, out, report = finished
     rows = {row["name"]: row for row in report["artefacts"]}
     assert list(rows) == ["base", "prune", "train", "merge", "quantize", "export"]
-    masks = ModelFolder(out / "prune").packed_masks
+    masks = ModelFolder(out / "prune").masks
     for name in ("merge", "quantize"):
         assert rows[name]["sparsity"] == pytest.approx(0.5, abs=1e-3)
         assert rows[name]["zeros_kept"] == zeros_kept(ModelFolder(out / name), masks) == 1

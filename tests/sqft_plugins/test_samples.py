@@ -49,7 +49,7 @@ def test_a_model_folder_holds_what_it_held(samples: Path, model: str) -> None:
 @pytest.mark.parametrize("model", ["run/prune", "int4", "int4-asymmetric", "compact", "compact-asymmetric"])
 def test_a_model_loads_with_the_numbers_of_its_folder(samples: Path, model: str) -> None:
     folder, loaded = ModelFolder(model), load_model(model, dtype=torch.float32)
-    modules = [name for name in folder.packed_masks if name.endswith("_proj")]
+    modules = [name for name in folder.masks if name.endswith("_proj")]
     assert len(modules) == 14
     for name in modules:
         assert torch.equal(loaded.get_submodule(name).weight, folder.weight(name).float()), name
@@ -104,10 +104,10 @@ def test_a_killed_quantize_goes_on(samples: Path, capsys) -> None:
     if VERSION == "0.1.0":
         assert report["layers"][:7] == done
     whole, undisturbed = ModelFolder("killed/quantize"), ModelFolder("int4")
-    first = [name for name in undisturbed.quantized_modules if ".0." in name]
+    first = [name for name in undisturbed.int4.modules if ".0." in name]
     for name in first:
         assert torch.equal(whole.quantized(name).codes, undisturbed.quantized(name).codes), name
-    assert dict(whole.packed_masks).keys() == dict(undisturbed.packed_masks).keys()
+    assert dict(whole.masks).keys() == dict(undisturbed.masks).keys()
 
 
 def test_a_run_is_finished_and_goes_on_after_a_step_that_is_gone(samples: Path, capsys) -> None:

@@ -128,9 +128,9 @@ def test_micro_batches_prune_and_quantize_as_one_batch_does(folder_of, tmp_path,
     one, many = ModelFolder(tmp_path / "one"), ModelFolder(tmp_path / "many")
     assert [row["name"] for row in reports["one"]["layers"]] == [row["name"] for row in reports["many"]["layers"]]
     # sums in another order: a score on the border of a row's half, or a value on that of two codes, may fall otherwise
-    same = [(one.mask(module) == many.mask(module)).float().mean() for module in one.quantized_modules]
+    same = [(one.mask(module) == many.mask(module)).float().mean() for module in one.int4.modules]
     assert min(same) > 0.99
-    codes = [(one.quantized(m).codes == many.quantized(m).codes).float().mean() for m in one.quantized_modules]
+    codes = [(one.quantized(m).codes == many.quantized(m).codes).float().mean() for m in one.int4.modules]
     assert min(codes) > 0.9
 
 
@@ -159,8 +159,8 @@ def test_no_family_loses_a_zero(folder_of, tmp_path, family, method, pattern) ->
     )
     source, folder = ModelFolder(tmp_path / "pruned"), ModelFolder(tmp_path / "int4")
     transposed = family == "gpt2"
-    assert len(folder.quantized_modules) == report["modules"] > 0
-    for module in folder.quantized_modules:
+    assert len(folder.int4.modules) == report["modules"] > 0
+    for module in folder.int4.modules:
         mask = folder.mask(module)
         weight = source.tensor(f"{module}.weight")
         assert torch.equal(mask, (weight.T if transposed else weight) != 0)
@@ -212,7 +212,7 @@ def test_excluded_layers_and_layers_of_their_own_sparsity(folder_of, tmp_path) -
     report = prune_folder(path, tmp_path / "out", exclude=["q_proj"], overrides=overrides, **SMALL)
     source, folder = ModelFolder(path), ModelFolder(tmp_path / "out")
     assert len(report["layers"]) == 12
-    assert not any("q_proj" in module for module in folder.packed_masks)
+    assert not any("q_proj" in module for module in folder.masks)
     for module in find_linears(load_model(path)):
         mask, weight = folder.mask(module), source.weight(module)
         if module.endswith("q_proj"):
@@ -229,7 +229,7 @@ def test_excluded_layers_and_layers_of_their_own_sparsity(folder_of, tmp_path) -
         ["lm_head", *(f"model.layers.{block}.self_attn.v_proj" for block in range(2))]
     )
     assert int4.stamp.mask_hash == folder.stamp.mask_hash
-    assert all(torch.equal(int4.packed_masks[name], folder.packed_masks[name]) for name in folder.packed_masks)
+    assert all(torch.equal(int4.masks[name], folder.masks[name]) for name in folder.masks)
     load_model(tmp_path / "int4")
 
 
@@ -330,9 +330,7 @@ def test_another_command_does_not_go_on_from_there(folder_of, tmp_path, capfd) -
     prune_folder(path, tmp_path / "out", sparsity=0.25, **SMALL)
     assert "is of another command or another model: starting anew" in capfd.readouterr().err
     folder = ModelFolder(tmp_path / "out")
-    assert all(
-        ((~folder.mask(module)).sum(1) == folder.mask(module).shape[1] // 4).all() for module in folder.packed_masks
-    )
+    assert all(((~folder.mask(module)).sum(1) == folder.mask(module).shape[1] // 4).all() for module in folder.masks)
 
 
 def test_what_a_killed_clean_up_leaves_is_no_job_to_go_on_with(folder_of, tmp_path, monkeypatch) -> None:
@@ -358,7 +356,7 @@ def test_the_stamp_tells_the_sparsity_of_all_masks_though_pruned_in_two_goes(fol
     rest = [".*self_attn.*", "gate_proj", "up_proj"]
     prune_folder(tmp_path / "one", tmp_path / "two", "magnitude", 0.75, exclude=rest)
     folder = ModelFolder(tmp_path / "two")
-    masks = [folder.mask(module) for module in folder.packed_masks]
+    masks = [folder.mask(module) for module in folder.masks]
     assert len(masks) == 14
     assert folder.stamp.sparsity == sparsity_of(*masks) != 0.75
 

@@ -153,12 +153,12 @@ def test_the_merged_model_keeps_the_zeros_through_int4(adapter, pruned, tmp_path
     assert merged.stamp.pipeline == ["wanda", "sqft-merge"]
     assert merged.stamp.mask_hash == base.stamp.mask_hash
     assert set(merged.stamp.ranks.values()) == {6}
-    assert zeros_kept(merged, base.packed_masks) == 1.0
+    assert zeros_kept(merged, base.masks) == 1.0
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (pruned / "tokenizer.json").read_bytes()
-    changed = [m for m in base.packed_masks if not torch.equal(base.weight(m), merged.weight(m))]
+    changed = [m for m in base.masks if not torch.equal(base.weight(m), merged.weight(m))]
     assert len(changed) == report["modules"]
     quantize_folder(tmp_path / "merged", tmp_path / "int4")
-    assert zeros_kept(ModelFolder(tmp_path / "int4"), base.packed_masks) == 1.0
+    assert zeros_kept(ModelFolder(tmp_path / "int4"), base.masks) == 1.0
     assert load_model(tmp_path / "int4").get_parameter("model.layers.0.self_attn.q_proj.weight").ndim == 2
 
 
@@ -226,4 +226,4 @@ def test_gpt2_whose_weights_are_transposed_is_pruned_tuned_and_merged(tiny_model
     train_adapter(tmp_path / "pruned", tmp_path / "adapter", [Example("1 + 1 =", " 2")] * 4, adapter, training)
     report = merge_folder(tmp_path / "pruned", tmp_path / "adapter", tmp_path / "merged", "max")
     assert report["zeros_lost"] == 0
-    assert zeros_kept(ModelFolder(tmp_path / "merged"), ModelFolder(tmp_path / "pruned").packed_masks) == 1.0
+    assert zeros_kept(ModelFolder(tmp_path / "merged"), ModelFolder(tmp_path / "pruned").masks) == 1.0

@@ -46,4 +46,4 @@ def merged_codes(model: Path, adapter: Path, out: Path, rank, grid: Path | None 
 
     merge_folder(model, adapter, out, rank, grid=grid)
     merged = ModelFolder(out)
-    return {module: merged.quantized(module).codes for module in merged.quantized_modules}
+    return {module: merged.quantized(module).codes for module in merged.int4.modules}

@@ -59,7 +59,7 @@ def test_a_plane_holds_the_codes_of_the_merged_folder(tiny_int4, tmp_path, grid,
         expected = merged_codes(base or int4, adapter, tmp_path / f"merged-{rank}", rank)
         assert report["out"] == str(plane.path)
         assert report["codes_changed"] > 0.02  # else the test would show nothing
-        assert set(plane.modules) < set(folder.quantized_modules)
+        assert set(plane.modules) < set(folder.int4.modules)
         for module, codes in expected.items():
             own = plane.codes(module, folder) if module in plane.modules else folder.quantized(module).codes
             assert torch.equal(own, codes), module
@@ -75,7 +75,7 @@ def test_a_plane_of_a_layer_that_pruning_left_out_holds_all_its_codes(tiny_float
     (report,) = export_planes(tmp_path / "int4", adapter, ["max"])
     plane, folder = PlaneFile(Path(report["out"])), ModelFolder(tmp_path / "int4")
     expected = merged_codes(tmp_path / "int4", adapter, tmp_path / "merged", "max")
-    assert any(module not in folder.packed_masks for module in plane.modules)
+    assert any(module not in folder.masks for module in plane.modules)
     for module in plane.modules:
         assert torch.equal(plane.codes(module, folder), expected[module])
 

@@ -47,7 +47,7 @@ def adapters(int4, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     write_qa_adapter(folder / "math-qa", int4)
     write_qa_adapter(folder / "math-float", int4, int4.with_name("pruned"), seed=1)
-    shapes = {module: ModelFolder(int4).quantized_shape(module)[::-1] for module in ModelFolder(int4).quantized_modules}
+    shapes = {module: ModelFolder(int4).int4.shape(module)[::-1] for module in ModelFolder(int4).int4.modules}
     write_adapter(folder / "dense", modules={m: s for m, s in shapes.items() if m.endswith(tuple(TARGETS))})
     return folder
 

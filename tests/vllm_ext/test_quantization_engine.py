@@ -85,7 +85,7 @@ def check_loaded(llm, folder: ModelFolder) -> None:
         assert torch.equal(mask, torch.cat(masks)), name
         assert not mask.all()
         assert layer.weight_packed.numel() == 0
-    assert sorted(seen) == folder.quantized_modules
+    assert sorted(seen) == folder.int4.modules
 
 
 def reference(folder: Path) -> torch.nn.Module:

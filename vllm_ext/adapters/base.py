@@ -62,7 +62,7 @@ def _check_masks(folder: AdapterFolder, base: Path) -> None:
 
 @while_unchanged
 def _masks(base: Path):
-    return ModelFolder(base).packed_masks
+    return ModelFolder(base).masks
 
 
 def _stamped_hash(path: Path) -> str | None:

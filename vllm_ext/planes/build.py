@@ -69,7 +69,7 @@ def export_planes(
         if file in reports:  # two names of one rank
             continue
         merged = tuner.quantized(tuned)
-        changed = codes_changed(merged, plain, int4.packed_masks)
+        changed = codes_changed(merged, plain, int4.masks)
         if changed < FEW:
             say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
         stamp = PlaneStamp(base=identity, adapter=adapted, ranks=numbers, codes_changed=changed)

@@ -80,7 +80,7 @@ def base_identity(folder: ModelFolder) -> dict[str, Any]:
 def code_hash(folder: Path) -> str:
     """SHA-256 of the INT4 codes of all modules, in whatever form the folder stores them."""
     model = ModelFolder(folder)
-    codes = ((module, model.quantized(module).codes.contiguous().numpy()) for module in model.quantized_modules)
+    codes = ((module, model.quantized(module).codes.contiguous().numpy()) for module in model.int4.modules)
     return combined_hash({module: hashlib.sha256(own.tobytes()).hexdigest() for module, own in codes})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.checkpoint.compact_folder import METHOD
+from sqft_plugins.checkpoint.formats.compact import METHOD
 from sqft_plugins.checkpoint.stamp import FOLDER, STAMP_FILE, parse_stamp, read_stamp
 
 STOCK = ("compressed-tensors", "pack-quantized")

@@ -18,7 +18,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import CompressedTensorsWNA16
 
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
-from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
+from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.int4 import quantization_config
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import BITS
@@ -73,9 +73,9 @@ class SQFTConfig(CompressedTensorsConfig):
         self.folder = local_folder(model_name)
         folder = self.model_folder()
         check_folder(folder)
-        if folder.format_name == Compact.name:
+        if folder.int4.name == Compact.name:
             check_compact()
-        self.sources = {module: module for module in folder.quantized_modules}
+        self.sources = {module: module for module in folder.int4.modules}
 
     def model_folder(self) -> ModelFolder:
         """The folder, opened once in each process: its masks are read one module at a time."""

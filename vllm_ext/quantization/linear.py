@@ -149,13 +149,13 @@ class SQFTLinearMethod(LinearMethodBase):
             logger.warning_once("sqft: vLLM fuses %s (%s) in a way unknown here: served dense", self.prefix, kind)
             return None, everything
         folder = self.config.model_folder()
-        if not any(module in folder.packed_masks for module, _ in parts):
+        if not any(module in folder.masks for module, _ in parts):
             return parts, everything
 
         def packed(module: str) -> Tensor:
-            if module in folder.packed_masks:
-                return folder.packed_masks[module]
-            return torch.full(packed_mask_shape(folder.quantized_shape(module)), 255, dtype=torch.uint8)
+            if module in folder.masks:
+                return folder.masks[module]
+            return torch.full(packed_mask_shape(folder.int4.shape(module)), 255, dtype=torch.uint8)
 
         mask = unpack_mask(shard_of(layer, parts, packed), weight.codes.shape[1]).to(weight.codes.device)
         try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.checkpoint.compact_folder import METHOD, Compact
+from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.errors import DependencyError
@@ -29,9 +29,9 @@ def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
     grid = folder.grid
     assert grid is not None
     done = set()
-    for module in folder.quantized_modules:
+    for module in folder.int4.modules:
         done.update(folder.parts(module))
-        yield from int4_tensors(module, folder.quantized(module), grid, folder.scale_spec(module).dtype).items()
+        yield from int4_tensors(module, folder.quantized(module), grid, folder.int4.scale_spec(module).dtype).items()
     done.update(name for name in folder.files if name.endswith(".bitmask"))  # masks of float weights
     for name in folder.files:
         if name not in done:
@@ -56,7 +56,7 @@ def _with_compact(original: Stream) -> Stream:
     def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
         if model_config.quantization == METHOD:
             folder = ModelFolder(local_folder(model_config.model))
-            if folder.format_name == Compact.name:
+            if folder.int4.name == Compact.name:
                 return int4_stream(folder)
         return original(self, model_config, model)
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.checkpoint.compact_folder import BITMASK, Compact
+from sqft_plugins.checkpoint.formats.compact import BITMASK, Compact
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.identity import State, state_of
@@ -24,13 +24,13 @@ def check_folder(folder: ModelFolder) -> None:
     """Raises CheckpointError or MismatchError for a folder that is damaged or whose masks are another model's; reads
     headers alone."""
     _ = folder.stamp, folder.grid, folder.files
-    int4 = set(folder.quantized_modules)
+    int4 = set(folder.int4.modules)
     for module, shape in mask_shapes(folder).items():
         if module not in int4:
             if folder.weight_name(module) not in folder.files:
                 raise MismatchError(f"{folder.path} has a mask of {module} but no such weight: it is another model's")
             continue
-        weight_shape = folder.quantized_shape(module)
+        weight_shape = folder.int4.shape(module)
         if shape != packed_mask_shape(weight_shape):
             raise MismatchError(
                 f"mask of {module} is {shape} but its weight {weight_shape}: the mask is another model's; "
@@ -46,9 +46,9 @@ def weights_state(folder: ModelFolder) -> list[State]:
 
 def mask_shapes(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
     """Module → the shape of its packed mask, from headers alone."""
-    masks = folder.packed_masks  # opened once: a damaged file says so here
-    if folder.format_name == Compact.name:
-        return {module: folder.shape(f"{module}{BITMASK}") for module in masks}
+    masks = folder.masks  # opened once: a damaged file says so here
+    if folder.int4.name == Compact.name:
+        return {module: folder.spec(f"{module}{BITMASK}").shape for module in masks}
     if not masks:
         return {}
     with safe_open(folder.path / FOLDER / MASK_FILE, framework="pt") as handle:

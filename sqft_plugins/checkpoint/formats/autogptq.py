@@ -23,12 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sqft_plugins.checkpoint.formats import expect_shape
+from sqft_plugins.checkpoint.formats.base import Int4Format, expect_shape
+from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError, GridError
 from sqft_plugins.grid import (
@@ -41,9 +43,6 @@ from sqft_plugins.grid import (
     unpack,
 )
 from sqft_plugins.progress import say
-
-if TYPE_CHECKING:
-    from sqft_plugins.checkpoint.folder import ModelFolder
 
 CONFIG_FILE = "quantize_config.json"
 FORMATS = {"gptq": 1, "gptq_v2": 0}
@@ -59,93 +58,111 @@ class Zeros(NamedTuple):
     symmetric: bool
 
 
-class AutoGPTQ:
-    """The reader of one folder. All `g_idx` and `qzeros`, which are small, are looked at once, before any weight."""
+class AutoGPTQ(Int4Format):
+    """All `g_idx` and `qzeros`, which are small, are looked at once, before any weight."""
 
     name = "AutoGPTQ"
-    marks: tuple[str, ...] = (".qweight",)
-    parts: tuple[str, ...] = (".qweight", ".qzeros", ".scales", ".g_idx")
+    declared = "gptq"
+    marks = (".qweight",)
+    endings = (".qweight", ".qzeros", ".scales", ".g_idx")
+    single = "gptq_model*.safetensors"
 
-    def __init__(self, folder: ModelFolder, config: Mapping[str, Any]):
-        self._folder, self._config = folder, config
+    @classmethod
+    def settings(cls, path: Path | None, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Those of config.json go before those of quantize_config.json, which older folders have alone."""
+        if config is not None and config.get("quant_method") != cls.declared:
+            return None
+        if path is not None and (path / CONFIG_FILE).is_file():
+            return {"quant_method": cls.declared, **read_object(path / CONFIG_FILE, REMEDY), **(config or {})}
+        return None if config is None else dict(config)
 
     @cached_property
     def grid(self) -> GridStamp:
         """Raises CheckpointError for other than 4 bits, another layout, settings of single layers, and act-order."""
-        path, config = self._folder.path, self._config
+        path, config = self._tensors.path, self._settings
         size, layout = config.get("group_size"), self._layout
+
+        if config["quant_method"] != self.declared:
+            raise CheckpointError(f"model {path} is quantized as {config['quant_method']}: give a gptq model")
         if layout not in FORMATS or config.get("is_marlin_format"):
             raise CheckpointError(f"model {path} has checkpoint_format {layout}: save it as gptq or gptq_v2")
         if config.get("bits") != 4:
             raise CheckpointError(f"model {path} has bits={config.get('bits')}: give one that is quantized to 4 bits")
         if not isinstance(size, int) or (size <= 0 and size != PER_CHANNEL):
             raise CheckpointError(f"model {path} has group_size={size}: give one with groups, or with -1 (per channel)")
+
         changed = {"bits", "group_size", "desc_act", "sym"}
         for pattern, settings in (config.get("dynamic") or {}).items():
             if changed & set(settings):
                 raise CheckpointError(f"model {path} has settings of its own for {pattern!r}: give one with one grid")
+
         self._check_order(size)
         return GridStamp(group_size=size, symmetric=self._zeros.symmetric)
 
-    def scales(self, module: str) -> str:
+    def scale_name(self, module: str) -> str:
         return f"{module}.scales"
 
     def shape(self, module: str) -> tuple[int, int]:
-        words, rows = self._folder.shape(f"{module}.qweight")
+        words, rows = self._tensors.spec(f"{module}.qweight").shape
         return rows, 8 * words
 
-    def quantized(self, module: str) -> QuantizedWeight:
-        folder = self._folder
-        size = self.grid.group_size
+    def weight(self, module: str) -> QuantizedWeight:
+        tensors = self._tensors
         rows, columns = self.shape(module)
-        groups = group_count(columns, size, module)
-        codes = unpack(folder.tensor(f"{module}.qweight").t().contiguous(), columns)  # [out, in]
-        stored = expect_shape(folder, f"{module}.qzeros", (groups, packed_words(rows)))
-        scale = expect_shape(folder, f"{module}.scales", (groups, rows)).t().contiguous().to(torch.float32)
+        groups = group_count(columns, self.grid.group_size, module)
+
+        codes = unpack(tensors.tensor(f"{module}.qweight").t().contiguous(), columns)  # [out, in]
+        stored = expect_shape(tensors, f"{module}.qzeros", (groups, packed_words(rows)))
+        zero_point = unpack(_add(stored, self._zeros.added), rows).t().contiguous()  # [out, groups]
+        scale = expect_shape(tensors, f"{module}.scales", (groups, rows)).t().contiguous().float()
         if not bool(torch.isfinite(scale).all()):
             raise GridError(
-                f"{folder.files[f'{module}.scales']}: {module}.scales holds NaN or infinity: copy the model again"
+                f"{tensors.files[f'{module}.scales']}: {module}.scales holds NaN or infinity: copy the model again"
             )
-        zero_point = unpack(_add(stored, self._zeros.added), rows).t().contiguous()  # [out, groups]
         return QuantizedWeight(codes, scale, zero_point)
 
     @property
     def _layout(self) -> str:
-        return self._config.get("checkpoint_format") or self._config.get("format") or "gptq"
+        return self._settings.get("checkpoint_format") or self._settings.get("format") or "gptq"
 
     @cached_property
     def _zeros(self) -> Zeros:
         added = FORMATS[self._layout]
-        if not self._config.get("sym", True):
+        if not self._settings.get("sym", True):
             return Zeros(added, symmetric=False)
+
         words = set()
-        for module in self._folder.quantized_modules:
-            words.update(self._folder.tensor(f"{module}.qzeros").unique().tolist())
+        for module in self.modules:
+            words.update(self._tensors.tensor(f"{module}.qzeros").unique().tolist())
+
         for shift in (added, 1 - added):
             if words == {_word(SYMMETRIC_ZERO_POINT - shift)}:
                 if shift != added:
                     say(
-                        f"{self._folder.path}: {self._layout} with sym: true, but its zero points are stored as "
+                        f"{self._tensors.path}: {self._layout} with sym: true, but its zero points are stored as "
                         f"{SYMMETRIC_ZERO_POINT - shift}: read as {'gptq' if shift else 'gptq_v2'}"
                     )
                 return Zeros(shift, symmetric=True)
-        say(f"{self._folder.path}: sym: true, but not every zero point is 8: read as asymmetric")
+        say(f"{self._tensors.path}: sym: true, but not every zero point is 8: read as asymmetric")
         return Zeros(added, symmetric=False)
 
     def _check_order(self, size: int) -> None:
-        for module in self._folder.quantized_modules:
+        for module in self.modules:
             _, columns = self.shape(module)
             width = group_width(columns, size, module)
             name = f"{module}.g_idx"
-            if name not in self._folder.files:
-                if self._config.get("desc_act"):
-                    raise CheckpointError(f"model {self._folder.path} has desc_act but no tensor {name}: copy it again")
+            if name not in self._tensors.files:
+                if self._settings.get("desc_act"):
+                    raise CheckpointError(
+                        f"model {self._tensors.path} has desc_act but no tensor {name}: copy it again"
+                    )
                 continue
-            order = expect_shape(self._folder, name, (columns,))
+
+            order = expect_shape(self._tensors, name, (columns,))
             # all zeros: never filled in, as AutoGPTQ and text-generation-inference take it
             if not torch.equal(order.long(), torch.arange(columns) // width) and bool(order.any()):
                 raise CheckpointError(
-                    f"{name} of {self._folder.files[name]} orders the columns by activation (desc_act): "
+                    f"{name} of {self._tensors.files[name]} orders the columns by activation (desc_act): "
                     f"quantize the model again with desc_act=False"
                 )
 

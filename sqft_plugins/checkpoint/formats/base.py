@@ -1,0 +1,117 @@
+"""What a storage format of INT4 weights must answer, and the checks that the formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sqft_plugins.checkpoint.shards import TensorSpec
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.checkpoint.tensors import TensorFiles
+from sqft_plugins.errors import CheckpointError, GridError
+from sqft_plugins.grid import MAX_SCALE, MIN_SCALE, QuantizedWeight
+
+
+class Int4Format:
+    """The INT4 weights of one folder (`ModelFolder.int4`). A format defines the class variables, `grid`, `shape`,
+    `scale_name` and `weight`.
+
+    name: for messages. declared: quant_method/format as config.json has them. marks: the ends of the tensor names by
+    which an INT4 weight is recognised. endings: the ends of the names of all tensors of an INT4 weight. bitmask: the
+    end of the name of a mask that lies beside its weight. prefix: of the names of the weight files. single: patterns of
+    other names that a single weight file may have.
+    """
+
+    name: ClassVar[str]
+    declared: ClassVar[str]
+    marks: ClassVar[tuple[str, ...]] = ()
+    endings: ClassVar[tuple[str, ...]] = ()
+    bitmask: ClassVar[str | None] = None
+    prefix: ClassVar[str] = ""
+    single: ClassVar[str | None] = None
+
+    def __init__(self, tensors: TensorFiles, settings: Mapping[str, Any] | None):
+        self._tensors, self._settings = tensors, settings or {}
+
+    @classmethod
+    def settings(cls, path: Path | None, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The complete quantization settings where the folder `path` is in this format, else None.
+
+        config: `quantization_config` of config.json, None where it has none.
+        """
+        if config is None or f"{config.get('quant_method')}/{config.get('format')}" != cls.declared:
+            return None
+        return dict(config)
+
+    @property
+    def grid(self) -> GridStamp:
+        """Raises CheckpointError for a grid that this project does not have: other bits, act-order, mixed grids."""
+        raise NotImplementedError
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """The modules that are stored as INT4, in name order."""
+        return sorted(
+            name.removesuffix(mark) for name in self._tensors.files for mark in self.marks if name.endswith(mark)
+        )
+
+    def __contains__(self, module: str) -> bool:
+        return module in self._known
+
+    def parts(self, module: str) -> list[str]:
+        """The names of the tensors in which an INT4 weight is stored."""
+        return [f"{module}{end}" for end in self.endings if f"{module}{end}" in self._tensors.files]
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in), without reading the codes."""
+        raise NotImplementedError
+
+    def scale_name(self, module: str) -> str:
+        """The name of the tensor with the scales."""
+        raise NotImplementedError
+
+    def scale_spec(self, module: str) -> TensorSpec:
+        """How the scales are stored: a folder made from this one keeps them exactly in that dtype."""
+        return self._tensors.spec(self.scale_name(module))
+
+    def weight(self, module: str) -> QuantizedWeight:
+        """Codes, exact scales and zero points. Raises CheckpointError or GridError naming the tensor."""
+        raise NotImplementedError
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.modules)
+
+
+def stored_shape(tensors: TensorFiles, name: str) -> tuple[int, int]:
+    """(out, in), which the tensor `name` holds. Raises CheckpointError for a tensor that is missing or damaged."""
+    rows, columns = expect_shape(tensors, name, (2,)).tolist()
+    return int(rows), int(columns)
+
+
+def expect_shape(tensors: TensorFiles, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor `name`. Raises CheckpointError for a tensor that is missing or has another shape."""
+    tensor = tensors.tensor(name)
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{name} of {tensors.files[name]} is {tuple(tensor.shape)}, expected {shape}: copy it again"
+        )
+    return tensor
+
+
+def expect_scale(tensors: TensorFiles, name: str, shape: tuple[int, int]) -> Tensor:
+    """The scales `name` [out, groups], in float32. Raises GridError for scales that are not finite or outside
+    2^-17..65504."""
+    scale = expect_shape(tensors, name, shape).float()
+    size = scale.abs()
+    bad = ~((size >= MIN_SCALE) & (size <= MAX_SCALE))  # also catches NaN
+    if bool(bad.any()):
+        raise GridError(
+            f"{tensors.files[name]}: {name} holds {float(scale[bad][0]):g}, outside the exact range 2^-17..65504: "
+            f"copy the model again, or quantize it again with `sqft quantize`"
+        )
+    return scale
