@@ -19,17 +19,16 @@ from peft_ext.checks import check_token_indices
 from peft_ext.config import SQFTConfig
 from peft_ext.grids import check_grid
 from peft_ext.model import SQFTModel, sqft_layers
-from peft_ext.registry import LoraLayer, get_pattern_key
+from peft_ext.registry import LoraLayer
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
+from sqft_plugins.adapter.lora_config import pattern_value, sub_adapter_alpha
+from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.elastic import Rank, configuration, slice_lora, sub_adapter_alpha
+from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import say
-from sqft_plugins.tune.adapter_weights import adapter_tensors
-from sqft_plugins.tune.initialisations import CONVERT, is_repeated
-
-PREFIX = "base_model.model."
-ENDS = (".lora_A.weight", ".lora_B.weight")
 
 
 class PeftTuner:
@@ -40,7 +39,7 @@ class PeftTuner:
     def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
         """Raises MismatchError for a base with another mask or grid, CheckpointError for one of another shape and for
         damaged weights."""
-        adapter_tensors(adapter)
+        _ = AdapterFolder(adapter).pairs
         config = PeftConfig.from_pretrained(str(adapter))
         if grid is not None:
             if not getattr(config, "quantization_aware", False):
@@ -64,28 +63,27 @@ class PeftTuner:
             ) from error
 
     def search_space(self, adapter: Path) -> tuple[list[str], list[int]]:
-        config = PeftConfig.from_pretrained(str(adapter))
-        return adapter_modules(adapter_tensors(adapter)), getattr(config, "rank_choices", None) or [config.r]
+        folder = AdapterFolder(adapter)
+        return folder.linears, folder.rank_choices
 
     def extract(self, adapter: Path, target: Path, rank: Rank) -> Mapping[str, int]:
         """Raises SQFTError for a rank outside the search space and for an adapter whose rank is fixed."""
-        config = PeftConfig.from_pretrained(str(adapter))
-        modules, choices = self.search_space(adapter)
-        if len(choices) == 1:
-            raise SQFTError(f"adapter {adapter} has the fixed rank {choices[0]}: there is no sub-adapter to extract")
-        tensors = adapter_tensors(adapter)
-        ranks = configuration(rank, modules, choices)
-        for module, value in ranks.items():
-            keys = [f"{PREFIX}{module}{end}" for end in ENDS]
-            A, B = slice_lora(tensors[keys[0]], tensors[keys[1]], value)
-            tensors.update(zip(keys, (A.contiguous(), B.contiguous()), strict=True))
+        folder = AdapterFolder(adapter)
+        if not folder.is_elastic:
+            raise SQFTError(
+                f"adapter {adapter} has the fixed rank {folder.rank_choices[0]}: there is no sub-adapter to extract"
+            )
+        ranks = configuration(rank, folder.linears, folder.rank_choices)
+
+        tensors = dict(folder.read())
+        for pair, A, B in folder.read_pairs(ranks):
+            tensors[pair.a], tensors[pair.b] = A.contiguous(), B.contiguous()
         save_file(tensors, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        sub_adapter_config(config, ranks).save_pretrained(str(target))
+        sub_adapter_config(PeftConfig.from_pretrained(str(adapter)), ranks).save_pretrained(str(target))
         return ranks
 
     def grid_of(self, adapter: Path, base: Path) -> Path | None:
-        config = PeftConfig.from_pretrained(str(adapter))
-        return Path(config.grid or base) if getattr(config, "quantization_aware", False) else None
+        return AdapterFolder(adapter).grid_over(base)
 
 
 class SQFTTuner(PeftTuner):
@@ -176,7 +174,7 @@ class LoraTuner(PeftTuner):
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         """A plain LoRA has one rank: every named one is it."""
         adapted = [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
-        return {name.removeprefix(PREFIX): module.r[model.active_adapter] for name, module in adapted}
+        return {in_base(name): module.r[model.active_adapter] for name, module in adapted}
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:
         _give_own_weights(model)
@@ -206,23 +204,14 @@ def _no_advice() -> Iterator[None]:
         yield
 
 
-def adapter_modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The adapted modules of an adapter's state dict, by their names in the base model."""
-    end = ENDS[0]
-    return [key.removeprefix(PREFIX).removesuffix(end) for key in tensors if key.endswith(end)]
-
-
 def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
     """The configuration of an extracted sub-adapter: a fixed rank, alpha such that the scaling stays alpha / r_max.
 
     A dense sub-adapter becomes a plain LoRA, which stock PEFT, vLLM and llama.cpp load; a masked one stays SQFT.
     """
-    own = config.alpha_pattern
+    own = {module: pattern_value(config.alpha_pattern, module, config.lora_alpha) for module in ranks}
     alphas = {
-        module: sub_adapter_alpha(
-            own.get(get_pattern_key(own, module), config.lora_alpha), rank, config.r, config.use_rslora
-        )
-        for module, rank in ranks.items()
+        module: sub_adapter_alpha(own[module], rank, config.r, config.use_rslora) for module, rank in ranks.items()
     }
     most = max(ranks.values())
     alpha = sub_adapter_alpha(config.lora_alpha, most, config.r, config.use_rslora)

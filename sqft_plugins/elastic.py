@@ -2,12 +2,11 @@
 
 A super-adapter has the largest rank of its search space; a sub-adapter of rank r is its first r rows of A [r_max, in]
 and first r columns of B [out, r_max], and **keeps the scaling** alpha / r_max (SQFT, arXiv 2410.03750, section 3.3).
-Libraries that divide alpha by the rank they see get `sub_adapter_alpha` instead.
+Libraries that divide alpha by the rank they see get `sub_adapter_alpha` (sqft_plugins/adapter/lora_config.py) instead.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -94,14 +93,6 @@ def configuration(rank: Rank, modules: Iterable[str], rank_choices: Sequence[int
 def slice_lora(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A [r_max, in], B [out, r_max] → A [rank, in], B [out, rank]: views of the first `rank` directions."""
     return A[:rank], B[:, :rank]
-
-
-def sub_adapter_alpha(alpha: float, rank: int, max_rank: int, rslora: bool = False) -> float:
-    """The alpha with which a plain LoRA of rank `rank` scales as the super-adapter does: alpha / max_rank, or, with
-    rank-stabilized LoRA, alpha / sqrt(max_rank)."""
-    ratio = rank / max_rank
-    scaled = alpha * (math.sqrt(ratio) if rslora else ratio)
-    return int(scaled) if scaled == int(scaled) else scaled
 
 
 def share_key(module_name: str, share_rank: str) -> str:

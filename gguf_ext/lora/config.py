@@ -6,14 +6,12 @@ is refused, so that one which PEFT adds tomorrow is not exported as if it were n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_ext.errors import AdapterError
-from sqft_plugins.errors import CheckpointError
-from sqft_plugins.lora import check_adapted, check_lora_config, rank_of
-from sqft_plugins.tune.initialisations import CONVERT, changes_base, is_repeated
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.initialisations import CONVERT, changes_base, is_repeated
 
 PLAIN_FIELDS = frozenset(
     {
@@ -38,29 +36,25 @@ NO_MERGE = {
 }
 
 
-def check_dense(config: Mapping[str, Any], adapter: Path) -> None:
+def check_dense(folder: AdapterFolder) -> None:
     """Raises AdapterError, naming the way out, for an adapter whose delta is not scale * (B @ A) of one rank."""
-    check_lora_config(config, str(adapter))
-    kind = str(config.get("peft_type"))
+    folder.check_config()
+    adapter = folder.path
     merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
-    if kind not in ("LORA", "SQFT"):
-        raise AdapterError(f"adapter {adapter} is {kind}: llama.cpp has LoRA only; {merge}")
-    if config.get("quantization_aware"):
+    if folder.method not in ("LORA", "SQFT"):
+        raise AdapterError(f"adapter {adapter} is {folder.method or 'of no type'}: llama.cpp has LoRA only; {merge}")
+    if folder.kind == "quantization-aware":
         raise AdapterError(f"adapter {adapter} is quantization-aware: base + LoRA is not the trained model; {merge}")
-    if kind == "SQFT" and config.get("sparse", True):
+    if folder.kind == "masked":
         raise AdapterError(f"adapter {adapter} is masked: its delta has full rank, no LoRA file holds it; {merge}")
-    choices = config.get("rank_choices") or []
-    if not isinstance(choices, list):
-        raise CheckpointError(
-            f"adapter {adapter} has rank_choices={choices!r} in adapter_config.json, which is no list: copy it again"
-        )
-    if len(choices) > 1:
+    if folder.is_elastic:
         raise AdapterError(
             f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
             f"--out DIR` and export that"
         )
-    _check_init(config.get("init_lora_weights", True), adapter, merge)
-    for name, value in config.items():
+    _check_init(folder.config.get("init_lora_weights", True), adapter, merge)
+
+    for name, value in folder.config.items():
         if name in PLAIN_FIELDS or not value or (name == "bias" and value == "none"):
             continue
         way = NO_MERGE.get(name, merge)
@@ -72,16 +66,4 @@ def _check_init(init: Any, adapter: Path, merge: str) -> None:
         raise AdapterError(
             f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight: over the untouched base "
             f"its A and B are another model; {f'{merge}, or {CONVERT}' if is_repeated(init) else CONVERT}"
-        )
-
-
-def check_rank(config: Mapping[str, Any], module: str, rank: int, adapter: Path) -> None:
-    """Raises CheckpointError for a module that the configuration does not name, and for a rank of the tensors that is
-    not the configuration's: the scaling would be wrong."""
-    check_adapted(config, module, str(adapter))
-    wanted = rank_of(config, module)
-    if wanted != rank:
-        raise CheckpointError(
-            f"adapter {adapter} has rank {rank} in the tensors of {module} and {wanted} in adapter_config.json: copy "
-            "the adapter again"
         )

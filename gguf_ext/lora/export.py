@@ -7,8 +7,6 @@ all, so the scaling is folded into B and alpha is 0. Rows of B are put into the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,14 @@ from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_c
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
 from gguf_ext.export import require_gguf
-from gguf_ext.lora.config import check_dense, check_rank
+from gguf_ext.lora.config import check_dense
 from gguf_ext.reader import GGUFFile
 from gguf_ext.write.file import write_tensors
 from gguf_ext.write.plan import Planned, Source, is_tied, match_rule
 from sqft_plugins._version import VERSION
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
-from sqft_plugins.checkpoint.json_object import read_object
-from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.lora import DEFAULT_ALPHA, kept_weight_is_the_bases, pattern_value
-from sqft_plugins.tune.adapter_weights import adapter_tensors
-from sqft_plugins.tune.adapters import check_adapter
-
-PREFIX = "base_model.model."
-ENDS = (".lora_A.weight", ".lora_B.weight")
+from sqft_plugins.errors import MismatchError
 
 
 @dataclass(frozen=True)
@@ -60,20 +52,19 @@ def export_lora(
     base: the model folder, float or INT4; None for the one that the adapter names. Raises AdapterError for what no LoRA
     file can hold, UnmappedTensorError, MismatchError for another base, CheckpointError, OutputExistsError.
     """
-    path = check_adapter(adapter)
-    config = read_object(path / "adapter_config.json", "copy it again")
-    check_dense(config, path)
+    lora = AdapterFolder(adapter)
+    check_dense(lora)
     target = check_output(target, overwrite)
     require_gguf()
-    named = base if base is not None else config.get("base_model_name_or_path")
+    named = base if base is not None else lora.base
     if not named or not Path(named).is_dir():
         raise AdapterError(f"adapter {adapter} has the base {named}, which is no folder here: name it with --base")
     folder = ModelFolder(named)
     architecture = find_architecture(folder.config, folder.path)
-    planned = _plan(path, config, folder, architecture, read_config(folder.path, architecture))
+    planned = _plan(lora, folder, architecture, read_config(folder.path, architecture))
     entries = [
         Entry("general.type", "adapter", "string"),
-        Entry("general.name", path.resolve().name, "string"),
+        Entry("general.name", lora.path.resolve().name, "string"),
         Entry("general.base_model.count", 1, "uint32"),
         Entry("general.base_model.0.name", folder.path.resolve().name, "string"),
         Entry("adapter.type", "lora", "string"),
@@ -94,49 +85,30 @@ def export_lora(
     )
 
 
-def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r as PEFT computes it: alpha of the first pattern that matches the end of the module's name."""
-    alpha = float(pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", DEFAULT_ALPHA)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, base: Config) -> list[Planned]:
+    adapter, merge = lora.path, f"merge it with `sqft merge MODEL {lora.path} --out DIR` and export that"
+    if lora.others:
+        raise UnmappedTensorError(f"tensor {lora.others[0]} of adapter {adapter} has no place in a LoRA file: {merge}")
+    for module in lora.foreign_weights(folder):
+        raise MismatchError(
+            f"adapter {adapter} carries a {module} of its own, which is not that of {folder.path}: a LoRA file holds "
+            f"no such weight, {merge}"
+        )
 
-
-def _plan(
-    adapter: Path, config: Mapping[str, Any], folder: ModelFolder, architecture: Architecture, base: Config
-) -> list[Planned]:
-    tensors = adapter_tensors(adapter)
     planned = []
-    for name in sorted(tensors):
-        if ".base_layer." in name:
-            _check_kept(folder, name, tensors[name], adapter)
-            continue
-        if not name.startswith(PREFIX) or not name.endswith(ENDS):
-            raise UnmappedTensorError(
-                f"tensor {name} of adapter {adapter} has no place in a LoRA file: merge it with `sqft merge MODEL "
-                f"{adapter} --out DIR` and export that"
-            )
-        if not name.endswith(ENDS[0]):
-            continue
-        module = name.removeprefix(PREFIX).removesuffix(ENDS[0])
-        A = tensors[name].float()  # [r, in]
-        B = tensors.get(PREFIX + module + ENDS[1], torch.empty(0)).float()  # [out, r]
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
-            raise CheckpointError(
-                f"adapter {adapter} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)} for {module}: "
-                "copy the adapter again"
-            )
-        check_rank(config, module, A.shape[0], adapter)
+    for pair, A, B in lora.read_pairs():
+        module = pair.module
+        lora.check_pair(pair)
         rule, layer, owner = match_rule(architecture, module)
         tied = module == "lm_head" and is_tied(folder, architecture, base)
         if rule is None or tied:
             why = "shares its weight with the embedding" if tied else f"has no place in a {architecture.name} file"
-            raise UnmappedTensorError(
-                f"module {module} of adapter {adapter} {why}: merge it with `sqft merge MODEL {adapter} --out DIR` and "
-                "export that"
-            )
-        _check_shape(folder, owner, rule.transposed, (B.shape[0], A.shape[1]), adapter)
-        B = B * scaling(config, module, A.shape[0])
+            raise UnmappedTensorError(f"module {module} of adapter {adapter} {why}: {merge}")
+        _check_shape(folder, owner, rule.transposed, (pair.outputs, pair.inputs), adapter)
+
+        B = B.float() * lora.scaling(module)
         B = B if rule.rows is None else B[rule.rows(base)]
-        for end, part in (("lora_a", A), ("lora_b", B)):
+        for end, part in (("lora_a", A.float()), ("lora_b", B)):
             if not bool(torch.isfinite(part).all()):
                 raise NonFiniteWeightError(f"{module} of adapter {adapter} holds NaN or infinity: train it again")
             place = Source(f"{rule.target.format(i=layer)}.weight.{end}", "", constant=part.contiguous())
@@ -144,16 +116,6 @@ def _plan(
     if not planned:
         raise AdapterError(f"adapter {adapter} holds no LoRA: give one that was trained, or copy it again")
     return planned
-
-
-def _check_kept(folder: ModelFolder, name: str, weight: Tensor, adapter: Path) -> None:
-    """PEFT saves the frozen weight of an adapted lm_head along. Raises MismatchError where it is not the base's."""
-    module = name.removeprefix(PREFIX).partition(".base_layer.")[0]
-    if kept_weight_is_the_bases(folder, module, weight) is False:
-        raise MismatchError(
-            f"adapter {adapter} carries a {module} of its own, which is not that of {folder.path}: a LoRA file holds "
-            f"no such weight, merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
-        )
 
 
 def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tuple[int, int], adapter: Path) -> None:

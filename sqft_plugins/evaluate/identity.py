@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import sqft_plugins
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.identity import content_hash, hash_of_files
 from sqft_plugins.kernels.library import FILE, library
-from sqft_plugins.tune.adapter_weights import weights_file
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "llama-cpp-python", "compressed-tensors")
 PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
@@ -32,7 +32,7 @@ def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str,
 
 def adapter_hash(adapter: Path) -> str:
     """SHA-256 over the configuration and the weights of an adapter folder."""
-    return hash_of_files([adapter / "adapter_config.json", weights_file(adapter)], adapter)
+    return hash_of_files(AdapterFolder(adapter).files, adapter)
 
 
 @cache

@@ -1,22 +1,20 @@
-"""Adapter folders: adapter_config.json + adapter_model.safetensors, as PEFT saves them."""
+"""What an adapter folder holds: type, ranks, base, training, and each adapted layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.folder import CONFIG as ADAPTER_CONFIG
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.stamp import read_stamp
-from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.report import Row, count
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+__all__ = ["ADAPTER_CONFIG", "TRAINING", "inspect_adapter"]
 TRAINING = "training.json"
 
 
@@ -25,27 +23,23 @@ def inspect_adapter(path: str | Path) -> dict[str, Any]:
     base it fits), rank_choices, sparse, quantization_aware, training (what `sqft train` told: tuner, settings, tokens,
     seconds, first and last loss; else None), total (modules, parameters, not_finite, ranks: rank → how many modules)
     and layers: name, rank, in, out, dtype, parameters, not_finite. Raises CheckpointError."""
-    folder = Path(path)
-    config = read_object(folder / ADAPTER_CONFIG, "copy the folder again")
-    file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():
-        raise CheckpointError(f"adapter {path} has no {ADAPTER_WEIGHTS}: save it with save_pretrained")
-    stamp = read_stamp(folder)
-    layers = [_layer(name, A, B) for name, A, B in _lora_pairs(file)]
+    folder = AdapterFolder(path)
+    config, stamp = folder.config, read_stamp(folder.path)
+    layers = [_layer(pair.module, A, B) for pair, A, B in folder.read_pairs() if not pair.is_embedding]
     return {
         "path": str(path),
         "kind": "adapter",
         "type": config.get("peft_type"),
         "base": config.get("base_model_name_or_path"),
         "alpha": config.get("lora_alpha"),
-        "bytes": file.stat().st_size,
+        "bytes": folder.weight_bytes,
         "stamp": stamp.model_dump(exclude_none=True) if stamp else config.get("sqft"),
-        "mask_hash": config.get("mask_hash"),
+        "mask_hash": folder.mask_hash,
         "scale_hash": config.get("scale_hash"),
         "rank_choices": config.get("rank_choices"),
         "sparse": config.get("sparse"),
         "quantization_aware": config.get("quantization_aware"),
-        "training": _training(folder / TRAINING),
+        "training": _training(folder.path / TRAINING),
         "total": {
             "modules": len(layers),
             "parameters": sum(row["parameters"] for row in layers),
@@ -63,18 +57,6 @@ def _training(file: Path) -> Row | None:
     losses = report.get("losses") or [None]
     kept = {key: report.get(key) for key in ("tuner", "training", "dtype", "tokens", "seconds")}
     return {**kept, "first_loss": losses[0], "last_loss": losses[-1]}
-
-
-def _lora_pairs(file: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                other = name.replace(".lora_A.", ".lora_B.")
-                if other != name:
-                    module = name.partition(".lora_A.")[0].removeprefix("base_model.model.")
-                    yield module, handle.get_tensor(name), handle.get_tensor(other)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged or cut off ({error}): copy the adapter again") from error
 
 
 def _layer(name: str, A: Tensor, B: Tensor) -> Row:

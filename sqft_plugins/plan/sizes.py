@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from sqft_plugins.adapter.tensor_names import A, B, in_file
 from sqft_plugins.checkpoint.compact import compact_specs, nibble_bytes
 from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
 from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
@@ -79,8 +80,8 @@ class Sizes:
         specs = {}
         for module in targets:
             rows, columns = self.source.structure.shapes[module]
-            specs[f"base_model.model.{module}.lora_A.weight"] = TensorSpec(torch.float32, (rank, columns))
-            specs[f"base_model.model.{module}.lora_B.weight"] = TensorSpec(torch.float32, (rows, rank))
+            specs[in_file(module + A)] = TensorSpec(torch.float32, (rank, columns))
+            specs[in_file(module + B)] = TensorSpec(torch.float32, (rows, rank))
         return Stage(name, file_bytes(specs), 0, 32.0)
 
     def mask_bytes(self) -> int:

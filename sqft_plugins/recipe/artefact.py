@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,24 +75,22 @@ def ranks_from_file(path: str) -> dict[str, int]:
 
 
 def _adapter(path: Path) -> Artefact:
-    try:
-        config = json.loads((path / "adapter_config.json").read_text())
-        sqft = config.get("peft_type") == "SQFT"
-        base, grid = config.get("base_model_name_or_path"), config.get("grid")
-    except (ValueError, AttributeError) as error:
+    from sqft_plugins.adapter import AdapterFolder
+
+    folder = AdapterFolder(path)
+    if folder.base is None or not Path(folder.base).is_dir():
         raise CheckpointError(
-            f"{path / 'adapter_config.json'} is no configuration ({error}): copy the adapter again"
-        ) from error
-    if not base or not Path(base).is_dir():
-        raise CheckpointError(f"adapter {path} was trained over {base}, which is no folder here: put it there again")
+            f"adapter {path} was trained over {folder.base}, which is no folder here: put it there again"
+        )
+    grid = folder.config.get("grid")
     return Artefact(
         str(path),
         "adapter",
         path,
         step=False,
-        base=from_path(Path(base)),
+        base=from_path(Path(folder.base)),
         grid=from_path(Path(grid)) if grid else None,
-        masked=sqft and bool(config.get("sparse", True)),
-        quantization_aware=sqft and bool(config.get("quantization_aware")),
-        choices=tuple((sqft and config.get("rank_choices")) or [config.get("r", 0)]),
+        masked=folder.is_masked,
+        quantization_aware=folder.kind == "quantization-aware",
+        choices=tuple(folder.rank_choices),
     )

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.measure import bits_per_weight, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.structure import structure_of_folder
-from sqft_plugins.tune.adapter_weights import weights_file
 
 
 def folder_numbers(path: Path) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def folder_numbers(path: Path) -> dict[str, Any]:
 
 def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
-    folder, added = ModelFolder(base), weights_file(adapter).stat().st_size
+    folder, added = ModelFolder(base), AdapterFolder(adapter).weight_bytes
     weights = sum(math.prod(folder.weight_shape(module)) for module in modules_of(folder))
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import check_output, write_folder
 from sqft_plugins.configurations import FOLDER, check_configuration_name, read_configuration, write_configuration
 from sqft_plugins.errors import DependencyError, SQFTError
@@ -152,7 +153,7 @@ def adapter_space(adapter: Path, share_rank: str | None = None) -> Space:
             f"adapter {adapter} has the fixed rank {choices[0]}: there is nothing to search, train one with "
             "--rank-choices"
         )
-    trained = json.loads((adapter / "adapter_config.json").read_text()).get("share_rank", "module")
+    trained = AdapterFolder(adapter).config.get("share_rank", "module")
     return Space(sorted(modules, key=_natural), choices, share_rank or trained)
 
 

@@ -6,14 +6,13 @@ import re
 import shutil
 from pathlib import Path
 
-from sqft_plugins.checkpoint.json_object import read_object
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.elastic import Rank
-from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.structure import structure_of_folder
-from sqft_plugins.tune.adapter_weights import weights_file
 from sqft_plugins.tune.settings import ALL_LINEAR
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -22,19 +21,12 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 def check_adapter(path: str | Path) -> Path:
     """The adapter folder. Raises CheckpointError where it is none."""
-    path = Path(path)
-    for file in (path / "adapter_config.json", weights_file(path)):
-        if not file.is_file():
-            raise CheckpointError(
-                f"adapter {path} has no {file.name}: give a folder that `sqft train` or save_pretrained wrote"
-            )
-    return path
+    return AdapterFolder(path).path
 
 
 def tuner_of(path: Path) -> Tuner:
     """The tuner that wrote an adapter folder. Raises SQFTError naming those there are."""
-    kind = read_object(path / "adapter_config.json", "copy the adapter again").get("peft_type", "")
-    return get_manager().get("sqft_tuners", str(kind).lower(), f"adapter {path} of type")
+    return get_manager().get("sqft_tuners", AdapterFolder(path).method.lower(), f"adapter {path} of type")
 
 
 def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:

@@ -238,7 +238,7 @@ def test_ranks_and_weights_that_are_not_those_of_the_configuration_are_refused(b
     config = json.loads(file.read_text())
     for changes in ({"r": 16}, {"rank_pattern": {"q_proj": 4}}):
         file.write_text(json.dumps({**config, **changes}))
-        with pytest.raises(CheckpointError, match=r"has rank 8 in the tensors of .* and \d+ in adapter_config\.json"):
+        with pytest.raises(CheckpointError, match=r"has rank 8 in its tensors and \d+ in adapter_config\.json"):
             export_lora(adapter, tmp_path / "lora.gguf", overwrite=True)
     file.write_text(json.dumps(config))
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -297,7 +297,7 @@ def test_a_damaged_adapter_is_named(bases, tmp_path):
     a, b = (f"base_model.model.model.layers.0.mlp.down_proj.lora_{side}.weight" for side in "AB")
     module = r"model\.layers\.0\.mlp\.down_proj"
     for tensors, problem in (
-        ({**whole, b: whole[b][:, :3].contiguous()}, rf"lora_B .* for {module}: copy the adapter"),
+        ({**whole, b: whole[b][:, :3].contiguous()}, rf"lora_B .* of {module}, .* together: copy the adapter"),
         ({n: t for n, t in whole.items() if n != b}, rf"has lora_A of {module} but no lora_B: copy the adapter"),
         ({n: t for n, t in whole.items() if n != a}, rf"has lora_B of {module} but no lora_A: copy the adapter"),
         ({n.replace("down", "up"): t for n, t in whole.items()}, "up_proj, which target_modules .* does not name"),
@@ -373,6 +373,6 @@ def test_a_configuration_of_no_numbers_and_no_patterns_is_refused_in_one_line(fi
     adapter = _adapter(base, tmp_path / "adapter", ["q_proj"])
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, **field}))
-    with pytest.raises(CheckpointError, match=f"{next(iter(field))}.*copy it again") as caught:
+    with pytest.raises(CheckpointError, match=f"{next(iter(field))}.*copy (it|the adapter) again") as caught:
         export_lora(adapter, tmp_path / "lora.gguf", base=base)
     assert "\n" not in str(caught.value)

@@ -211,7 +211,7 @@ def test_damaged_adapters(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
         inspect_path(adapter)
     (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not JSON"):
         inspect_path(adapter)
     with pytest.raises(CheckpointError, match="is not a folder"):
         inspect_path(tmp_path / "none")

@@ -1,0 +1,13 @@
+"""Adapter folders, as PEFT saves them, without PEFT.
+
+folder            `AdapterFolder`: configuration, tensors, ranks, scaling; what everybody reads an adapter through
+tensor_names      names in an adapter's file: module, A or B, the base's weight saved along
+lora_config       PEFT's rules about a `LoraConfig`: is this module adapted, at which rank, with which scaling
+initialisations   which initialisations of a LoRA change the base weight
+
+Ranks of an elastic adapter are in `sqft_plugins.elastic`, saved ones in `sqft_plugins.configurations`.
+"""
+
+from sqft_plugins.adapter.folder import AdapterFolder, AdapterKind, LoraPair
+
+__all__ = ["AdapterFolder", "AdapterKind", "LoraPair"]
