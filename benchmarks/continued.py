@@ -36,12 +36,12 @@ from paper_table import PAGE, ROOT, add_options, bench_of, read
 
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.evaluate.lm_data import VARIABLE
 from sqft_plugins.evaluate.report import open_candidate
 from sqft_plugins.progress import say
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
+from sqft_plugins.variables import DATA_DIR
 
 TASKS = ("arc-easy", "openbookqa", "mawps")
 SPARSITY = 50
@@ -63,7 +63,7 @@ def run(options: Any) -> None:
     if options.table:
         return put(PAGE, markdown(read(options.out)), "continued")
     if options.data_dir is None:
-        raise SQFTError(f"no data: name the folder of arc_easy, openbookqa and mawps by --data-dir or {VARIABLE}")
+        raise SQFTError(f"no data: name the folder of arc_easy, openbookqa and mawps by --data-dir or {DATA_DIR}")
     if options.quick:
         from pruning import tiny_model
 

@@ -34,8 +34,8 @@ from paper_methods import QUICK, SEEDS, Cell, PaperSettings, order
 from paper_report import markdown, picture, write_page
 
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.evaluate.lm_data import VARIABLE
 from sqft_plugins.progress import say
+from sqft_plugins.variables import DATA_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs/results.md", ROOT / "docs/results/paper.png"
@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> None:
     parser.add_argument("--out", type=Path, default=out, help="Where the results' JSON files are")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache/paper", help="Models and adapters on the way")
     parser.add_argument("--model", type=Path, help="The dense model. Default: Gemma-3-270M from its PyPI package")
-    parser.add_argument("--data-dir", default=os.environ.get(VARIABLE), help=f"As in sqft eval; or {VARIABLE}")
+    parser.add_argument("--data-dir", default=os.environ.get(DATA_DIR), help=f"As in sqft eval; or {DATA_DIR}")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="Other settings, to another --out")
     parser.add_argument("--table", action="store_true", help="Only write what docs/results.md shows of --out")
 
@@ -83,7 +83,7 @@ def run(options: Any) -> None:
         return write_json(options.json, results)
     if options.data_dir is None:
         raise SQFTError(
-            f"no data: name the folder that holds arc_easy, openbookqa and mawps by --data-dir or {VARIABLE}"
+            f"no data: name the folder that holds arc_easy, openbookqa and mawps by --data-dir or {DATA_DIR}"
         )
     if options.quick:
         return quick(options)

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
+import importlib.util
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from gguf_ext.errors import INSTALL
+from sqft_plugins.plugins.packages import package_check
 from sqft_plugins.plugins.protocols import Check
 
-RANGES = {"gguf": ((0, 19), (0, 20)), "llama-cpp-python": ((0, 3, 36), (0, 4))}
-"""Package → first version supported, first one not."""
 REBUILD = 'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python'
-PROBE = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+PROBE = """
+import ctypes, sys
+system_info = ctypes.CDLL(sys.argv[1]).llama_print_system_info
+system_info.restype = ctypes.c_char_p
+print(system_info().decode())
+"""
+"""Loads the library by its path: importing llama_cpp costs NumPy."""
 PROBE_SECONDS = 60
 
 
 def checks() -> list[Check]:
     """One row a package; llama.cpp is loaded in a process of its own, because a wrong build dies with SIGILL."""
-    rows = [_version("gguf", INSTALL), _version("llama-cpp-python", f'CMAKE_ARGS="-DGGML_NATIVE=OFF" {INSTALL}')]
+    rows = [
+        package_check("gguf", INSTALL),
+        package_check("llama-cpp-python", f'CMAKE_ARGS="-DGGML_NATIVE=OFF" {INSTALL}'),
+    ]
     if rows[-1].status == "ok":
         rows.append(_processor())
     return rows
 
 
-def _version(package: str, remedy: str) -> Check:
-    try:
-        found = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return Check(package, "missing", "not installed", remedy)
-    low, high = RANGES[package]
-    parts = tuple(map(int, re.findall(r"\d+", found.partition("+")[0])[:3]))  # 0.3.36+cu124 is 0.3.36
-    if low <= parts < high:
-        return Check(package, "ok", found)
-    wanted = ".".join(map(str, low))
-    return Check(package, "wrong", f"{found}, wanted >={wanted},<{'.'.join(map(str, high))}", remedy)
-
-
 def _processor() -> Check:
     name = "llama.cpp build"
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec and spec.submodule_search_locations) or ()]
+    library = next((file for folder in folders for file in sorted(folder.glob("*llama.*"))), None)
+    if library is None:
+        return Check(name, "wrong", "llama-cpp-python has no library of llama.cpp", REBUILD)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+            [sys.executable, "-c", PROBE, str(library)],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Check(name, "wrong", f"does not load within {PROBE_SECONDS} s", REBUILD)
@@ -52,6 +56,7 @@ def _processor() -> Check:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Check(name, "wrong", f"does not load: {last[:120]}", REBUILD)
+
     features = [
         part.split("=")[0].strip()
         for part in done.stdout.replace("CPU :", "|").split("|")

@@ -98,5 +98,5 @@ def sqft_commands(group):
     from gguf_ext.cli.chat import chat_command
     from gguf_ext.cli.export import verify_command
 
-    group.add_command(verify_command)
-    group.add_command(chat_command)
+    group.add_command(verify_command, section="look")
+    group.add_command(chat_command, section="run")

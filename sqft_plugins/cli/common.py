@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from sqft_plugins.configurations import read_configuration
 from sqft_plugins.errors import SQFTError
@@ -71,12 +69,16 @@ def emit(as_json: bool, result: Mapping[str, Any], show: Callable[[], None] | No
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout, numbers to the right. Not cut to the width of the terminal when it is no terminal."""
+    from rich.console import Console  # late: help pages have no table
+    from rich.table import Table
+
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

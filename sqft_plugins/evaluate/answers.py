@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.errors import SQFTError
-
-VARIABLE = "SQFT_EVAL_CACHE"
+from sqft_plugins.variables import EVAL_CACHE
 
 
 def cache_folder() -> Path:
     """Where the answers are kept."""
-    if folder := os.environ.get(VARIABLE):
+    if folder := os.environ.get(EVAL_CACHE):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqft" / "eval"
 
@@ -58,7 +57,7 @@ class Answers:
             return self._db.execute(statement, values).fetchone()
         except (OSError, sqlite3.Error) as error:
             raise SQFTError(
-                f"the cache {self.file} cannot be used ({error}): delete it, set {VARIABLE}, or use --no-cache"
+                f"the cache {self.file} cannot be used ({error}): delete it, set {EVAL_CACHE}, or use --no-cache"
             ) from error
 
     def _open(self) -> sqlite3.Connection:

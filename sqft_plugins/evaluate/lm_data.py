@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.variables import DATA_DIR
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VARIABLE = "SQFT_DATA_DIR"
 TOLERANCE = 1e-3
 """Numbers are equal where they differ by no more, as in LLM-Adapters; its answers are such as 1.8333333333333335."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
@@ -121,7 +121,7 @@ def load(source: str, data_dir: str | None = None, **metadata: Any) -> dict[str,
     SQFT_DATA_DIR; else the hub. Raises SQFTError that names file and row."""
     from datasets import Dataset
 
-    at, data_dir = SOURCES[source], data_dir or os.environ.get(VARIABLE)
+    at, data_dir = SOURCES[source], data_dir or os.environ.get(DATA_DIR)
     found = {}
     for split, file in (at.files if data_dir else at.splits).items():
         if data_dir:
@@ -171,7 +171,7 @@ def _hub_rows(at: TaskRows, split: str) -> Iterable[Any]:
     except Exception as error:  # the hub, the network and the data set may fail in any way
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise SQFTError(
-            f"{at.hub[0]} cannot be loaded from the hub ({reason}): give local files with --data-dir or {VARIABLE}"
+            f"{at.hub[0]} cannot be loaded from the hub ({reason}): give local files with --data-dir or {DATA_DIR}"
         ) from error
 
 

@@ -19,14 +19,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from sqft_plugins.errors import KernelError, nearest
+from sqft_plugins.variables import KERNEL
 
 NAMES = ("scalar", "avx2", "avx512", "amx", "neon")
 """The back ends, numbered as in csrc/kernel.h."""
 FALLBACK = "torch"
-VARIABLE = "SQFT_KERNEL"
 FILE = Path(__file__).with_name("libsqft_kernels.so")
 INTERFACE = 2
 """Of csrc/binding.cpp; a library of another number was built from other sources."""
@@ -58,27 +56,50 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Loads the library and registers its operators, once a process. Raises KernelError for a `SQFT_KERNEL` that is
-    unknown, or that this machine cannot run."""
-    wanted = os.environ.get(VARIABLE) or None
+    """What `choose` finds, its operators registered with torch, once a process. Raises KernelError as `choose` does."""
+    found = choose()
+    if found.handle is None:
+        return found
+    missing = found.handle.sqft_register(_Find(_address_of_torch))
+    if missing is None:
+        return found
+
+    import torch
+
+    return _without(f"torch {torch.__version__} lacks {missing.decode()}")
+
+
+def choose() -> Library:
+    """The library and its back end, found without torch.
+
+    Raises KernelError for a `SQFT_KERNEL` that is unknown, or that this machine cannot run.
+    """
+    wanted = os.environ.get(KERNEL) or None
     if wanted not in (None, FALLBACK, *NAMES):
-        raise KernelError(f"{VARIABLE}={wanted!r} is no kernel: {nearest(str(wanted), (*NAMES, FALLBACK))}")
+        raise KernelError(f"{KERNEL}={wanted!r} is no kernel: {nearest(str(wanted), (*NAMES, FALLBACK))}")
     if wanted == FALLBACK:
-        return Library(None, f"plain torch, as {VARIABLE} says")
+        return Library(None, f"plain torch, as {KERNEL} says")
     handle, problem = _open()
     if handle is None:
-        if wanted is not None:
-            raise KernelError(f"{VARIABLE}={wanted} cannot be used, {problem}: build the kernels with `{BUILD}`")
-        return Library(None, f"plain torch, slow: {problem}; build the kernels with `{BUILD}`")
+        return _without(problem)
+
     loaded = Library(handle, "")
-    if wanted is not None and wanted not in loaded.supported():
+    if wanted is None:
+        return Library(handle, f"the fastest of {', '.join(loaded.supported())} here")
+    if wanted not in loaded.supported():
         raise KernelError(
-            f"{VARIABLE}={wanted} does not run here: this library on this processor has {', '.join(loaded.supported())}"
+            f"{KERNEL}={wanted} does not run here: this library on this processor has {', '.join(loaded.supported())}"
         )
-    if wanted is not None:
-        handle.sqft_force(NAMES.index(wanted))
-        return Library(handle, f"as {VARIABLE} says")
-    return Library(handle, f"the fastest of {', '.join(loaded.supported())} here")
+    handle.sqft_force(NAMES.index(wanted))
+    return Library(handle, f"as {KERNEL} says")
+
+
+def _without(problem: str) -> Library:
+    """Plain torch, because the library has that problem. Raises KernelError where `SQFT_KERNEL` asks for a library."""
+    wanted = os.environ.get(KERNEL)
+    if wanted:
+        raise KernelError(f"{KERNEL}={wanted} cannot be used, {problem}: build the kernels with `{BUILD}`")
+    return Library(None, f"plain torch, slow: {problem}; build the kernels with `{BUILD}`")
 
 
 @contextmanager
@@ -96,7 +117,7 @@ def forced(name: str) -> Iterator[None]:
 
 
 def _open() -> tuple[ctypes.CDLL | None, str]:
-    """The library with its operators registered, or None and why not."""
+    """The library, or None and why not."""
     if sys.byteorder != "little":
         return None, "the packed form needs a little-endian processor"
     if not FILE.is_file():
@@ -114,9 +135,6 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
     handle.sqft_unpack.argtypes = [pointer, pointer, pointer, pointer, number, number, number, pointer, pointer]
     handle.sqft_register.argtypes = [_Find]
     handle.sqft_register.restype = ctypes.c_char_p
-    missing = handle.sqft_register(_Find(_address_of_torch))
-    if missing is not None:
-        return None, f"torch {torch.__version__} lacks {missing.decode()}"
     return handle, ""
 
 
@@ -127,6 +145,8 @@ def _address_of_torch(name: bytes) -> int | None:
 
 @cache
 def _torch_library() -> ctypes.CDLL:
+    import torch
+
     suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     file = Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"
     return ctypes.CDLL(str(file) if file.exists() else file.name)  # it is loaded already: this only finds it

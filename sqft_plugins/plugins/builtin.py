@@ -1,25 +1,26 @@
-"""What the core itself offers, through the same hooks as every plug-in. Imported when it is asked for."""
+"""What the core itself offers, through the same hooks as every plug-in. Methods are imported when they are used."""
 
 from __future__ import annotations
 
 from sqft_plugins.plugins.hookspecs import hookimpl
+from sqft_plugins.plugins.loading import late
 
 
 @hookimpl
 def sqft_pruners():
-    from sqft_plugins.compress.magnitude import Magnitude
-    from sqft_plugins.compress.sparsegpt import SparseGPT
-    from sqft_plugins.compress.wanda import Wanda
-
-    return [Wanda(), SparseGPT(), Magnitude()]
+    return [
+        late("wanda", "sqft_plugins.compress.wanda:Wanda"),
+        late("sparsegpt", "sqft_plugins.compress.sparsegpt:SparseGPT"),
+        late("magnitude", "sqft_plugins.compress.magnitude:Magnitude"),
+    ]
 
 
 @hookimpl
 def sqft_quantizers():
-    from sqft_plugins.compress.gptq import GPTQ
-    from sqft_plugins.compress.round_to_nearest import RoundToNearest
-
-    return [RoundToNearest(), GPTQ()]
+    return [
+        late("round-to-nearest", "sqft_plugins.compress.round_to_nearest:RoundToNearest"),
+        late("gptq", "sqft_plugins.compress.gptq:GPTQ"),
+    ]
 
 
 @hookimpl
@@ -38,13 +39,9 @@ def sqft_search_methods():
 
 @hookimpl
 def sqft_engines():
-    from sqft_plugins.evaluate.transformers_engine import TransformersEngine
-
-    return [TransformersEngine()]
+    return [late("transformers", "sqft_plugins.evaluate.transformers_engine:TransformersEngine")]
 
 
 @hookimpl
 def sqft_tasks():
-    from sqft_plugins.demo.task import WordProblems
-
-    return [WordProblems()]
+    return [late("word-problems", "sqft_plugins.demo.task:WordProblems")]

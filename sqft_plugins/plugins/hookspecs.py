@@ -85,9 +85,11 @@ def sqft_gguf_architectures() -> Iterable[Any]:
 
 @hookspec
 def sqft_commands(group: click.Group) -> None:
-    """Add commands to the `sqft` command line: `group.add_command(...)`."""
+    """Add commands to the `sqft` command line: `group.add_command(command)`, or `add_command(command, section="run")`
+    for a section of `sqft --help` ("make", "look", "run"; "more" where none is given)."""
 
 
 @hookspec
-def sqft_checks() -> Iterable[Check]:
-    """Rows for `sqft doctor`: what this plug-in needs and whether it is there."""
+def sqft_checks(deep: bool) -> Iterable[Check]:
+    """Rows for `sqft doctor`: what this plug-in needs and whether it is there. An implementation may leave out `deep`;
+    with it, it may import heavy packages to see whether they work."""

@@ -14,9 +14,10 @@ import pluggy
 
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.plugins import hookspecs
+from sqft_plugins.plugins.loading import load
+from sqft_plugins.variables import PLUGINS
 
 GROUP = "sqft"
-SWITCH = "SQFT_PLUGINS"
 BUILT_IN = "sqft_plugins.plugins.builtin"
 
 
@@ -52,32 +53,33 @@ class Host:
 
 
 def build_manager(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Host:
-    """A new host with the built-in methods and the given entry points (None: those installed). `SQFT_PLUGINS=none`
-    in the environment loads no entry point, `SQFT_PLUGINS=a,b` only those named; one that is not there counts as
-    broken."""
-    manager = pluggy.PluginManager("sqft")
-    manager.add_hookspecs(hookspecs)
-    host = Host(manager)
-    manager.register(importlib.import_module(BUILT_IN), name="sqft_plugins")
+    """A new host with the core's methods and the given entry points (None: those installed).
+
+    `SQFT_PLUGINS=none` in the environment loads no entry point, `SQFT_PLUGINS=a,b` only those named; a name that is not
+    installed counts as a broken plug-in.
+    """
+    host = Host(pluggy.PluginManager("sqft"))
+    host.manager.add_hookspecs(hookspecs)
+    host.manager.register(importlib.import_module(BUILT_IN), name="sqft_plugins")
     if entry_points is None:
         entry_points = importlib.metadata.entry_points(group=GROUP)
-    wanted = os.environ.get(SWITCH)
-    names = None if wanted is None else {name.strip() for name in wanted.split(",")}
-    entry_points = sorted(entry_points, key=lambda point: point.name)
-    installed = {point.name for point in entry_points}
-    for name in sorted((names or set()) - installed - {"none", ""}):
-        host.broken[name] = f"{SWITCH} names it, but it is not installed: {nearest(name, installed)}"
-    for point in entry_points:
-        if (names is not None and point.name not in names) or manager.has_plugin(point.name):
-            continue
-        try:
-            manager.register(point.load(), name=point.name)
-            manager.check_pending()
-        except Exception as error:  # a stranger's plug-in may fail in any way: report it, keep the rest
-            if manager.has_plugin(point.name):
-                manager.unregister(name=point.name)
-            last = traceback.format_exception_only(error)[-1].strip()
-            host.broken[point.name] = last
+
+    # which of them
+    switch = os.environ.get(PLUGINS)
+    points = {point.name: point for point in sorted(entry_points, key=lambda point: point.name)}
+    wanted = set(points) if switch is None else {name.strip() for name in switch.split(",")} - {"none", ""}
+    for name in sorted(wanted - set(points)):
+        host.broken[name] = f"{PLUGINS} names it, but it is not installed: {nearest(name, points)}"
+
+    for name, point in points.items():
+        if name in wanted and not host.manager.has_plugin(name):
+            try:
+                host.manager.register(load(point), name=name)
+                host.manager.check_pending()
+            except Exception as error:  # a stranger's plug-in may fail in any way: report it, keep the rest
+                if host.manager.has_plugin(name):
+                    host.manager.unregister(name=name)
+                host.broken[name] = traceback.format_exception_only(error)[-1].strip()
     return host
 
 

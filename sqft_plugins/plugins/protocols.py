@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from sqft_plugins.checkpoint.stamp import GridStamp

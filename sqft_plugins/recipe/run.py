@@ -13,7 +13,6 @@ from sqft_plugins.checkpoint import write_file
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.errors import SQFTError, nearest
-from sqft_plugins.evaluate.lm_data import VARIABLE
 from sqft_plugins.identity import IGNORED, content_hash, file_hash, files_of, hash_of_files
 from sqft_plugins.recipe.artefact import Artefact, from_path
 from sqft_plugins.recipe.inputs import check_inputs, check_model
@@ -22,6 +21,7 @@ from sqft_plugins.recipe.read import BASE, GEMMA, Recipe
 from sqft_plugins.recipe.text import write_yaml
 from sqft_plugins.recipe.wire import Step, wire
 from sqft_plugins.stages import Stages
+from sqft_plugins.variables import DATA_DIR
 
 REFERENCES = ("model", "adapter", "grid", "rank")
 """Fields of a section that `Step.uses`, `targets` and `rank` stand for."""
@@ -115,8 +115,8 @@ def inputs_of(step: Step) -> dict[str, Any]:
         for key, value in values.items()
         if marks.get(key) != "place"
     }
-    if section.verb == "eval" and section.data_dir is None and os.environ.get(VARIABLE):
-        found["data_dir"] = os.environ[VARIABLE]
+    if section.verb == "eval" and section.data_dir is None and os.environ.get(DATA_DIR):
+        found["data_dir"] = os.environ[DATA_DIR]
     uses = {role: artefact.name if artefact.step else _identity(artefact.path) for role, artefact in step.uses.items()}
     targets = [artefact.name if artefact.step else _identity(artefact.path) for artefact, _ in step.targets]
     ranks = [rank and (rank.search.name if rank.search else rank.rank) for rank in (step.rank, *_ranks(step))]

@@ -8,11 +8,13 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
+from packaging.specifiers import SpecifierSet
 
 from sqft_plugins.cli import doctor
-from sqft_plugins.plugins import hookimpl, manager
+from sqft_plugins.plugins import hookimpl
 from sqft_plugins.plugins.manager import build_manager
 from sqft_plugins.plugins.protocols import Check
+from sqft_plugins.variables import PLUGINS
 from vllm_ext import checks, version
 
 
@@ -79,16 +81,28 @@ def test_a_check_that_fails_is_a_row_and_the_others_stay(host):
     assert rows["milk"]["status"] == "ok"
 
 
-def test_broken_plugins_are_wrong_but_an_extra_is_only_missing(host):
+def test_broken_plugins_are_wrong(host):
     host.broken["stranger"] = "ImportError: cannot import name 'x'"
     code, rows = run()
     assert code == 1
     assert rows["stranger"]["status"] == "wrong"
     assert "cannot import name" in rows["stranger"]["found"]
-    host.broken = {"peft_ext": "ModuleNotFoundError: No module named 'peft'"}
+
+
+@pytest.mark.parametrize(("package", "extra"), [("peft", "peft"), ("gguf", "gguf"), ("llama-cpp-python", "gguf")])
+def test_an_extra_that_is_not_installed_is_only_missing(monkeypatch, package, extra):
+    real = doctor.importlib.metadata.version
+
+    def version_of(name: str) -> str:
+        if name == package:
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version_of)
     code, rows = run()
     assert code == 0
-    assert rows["peft_ext"]["remedy"] == "pip install 'sqft-plugins[peft]'"
+    assert rows[package]["status"] == "missing"
+    assert f"pip install 'sqft-plugins[{extra}]'" in rows[package]["remedy"]
 
 
 def test_a_version_outside_the_range_is_wrong(host, monkeypatch):
@@ -102,7 +116,18 @@ def test_a_version_outside_the_range_is_wrong(host, monkeypatch):
     assert rows["transformers"]["remedy"].startswith("pip install 'transformers")
 
 
-def test_a_core_package_that_fails_at_import_is_wrong(host, monkeypatch):
+def test_a_core_package_that_is_there_but_broken_is_found_by_deep(host, monkeypatch, tmp_path):
+    (tmp_path / "compressed_tensors.py").write_text("raise RuntimeError('half of it is missing')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run()[1]["compressed-tensors"]["status"] == "ok"
+    code, rows = run("--deep")
+    assert code == 1
+    assert "cannot be imported: RuntimeError: half of it is missing" in rows["compressed-tensors"]["found"]
+    assert rows["torch"]["status"] == rows["INT4 kernel"]["status"] == "ok"
+
+
+def test_a_core_package_without_its_files_is_wrong(host, monkeypatch):
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     code, rows = run()
     assert code == 1
@@ -131,13 +156,31 @@ def test_a_torchvision_of_another_torch_is_wrong(monkeypatch, tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (check,) = checks.torchvision_check()
+    (check,) = checks.torchvision_check(deep=True)
     assert check.status == "wrong"
     assert "torchvision::nms" in check.found
     assert check.remedy.startswith("pip uninstall")
 
 
+@pytest.mark.parametrize(
+    ("torchvision", "torch", "found"),
+    [
+        ("0.28.0+cpu", "2.13.0+cpu", None),
+        ("0.28.0", "2.13.0", None),
+        ("0.28.0", "2.13.0+cpu", "not built as torch 2.13.0+cpu is"),
+        ("0.28.0+cpu", "2.12.0+cpu", "built for torch==2.13.0, this is 2.12.0+cpu"),
+    ],
+)
+def test_a_torchvision_of_another_torch_is_known_by_its_metadata(monkeypatch, torchvision, torch, found):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(version, "version_of", {"torchvision": torchvision, "torch": torch}.get)
+    monkeypatch.setattr(checks, "asked_range", lambda package, by: SpecifierSet("==2.13.0"))
+    (check,) = checks.torchvision_check()
+    assert check.status == ("wrong" if found else "ok")
+    assert (found or torchvision) in check.found
+
+
 def test_the_switch_is_shown(host, monkeypatch):
-    monkeypatch.setenv(manager.SWITCH, "none")
+    monkeypatch.setenv(PLUGINS, "none")
     _, rows = run()
     assert "none" in rows["SQFT_PLUGINS"]["found"]

@@ -20,7 +20,8 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, MismatchError, OutputExistsError, SQFTError
 from vllm_ext.planes.build import export_planes
 from vllm_ext.planes.format import KEY, PlaneFile, adapter_identity, base_identity, plane_key
-from vllm_ext.planes.store import VARIABLE, find_plane, store_folder
+from vllm_ext.planes.store import find_plane, store_folder
+from vllm_ext.variables import PLANE_DIR
 
 pytest.importorskip("peft")
 
@@ -42,7 +43,7 @@ def float_adapter(int4, tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "store"))
+    monkeypatch.setenv(PLANE_DIR, str(tmp_path / "store"))
     return tmp_path / "store"
 
 

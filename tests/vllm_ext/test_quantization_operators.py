@@ -7,8 +7,9 @@ import torch
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import round_to_nearest
+from vllm_ext import variables
 from vllm_ext.checks import has_int4_kernel
-from vllm_ext.quantization.operators import FORCE, NAMES, Problem, check_pruned, choose, forced_name
+from vllm_ext.quantization.operators import Problem, check_pruned, choose
 from vllm_ext.quantization.sparse_operator import SparseOperator
 from vllm_ext.quantization.torch_operator import TorchOperator
 
@@ -112,7 +113,7 @@ def problem(**changes) -> Problem:
     ],
 )
 def test_the_fastest_that_fits_is_chosen_and_the_reason_said(changes, name, reason, monkeypatch):
-    monkeypatch.delenv(FORCE, raising=False)
+    monkeypatch.delenv(variables.OPERATOR, raising=False)
     choice = choose(problem(**changes))
     assert choice.operator.name == name
     assert reason in choice.reason
@@ -123,7 +124,7 @@ def test_the_fastest_that_fits_is_chosen_and_the_reason_said(changes, name, reas
 def test_a_dense_layer_takes_vllms_kernel_where_the_processor_has_it_and_ours_elsewhere(dtype, monkeypatch):
     from vllm_ext.quantization import vllm_operator
 
-    monkeypatch.delenv(FORCE, raising=False)
+    monkeypatch.delenv(variables.OPERATOR, raising=False)
     dense = problem(density=0.8, dtype=dtype)
     assert has_int4_kernel() == (vllm_operator.why_no_cpu_kernel() is None)  # doctor's answer is vLLM's
     here = choose(dense)
@@ -134,7 +135,7 @@ def test_a_dense_layer_takes_vllms_kernel_where_the_processor_has_it_and_ours_el
     elsewhere = choose(dense)
     assert elsewhere.operator.name == "sparse"
     assert "vLLM has no INT4 kernel for this processor" in elsewhere.reason
-    monkeypatch.setenv(FORCE, "vllm")
+    monkeypatch.setenv(variables.OPERATOR, "vllm")
     with pytest.raises(SQFTError, match=r"SQFT_VLLM_OPERATOR=vllm: vLLM has no INT4 kernel .*: unset it"):
         choose(dense)
 
@@ -143,17 +144,17 @@ def test_a_dense_layer_takes_vllms_kernel_where_the_processor_has_it_and_ours_el
 def test_the_variable_forces_an_operator_or_says_why_it_cannot(monkeypatch):
     from vllm_ext.quantization.vllm_operator import why_no_cpu_kernel
 
-    for name in NAMES:
+    for name in variables.OPERATORS:
         if name == "vllm" and why_no_cpu_kernel() is not None:
             continue  # the test above
-        monkeypatch.setenv(FORCE, name)
+        monkeypatch.setenv(variables.OPERATOR, name)
         assert choose(problem()).operator.name == name
-    monkeypatch.setenv(FORCE, "sparse")
+    monkeypatch.setenv(variables.OPERATOR, "sparse")
     with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparse: a float32 layer of which more than 75% is kept"):
         choose(problem(density=1.0, dtype=torch.float32))
 
 
 def test_an_unknown_operator_is_named(monkeypatch):
-    monkeypatch.setenv(FORCE, "sparce")
+    monkeypatch.setenv(variables.OPERATOR, "sparce")
     with pytest.raises(SQFTError, match="SQFT_VLLM_OPERATOR=sparce is no operator: did you mean 'sparse'"):
-        forced_name()
+        variables.forced_operator()

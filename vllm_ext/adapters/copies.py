@@ -28,9 +28,8 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
 from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Records, Signature, open_adapter, signature
 from vllm_ext.private import make_private
+from vllm_ext.variables import ADAPTER_COPIES
 
-VARIABLE = "SQFT_ADAPTER_COPIES"
-"""Where the copies go. Default: the system's temporary folder. Workers on other machines must see it too."""
 LINGER_SECONDS = 10.0
 """A copy that nobody needs any more stays this long: the engine may still be told that its last request has ended."""
 QUIET_SECONDS = 1.0
@@ -72,13 +71,13 @@ class AdapterCopies:
     def root(self) -> Path:
         """Made when it is first needed: only the API server needs it. Removed when this process ends. Raises SQFTError
         where it cannot be made."""
-        place = os.environ.get(VARIABLE) or None
+        place = os.environ.get(ADAPTER_COPIES) or None
         try:
             root = make_private("sqft-adapters-", place)
         except OSError as error:
             raise SQFTError(
-                f"adapters cannot be copied to {place or tempfile.gettempdir()} ({error.strerror}): let {VARIABLE} "
-                "name a folder that can be written to"
+                f"adapters cannot be copied to {place or tempfile.gettempdir()} ({error.strerror}): let "
+                f"{ADAPTER_COPIES} name a folder that can be written to"
             ) from error
         threading.Thread(target=self._tidy, name="sqft-copies", daemon=True).start()
         return root

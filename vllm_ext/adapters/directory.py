@@ -21,8 +21,7 @@ from vllm_ext.adapters.folder import (
     signature,
 )
 from vllm_ext.adapters.names import AdapterNameError, parse_name, shown, why_not_served
-
-VARIABLE = "SQFT_ADAPTERS_DIR"
+from vllm_ext.variables import ADAPTERS_DIR
 
 
 class UnknownAdapterError(SQFTError):
@@ -41,7 +40,7 @@ class AdapterDirectory:
         self.given = Path(root)
         self.root = self.given.resolve()
         if not self.root.is_dir():
-            raise SQFTError(f"adapters directory {root} is not a folder: make it, or set {VARIABLE} to one that is")
+            raise SQFTError(f"adapters directory {root} is not a folder: make it, or set {ADAPTERS_DIR} to one that is")
         if any((self.root / file).exists() for file in (CONFIG, WEIGHTS)):
             raise SQFTError(
                 f"adapters directory {root} is an adapter itself: give the folder it lies in, {self.root.parent}"
@@ -165,5 +164,5 @@ class AdapterDirectory:
 
 def directory_from_environment() -> AdapterDirectory | None:
     """The directory that `SQFT_ADAPTERS_DIR` names, None where it is not set. Raises SQFTError where it is none."""
-    root = os.environ.get(VARIABLE)
+    root = os.environ.get(ADAPTERS_DIR)
     return AdapterDirectory(root) if root else None

@@ -23,9 +23,7 @@ from vllm.platforms import current_platform
 from vllm_ext.adapters.groups import Batch, Group, group_tokens
 from vllm_ext.adapters.logits import patch_prompt_logits, restore_prompt_logits
 from vllm_ext.patching import replace_method, restore_method
-
-SWITCH = "SQFT_LORA_CPU"
-"""0 leaves vLLM's own path in place."""
+from vllm_ext.variables import LORA_CPU
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def add_low_rank(y: Tensor, x: Tensor, batch: Batch, slots: Sequence[Slot | None
 
 def patch_lora_cpu() -> bool:
     """Replaces the computing methods of PunicaWrapperCPU, all of them or none. Idempotent."""
-    if os.environ.get(SWITCH) == "0" or not current_platform.is_cpu():
+    if os.environ.get(LORA_CPU) == "0" or not current_platform.is_cpu():
         return False
     lost = "LoRA on the CPU stays slow, and wrong for requests without an adapter beside others with one"
     done: list[tuple[type, str]] = []

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from sqft_plugins.errors import SQFTError
+from vllm_ext.variables import PLANE_CACHE_BYTES
 
 
 class Sized(Protocol):
@@ -56,7 +57,7 @@ class ByteBudget(Generic[T]):
         if size > self.budget:
             raise SQFTError(
                 f"{name} needs {size / 2**20:.1f} MiB or more, the budget for value planes is "
-                f"{self.budget / 2**20:.1f} MiB: raise --plane-cache-bytes (SQFT_PLANE_CACHE_BYTES)"
+                f"{self.budget / 2**20:.1f} MiB: raise --plane-cache-bytes ({PLANE_CACHE_BYTES})"
             )
         for key in self:
             if self.nbytes + size <= self.budget:

@@ -22,24 +22,23 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.planes.build import FOLDER
 from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
 from vllm_ext.private import make_private
+from vllm_ext.variables import PLANE_DIR
 
-VARIABLE = "SQFT_PLANE_DIR"
-"""The private folder. Default: a temporary one for each server. Workers on other machines must see it too."""
 BUILD_SECONDS = 3600
 
 
 def store_folder() -> Path:
     """The private folder, made at the first call; processes that this one starts get the same."""
-    given = os.environ.get(VARIABLE)
+    given = os.environ.get(PLANE_DIR)
     if given:
         folder = Path(given)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SQFTError(f"{VARIABLE}={given} cannot be made ({error.strerror}): name another folder") from error
+            raise SQFTError(f"{PLANE_DIR}={given} cannot be made ({error.strerror}): name another folder") from error
         return folder
     folder = make_private("sqft-planes-")
-    os.environ[VARIABLE] = str(folder)
+    os.environ[PLANE_DIR] = str(folder)
     return folder
 
 
@@ -125,7 +124,7 @@ def _copy(source: Path, file: Path) -> None:
             raise CheckpointError(f"{source} changed while it was read: ask again when it is written")
         partial.rename(file)
     except OSError as error:
-        raise SQFTError(f"{source} cannot be copied to {file.parent} ({error}): see {VARIABLE}") from error
+        raise SQFTError(f"{source} cannot be copied to {file.parent} ({error}): see {PLANE_DIR}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -136,7 +135,7 @@ def _locked(file: Path) -> Iterator[None]:
     try:
         lock = os.open(file.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT)
     except OSError as error:
-        raise SQFTError(f"planes cannot be written to {file.parent} ({error.strerror}): see {VARIABLE}") from error
+        raise SQFTError(f"planes cannot be written to {file.parent} ({error.strerror}): see {PLANE_DIR}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

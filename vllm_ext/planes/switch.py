@@ -19,8 +19,8 @@ from sqft_plugins.errors import SQFTError
 from vllm_ext.planes.cache import ByteBudget
 from vllm_ext.planes.loaded import LoadedPlane
 from vllm_ext.serve import metrics
+from vllm_ext.variables import PLANE_CACHE_BYTES
 
-VARIABLE = "SQFT_PLANE_CACHE_BYTES"
 DEFAULT_BYTES = 1 << 30
 logger = logging.getLogger("vllm.sqft")
 
@@ -93,7 +93,7 @@ class PlaneSwitch:
             logger.warning(
                 "sqft: the planes of one batch need %.1f MiB, above the budget of %.1f MiB: a running batch keeps its "
                 "planes; raise %s or lower --max-loras",
-                self.cache.nbytes / 2**20, self.cache.budget / 2**20, VARIABLE,
+                self.cache.nbytes / 2**20, self.cache.budget / 2**20, PLANE_CACHE_BYTES,
             )  # fmt: skip
 
     def groups(self, layer: nn.Module, tokens: int) -> Sequence[tuple[Tensor | None, Any]] | None:
@@ -158,9 +158,9 @@ def group(
 
 def budget_from_environment() -> int:
     """Raises SQFTError for a value that is no number of bytes."""
-    text = os.environ.get(VARIABLE)
+    text = os.environ.get(PLANE_CACHE_BYTES)
     if not text:
         return DEFAULT_BYTES
     if not text.isdigit():
-        raise SQFTError(f"{VARIABLE}={text} is no number of bytes: write such as {DEFAULT_BYTES}")
+        raise SQFTError(f"{PLANE_CACHE_BYTES}={text} is no number of bytes: write such as {DEFAULT_BYTES}")
     return int(text)

@@ -26,8 +26,8 @@ from sqft_plugins.identity import State
 from vllm_ext.quantization.claim import claims
 from vllm_ext.quantization.linear import SQFTLinearMethod
 from vllm_ext.quantization.loading import check_compact
-from vllm_ext.quantization.operators import forced_name
 from vllm_ext.quantization.sources import check_folder, weights_state
+from vllm_ext.variables import forced_operator
 
 logger = init_logger("vllm.sqft")
 
@@ -67,7 +67,7 @@ class SQFTConfig(CompressedTensorsConfig):
         here, in one line. Raises SQFTError."""
         from sqft_plugins.checkpoint.hub import local_folder
 
-        forced_name()
+        forced_operator()
         if revision is not None and not Path(model_name).is_dir():
             raise SQFTError(f"revision={revision} of {model_name}: download it, and give vLLM the folder")
         self.folder = local_folder(model_name)

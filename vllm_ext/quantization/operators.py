@@ -12,19 +12,18 @@ with other codes at kept places: mask, scales and zero points are shared, only t
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sqft_plugins.errors import MismatchError, SQFTError, nearest
+from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight, steps
 from sqft_plugins.mask import lost_zeros
+from vllm_ext.variables import OPERATOR, OPERATORS, forced_operator
 
 MAX_DENSITY = 0.75
 """Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
-FORCE = "SQFT_VLLM_OPERATOR"
 
 
 class Plane(Protocol):
@@ -114,14 +113,14 @@ def choose(problem: Problem) -> Choice:
     Raises SQFTError where the named one is unknown or cannot.
     """
     known = operators()
-    forced = forced_name()
+    forced = forced_operator()
     if forced is not None:
         why_not = known[forced].why_not(problem)
         if why_not is not None:
-            raise SQFTError(f"{FORCE}={forced}: {why_not}: unset it")
-        return Choice(known[forced], f"{FORCE}={forced}")
+            raise SQFTError(f"{OPERATOR}={forced}: {why_not}: unset it")
+        return Choice(known[forced], f"{OPERATOR}={forced}")
     reasons: list[str] = []
-    order = list(NAMES)
+    order = list(OPERATORS)
     if problem.density > MAX_DENSITY:
         order = ["vllm", "sparse", "torch"]
         reasons.append(f"more than {MAX_DENSITY:.0%} of the layer is kept")
@@ -132,18 +131,6 @@ def choose(problem: Problem) -> Choice:
             return Choice(operator, "; ".join(reasons) or "the fastest that fits")
         reasons.append(f"not {operator.name}: {why_not}")
     raise AssertionError("the torch operator takes every shard")
-
-
-def forced_name() -> str | None:
-    """The value of SQFT_VLLM_OPERATOR, None where it is unset. Raises SQFTError for an unknown one."""
-    forced = os.environ.get(FORCE) or None
-    if forced is not None and forced not in NAMES:
-        raise SQFTError(f"{FORCE}={forced} is no operator: {nearest(forced, NAMES)}")
-    return forced
-
-
-NAMES = ("sparse", "vllm", "torch")
-"""The fastest first, where zeros pay."""
 
 
 def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:

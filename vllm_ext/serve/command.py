@@ -8,17 +8,15 @@ from pathlib import Path
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import DependencyError, SQFTError
-from vllm_ext.adapters.directory import VARIABLE as ADAPTERS
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import CONFIG
 from vllm_ext.adapters.kinds import NO_PIPELINE, full_rank
 from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.options import given, option_of, words_of
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
+from vllm_ext.variables import ADAPTERS_DIR, PLANE_CACHE_BYTES, PLANE_DIR
 from vllm_ext.version import INSTALL, installed, why_unsupported
 
-PLANE_CACHE = "SQFT_PLANE_CACHE_BYTES"
-PLANE_DIR = "SQFT_PLANE_DIR"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 DEFAULT_RANK = 32
@@ -74,12 +72,12 @@ def build(
         if present.get(UNCHECKED, "").strip().lower() in ("1", "true"):
             raise SQFTError(f"{UNCHECKED}={present[UNCHECKED]}: vLLM would answer for adapters with the base: unset it")
         rank = max_rank(adapters)
-        own |= {ADAPTERS: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        own |= {ADAPTERS_DIR: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]
         notes += [f"adapter {reason}" for reason in not_served(adapters)]
         notes.append(f"adapters up to rank {rank}, {slots} of them in one batch: --max-lora-rank and --max-loras")
     if plane_bytes is not None:
-        own[PLANE_CACHE] = str(plane_bytes)
+        own[PLANE_CACHE_BYTES] = str(plane_bytes)
     if plane_dir is not None:
         own[PLANE_DIR] = str(plane_dir.resolve())
     return Server([*command, *passed], own, host, port, name, notes)

@@ -31,8 +31,9 @@ from vllm_ext.serve.supervise import (
     started,
     wait_healthy,
 )
+from vllm_ext.variables import ADAPTER_COPIES, PLANE_DIR
 
-PRIVATE = ("PROMETHEUS_MULTIPROC_DIR", "SQFT_ADAPTER_COPIES", "SQFT_PLANE_DIR")
+PRIVATE = ("PROMETHEUS_MULTIPROC_DIR", ADAPTER_COPIES, PLANE_DIR)
 """Variables of folders that go with the server: counters (vLLM wants that folder empty), adapters, planes."""
 SOCKETS = "VLLM_RPC_BASE_PATH"
 """vLLM's own: where the sockets between its processes lie, which a killed server leaves behind."""

@@ -1,0 +1,10 @@
+"""The environment variables of the core."""
+
+PLUGINS = "SQFT_PLUGINS"
+"""The plug-ins that are loaded, by name, or "none". Unset: all that are installed."""
+KERNEL = "SQFT_KERNEL"
+"""The back end of the sparse INT4 operators on the CPU. Unset: the fastest that runs here."""
+EVAL_CACHE = "SQFT_EVAL_CACHE"
+"""The folder in which `sqft eval` remembers answers."""
+DATA_DIR = "SQFT_DATA_DIR"
+"""The folder of the tasks' data, in place of the hub."""
