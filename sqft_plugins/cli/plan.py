@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import assignment, emit, examples, exclude_option, json_option, table
+from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.plan.settings import PlanSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -19,23 +21,9 @@ from sqft_plugins.cli.common import assignment, emit, examples, exclude_option, 
     )
 )
 @click.argument("model", type=click.Path())
-@click.option("--sparsity", default="0.5", show_default=True, help="As for `sqft prune`: a fraction, or N:M.")
-@click.option("--sparsity-of", multiple=True, metavar="PATTERN=SPARSITY", help="As for `sqft prune`. Repeatable.")
-@exclude_option
-@click.option("--method", default="wanda", show_default=True, help="Of `sqft prune`.")
-@click.option("--quantize-method", default="round-to-nearest", show_default=True, help="Of `sqft quantize`.")
-@click.option("--group-size", default=32, show_default=True, help="Of `sqft quantize`.")
-@click.option("--asymmetric", is_flag=True, help="Of `sqft quantize`.")
-@click.option("--sequences", default=32, show_default=True, help="Calibration sequences.")
-@click.option("--length", default=128, show_default=True, help="Tokens of each.")
-@click.option("--rank", default=32, show_default=True, help="Of `sqft train`.")
-@click.option("--rank-choices", metavar="R,R,…", help="Of `sqft train`.")
-@click.option("--target-modules", metavar="NAME,…", help="Of `sqft train`, or all-linear.")
-@click.option("--steps", default=100, show_default=True, help="Of `sqft train`.")
-@click.option("--batch-size", default=16, show_default=True, help="Of `sqft train`.")
-@click.option("--example-tokens", default=64, show_default=True, help="Tokens of one training example, for the times.")
+@options(settings=PlanSettings)
 @json_option
-def command(model, sparsity_of, rank_choices, target_modules, asymmetric, as_json, **options) -> None:
+def command(model: str, settings: PlanSettings, as_json: bool) -> None:
     """Say what compressing and tuning MODEL will take.
 
     MODEL is a float model folder; only its headers are read, and about a second is spent on measuring this machine.
@@ -43,15 +31,8 @@ def command(model, sparsity_of, rank_choices, target_modules, asymmetric, as_jso
     Sizes on disk are exact; peak memory and time are estimates. What a step would refuse is refused here. Exit code 1
     where memory or disk are too small.
     """
-    from sqft_plugins.plan import PlanSettings, plan_folder
+    from sqft_plugins.plan import plan_folder
 
-    settings = PlanSettings(
-        overrides=dict(assignment(text, "--sparsity-of") for text in sparsity_of),
-        rank_choices=rank_choices.split(",") if rank_choices else None,
-        target_modules=target_modules.split(",") if target_modules else None,
-        symmetric=not asymmetric,
-        **options,
-    )
     report = plan_folder(model, settings)
     emit(as_json, report, lambda: _show(report))
     if not report["fits"]:

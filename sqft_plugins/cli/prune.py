@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sqft_plugins.cli.common import (
-    assignment,
-    calibration_options,
-    emit,
-    examples,
-    exclude_option,
-    json_option,
-    out_option,
-    overwrite_option,
-)
+from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.compress.settings import PruneSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -26,24 +19,11 @@ from sqft_plugins.cli.common import (
     )
 )
 @click.argument("model")
-@click.option("--sparsity", required=True, help="The fraction of weights to prune, such as 0.5; or N:M, N of M kept.")
-@click.option(
-    "--sparsity-of",
-    multiple=True,
-    metavar="PATTERN=SPARSITY",
-    help="Another sparsity for some layers, patterns as for --exclude; the last that matches counts. Repeatable.",
-)
-@exclude_option
-@click.option(
-    "--method", default="wanda", show_default=True, help="Or sparsegpt, magnitude; `sqft plugins` lists more."
-)
-@calibration_options
+@options(settings=PruneSettings)
 @out_option
 @overwrite_option
 @json_option
-def command(
-    model, sparsity, sparsity_of, exclude, method, calibration, sequences, length, out, overwrite, as_json
-) -> None:
+def command(model: str, settings: PruneSettings, out: str, overwrite: bool, as_json: bool) -> None:
     """Make MODEL sparse.
 
     MODEL is a folder, or a name on the hub; the linear layers of its blocks are pruned, lm_head and embeddings never.
@@ -53,10 +33,7 @@ def command(
     """
     from sqft_plugins.compress.prune import prune_folder
 
-    overrides = dict(assignment(text, "--sparsity-of") for text in sparsity_of)
-    report = prune_folder(
-        model, out, method, sparsity, calibration, sequences, length, overwrite, exclude=exclude, overrides=overrides
-    )
+    report = prune_folder(model, out, overwrite=overwrite, **settings.keywords())
     emit(as_json, report, lambda: _show(report))
 
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sqft_plugins.cli.common import (
-    calibration_options,
-    emit,
-    examples,
-    exclude_option,
-    json_option,
-    out_option,
-    overwrite_option,
-)
+from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.compress.settings import QuantizeSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -24,19 +18,11 @@ from sqft_plugins.cli.common import (
     )
 )
 @click.argument("model")
-@click.option("--group-size", default=32, show_default=True, help="Weights that share a scale: 32, 64, 128; -1: a row.")
-@click.option(
-    "--asymmetric", is_flag=True, help="A zero point for each group; its GGUF is Q5_0 where Q4_0 has no room."
-)
-@click.option("--method", default="round-to-nearest", show_default=True, help="Or gptq; plug-ins add more.")
-@exclude_option
-@calibration_options
+@options(settings=QuantizeSettings)
 @out_option
 @overwrite_option
 @json_option
-def command(
-    model, group_size, asymmetric, method, exclude, calibration, sequences, length, out, overwrite, as_json
-) -> None:
+def command(model: str, settings: QuantizeSettings, out: str, overwrite: bool, as_json: bool) -> None:
     """Put MODEL on the INT4 grid.
 
     MODEL is a float model, sparse or dense; the linear layers of its blocks become INT4, pruned weights stay zero.
@@ -46,9 +32,7 @@ def command(
     """
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(
-        model, out, method, group_size, not asymmetric, overwrite, calibration, sequences, length, exclude=exclude
-    )
+    report = quantize_folder(model, out, overwrite=overwrite, **settings.keywords())
     emit(as_json, report, lambda: _show(report))
 
 

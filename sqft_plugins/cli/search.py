@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
+from sqft_plugins.search.settings import SearchInputs, SearchSettings
+from sqft_plugins.settings.click_options import options
 
 
 @click.command(
@@ -20,25 +22,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
 )
 @click.argument("model", type=click.Path())
 @click.argument("adapter", type=click.Path())
-@click.option("--data", type=click.Path(), metavar="FILE", help="JSONL of prompt and completion, not trained on.")
-@click.option("--task", help="A task in place of --data; `sqft plugins` lists them.")
-@click.option(
-    "--method", default="hill-climbing", show_default=True, help="hill-climbing, tpe, nsga2, fixed; plug-ins add more."
-)
-@click.option(
-    "--objective",
-    default="nll",
-    show_default=True,
-    help="nll: negative log-likelihood of the gold answers, smooth and cheap. accuracy: greedy answers that are right.",
-)
-@click.option("--against", help="Second objective: parameters, or latency (dense adapters only).")
-@click.option("--evaluations", type=int, help="Budget of the whole study. [default: 60, without --minutes]")
-@click.option("--minutes", type=float, help="Budget of this call's search.")
-@click.option("--subset", type=int, help="Questions that the search sees. [default: 64, at most half]")
-@click.option("--fresh", default=256, show_default=True, help="At most so many others for re-check and final score.")
-@click.option("--finalists", default=3, show_default=True, help="Re-checked beside the heuristic.")
-@click.option("--share-rank", help="layer or module. [default: as the adapter was trained]")
-@click.option("--start", "starts", multiple=True, type=click.Path(), help="A configuration to begin with. Repeatable.")
+@options(inputs=SearchInputs, settings=SearchSettings)
 @click.option(
     "--study",
     metavar="FILE|URL",
@@ -46,42 +30,45 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
     "[default: OUT.journal]",
 )
 @click.option("--worker", is_flag=True, help="Only evaluate for --study, beside the process that has --out.")
-@click.option("--save", metavar="NAME", help="Also save the chosen ranks in ADAPTER as configurations/NAME.json.")
 @click.option("--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER.")
-@click.option("--batch-size", default=16, show_default=True)
-@click.option("--dtype", default="fast", show_default=True, help="fast (for here), auto (as stored), float32, …")
-@click.option("--accelerate", is_flag=True, help="Run MODEL's INT4 layers packed, in less memory; for dense adapters.")
-@click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
 @overwrite_option
 @json_option
-def command(model, adapter, data, task, starts, study, worker, save, grid, out, overwrite, as_json, **options) -> None:
+def command(
+    model: str,
+    adapter: str,
+    inputs: SearchInputs,
+    settings: SearchSettings,
+    study: str | None,
+    worker: bool,
+    grid: str | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Search the best rank of every layer of ADAPTER over MODEL.
 
-    Finalists are scored again on questions that the search never saw; the score told is of others still, beside the
+    Finalists are scored again on questions that the search never saw; the reported score is of others still, beside the
     heuristic's on the same questions. Killed, the same command goes on; a second one with --worker shares the work.
 
     OUT has configuration.json (for --rank), trials.csv, pareto.csv, pareto.png, front/ and search.json.
     """
-    from sqft_plugins.evaluate.tasks import JsonlTask
-    from sqft_plugins.plugins import get_manager
     from sqft_plugins.search.run import search_adapter
-    from sqft_plugins.search.settings import SearchSettings
 
-    if (data is None) == (task is None):
+    if (inputs.data is None) == (inputs.task is None):
         raise click.UsageError("give the questions: either --data FILE or --task NAME")
     if worker == (out is not None):
         raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
-    settings = SearchSettings.make(options)
+
     result = search_adapter(
         model,
         adapter,
-        JsonlTask(data) if data else get_manager().get("sqft_tasks", task, "--task"),
+        inputs.questions("--task"),
         settings,
         out=out,
         study=study,
-        starts=starts,
-        save=save,
+        starts=inputs.starts,
+        save=inputs.save,
         grid=grid,
         overwrite=overwrite,
     )

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.compress.calibration import builtin_text
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.demo.report import write_report
+from sqft_plugins.demo.settings import DemoSettings
 from sqft_plugins.demo.task import WordProblems
-from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
 from sqft_plugins.evaluate.tasks import JsonlTask, limited, split_examples
@@ -31,31 +29,7 @@ from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example, read_jsonl, text_examples
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
-from sqft_plugins.tune.settings import Settings
 from sqft_plugins.tune.train import train_adapter
-
-
-class DemoSettings(Settings):
-    """model: a model folder, None for Gemma-3-270M from its PyPI package. data: a JSONL of prompt and completion (one
-    line in five is held out), None for word problems. text_tokens: of the perplexity."""
-
-    model: str | None = None
-    data: str | None = None
-    sparsity: float = Field(0.5, ge=0, le=1)
-    rank_choices: list[int] = Field(default_factory=lambda: [32, 24, 16])
-    alpha: float = Field(64, gt=0)
-    steps: int = Field(60, ge=1)
-    batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    text_fraction: float = Field(0.125, ge=0, lt=1)
-    questions: int = Field(128, ge=1)
-    text_tokens: int = Field(1536, ge=256)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _check(self) -> DemoSettings:
-        check_rank_choices(self.rank_choices, max(self.rank_choices, default=0))
-        return self
 
 
 def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -> dict[str, Any]:

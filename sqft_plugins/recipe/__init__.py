@@ -6,7 +6,9 @@ make.py calls the verbs, run.py keeps the record, dry.py only plans, schema.py t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sqft_plugins.lazy import lazy
 
 if TYPE_CHECKING:
     from sqft_plugins.recipe.dry import plan_recipe
@@ -14,12 +16,4 @@ if TYPE_CHECKING:
     from sqft_plugins.recipe.run import run_recipe
 
 __all__ = ["plan_recipe", "read_recipe", "run_recipe"]
-HOMES = {"plan_recipe": "dry", "read_recipe": "read", "run_recipe": "run"}
-
-
-def __getattr__(name: str) -> Any:  # they import all of transformers
-    if name not in HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"sqft_plugins.recipe.{HOMES[name]}"), name)
+__getattr__ = lazy(__name__, {"plan_recipe": "dry", "read_recipe": "read", "run_recipe": "run"})

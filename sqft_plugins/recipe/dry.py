@@ -88,8 +88,8 @@ class Planner:
     def _prune(self, step: Step) -> tuple[Cost | None, int | None]:
         section = step.section
         settings = PlanSettings(
-            section.sparsity, section.sparsity_of, section.exclude, section.method, sequences=section.sequences,
-            length=section.length,
+            sparsity=section.sparsity, overrides=section.sparsity_of, exclude=section.exclude, method=section.method,
+            sequences=section.sequences, length=section.length,
         )  # fmt: skip
         pruner = get_manager().get("sqft_pruners", section.method, "method")
         costs = self._costs_for(settings)

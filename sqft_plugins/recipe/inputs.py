@@ -24,6 +24,7 @@ from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.arguments import check_tensorboard, process_count
 from sqft_plugins.tune.chat import read_template
 from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
+from sqft_plugins.tune.settings import TrainSettings
 
 TEXTS = (".txt", ".md", ".json", ".jsonl")
 """Ends of names that are files and no data sets."""
@@ -71,7 +72,7 @@ def _train(step: Step) -> None:
     section = step.section
     get_manager().get("sqft_tuners", section.tuner, "tuner")
     section.examples("data")
-    check_training(section.train_settings(), bool(section.examples("eval_data")), process_count())
+    check_training(section.part(TrainSettings), bool(section.examples("eval_data")), process_count())
     if section.chat_template is not None:
         read_template(section.chat_template)
     check_tensorboard(section.tensorboard)
@@ -162,10 +163,10 @@ def _planned(section: Any) -> dict[str, Any]:
 
 def _check_examples(section: Any, base: Path) -> None:
     """Those that are too long or cannot be learned; pruning and quantizing leave the tokenizer as it is."""
-    training = section.train_settings()
+    training = section.part(TrainSettings)
     tokenizer, context = open_tokenizer(base, training)
     data, held_out = section.examples("data"), section.examples("eval_data")
-    prepare(data, section.general_text(), held_out, tokenizer, training, process_count(), context)
+    prepare(data, section.general_text(section), held_out, tokenizer, training, process_count(), context)
 
 
 def _comes_from(artefact: Artefact, base: Artefact) -> bool:

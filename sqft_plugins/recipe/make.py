@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint import write_file
-from sqft_plugins.compress.calibration import builtin_text, read_texts
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
 from sqft_plugins.evaluate.harness import choose_tasks
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
-from sqft_plugins.evaluate.tasks import JsonlTask
-from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe import export as exporting
+from sqft_plugins.recipe.above import Chosen
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.measured import adapter_numbers, file_numbers, folder_numbers
 from sqft_plugins.recipe.sections import Eval
-from sqft_plugins.recipe.wire import Chosen, Step
+from sqft_plugins.recipe.wire import Step
+from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.stages import Stages
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 from sqft_plugins.tune.train import train_adapter
 
 
@@ -38,19 +39,13 @@ class Maker:
         return {"verb": step.verb, **getattr(self, step.verb)(step)}
 
     def prune(self, step: Step) -> dict[str, Any]:
-        s = step.section
-        report = prune_folder(
-            step.uses["model"].path, self._target(step), s.method, s.sparsity, s.calibration, s.sequences, s.length,
-            overwrite=True, exclude=s.exclude, overrides=s.sparsity_of,
-        )  # fmt: skip
+        given = step.section.part(PruneSettings).keywords()
+        report = prune_folder(step.uses["model"].path, self._target(step), overwrite=True, **given)
         return {**report, "measured": folder_numbers(self._target(step))}
 
     def quantize(self, step: Step) -> dict[str, Any]:
-        s = step.section
-        report = quantize_folder(
-            step.uses["model"].path, self._target(step), s.method, s.group_size, s.symmetric, True, s.calibration,
-            s.sequences, s.length, exclude=s.exclude,
-        )  # fmt: skip
+        given = step.section.part(QuantizeSettings).keywords()
+        report = quantize_folder(step.uses["model"].path, self._target(step), overwrite=True, **given)
         return {**report, "measured": folder_numbers(self._target(step))}
 
     def train(self, step: Step) -> dict[str, Any]:
@@ -59,10 +54,10 @@ class Maker:
             step.uses["model"].path,
             self._target(step),
             s.examples("data"),
-            s.adapter_settings(None if grid is None else str(grid.path)),
-            s.train_settings(),
+            s.part(AdapterSettings).model_copy(update={"grid": None if grid is None else str(grid.path)}),
+            s.part(TrainSettings),
             tuner=s.tuner,
-            text=s.general_text(),
+            text=s.general_text(s),
             eval_examples=s.examples("eval_data"),
             overwrite=True,
             anew=True,  # a recipe that was changed
@@ -76,8 +71,8 @@ class Maker:
         return search_adapter(
             step.uses["model"].path,
             step.uses["adapter"].path,
-            JsonlTask(s.data) if s.data else get_manager().get("sqft_tasks", s.task, "task"),
-            s.settings(),
+            s.questions("task"),
+            s.part(SearchSettings),
             out=self._target(step),
             study=self.out / "stages" / f"{step.name}-{self.stages.keys[step.name][:12]}.journal",
             starts=s.starts,
@@ -136,16 +131,15 @@ def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str
     # one section is for targets of several kinds: each gets what its runtime takes
     meant = {"threads": artefact.kind == "file", "dtype": artefact.kind != "file"}
     meant["accelerate"] = artefact.kind == "model" and artefact.int4
-    options = {key: getattr(section, key) for key, fits in meant.items() if fits and getattr(section, key)}
-    prose = "\n\n".join(read_texts(section.text, "text") if section.text else builtin_text("heldout"))
+    options = {name: value for name, value in section.runtime().items() if meant[name]}
+
+    chosen, prose = choose_tasks(section.tasks, section.data), section.prose("text")
     candidate = open_candidate(model.path, adapter, _rank(rank), batch_size=section.batch_size, **options)
     try:
-        report = evaluate_model(
-            candidate, choose_tasks(section.tasks, section.data), data_dir=section.data_dir, limit=section.limit,
-            shots=section.shots, seed=section.seed, text=prose if section.perplexity else None,
-        )  # fmt: skip
+        report = evaluate_model(candidate, chosen, text=prose, **section.questions())
     finally:
         candidate.close()
+
     about: Mapping[str, Any] = {"model": str(model.path), "adapter": None if adapter is None else str(adapter)}
     return {**about, "rank": None if rank is None else rank.read(), **report}
 

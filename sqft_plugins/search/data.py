@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins.protocols import Item
+from sqft_plugins.search.settings import FRESH
 
-SUBSET, FRESH = 64, 256
+SUBSET = 64
 LEAST = 2
 """Questions of each part: fewer have no standard error."""
 

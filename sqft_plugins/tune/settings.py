@@ -1,14 +1,14 @@
-"""The settings of an adapter and of a training run; unknown or impossible ones are errors before anything is loaded."""
+"""The options of `sqft train`; unknown or impossible ones are errors before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sqft_plugins.elastic import check_rank_choices
-from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.settings import Settings, Written
 
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 """The modules that the paper adapts (arXiv 2410.03750, appendix)."""
@@ -22,42 +22,68 @@ ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output head."""
 
 
-class Settings(BaseModel):
-    """A pydantic model whose errors are one line that names the field, its value and the remedy."""
+class TrainInputs(Settings):
+    """What a run learns from, and which kind of adapter it makes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    data: Annotated[str | list[str], "file", Written(metavar="FILE")] = Field(
+        description="JSONL: on each line prompt and completion, messages (a chat), or text. Repeatable."
+    )
+    eval_data: Annotated[str | list[str], "file", Written(metavar="FILE")] = Field(
+        default_factory=list, description="Held-out examples. Repeatable."
+    )
+    text: Annotated[str | None, "name or file", Written(metavar="FILE")] = Field(
+        default=None, description="The general text of --text-fraction. Default: what Python ships."
+    )
+    tuner: str = Field(default="sqft", description="The adapter type; `sqft plugins` lists them.")
 
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> Self:
-        """Validates `values`. Raises SQFTError; an unknown key names the nearest known one."""
-        for key in values:
-            if key not in cls.model_fields:
-                raise SQFTError(f"{cls.__name__} has no key {key!r}: {nearest(key, cls.model_fields)}")
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            cause = first.get("ctx", {}).get("error")
-            if isinstance(cause, SQFTError):  # of a validator of ours: it has said what is wrong with which value
-                raise cause from error
-            name = ".".join(map(str, first["loc"])) or cls.__name__
-            raise SQFTError(f"{name}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    def examples(self, argument: Literal["data", "eval_data"], shown: str = "") -> list[Any]:
+        """The lines of one file or of several. shown: what the user wrote the file behind, such as "--data". Raises
+        SQFTError naming file and line."""
+        from sqft_plugins.tune.data import read_examples
+
+        given = getattr(self, argument)
+        files = [given] if isinstance(given, str) else given
+        return [example for file in files for example in read_examples(file, shown or argument)]
+
+    def general_text(self, training: TrainSettings) -> list[Any]:
+        """The text that is mixed into the batches, in pieces as long as an example; [] where there is none. Raises
+        SQFTError."""
+        from sqft_plugins.compress.calibration import calibration_texts
+        from sqft_plugins.tune.data import text_examples
+
+        return text_examples(calibration_texts(self.text)) if training.text_fraction else []
 
 
 class AdapterSettings(Settings):
-    """An adapter. rank_choices: the search space, its maximum is `rank`; None: a fixed rank. sparse: mask the delta.
-    quantization_aware: train through the INT4 grid of the base, or, where the base is float, of the INT4 folder `grid`
-    that was made from it."""
+    """An adapter."""
 
-    rank: int = Field(32, ge=1, le=MOST_RANK)
-    alpha: float = Field(64, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | str = Field(default_factory=lambda: list(PAPER_TARGETS))
-    rank_choices: list[int] | None = None
-    share_rank: Literal["layer", "module"] = "layer"
-    sparse: bool = True
-    quantization_aware: bool = False
-    grid: str | None = None
+    rank: int = Field(default=32, ge=1, le=MOST_RANK, description="The rank of the super-adapter.")
+    rank_choices: Annotated[list[int] | None, Written(metavar="R,R,…", commas=True)] = Field(
+        default=None,
+        description="The search space of elastic ranks. Without it the rank is fixed.",
+        examples=[[32, 24, 16]],
+    )
+    share_rank: Literal["layer", "module"] = Field(
+        default="layer", description="layer: one rank for all modules of a block; module: one for each."
+    )
+    alpha: float = Field(default=64.0, gt=0, description="The scaling is alpha / rank.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Of the adapter's inputs, while it trains; not with --quantization-aware."
+    )
+    sparse: Annotated[
+        bool, Written("--dense", help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.")
+    ] = Field(default=True, description="Mask the delta. False trains like LoRA, but a merge would fill the zeros.")
+    quantization_aware: bool = Field(
+        default=False, description="Train through the INT4 grid of MODEL, so that a merge is INT4 again."
+    )
+    grid: Annotated[str | None, "file", Written(metavar="DIR")] = Field(
+        default=None, description="With --quantization-aware over a float MODEL: its INT4 folder."
+    )
+    target_modules: Annotated[list[str] | str, Written(metavar="NAME,…", commas=True)] = Field(
+        default_factory=lambda: list(PAPER_TARGETS),
+        description="Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).",
+        examples=[["q_proj", "v_proj"], ALL_LINEAR],
+    )
 
     @field_validator("target_modules")
     @classmethod
@@ -72,40 +98,54 @@ class AdapterSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """A training run.
+    """A training run."""
 
-    steps: optimizer steps, or `epochs`: passes over the examples. batch_size: examples of a step over all processes;
-    gradient_accumulation: into how many parts it is cut, one after the other, to save memory. warmup_fraction: of the
-    steps. max_gradient_norm: 0 clips nothing. text_fraction: share of each batch that is general text, against
-    forgetting. max_length: tokens of an example; `long` says what happens to longer ones, they are never cut. packing:
-    several examples of a batch in one row. eval_every: steps between two evaluations of the held-out examples
-    (default: a tenth of them); eval_fraction: hold out this share of the examples. keep: which adapter is written, that
-    of the last step or the one with the smallest held-out loss. checkpoint_every: steps between two checkpoints.
-    chat_template: a Jinja file in place of the tokenizer's template. tensorboard: folder of its log.
-    """
-
-    steps: int = Field(100, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_gradient_norm: float = Field(1.0, ge=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    gradient_checkpointing: bool = False
-    packing: bool = False
-    text_fraction: float = Field(0.0, ge=0, lt=1)
-    max_length: int = Field(512, ge=8)
-    long: Literal["error", "drop"] = "error"
-    eval_every: int | None = Field(None, ge=1)
-    eval_fraction: float = Field(0.0, ge=0, lt=1)
-    keep: Literal["last", "best"] = "last"
-    checkpoint_every: int | None = Field(None, ge=1)
-    chat_template: str | None = None
-    tensorboard: str | None = None
-    seed: int = Field(0, ge=0, lt=2**32)
+    steps: int = Field(default=100, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(default=None, gt=0, description="Passes over the data, in place of --steps.")
+    batch_size: int = Field(default=16, ge=1, description="Examples of a step, over all processes.")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, description="Parts of a batch, one after the other: less memory."
+    )
+    learning_rate: float = Field(default=3e-4, gt=0, description="The highest, after the warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Of the learning rate, after the warm-up."
+    )
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
+    max_gradient_norm: float = Field(default=1.0, ge=0, description="Larger gradients are clipped; 0: none.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the base; auto: what is fast here."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations twice instead of keeping them."
+    )
+    packing: bool = Field(
+        default=False, description="Several examples in one row, without seeing each other: less padding."
+    )
+    text_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of general text in each batch, against forgetting."
+    )
+    max_length: int = Field(default=512, ge=8, description="Tokens of the longest example.")
+    long: Literal["error", "drop"] = Field(
+        default="error", description="What becomes of longer ones; they are never cut."
+    )
+    chat_template: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
+        default=None, description="Jinja, in place of the tokenizer's own."
+    )
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1, description="Hold out this share of --data.")
+    eval_every: Annotated[int | None, Written(metavar="N")] = Field(
+        default=None, ge=1, description="Steps between evaluations. Default: a tenth of the steps."
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="Which adapter is written: of the last step, or with the smallest held-out loss."
+    )
+    checkpoint_every: Annotated[int | None, Written(metavar="N")] = Field(
+        default=None, ge=1, description="Save every N steps; started again, a killed run goes on."
+    )
+    tensorboard: Annotated[str | None, "place", Written(metavar="DIR")] = Field(
+        default=None, description="Log for TensorBoard."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of everything that is drawn.")
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:

