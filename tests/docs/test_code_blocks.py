@@ -53,11 +53,12 @@ def test_the_blocks_of_a_page_run(page: Path, world: Path, monkeypatch: pytest.M
 
 
 def run(command: str, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sqft …`, `python -c …` or `echo … | sqft …`. Anything else must be marked as not run."""
+    """`sqft …`, `python -c …`, `head …` or `echo … | sqft …`. Anything else must be marked as not run."""
     words = shlex.split(command, comments=True)
-    if words[0] == "echo" and "|" in words:
+    if words[0] in ("echo", "printf") and "|" in words:
         pipe = words.index("|")
-        monkeypatch.setattr(sys, "stdin", io.StringIO(" ".join(words[1:pipe]) + "\n"))
+        text = " ".join(words[1:pipe]).replace("\\n", "\n")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
         words = words[pipe + 1 :]
     if ">" in words:
         words = words[: words.index(">")]
@@ -65,6 +66,8 @@ def run(command: str, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run_sqft(without_output(words[1:])) == 0, f"{block}: {command}"
     elif words[:2] == ["python", "-c"]:
         exec(words[2], {})
+    elif words[0] == "head":
+        assert Path(words[-1]).is_file(), f"{block}: {words[-1]} is not there"
     else:
         pytest.fail(f"{block}: {words[0]!r} cannot run here: write <!-- not run: why --> above the block")
 
