@@ -127,7 +127,7 @@ def tell(
     if target.is_file():
         return
     start = time.monotonic()
-    say(f"[bold]{method}, round {number}[/bold]")
+    say(f"{method}, round {number}", "bold")
     result = {
         "method": method,
         "round": number,

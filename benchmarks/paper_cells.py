@@ -69,7 +69,7 @@ class Bench:
                 return None
             if self.file(cell).is_file():
                 return json.loads(self.file(cell).read_text())
-            say(f"[bold]{cell.key}[/bold]")
+            say(cell.key, "bold")
             start = time.monotonic()
             result = {
                 **cell.__dict__,

@@ -17,9 +17,9 @@ PLAIN_SECONDS = 15.0
 """Seconds between two plain lines."""
 
 
-def say(text: str) -> None:
-    """One line of what is going on."""
-    console.print(text, highlight=False, soft_wrap=True)
+def say(text: str, style: str | None = None) -> None:
+    """One line of what is going on, as it stands: `[plot]` in it is text, not rich's markup. style: rich's, "bold"."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -81,7 +81,7 @@ class Stages:
                 say(f"{place}{name}: done before")
             return known
         self.record.mkdir(parents=True, exist_ok=True)
-        say(f"{place}[bold]{name}[/bold]")
+        say(f"{place}{name}", "bold")
         file = self.record / f"{name}.json"
         file.unlink(missing_ok=True)  # a kill between the new output and its record must not leave the old record to it
         start = time.monotonic()

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.inspect.plot import block_and_kind
 from sqft_plugins.report.data import Artefact, Layers, Score
+from sqft_plugins.report.records import DemoStage
 
 DEMO_OUTPUTS = {"dense": "base", "tuned": "sub_adapter", "gguf": "model.gguf"}
-"""What a stage of the demo scored, where its name is another one's."""
+"""Stage of the demo → the output that it scored, where the name is another one."""
 
 
 def of_model(name: str, path: Path, report: Mapping[str, Any]) -> tuple[Artefact, Layers]:
     """From `sqft inspect`'s report of a model folder or a GGUF file."""
     total, stamp = report["total"], report.get("stamp")
-    pruned = total["pruned"]
-    broken = total["violations"]
-    count = sum(row["pruned"] * row["weights"] for row in report["layers"] if row["pruned"] is not None)
+    pruned, broken = total["pruned"], total["violations"]
+    masked = sum(row["pruned"] * row["weights"] for row in report["layers"] if row["pruned"] is not None)
     artefact = Artefact(
         name=name,
         kind="GGUF" if report["kind"] == "gguf" else "model",
-        what=" → ".join(stamp["pipeline"]) if stamp else _types(total["dtypes"]),
+        what=" → ".join(stamp["pipeline"]) if stamp else f"{', '.join(total['dtypes'])}, not stamped",
         path=str(path),
         zeros=total["zeros"],
-        zeros_kept=None if pruned is None else 1 - broken / count if count else 1.0,
+        zeros_kept=None if pruned is None else 1 - broken / masked if masked else 1.0,
         bits_per_weight=total["bits_per_weight"],
         bytes=report["bytes"],
         layer_bytes=total["bytes"],
     )
-    codes, grid = total.get("codes") or [], report.get("grid") or {"symmetric": True}  # a GGUF type has its zero there
+
+    codes = total.get("codes") or []
+    symmetric = (report.get("grid") or {"symmetric": True})["symmetric"]  # the types of GGUF are
     layers = Layers(
         name=name,
         cells=[(*block_and_kind(row["name"]), row["zeros"]) for row in report["layers"]],
@@ -39,9 +43,18 @@ def of_model(name: str, path: Path, report: Mapping[str, Any]) -> tuple[Artefact
         pruned=pruned,
         violations=broken,
         codes=codes,
-        zero_code=len(codes) // 2 if codes and grid["symmetric"] else None,
+        zero_code=len(codes) // 2 if codes and symmetric else None,
     )
     return artefact, layers
+
+
+def of_unread_model(name: str, path: Path) -> Artefact:
+    """What a model folder or a GGUF file is without reading its weights."""
+    if path.is_file():
+        return Artefact(name=name, kind="GGUF", path=str(path), bytes=path.stat().st_size)
+    folder = ModelFolder(path)
+    what = " → ".join(folder.stamp.pipeline) if folder.stamp else "not stamped"
+    return Artefact(name=name, kind="model", what=what, path=str(path), bytes=folder.weight_bytes)
 
 
 def of_adapter(name: str, path: Path, report: Mapping[str, Any]) -> Artefact:
@@ -49,40 +62,35 @@ def of_adapter(name: str, path: Path, report: Mapping[str, Any]) -> Artefact:
     choices = report["rank_choices"]
     ranks = ", ".join(map(str, choices)) if choices else ", ".join(report["total"]["ranks"])
     kind = "QA-SparsePEFT" if report["quantization_aware"] else "SparsePEFT" if report["sparse"] else report["type"]
-    what = f"{kind} adapter, {'elastic ranks' if choices else 'rank'} {ranks}"
-    training = report["training"] or {}
-    seconds = training.get("seconds")
+    seconds = (report["training"] or {}).get("seconds")
     return Artefact(
         name=name,
         kind="adapter",
-        what=what,
+        what=f"{kind} adapter, {'elastic ranks' if choices else 'rank'} {ranks}",
         path=str(path),
         bytes=report["bytes"],
         seconds=seconds if isinstance(seconds, int | float) else None,
     )
 
 
-def of_demo(row: Mapping[str, Any], task: str, found: Mapping[str, Artefact], prefix: str) -> Artefact:
-    """A scored stage of `sqft demo`, with what was measured of its output. found: name → artefact of this run."""
+def of_demo(stage: DemoStage, task: str, found: Mapping[str, Artefact], prefix: str) -> Artefact:
+    """A scored stage of `sqft demo`, with what was measured of its output.
+
+    found: name → artefact of this run.
+    prefix: of the names of this demo's outputs.
+    """
     from sqft_plugins.demo.report import MEANING
 
-    stage = str(row["name"])
-    measured = found.get(f"{prefix}{DEMO_OUTPUTS.get(stage, stage)}")
-    scored = [
-        Score(task=task, metric="acc", value=row["accuracy"], stderr=row["accuracy_stderr"]),
-        Score(task="text", metric="perplexity", value=row["perplexity"], higher_is_better=False),
-    ]
-    known = {key: row.get(key) for key in ("zeros_kept", "bits_per_weight", "bytes", "seconds")}
-    base = measured or Artefact(name=stage, kind="GGUF" if stage == "gguf" else "model")
-    return base.model_copy(
-        update={
-            "name": f"{prefix}{stage}",
-            "what": MEANING.get(stage, base.what),
-            "scores": scored,
-            **{key: value for key, value in known.items() if value is not None},
-        }
+    kind = "GGUF" if stage.name == "gguf" else "model"
+    measured = found.get(f"{prefix}{DEMO_OUTPUTS.get(stage.name, stage.name)}") or Artefact(name=stage.name, kind=kind)
+    recorded = {key: getattr(stage, key) for key in ("zeros_kept", "bits_per_weight", "bytes", "seconds")}
+    return replace(
+        measured,
+        name=f"{prefix}{stage.name}",
+        what=MEANING.get(stage.name, measured.what),
+        scores=[
+            Score(task=task, metric="acc", value=stage.accuracy, stderr=stage.accuracy_stderr),
+            Score(task="text", metric="perplexity", value=stage.perplexity, higher_is_better=False),
+        ],
+        **{key: value for key, value in recorded.items() if value is not None},
     )
-
-
-def _types(dtypes: Mapping[str, int]) -> str:
-    return f"{', '.join(dtypes)}, not stamped"

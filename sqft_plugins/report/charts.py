@@ -1,334 +1,268 @@
 """The charts of a run: loss and drawn ranks, the search, maps over the layers, codes, sizes, scores.
 
-Each returns one picture, labelled where the thing is rather than in a legend, or None where there is nothing to draw.
+Each returns one picture as SVG, or None where there is nothing to draw.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
-from sqft_plugins.report.html import Markup, tag
-from sqft_plugins.report.svg import Scale, apart, label, line, number, picture, spanning, stroke, x_axis, y_axis
+from sqft_plugins.report.draw import (
+    C1,
+    C2,
+    C3,
+    DOT,
+    PAPER,
+    REST,
+    Picture,
+    axes,
+    cells,
+    chart,
+    logarithmic_ticks,
+    thousands,
+    whole,
+)
 from sqft_plugins.tune.loss_plot import smoothed
 
-WIDTH = 520
+WIDTH = 460
 """Of a chart in half a page."""
+WIDE = 1040
+"""Of a map over the layers."""
 POINTS = 1000
 """Of a loss curve, at most: of more steps, the lowest and the highest of each part, and the mean for the bold line."""
 BINS = 120
 """Columns of the strip of drawn ranks, at most."""
-STRONGEST = 0.75
-"""The opacity of the largest value in a map: ink on it stays readable."""
 ORDER = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "gate_up_proj", "up_proj", "down_proj")
 """Layers as they follow each other in a block."""
-WIDE = 20
+LOGARITHMIC = 20
 """Values further apart than this factor are drawn on a logarithmic scale."""
+Point = tuple[float, float]
 
 
+@chart
 def loss_chart(
-    name: str,
-    losses: Sequence[float],
-    held_out: Sequence[tuple[int, float]] = (),
-    limits: tuple[float, float] | None = None,
-) -> Markup | None:
+    name: str, losses: Sequence[float], held_out: Sequence[tuple[int, float]] = (), limits: Point | None = None
+) -> Picture | None:
     """The loss of every step, smoothed, and that of held-out examples. limits: of the y axis, to compare several."""
     steps = [(step, loss) for step, loss in enumerate(losses, 1) if math.isfinite(loss)]
     if len(steps) < 2:
         return None
+
     size = math.ceil(len(steps) / POINTS)
     parts = [steps[at : at + size] for at in range(0, len(steps), size)]
     drawn = [point for part in parts for point in sorted({min(part, key=_loss), max(part, key=_loss)})]
-    height, left, bottom = 250, 52, 204
-    x = Scale(1, max(len(losses), 2), left, WIDTH - 62)
-    y = spanning(limits or [loss for _, loss in (*steps, *held_out)], bottom, 30)
+    middles = [fmean(step for step, _ in part) for part in parts]
     means = smoothed([fmean(map(_loss, part)) for part in parts])
-    smooth = [(fmean(step for step, _ in part), loss) for part, loss in zip(parts, means, strict=True)]
-    ends = [smooth[-1], *held_out[-1:]]
-    heights = apart([y(loss) for _, loss in ends], 15)
-    return picture(
-        WIDTH,
-        height,
-        f"Loss of {name}",
-        f"{len(losses)} steps, smoothed from {smooth[0][1]:.3g} to {smooth[-1][1]:.3g}"
-        + "".join(f"; held out {loss:.3g} at step {step}" for step, loss in held_out)
-        + ".",
-        y_axis(y, left, "loss, nats a learned token", grid_to=x.end, top=14),
-        x_axis(x, bottom, "step"),
-        line([(x(step), y(loss)) for step, loss in drawn], "thin c1"),
-        line([(x(step), y(loss)) for step, loss in smooth], "bold c1"),
-        line([(x(step), y(loss)) for step, loss in held_out], "medium c2"),
-        [tag("circle", cx=x(step), cy=y(loss), r=4, class_="dot c2") for step, loss in held_out],
-        [label(x.end + 8, at + 4, f"{loss:.2f}", kind="value") for at, (_, loss) in zip(heights, ends, strict=True)],
-    )
+
+    axis = axes(WIDTH, 250, x="step", y="loss, nats a learned token")
+    axis.plot(*zip(*drawn, strict=True), color=C1, alpha=0.45, linewidth=1)
+    axis.plot(middles, means, color=C1, linewidth=2.5, label=f"smoothed, {means[-1]:.2f} at the end")
+    if held_out:
+        style: dict[str, Any] = {"color": C2, "marker": "o", "markersize": 6, "markeredgecolor": PAPER, "linewidth": 2}
+        axis.plot(*zip(*held_out, strict=True), **style, label=f"held out, {held_out[-1][1]:.2f} at the end")
+    if limits is not None and limits[0] < limits[1]:
+        room = 0.06 * (limits[1] - limits[0])
+        axis.set_ylim(limits[0] - room, limits[1] + room)
+    axis.legend(loc="upper right")
+    whole(axis.xaxis)
+
+    said = f"{len(losses)} steps, smoothed from {means[0]:.3g} to {means[-1]:.3g}"
+    held = "".join(f"; held out {loss:.3g} at step {step}" for step, loss in held_out)
+    return Picture(axis, f"Loss of {name}", f"{said}{held}.")
 
 
 def _loss(point: tuple[int, float]) -> float:
     return point[1]
 
 
-def draws_chart(name: str, choices: Sequence[int], draws: Sequence[Sequence[int]]) -> Markup | None:
+@chart
+def draws_chart(name: str, choices: Sequence[int], draws: Sequence[Sequence[int]]) -> Picture | None:
     """Which ranks each step had: a row a rank, the stronger the more modules drew it. draws: for each step, how many
-    modules drew each of `choices`."""
+    modules drew each of `choices`, largest rank first."""
     if not draws or not any(map(sum, draws)):
         return None
-    left, top, row, right = 52, 26, 20, WIDTH - 62
+
     size = max(1, math.ceil(len(draws) / BINS))
     bins = [[sum(counts) for counts in zip(*draws[at : at + size], strict=True)] for at in range(0, len(draws), size)]
-    wide, total = (right - left) / len(bins), [sum(counts) for counts in zip(*draws, strict=True)]
-    order = sorted(range(len(choices)), key=lambda index: -choices[index])
-    cells = [
-        _cell(left + column * wide, top + place * row, wide + 0.3, row - 3, counts[index] / max(sum(counts), 1))
-        for place, index in enumerate(order)
+    total = [sum(counts) for counts in zip(*draws, strict=True)]
+    shares = [count / sum(total) for count in total]
+
+    axis = axes(WIDTH, 70 + 20 * len(choices), "rank drawn; the stronger, by the more modules", x="step", grid=None)
+    drawn = [
+        ((column + 0.5) * size + 0.5, row, count / max(sum(counts), 1))
         for column, counts in enumerate(bins)
-        if counts[index]
+        for row, count in enumerate(counts)
+        if count
     ]
-    shares = {choices[index]: total[index] / sum(total) for index in order}
-    bottom = top + len(order) * row
-    return picture(
-        WIDTH,
-        bottom + 44,
-        f"Ranks drawn while training {name}",
-        "Share of all draws: " + ", ".join(f"rank {rank} {share:.0%}" for rank, share in shares.items()) + ".",
-        label(0, 14, "rank drawn; the stronger, by the more modules", kind="name"),
-        cells,
-        [label(left - 8, top + i * row + 13, rank, "end", "tick") for i, rank in enumerate(shares)],
-        [label(right + 8, top + i * row + 13, f"{share:.0%}", kind="value") for i, share in enumerate(shares.values())],
-        x_axis(Scale(1, max(len(draws), 2), left, right), bottom, "step"),
-    )
+    cells(axis, drawn, (0, 1), (size, 0.85))
+    axis.set(xlim=(0.5, len(bins) * size + 0.5), ylim=(len(choices) - 0.5, -0.5))
+    axis.set_yticks(range(len(choices)), [f"{rank}" for rank in choices])
+    right = axis.secondary_yaxis("right")
+    right.set_yticks(range(len(choices)), [f"{share:.0%}" for share in shares])
+    right.spines["right"].set_visible(False)
+    whole(axis.xaxis)
+
+    said = ", ".join(f"rank {rank} {share:.0%}" for rank, share in zip(choices, shares, strict=True))
+    return Picture(axis, f"Ranks drawn while training {name}", f"Share of all draws: {said}.")
 
 
+@chart
 def front_chart(
     points: Sequence[tuple[float, float, float]],
-    front: Sequence[tuple[float, float]],
-    marked: Mapping[str, tuple[float, float]],
-    axes: tuple[str, str],
+    front: Sequence[Point],
+    marked: Mapping[str, Point],
+    names: tuple[str, str],
     better: str,
-) -> Markup | None:
-    """Every trial by cost and score. points: (cost, score, stderr). marked: "chosen", "heuristic" → (cost, score)."""
+) -> Picture | None:
+    """Every trial by cost and score. points: (cost, score, stderr). marked: "chosen", "heuristic" → (cost, score).
+    names: of cost and score."""
     if not points:
         return None
-    height, left, bottom = 320, 62, 262
-    x = spanning([cost for cost, _, _ in points], left, WIDTH - 16, room=0.12)
-    ends = [value for _, score, error in points for value in (score - error, score + error)]
-    y = spanning(ends, bottom, 34)
-    found = [stroke(x(cost), y(score - error), x(cost), y(score + error), "whisker") for cost, score, error in points]
-    found += [tag("circle", cx=x(cost), cy=y(score), r=3.5, class_="dot muted") for cost, score, _ in points]
-    ordered = sorted(front)
-    steps = [place for a, b in pairwise(ordered) for place in (a, (b[0], a[1]))] + ordered[-1:]
-    found.append(line([(x(cost), y(score)) for cost, score in steps], "medium c1"))
-    found += [tag("circle", cx=x(cost), cy=y(score), r=4.5, class_="dot c1") for cost, score in ordered]
-    for index, (name, (cost, score)) in enumerate(sorted(marked.items(), key=lambda item: y(item[1][1]))):
-        at = (x(cost), y(score))
-        found.append(_diamond(*at) if name == "chosen" else _square(*at))
-        beyond = at[0] > (x.start + x.end) / 2
-        place = at[0] - 11 if beyond else at[0] + 11
-        shift = -7 if index == 0 else 15
-        found.append(label(place, at[1] + shift, name, "end" if beyond else "start", "value mark"))
-    return picture(
-        WIDTH,
-        height,
-        f"What the search saw: {axes[1]} against {axes[0]}",
-        f"{len(points)} trials, {len(front)} of them on the front; {better}. Whiskers: one standard error.",
-        y_axis(y, left, f"{axes[1]}; {better}", grid_to=x.end, top=14),
-        x_axis(x, bottom, axes[0], ticks=4),
-        found,
-    )
+
+    axis = axes(WIDTH, 320, x=names[0], y=f"{names[1]}; {better}")
+    costs, scores, errors = zip(*points, strict=True)
+    axis.errorbar(costs, scores, yerr=errors, fmt="none", ecolor=DOT, alpha=0.6)
+    axis.scatter(costs, scores, s=40, color=DOT, edgecolor=PAPER, zorder=2)
+    if front:
+        at, best = zip(*sorted(front), strict=True)
+        axis.step(at, best, where="post", color=C1, linewidth=2)
+        axis.scatter(at, best, s=60, color=C1, edgecolor=PAPER, zorder=3)
+    for name, (cost, score) in marked.items():
+        marker, colour, size = ("D", C2, 110) if name == "chosen" else ("s", C3, 100)
+        axis.scatter(cost, score, s=size, marker=marker, color=colour, edgecolor=PAPER, label=name, zorder=4)
+    if marked:
+        axis.legend(ncols=2, loc="upper right")
+    thousands(axis.xaxis)
+
+    said = f"{len(points)} trials, {len(front)} of them on the front; {better}. Whiskers: one standard error."
+    return Picture(axis, f"What the search saw: {names[1]} against {names[0]}", said)
 
 
-def history_chart(trials: Sequence[tuple[int, float]], minimize: bool, score: str) -> Markup | None:
+@chart
+def history_chart(trials: Sequence[tuple[int, float]], minimize: bool, score: str) -> Picture | None:
     """The score of each trial in its order, and the best so far as a line."""
     if len(trials) < 2:
         return None
-    height, left, bottom = 320, 62, 262
-    x = Scale(trials[0][0], max(trials[-1][0], trials[0][0] + 1), left + 6, WIDTH - 16)
-    y = spanning([value for _, value in trials], bottom, 34, room=0.12)
-    best = trials[0][1]
-    steps: list[tuple[float, float]] = []
-    for at, value in trials:
-        if steps:
-            steps.append((x(at), steps[-1][1]))
-        best = min(best, value) if minimize else max(best, value)
-        steps.append((x(at), y(best)))
-    return picture(
-        WIDTH,
-        height,
-        f"Best {score} so far, by evaluation",
-        f"{len(trials)} evaluations; the best is {best:.4g}.",
-        y_axis(y, left, score, grid_to=x.end, top=14),
-        x_axis(Scale(x.low, x.high, x.start, x.end), bottom, "evaluation", ticks=min(6, len(trials))),
-        [tag("circle", cx=x(at), cy=y(value), r=3.5, class_="dot muted") for at, value in trials],
-        line(steps, "medium c1"),
-        label(steps[-1][0], steps[-1][1] + (18 if minimize else -10), f"best {best:.4g}", "end", "value"),
-    )
+
+    numbers, values = zip(*trials, strict=True)
+    best = [(min if minimize else max)(values[: place + 1]) for place in range(len(values))]
+    axis = axes(WIDTH, 320, x="evaluation", y=score)
+    axis.scatter(numbers, values, s=40, color=DOT, edgecolor=PAPER)
+    axis.step(numbers, best, where="post", color=C1, linewidth=2, label=f"best so far, {best[-1]:.4g} in the end")
+    axis.legend(loc="upper right" if minimize else "lower right")
+    whole(axis.xaxis)
+    said = f"{len(trials)} evaluations; the best is {best[-1]:.4g}."
+    return Picture(axis, f"Best {score} so far, by evaluation", said)
 
 
+@chart
 def layer_map(
-    title: str,
-    cells: Mapping[tuple[int, str], float],
-    limits: tuple[float, float],
-    written: str,
-    unit: str,
-    width: int = 1040,
-) -> Markup | None:
-    """A heat map, kinds of layer × blocks. cells: (block, kind) → value. limits: value of no colour, of the strongest.
-    written: the format of a value, printed into the cells where there is room."""
-    if not cells:
+    title: str, values: Mapping[tuple[int, str], float], limits: Point, written: str, unit: str
+) -> Picture | None:
+    """A heat map, kinds of layer × blocks. values: (block, kind) → value. limits: value of no colour, of the strongest.
+    written: the format of a value, printed into the cells where it fits."""
+    if not values:
         return None
-    blocks, kinds = sorted({block for block, _ in cells}), _ordered({kind: None for _, kind in cells})
-    left = 18 + 6.8 * max(len(kind) for kind in kinds)
-    wide, row, top = min(48.0, max(7.0, (width - left) / len(blocks))), 24, 26
-    place = {block: left + index * wide for index, block in enumerate(blocks)}
-    shown = max(len(format(value, written)) for value in cells.values()) * 6.4 + 4 <= wide
-    drawn = []
-    for (block, kind), value in cells.items():
-        x, y = place[block], top + kinds.index(kind) * row
-        share = (value - limits[0]) / ((limits[1] - limits[0]) or 1)
-        said = tag("title", f"block {block}, {kind}: {format(value, written)}{unit}")
-        drawn.append(_cell(x, y, wide - 1, row - 1, share, said))
-        if shown:
-            drawn.append(label(x + (wide - 1) / 2, y + 16, format(value, written), "middle", "cell"))
-    every = max(1, math.ceil(26 / wide))
-    bottom = top + len(kinds) * row
-    values = list(cells.values())
-    return picture(
-        max(left + len(blocks) * wide + 2, 6.6 * len(title)),
-        bottom + 40,
-        title,
-        f"{len(blocks)} blocks, {len(kinds)} kinds of layer, "
-        f"from {format(min(values), written)}{unit} to {format(max(values), written)}{unit}.",
-        label(0, 14, title, kind="name"),
-        drawn,
-        [label(left - 8, top + i * row + 16, kind, "end", "tick") for i, kind in enumerate(kinds)],
-        [label(place[b] + wide / 2, bottom + 15, b, "middle", "tick") for b in blocks[::every]],
-        label(left + len(blocks) * wide / 2, bottom + 34, "block", "middle", "name"),
-    )
+
+    blocks, kinds = sorted({block for block, _ in values}), _ordered({kind: None for _, kind in values})
+    left = 30 + 7 * max(map(len, kinds))
+    cell = min(48.0, max(7.0, (WIDE - left) / len(blocks)))
+    fits = max(len(format(value, written)) for value in values.values()) * 6.4 + 4 <= cell
+    column = {block: place for place, block in enumerate(blocks)}
+
+    def tip(x: float, y: float, value: float) -> str:
+        return f"block {blocks[int(x)]}, {kinds[int(y)]}: {format(value, written)}{unit}"
+
+    width = max(left + len(blocks) * cell, 7 * len(title))
+    axis = axes(width, 72 + 24 * len(kinds), title, x="block", grid=None)
+    places = [(column[block], kinds.index(kind), value) for (block, kind), value in values.items()]
+    cells(axis, places, limits, (0.96, 0.94), tip)
+    if fits:
+        for x, y, value in places:
+            axis.text(x, y, format(value, written), ha="center", va="center", fontsize=11)
+    # where the title is wider than the cells, they keep their width
+    axis.set(xlim=(-0.5, max(len(blocks), (width - left) / cell) - 0.5), ylim=(len(kinds) - 0.5, -0.5))
+    every = max(1, math.ceil(26 / cell))
+    axis.set_xticks(range(0, len(blocks), every), [f"{block}" for block in blocks[::every]])
+    axis.set_yticks(range(len(kinds)), kinds)
+    axis.spines["bottom"].set_visible(False)
+
+    low, high = (format(end, written) + unit for end in (min(values.values()), max(values.values())))
+    return Picture(axis, title, f"{len(blocks)} blocks, {len(kinds)} kinds of layer, from {low} to {high}.")
 
 
-def codes_chart(name: str, shares: Sequence[float], zero: int | None, of: str) -> Markup | None:
+@chart
+def codes_chart(name: str, shares: Sequence[float], zero: int | None, of: str) -> Picture | None:
     """A bar a code. shares: fraction of `of` with each code. zero: the code of an exact zero, if all share one."""
     if not shares:
         return None
-    height, left, bottom = 250, 44, 204
-    y = spanning([100 * share for share in shares], bottom, 44, zero=True)
-    wide = (WIDTH - left - 8) / len(shares)
-    drawn = []
-    for code, share in enumerate(shares):
-        x, peak = left + code * wide, y(100 * share)
-        kind = "bar c2" if code == zero else "bar c1"
-        drawn.append(_bar(x + 2, peak, wide - 4, bottom - peak, kind, f"code {code}: {share:.2%} of {of}"))
-        if len(shares) <= 16:
-            drawn.append(label(x + wide / 2, peak - 5, f"{100 * share:.1f}", "middle", "cell"))
-        if len(shares) <= 16 or code % 4 == 0:
-            drawn.append(label(x + wide / 2, bottom + 16, code, "middle", "tick"))
-    name_of_axis = "INT4 code" + (f" ({zero} is an exact zero)" if zero is not None else "")
-    return picture(
-        WIDTH,
-        height,
-        f"INT4 codes of {name}",
-        f"Of {of}: " + ", ".join(f"{code} {share:.1%}" for code, share in enumerate(shares)) + ".",
-        label(0, 14, f"{name}: % of {of}", kind="name"),
-        drawn,
-        stroke(left, bottom, WIDTH - 8, bottom, "axis"),
-        label((left + WIDTH) / 2, bottom + 36, name_of_axis, "middle", "name"),
-    )
+
+    exact = f" ({zero} is an exact zero)" if zero is not None else ""
+    axis = axes(WIDTH, 250, f"{name}: % of {of}", x=f"INT4 code{exact}", grid=None)
+    colours = [C2 if code == zero else C1 for code in range(len(shares))]
+    bars = axis.bar(range(len(shares)), [100 * share for share in shares], color=colours)
+    if len(shares) <= 16:
+        axis.bar_label(bars, [f"{100 * share:.1f}" for share in shares], fontsize=11)
+    axis.set_xticks(range(0, len(shares), 1 if len(shares) <= 16 else 4))
+    axis.set_yticks([])
+
+    said = ", ".join(f"{code} {share:.1%}" for code, share in enumerate(shares))
+    return Picture(axis, f"INT4 codes of {name}", f"Of {of}: {said}.")
 
 
-def sizes_chart(rows: Sequence[tuple[str, int, int]]) -> Markup | None:
+@chart
+def sizes_chart(rows: Sequence[tuple[str, int, int]]) -> Picture | None:
     """A bar a file or folder. rows: (name, bytes of the linear layers, all bytes); 0 layers where nobody counted."""
     if not rows:
         return None
-    row, left = 30, 22 + 7 * max(len(_short(name)) for name, _, _ in rows)
-    top, split = 30, any(layers for _, layers, _ in rows)
-    x = spanning([total / 1e6 for _, _, total in rows], left, WIDTH + 130, zero=True, room=0.0)
-    bottom = top + row * len(rows)
-    drawn = []
-    for index, (name, layers, total) in enumerate(rows):
-        y, cut, end = top + index * row, x(layers / 1e6), x(total / 1e6)
-        drawn.append(label(left - 8, y + 17, _short(name), "end", "tick"))
-        rest = "the rest, such as the embedding" if layers else "all"
-        if layers:
-            drawn.append(_bar(left, y + 3, cut - left, row - 10, "bar c1", f"{name}: layers {layers / 1e6:,.1f} MB"))
-        drawn.append(
-            _bar(cut, y + 3, end - cut, row - 10, "bar soft", f"{name}: {rest} {(total - layers) / 1e6:,.1f} MB")
-        )
-        drawn.append(label(end + 8, y + 17, f"{_megabytes(total)} MB", kind="value"))
-    legend = [label(0, 14, "MB of weights on disk", kind="name")]
-    if split:
-        legend += [
-            tag("rect", x=170, y=5, width=10, height=10, class_="bar c1"),
-            label(186, 14, "linear layers of the blocks", kind="tick"),
-            tag("rect", x=358, y=5, width=10, height=10, class_="bar soft"),
-            label(374, 14, "the rest, or not told apart", kind="tick"),
-        ]
+
+    names = [_short(name) for name, _, _ in rows]
+    layers, rest = [part / 1e6 for _, part, _ in rows], [(total - part) / 1e6 for _, part, total in rows]
+    axis = axes(WIDTH + 220, 80 + 30 * len(rows), "MB of weights on disk", grid=None)
+    places = range(len(rows))
+    if any(layers):
+        axis.barh(places, layers, height=0.65, color=C1, label="linear layers of the blocks")
+    label = "the rest, or not told apart" if any(layers) else None
+    bars = axis.barh(places, rest, left=layers, height=0.65, color=REST, label=label)
+    axis.bar_label(bars, [f"{_megabytes(total)} MB" for _, _, total in rows], padding=6, fontweight="bold")
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.margins(x=0.14)
+    if any(layers):
+        axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.4)
+
     said = ", ".join(f"{name} {_megabytes(total)} MB" for name, _, total in rows)
-    return picture(
-        WIDTH + 220, bottom + 44, "Sizes on disk", f"{said}.", legend, drawn, x_axis(x, bottom, None, ticks=6)
-    )
+    return Picture(axis, "Sizes on disk", f"{said}.")
 
 
-def scores_chart(title: str, axis: str, rows: Sequence[tuple[str, float, float | None]]) -> Markup | None:
-    """A dot a row with its standard error as whiskers. rows: (name, value, stderr), in the unit of `axis`."""
+@chart
+def scores_chart(title: str, unit: str, rows: Sequence[tuple[str, float, float | None]]) -> Picture | None:
+    """A dot a row with its standard error as whiskers. rows: (name, value, stderr), in `unit`."""
     if len(rows) < 2:
         return None
-    row, left, top = 26, 22 + 7 * max(len(_short(name)) for name, _, _ in rows), 30
-    ends = [value + sign * (error or 0.0) for _, value, error in rows for sign in (-1, 1)]
-    log = min(ends) > 0 and max(ends) > WIDE * min(ends)
-    x = spanning(ends, left + 10, WIDTH - 56, log=log, room=0.08)
-    if min(ends) >= 0:
-        x = replace(x, low=max(x.low, 0.0))
-    bottom = top + row * len(rows)
-    drawn = []
-    for index, (name, value, error) in enumerate(rows):
-        y = top + index * row + row / 2
-        drawn.append(label(left - 8, y + 4, _short(name), "end", "tick"))
-        if error:
-            drawn.append(stroke(x(value - error), y, x(value + error), y, "whisker c1"))
-        drawn.append(tag("circle", cx=x(value), cy=y, r=4.5, class_="dot c1"))
-        drawn.append(label(x(value + (error or 0.0)) + 9, y + 4, f"{value:.1f}", kind="value"))
+
+    values, errors = [value for _, value, _ in rows], [error or 0.0 for _, _, error in rows]
+    ends = [value + sign * error for value, error in zip(values, errors, strict=True) for sign in (-1, 1)]
+    low, high = min(ends), max(ends)
+    logarithmic = low > 0 and high > LOGARITHMIC * low
+    axis = axes(WIDTH, 80 + 26 * len(rows), title, x=unit + (" (log scale)" if logarithmic else ""), grid="x")
+    if logarithmic:
+        logarithmic_ticks(axis)
+    axis.errorbar(values, range(len(rows)), xerr=errors, fmt="o", color=C1, markersize=8, markeredgecolor=PAPER)
+    for place, (value, error) in enumerate(zip(values, errors, strict=True)):
+        beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "weight": "bold"}
+        axis.annotate(f"{value:.1f}", (value + error, place), **beside)
+    axis.margins(x=0.12)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    if low >= 0 and not logarithmic:
+        axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
+    axis.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows])
+
     said = ", ".join(f"{name} {value:.3g}" + (f" ± {error:.2g}" if error else "") for name, value, error in rows)
-    return picture(
-        WIDTH,
-        bottom + 44,
-        title,
-        f"{said}.",
-        label(0, 14, title, kind="name"),
-        x_axis(x, bottom, axis + (" (log scale)" if log else ""), grid_to=top, ticks=5),
-        drawn,
-    )
-
-
-def _cell(x: float, y: float, width: float, height: float, share: float, said: Markup | None = None) -> Markup:
-    opacity = STRONGEST * min(1.0, max(0.0, share))
-    return tag(
-        "rect", said, x=float(x), y=float(y), width=float(width), height=float(height), class_="heat",
-        fill_opacity=round(opacity, 2),
-    )  # fmt: skip
-
-
-def _bar(x: float, y: float, width: float, height: float, kind: str, said: str) -> Markup:
-    return tag(
-        "rect",
-        tag("title", said),
-        x=float(x),
-        y=float(y),
-        width=max(0.0, float(width)),
-        height=max(0.0, float(height)),
-        class_=kind,
-    )
-
-
-def _diamond(x: float, y: float) -> Markup:
-    return tag(
-        "path", d=f"M{x:.1f} {y - 9:.1f}L{x + 9:.1f} {y:.1f}L{x:.1f} {y + 9:.1f}L{x - 9:.1f} {y:.1f}Z", class_="dot c2"
-    )
-
-
-def _square(x: float, y: float) -> Markup:
-    return tag("rect", x=x - 6, y=y - 6, width=12, height=12, class_="dot c3")
+    return Picture(axis, title, f"{said}.")
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
@@ -338,9 +272,10 @@ def _ordered(kinds: Iterable[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the chart."""
+    """A name that leaves width for the chart."""
     return name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}"
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f}" if size >= 100e6 else number(round(size / 1e6, 1 if size >= 1e6 else 3))
+    digits = 0 if size >= 100e6 else 1 if size >= 1e6 else 3
+    return f"{size / 1e6:,.{digits}f}"

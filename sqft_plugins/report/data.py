@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 
+@dataclass
+class Score:
+    """One number about an artefact.
 
-class Part(BaseModel):
-    """A part of the report."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Score(Part):
-    """One number about an artefact. value: a fraction for accuracies, else in the metric's unit. stderr: None where
-    nobody knows it."""
+    value: a fraction for accuracies, else in the metric's unit.
+    stderr: None where it is not known.
+    """
 
     task: str
     metric: str
@@ -25,18 +23,24 @@ class Score(Part):
     higher_is_better: bool = True
 
 
-class Artefact(Part):
+@dataclass
+class Artefact:
     """A model, an adapter or a GGUF file of the run, or what was scored under its name.
 
-    zeros: fraction of the linear layers' weights that are exactly 0. zeros_kept: of those that the mask prunes.
-    bits_per_weight: on disk, of the linear layers, with scales. bytes: weight files; layer_bytes: of which the linear
-    layers. seconds: to make it, as recorded."""
+    kind: "model", "GGUF", "adapter" or "evaluation" (a score whose model is not in the folder).
+    what: the same in words, such as the steps that made it.
+    zeros: fraction of the linear layers' weights that are exactly 0.
+    zeros_kept: fraction of the pruned weights that are exactly 0.
+    bits_per_weight: on disk, of the linear layers, with scales.
+    bytes: of the weight files; layer_bytes: of the linear layers in them.
+    seconds: to make it, as recorded.
+    """
 
     name: str
     kind: str
     what: str = ""
     path: str | None = None
-    scores: list[Score] = Field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     zeros: float | None = None
     zeros_kept: float | None = None
     bits_per_weight: float | None = None
@@ -45,21 +49,28 @@ class Artefact(Part):
     seconds: float | None = None
 
 
-class Training(Part):
-    """A training run. held_out: [step, loss] of the held-out examples. draws: for each step, how many modules drew each
-    of `rank_choices`."""
+@dataclass
+class Training:
+    """A training run.
+
+    held_out: (step, loss) of the held-out examples.
+    draws: for each step, how many modules drew each of `rank_choices`.
+    """
 
     name: str
     tuner: str
     losses: list[float]
-    held_out: list[tuple[int, float]] = Field(default_factory=list)
-    rank_choices: list[int] = Field(default_factory=list)
-    draws: list[list[int]] = Field(default_factory=list)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    rank_choices: list[int] = field(default_factory=list)
+    draws: list[list[int]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 
 
-class Trial(Part):
+@dataclass
+class Trial:
+    """A finished trial of a search. cost: in the unit of `Search.cost`."""
+
     number: int
     origin: str
     score: float
@@ -67,8 +78,15 @@ class Trial(Part):
     cost: float
 
 
-class Search(Part):
-    """A search. result: its search.json. trials: the finished ones. cost: what `Trial.cost` is. front: numbers."""
+@dataclass
+class Search:
+    """A search.
+
+    result: its search.json.
+    trials: the finished ones.
+    cost: what `Trial.cost` is, "parameters" or "latency".
+    front: the numbers of the trials that no other one beats in score and cost.
+    """
 
     name: str
     result: dict[str, Any]
@@ -77,9 +95,15 @@ class Search(Part):
     front: list[int]
 
 
-class Layers(Part):
-    """The measured layers of a model. cells: [block, kind of layer, fraction of zeros]. codes: how many weights have
-    each INT4 code; of these, how many are pruned. same: the artefacts whose zeros lie alike, left out for that."""
+@dataclass
+class Layers:
+    """The measured layers of a model.
+
+    cells: (block, kind of layer, fraction of zeros).
+    pruned: the fraction of weights that the mask prunes; violations: of these weights, how many are not zero.
+    codes: how many weights have each INT4 code; zero_code: the code of an exact zero, if all layers share one.
+    same: the artefacts whose zeros lie alike; their own `cells` are empty.
+    """
 
     name: str
     cells: list[tuple[int, str, float]]
@@ -87,38 +111,56 @@ class Layers(Part):
     weights: int
     pruned: float | None = None
     violations: int | None = None
-    codes: list[int] = Field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
     zero_code: int | None = None
-    same: list[str] = Field(default_factory=list)
+    same: list[str] = field(default_factory=list)
 
 
-class Ranks(Part):
-    """One configuration of ranks. cells: [block, kind of layer, rank]."""
+@dataclass
+class Ranks:
+    """One configuration of ranks. cells: (block, kind of layer, rank)."""
 
     name: str
     cells: list[tuple[int, str, int]]
 
 
-class StepRecord(Part):
+@dataclass
+class StepRecord:
+    """A step of a recipe or a stage of the demo. settings: what it was asked for."""
+
     name: str
     seconds: float | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-class Report(Part):
-    """left_out: what lies in the folder and is not in the report → why."""
+@dataclass
+class Report:
+    """left_out: what lies in the folder and is not in the report → why. environment: of the machine that made the
+    page, for a run does not record its own."""
 
     path: str
     title: str
     summary: str = ""
-    artefacts: list[Artefact] = Field(default_factory=list)
-    trainings: list[Training] = Field(default_factory=list)
-    searches: list[Search] = Field(default_factory=list)
-    layers: list[Layers] = Field(default_factory=list)
-    ranks: list[Ranks] = Field(default_factory=list)
-    steps: list[StepRecord] = Field(default_factory=list)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    artefacts: list[Artefact] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+    layers: list[Layers] = field(default_factory=list)
+    ranks: list[Ranks] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     command: str | None = None
     recipe: str | None = None
-    environment: dict[str, str] = Field(default_factory=dict)
-    left_out: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints: a number that is not finite is null, for JSON has none."""
+        return _finite(asdict(self))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

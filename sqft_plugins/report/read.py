@@ -1,5 +1,5 @@
 """Reading what a run left: records of steps, trainings, searches and evaluations. A damaged file is an error that names
-it; a value that no chart could show is one, too."""
+the file and the field; so is a value that no chart could show."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.adapter import TRAINING
 from sqft_plugins.report.data import Score, Search, StepRecord, Training, Trial
 from sqft_plugins.report.find import SEARCH, STAGES, TRIALS, is_evaluation
+from sqft_plugins.report.records import SearchRecord, TrainingRecord
 from sqft_plugins.tune.record import HISTORY
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,66 +29,8 @@ FRACTIONS = ("acc", "acc_norm", "exact_match", "last_number", "accuracy")
 """Metrics that are shown in per cent."""
 
 
-class TrainingRecord(BaseModel):
-    """What is read of training.json."""
-
-    model_config = ConfigDict(extra="allow")
-    tuner: str = "adapter"
-    losses: list[float]
-    evaluations: list[HeldOut] = Field(default_factory=list)
-    seconds: float | None = None
-    adapter: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
-
-
-class HeldOut(BaseModel):
-    step: int
-    loss: float
-
-
-class Scored(BaseModel):
-    score: float
-    stderr: float
-    questions: int
-
-
-class Named(Scored):
-    name: str
-
-
-class Finalist(BaseModel):
-    name: str
-    search: dict[str, float] | None
-    recheck: Scored
-    parameters: float | None = None
-
-
-class Settings(BaseModel):
-    objective: str
-    method: str
-    against: str | None = None
-
-
-class SearchRecord(BaseModel):
-    """What is read of search.json; the rest is kept as it is."""
-
-    task: str
-    unit: str
-    direction: str
-    settings: Settings
-    space: dict[str, Any]
-    evaluations: int
-    finalists: list[Finalist]
-    chosen: Named
-    heuristic: Named
-    difference: Scored
-    verdict: str
-    front: list[int]
-    seconds: float | None = None
-
-
 def read_json(file: Path) -> Any:
-    """Raises CheckpointError."""
+    """Raises CheckpointError for a file that is damaged."""
     try:
         return json.loads(file.read_text())
     except (ValueError, OSError, RecursionError) as error:
@@ -104,17 +47,20 @@ def checked(kind: type[Model], value: Any, file: Path) -> Model:
         raise CheckpointError(f"{file}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
+# --- trainings ---
+
+
 def read_training(folder: Path, name: str) -> Training | None:
     """The training of an adapter folder, None where it has no record."""
     file = folder / TRAINING
     if not file.is_file():
         return None
+
     record = checked(TrainingRecord, read_json(file), file)
     choices, draws = read_draws(folder)
     more = record.model_extra or {}
     adapter = {key: value for key, value in record.adapter.items() if record.tuner != "lora" or key not in NOT_LORAS}
-    settings = {**adapter, **record.training}
-    settings |= {key: more[key] for key in TOLD if more.get(key)}
+    settings = {**adapter, **record.training} | {key: more[key] for key in TOLD if more.get(key)}
     return Training(
         name=name,
         tuner=record.tuner,
@@ -141,30 +87,33 @@ def read_draws(folder: Path) -> tuple[list[int], list[list[int]]]:
     return choices, [[step[rank] for rank in choices] for step in steps]
 
 
+# --- searches ---
+
+
 def read_search(folder: Path, name: str) -> Search:
-    file = folder / SEARCH
+    """The search of a folder, with its finished trials."""
+    file, table = folder / SEARCH, folder / TRIALS
     result = read_json(file)
     record = checked(SearchRecord, result, file)
     cost = record.settings.against or "parameters"
-    trials = []
-    table = folder / TRIALS
-    if table.is_file():
-        try:
-            with table.open(newline="") as handle:
-                rows = [row for row in csv.DictReader(handle) if row["state"] == "complete"]
-            for row in rows:
-                numbers = [float(row[key] or "nan") for key in ("score", "stderr", cost)]
-                if all(map(math.isfinite, numbers)):
-                    score, stderr, price = numbers
-                    origin = row["origin"]
-                    trials.append(
-                        Trial(number=int(row["number"]), origin=origin, score=score, stderr=stderr, cost=price)
-                    )
-        except (KeyError, ValueError, TypeError, csv.Error) as error:
-            raise CheckpointError(
-                f"{table} is damaged ({type(error).__name__}: {error}): copy the folder again"
-            ) from error
+    try:
+        trials = list(_trials(table, cost)) if table.is_file() else []
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{table} is damaged ({type(error).__name__}: {error}): copy the folder again") from error
     return Search(name=name, result=result, trials=trials, cost=cost, front=record.front)
+
+
+def _trials(table: Path, cost: str) -> Iterator[Trial]:
+    with table.open(newline="") as handle:
+        for row in csv.DictReader(handle):
+            if row["state"] != "complete":
+                continue
+            score, stderr, price = (float(row[key] or "nan") for key in ("score", "stderr", cost))
+            if all(map(math.isfinite, (score, stderr, price))):
+                yield Trial(number=int(row["number"]), origin=row["origin"], score=score, stderr=stderr, cost=price)
+
+
+# --- steps of a run ---
 
 
 def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
@@ -175,7 +124,10 @@ def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
         record = read_json(file)
         if not isinstance(record, dict) or not isinstance(record.get("result"), dict):
             raise CheckpointError(f"{file} is no record of a step: it has no result")
-        waiting[file.stem] = {"inputs": {}, **record}
+        inputs = record.get("inputs")
+        waiting[file.stem] = {**record, "inputs": inputs if isinstance(inputs, dict) else {}}
+
+    # the first by time among those whose predecessors are done; in a circle, the first by time
     ordered: dict[str, dict[str, Any]] = {}
     while waiting:
         known = {record.get("key") for record in waiting.values()}
@@ -185,19 +137,17 @@ def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _after(record: Mapping[str, Any]) -> list[str]:
-    inputs = record["inputs"]
-    found = inputs.get("after") if isinstance(inputs, dict) else None
+    found = record["inputs"].get("after")
     return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
 
 
 def step(name: str, record: Mapping[str, Any]) -> StepRecord:
     """Its seconds and what it was asked for."""
-    seconds = record["result"].get("seconds")
-    inputs = record["inputs"] if isinstance(record["inputs"], dict) else {}
-    plain = {key: value for key, value in inputs.items() if key not in ("name", "version", "after", "options")}
+    seconds, inputs = record["result"].get("seconds"), record["inputs"]
+    asked = {key: value for key, value in inputs.items() if key not in ("name", "version", "after", "options")}
     if isinstance(inputs.get("options"), dict):  # a recipe's
-        plain |= inputs["options"]
-    settings = {key: value for key, value in plain.items() if not _is_digest(value) and value not in (None, [], {})}
+        asked |= inputs["options"]
+    settings = {key: value for key, value in asked.items() if not _is_digest(value) and value not in (None, [], {})}
     return StepRecord(name=name, seconds=seconds if isinstance(seconds, int | float) else None, settings=settings)
 
 
@@ -205,9 +155,12 @@ def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and all(c in "0123456789abcdef" for c in value)
 
 
+# --- evaluations ---
+
+
 def evaluations(value: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The evaluation reports within a value, as deep as they lie, each under the key that it lies under; `name` where
-    there is none."""
+    """The evaluation reports within a value, however deep, each with the key that it lies under; `name` for the value
+    itself."""
     if is_evaluation(value):
         yield name, value
     elif isinstance(value, Mapping):
@@ -216,31 +169,35 @@ def evaluations(value: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def scores(report: Mapping[str, Any]) -> list[Score]:
-    """Every metric of an evaluation in lm-evaluation-harness' layout, but those that are no numbers."""
+    """Every metric of an evaluation in lm-evaluation-harness' layout, except those that are not numbers."""
     found = []
-    counts, better = report.get("n-samples") or {}, report.get("higher_is_better") or {}
     for task, row in report["results"].items():
+        questions = _table(report, "n-samples", task).get("effective")
+        better = _table(report, "higher_is_better", task)
+
         for key, value in row.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
             error = row.get(f"{metric}_stderr,{kind}")
-            asked = counts.get(task) if isinstance(counts, dict) else None
-            asked = asked if isinstance(asked, dict) else {}
-            higher = better.get(task) if isinstance(better, dict) else None
             found.append(
                 Score(
                     task=task,
                     metric=metric,
                     value=value,
                     stderr=error if _is_number(error) else None,
-                    questions=asked.get("effective") if isinstance(asked.get("effective"), int) else None,
-                    higher_is_better=bool(
-                        (higher if isinstance(higher, dict) else {}).get(metric, "perpl" not in metric)
-                    ),
+                    questions=questions if isinstance(questions, int) else None,
+                    higher_is_better=bool(better.get(metric, "perpl" not in metric)),
                 )
             )
     return found
+
+
+def _table(report: Mapping[str, Any], name: str, task: str) -> Mapping[str, Any]:
+    """report[name][task] where both are tables, else an empty one."""
+    tasks = report.get(name)
+    found = tasks.get(task) if isinstance(tasks, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _is_number(value: Any) -> bool:
