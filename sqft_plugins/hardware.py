@@ -1,11 +1,14 @@
-"""What this machine computes fast in, and where. torch is imported when it is asked, `sqft doctor` does without."""
+"""What this machine is, and what it computes fast in. Only what asks torch imports it; `sqft doctor` does without."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,22 @@ from sqft_plugins.errors import SQFTError
 
 if TYPE_CHECKING:
     import torch
+
+
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512vbmi", "avx512_vbmi2", "avx512_vnni", "avx512_bf16", "amx_int8")
+"""What the kernels of llama.cpp, vLLM and this project ask for."""
+
+
+def machine_facts() -> dict[str, str]:
+    """Python, system, CPU, cores and memory, in words for a report."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+        "CPU": _cpu(),
+        "cores": f"{cores}{variable('OMP_NUM_THREADS')}",
+        "memory": _memory(),
+    }
 
 
 def processor() -> dict[str, str]:
@@ -23,6 +42,20 @@ def processor() -> dict[str, str]:
         return {}
     fields = (line.partition(":") for line in lines)
     return {key.strip(): value.strip() for key, _, value in fields}
+
+
+def memory() -> tuple[int, int] | None:
+    """(bytes of memory, those that Linux calls available). Elsewhere all are; None where nothing is known."""
+    try:
+        lines = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        kib = {name: int(value.split()[0]) for name, _, value in lines}
+        return kib["MemTotal"] << 10, kib["MemAvailable"] << 10
+    except (OSError, KeyError):
+        pass
+    if not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, total
 
 
 def nvidia_gpus() -> list[str]:
@@ -85,3 +118,24 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _cpu() -> str:
+    fields = processor()
+    model = fields.get("model name", platform.processor() or platform.machine())
+    has = [flag for flag in CPU_FLAGS if flag in fields.get("flags", "").split()]
+    shown = f": {' '.join(has) or 'no vector extensions'}" if "flags" in fields else ""
+    return f"{model}, {platform.machine()}{shown}"
+
+
+def variable(name: str) -> str:
+    """An environment variable and its value where it is set, to follow what it decides."""
+    return f" ({name}={os.environ[name]})" if name in os.environ else ""
+
+
+def _memory() -> str:
+    known = memory()
+    if known is None:
+        return "unknown"
+    total, free = (size / 2**30 for size in known)
+    return f"{total:.1f} GiB" + (f", {free:.1f} GiB free" if free < total else "")

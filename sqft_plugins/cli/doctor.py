@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -21,13 +19,11 @@ import click
 from sqft_plugins._version import VERSION
 from sqft_plugins.cli.common import emit, examples, json_option, table
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.hardware import nvidia_gpus, processor
+from sqft_plugins.hardware import machine_facts, nvidia_gpus, variable
 from sqft_plugins.plugins.packages import declared_range, package_check, why_not_imported
 from sqft_plugins.plugins.protocols import Check
 from sqft_plugins.variables import KERNEL, PLUGINS
 
-CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512vbmi", "avx512_vbmi2", "avx512_vnni", "avx512_bf16", "amx_int8")
-"""What the kernels of llama.cpp, vLLM and this project ask for."""
 CORE = {"torch": "torch", "transformers": "transformers", "compressed-tensors": "compressed_tensors"}
 """Package → module, of those that the core cannot do without."""
 
@@ -36,13 +32,7 @@ def machine_checks() -> Iterator[Check]:
     """Python, system, CPU, memory, compiler."""
     from sqft_plugins.kernels.build import BuildError, find_compiler
 
-    yield Check("Python", "ok", f"{platform.python_version()} ({sys.executable})")
-    yield Check("system", "ok", platform.platform())
-    yield Check("CPU", "ok", _cpu())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("cores", "ok", f"{cores}{_variable('OMP_NUM_THREADS')}")
-    yield Check("memory", "ok", _memory())
-
+    yield from (Check(name, "ok", found) for name, found in machine_facts().items())
     try:
         compiler = find_compiler()
         version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
@@ -112,31 +102,6 @@ def plugin_checks(deep: bool = False) -> Iterator[Check]:
         yield Check(PLUGINS, "ok", f"{os.environ[PLUGINS]!r}: other plug-ins are not loaded")
 
 
-def _cpu() -> str:
-    fields = processor()
-    model = fields.get("model name", platform.processor() or platform.machine())
-    has = [flag for flag in CPU_FLAGS if flag in fields.get("flags", "").split()]
-    shown = f": {' '.join(has) or 'no vector extensions'}" if "flags" in fields else ""
-    return f"{model}, {platform.machine()}{shown}"
-
-
-def _variable(name: str) -> str:
-    return f" ({name}={os.environ[name]})" if name in os.environ else ""
-
-
-def _memory() -> str:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-        return f"{kib['MemTotal'] / 2**20:.1f} GiB, {kib['MemAvailable'] / 2**20:.1f} GiB free"
-    except (OSError, KeyError):
-        pass
-    if not hasattr(os, "sysconf"):
-        return "unknown"
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{pages / 2**30:.1f} GiB"
-
-
 def _accelerator(version: str, deep: bool) -> str:
     """The GPUs: those that torch uses (deep), or those that the driver lists and this build of torch may use."""
     if deep:
@@ -146,7 +111,7 @@ def _accelerator(version: str, deep: bool) -> str:
     else:
         names = [] if version.endswith("+cpu") else nvidia_gpus()
     found = f"{len(names)} x {names[0]}" if names else "no GPU"
-    return f", {found}{_variable('CUDA_VISIBLE_DEVICES')}"
+    return f", {found}{variable('CUDA_VISIBLE_DEVICES')}"
 
 
 def _line(error: Exception) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -34,3 +37,16 @@ class DemoSettings(Settings):
     def _check(self) -> Self:
         check_rank_choices(self.rank_choices, max(self.rank_choices, default=0))
         return self
+
+
+def command_line(settings: Mapping[str, Any], out: Path) -> str | None:
+    """The `sqft demo` that has these settings, of which the report of a demo keeps all; None where one of them has no
+    option."""
+    words = ["sqft", "demo", "--out", str(out)]
+    for name, field in DemoSettings.model_fields.items():
+        if name not in settings or settings[name] == field.get_default(call_default_factory=True):
+            continue
+        if any(isinstance(mark, Written) and mark.absent for mark in field.metadata):
+            return None
+        words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    return shlex.join(words)

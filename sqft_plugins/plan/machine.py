@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from sqft_plugins.hardware import memory
 
 GEMM_SECONDS = 0.2
 """How long a rate is measured."""
@@ -17,14 +18,12 @@ SAMPLE_OUTS = (64, 512)
 
 
 def available_memory() -> int:
-    """Bytes that a new process may use: what Linux calls available, or what is left of the container's limit. On other
-    systems all the memory there is."""
-    limits = []
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(lines["MemAvailable"].split()[0]) << 10)
-    except (OSError, KeyError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    """Bytes that a new process may use: what the system calls available, or what is left of the container's limit.
+    0 where neither is known."""
+    known = memory()
+    limits = [] if known is None else [known[1]]
+
+    # version 2 of control groups, then version 1
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -35,7 +34,7 @@ def available_memory() -> int:
             continue
         if allowed.isdigit():  # "max": no limit
             limits.append(int(allowed) - int(taken))
-    return max(min(limits), 0)
+    return max(min(limits, default=0), 0)
 
 
 def gemm_rate(dtype: torch.dtype = torch.float32) -> float:

@@ -9,14 +9,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.demo.settings import command_line
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.hardware import machine_facts
 from sqft_plugins.inspect import inspect_path
 from sqft_plugins.inspect.plot import block_and_kind
 from sqft_plugins.progress import say
@@ -175,7 +176,7 @@ class Builder:
 
         self.report.settings |= {f"{prefix}{key}": value for key, value in record.settings.items() if value is not None}
         if not prefix:
-            self.report.command = demo_command(record.settings, run.path)
+            self.report.command = command_line(record.settings, run.path)
 
     def _join_steps(self) -> None:
         """What the steps of a recipe tell about their outputs; the artefacts in the order in which they were made."""
@@ -241,28 +242,10 @@ def _is_output(artefact: str, step: str) -> bool:
 
 def environment() -> dict[str, str]:
     """Versions, processor, cores, memory of the machine that this runs on."""
-    from sqft_plugins.cli.doctor import machine_checks
-
-    found = {check.name: check.found for check in machine_checks() if check.name != "C++ compiler"}
+    found = machine_facts()
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
-
-
-def demo_command(settings: Mapping[str, Any], out: Path) -> str | None:
-    """The `sqft demo` that these settings are of; None where its command line cannot say them."""
-    from sqft_plugins.cli.demo import command
-    from sqft_plugins.demo.run import DemoSettings
-
-    options = {parameter.name: parameter.opts[0] for parameter in command.params if parameter.name}
-    defaults = DemoSettings.make({}).model_dump()
-    words = ["sqft", "demo", "--out", str(out)]
-    for key, value in settings.items():
-        if key in defaults and value != defaults[key]:
-            if key not in options:
-                return None
-            words += [options[key], str(value)]
-    return shlex.join(words)
