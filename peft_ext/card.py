@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
@@ -12,13 +12,10 @@ from safetensors import SafetensorError, safe_open
 from peft_ext.registry import peft_type
 from sqft_plugins.cards import adapter
 
-if TYPE_CHECKING:
-    from peft_ext.config import SQFTConfig
 
-
-def write_card(folder: Path, config: SQFTConfig) -> None:
+def write_card(folder: Path, config: Any) -> None:
     """Writes how to load the adapter, and what it is, into folder/README.md (`sqft_plugins.cards.adapter`). A folder
-    without the adapter's weights gets none."""
+    without the adapter's weights gets none. config: an `SQFTConfig`, whose module imports this one."""
     if any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         adapter.complete_card(folder, _facts(folder, config))
 
@@ -31,7 +28,7 @@ def complete_card(model: Any, folder: str) -> None:
         write_card(Path(folder), config)
 
 
-def _facts(folder: Path, config: SQFTConfig) -> adapter.AdapterFacts:
+def _facts(folder: Path, config: Any) -> adapter.AdapterFacts:
     base = config.base_model_name_or_path or ""
     divisor = f"{'√' if config.use_rslora else ''}{config.r}"
     return adapter.AdapterFacts(

@@ -12,70 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.reads import weights_read_by
-from peft_ext.registry import BaseTunerLayer
+from peft_ext.saved_base import is_fsdp_managed
 from sqft_plugins.compress.fused import fused_weights, left_out, means_fused
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import find_linears
 
 
-class ReadWeights:
-    """The linear layers of one model whose weight one of their parents reads itself; each parent is looked at once."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self._of: dict[nn.Module, tuple[list[nn.Module], bool]] = {}
-        self._told: set[type] = set()
-
-    def leaves_out(self, target: nn.Module, name: str) -> bool:
-        """Whether the layer `name` is to be left out, because one of its parents computes with its weight and does not
-        call it: an adapter there would do nothing until it is merged. A layer of its name that is called is no reason
-        to refuse all: then it is said. Raises SQFTError where no other layer of its name is.
-
-        PEFT has the check for `out_proj` of Mamba blocks only (tuners_utils.py, _check_lora_target_modules_mamba).
-        """
-        parent = self._reader(target, name)
-        if parent is None:
-            return False
-        kind = getattr(getattr(self.model, "config", None), "model_type", None) or type(parent).__name__
-        last, remedy = name.rpartition(".")[2], f"exclude_modules={self._names(parent)}"
-        what = f"target_modules matches {last}: {kind} reads that weight itself, past any adapter ({name}, by "
-        alike = [(n, m) for n, m in self.model.named_modules() if n.rpartition(".")[2] == last and n != name]
-        if all(self._reader(module, path) is not None for path, module in alike):
-            raise SQFTError(f"{what}{type(parent).__name__}): leave it out with {remedy}")
-        warnings.warn(f"{what}{type(parent).__name__}): it is left out, as with {remedy}", stacklevel=2)
-        return True
-
-    def _reader(self, target: nn.Module, name: str) -> nn.Module | None:
-        path = name.split(".")[:-1]
-        for parent in (self.model.get_submodule(".".join(path[:length])) for length in range(len(path), -1, -1)):
-            read = self._read_by(parent)
-            if any(target is module for module in read):
-                return parent
-        return None
-
-    def _read_by(self, parent: nn.Module) -> list[nn.Module]:
-        if parent not in self._of:
-            self._of[parent] = weights_read_by(parent)
-            if not self._of[parent][1] and type(parent) not in self._told:
-                self._told.add(type(parent))
-                warnings.warn(
-                    f"{type(parent).__name__} has no source here, so it was not checked whether it reads the weights "
-                    "of its layers itself, past any adapter: compare the logits before and after a merge",
-                    stacklevel=2,
-                )
-        return self._of[parent][0]
-
-    def _names(self, parent: nn.Module) -> list[str]:
-        """What excludes the layers that `parent` reads, and no others of their names."""
-        prefix = next(name for name, module in self.model.named_modules() if module is parent)
-        read = [module for module in self._of[parent][0] if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)]
-        own = [name for name, module in parent.named_modules() if name and module in read]
-        paths = [f"{prefix}.{name}".removeprefix(".").split(".") for name in own]
-        return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})
-
-
-def tell_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module]) -> None:
+def warn_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module]) -> None:
     """Warns, in numbers, where `target_modules` as it was given means weights that are no linear layers: LoRA reaches
     the experts of "all-linear" and of the names that transformers 4 had for them (w1, w2, w3)."""
     fused = fused_weights(model, anywhere=True)
@@ -173,9 +116,9 @@ def check_combination(configs: Mapping[str, Any], layers: Sequence[tuple[str, An
     for _, layer in layers:
         for name in names:
             state = layer.elastic.get(name)
-            if state is not None and state.chosen != max(state.rank_choices):
+            if state is not None and state.ranks.chosen != max(state.ranks.choices):
                 raise SQFTError(
-                    f"adapter {name!r} is at rank {state.chosen}, and a combination takes the whole of it: "
+                    f"adapter {name!r} is at rank {state.ranks.chosen}, and a combination takes the whole of it: "
                     f"run set_active_rank('max', {name!r}) first, or combine extracted sub-adapters"
                 )
     if kind == "cat" or kind.endswith("svd") or len({config.r for config in configs.values()}) > 1:
@@ -189,16 +132,34 @@ def check_combination(configs: Mapping[str, Any], layers: Sequence[tuple[str, An
             )
 
 
-def write_ranks(config: Any, adapter: str, layers: Mapping[str, Any]) -> None:
-    """Writes into the configuration of a combination what its layers have: PEFT keeps the rank_pattern of the first
-    adapter with other ranks than the factors', and the saved adapter could not be loaded."""
-    ranks = {name: len(layer.factor("A", adapter)) for name, layer in layers.items()}
-    for name, layer in layers.items():
-        layer.r[adapter] = ranks[name]
-        layer.lora_alpha[adapter] = layer.scaling[adapter] * ranks[name]
-        layer.elastic[adapter].rank_choices, layer.elastic[adapter].chosen = [ranks[name]], ranks[name]
-    config.r = max(ranks.values(), default=config.r)
-    config.lora_alpha = max((layers[name].lora_alpha[adapter] for name in ranks), default=config.lora_alpha)
-    config.rank_pattern = {name: rank for name, rank in ranks.items() if rank != config.r}
-    alphas = {name: layer.lora_alpha[adapter] for name, layer in layers.items()}
-    config.alpha_pattern = {name: alpha for name, alpha in alphas.items() if alpha != config.lora_alpha}
+def works_alone(adapter: str, remedy: str) -> SQFTError:
+    """The refusal of a quantization-aware adapter beside others. remedy: what to do in place of it."""
+    return SQFTError(
+        f"adapter {adapter!r} is quantization-aware and rounds the whole weight, so it works alone: {remedy}"
+    )
+
+
+def check_merge(layer: Any, names: Sequence[str]) -> None:
+    """Raises SQFTError where adapters cannot be merged into a `Linear` beside those that are merged already."""
+    together = [name for name in (*layer.merged_adapters, *names) if name in layer.elastic]
+    aware = [name for name in together if layer.elastic[name].quantization_aware]
+    if aware and len(together) > 1:
+        raise works_alone(aware[0], f"merge one adapter, not {together} together")
+
+    if not isinstance(layer.base().weight, nn.Parameter) and not is_fsdp_managed(layer):
+        raise SQFTError(
+            f"adapter {names[0]!r} cannot be merged: its base weight is computed anew in each call (weight_norm, "
+            "torch.nn.utils.prune), which would undo a merge. Make it plain first (remove_parametrizations, "
+            "prune.remove)"
+        )
+    if together and not aware and holds_codes(layer.base()):
+        raise SQFTError(
+            f"adapter {together[0]!r} is not quantization-aware and its base is INT4: rounded to the grid a small "
+            "delta is lost, and a dense one fills the zeros. Keep it unmerged, or train with "
+            "quantization_aware=True"
+        )
+
+
+def holds_codes(base: nn.Module) -> bool:
+    """Whether a linear layer was dequantized from INT4 when it was loaded: its scale is still there."""
+    return getattr(base, "quantization_status", None) is not None or hasattr(base, "weight_scale")

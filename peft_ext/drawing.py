@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from peft_ext.layer import ElasticState, Linear
+from peft_ext.layer import Linear
+from peft_ext.variant import AdapterState
 from sqft_plugins.elastic import sample_configuration
 
 ENTRY = "_sqft_entry"
@@ -103,7 +104,7 @@ def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
         return
     for _, states in _by_adapter(model, entry):
         for _, state in states:
-            (state.sampled, state.rows), state.resting = state.resting, (None, None)
+            state.ranks.take_up()
 
 
 def take_up_ranks_inside(module: nn.Module, args: tuple, output: Any) -> None:
@@ -116,43 +117,40 @@ def take_up_ranks_inside(module: nn.Module, args: tuple, output: Any) -> None:
 
 
 def _begin(module: nn.Module, entry: Entry, rested: bool) -> None:
+    trains = module.training and not rested
     for adapter, states in _by_adapter(module, entry):
-        if module.training and not rested and _is_trained(adapter, states):
+        if trains and _is_trained(adapter, states):
             _draw(adapter, states)
             continue
         for _, state in states:
-            # of an adapter that was trained and is frozen now, no draw is to come back
-            kept = (None, None) if module.training and not rested else (state.sampled, state.rows)
-            state.resting, state.sampled, state.rows = kept, None, None
+            state.ranks.put_aside(forget=trains)  # trained once and frozen now: no draw is to come back
 
 
 @torch.compiler.disable(reason="the ranks of a training step are drawn outside the graph")
-def _draw(adapter: str, states: list[tuple[Linear, ElasticState]]) -> None:
-    first = states[0][1]
-    assert first.share_rank is not None
+def _draw(adapter: str, states: list[tuple[Linear, AdapterState]]) -> None:
+    space = states[0][1].ranks
+    assert space.share is not None
     names = [state.name for _, state in states]
-    drawn = sample_configuration(names, first.rank_choices, first.share_rank, random.Random(_shared_seed()))
+    drawn = sample_configuration(names, space.choices, space.share, random.Random(_shared_seed()))
     for layer, state in states:
-        A = layer.factor("A", adapter)
         # a tensor of its own for each layer: of shared ones dynamo notes who shares, and that changes with every draw
-        rank = drawn[state.name]
-        state.sampled, state.rows = rank, torch.arange(len(A), device=A.device).unsqueeze(1) < rank
+        state.ranks.draw(drawn[state.name], layer.factor("A", adapter))
 
 
-def _by_adapter(module: nn.Module, entry: Entry) -> list[tuple[str, list[tuple[Linear, ElasticState]]]]:
+def _by_adapter(module: nn.Module, entry: Entry) -> list[tuple[str, list[tuple[Linear, AdapterState]]]]:
     """Elastic adapter → its layers in the forward pass that `module` begins."""
-    found: dict[str, list[tuple[Linear, ElasticState]]] = {}
+    found: dict[str, list[tuple[Linear, AdapterState]]] = {}
     own = [layer for _, layer in _elastic(module)]
     for layer in (*own, *(layer for layer in entry.outside if not any(layer is one for one in own))):
         for adapter, state in layer.elastic.items():
-            if state.share_rank is not None:
+            if state.ranks.share is not None:
                 found.setdefault(adapter, []).append((layer, state))
     return list(found.items())
 
 
 def _elastic(model: nn.Module) -> Iterator[tuple[str, Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and any(state.share_rank is not None for state in module.elastic.values()):
+        if isinstance(module, Linear) and any(state.ranks.share is not None for state in module.elastic.values()):
             yield name, module
 
 
@@ -162,7 +160,7 @@ def _above(path: str) -> Iterator[str]:
     return (".".join(parts[:length]) for length in range(len(parts) + 1))
 
 
-def _is_trained(adapter: str, states: Iterable[tuple[Linear, ElasticState]]) -> bool:
+def _is_trained(adapter: str, states: Iterable[tuple[Linear, AdapterState]]) -> bool:
     factors = (layer.factor(name, adapter) for layer, _ in states for name in ("A", "B"))  # type: ignore[arg-type]
     return any(factor.requires_grad for factor in factors)
 

@@ -10,32 +10,23 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peft_ext.identity import Found, FoundStamp, is_found
+from peft_ext.checks import holds_codes
+from peft_ext.config import SQFTConfig
+from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.layer_grid import LayerGrid
+from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
-from sqft_plugins.grid import QuantizedWeight, quantize
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
-
-if TYPE_CHECKING:
-    from peft_ext.config import SQFTConfig
-    from peft_ext.layer import Linear
-
-Kind = Literal["int4", "float"]
-
-
-def holds_codes(base: nn.Module) -> bool:
-    """Whether a linear layer was dequantized from INT4 when it was loaded: its scale is still there."""
-    return getattr(base, "quantization_status", None) is not None or hasattr(base, "weight_scale")
 
 
 def attach_grids(
@@ -43,39 +34,46 @@ def attach_grids(
 ) -> tuple[Found | None, FoundStamp | None]:
     """Gives each layer its grid → the base's mask hash and grid stamp, None where it has no weights yet.
 
-    Reads every adapted module of the INT4 folder once. Raises CheckpointError and GridError for a folder that is none
-    or does not fit, MismatchError for a base that is not the adapter's own.
+    Reads every adapted module of the INT4 folder once. Raises CheckpointError and GridError for a folder that is not
+    INT4 or does not fit, MismatchError for a base that is not the adapter's own.
     """
     if not layers:
         return None, None
-    for name, layer in layers.items():
-        if layer.unmerged_weight().is_meta or layer.unmerged_weight().numel() == 0:
+    weights = unmerged_weights(layers)
+    for name, weight in weights.items():
+        if weight.is_meta or weight.numel() == 0:
             raise SQFTError(f"{name} has no weight here: quantization_aware needs the base loaded before the adapter")
+
     folder = int4_folder(model, config)
-    if not any(bool(layer.unmerged_weight().any()) for layer in layers.values()):
+    if not any(bool(weight.any()) for weight in weights.values()):
         # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
         for name, layer in layers.items():
             layer.elastic[adapter].grid = _unchecked(folder, name, on_grid=config.grid is None)
         return None, None
-    kinds: set[Kind] = set()
+
+    # each layer's grid, and what says which base and which grid it is
+    kinds: set[bool] = set()
     masks: dict[str, Tensor] = {}
     scales: dict[str, str] = {}
     codes: dict[str, str] = {}
     for name, layer in layers.items():
-        weight = layer.unmerged_weight()
-        kind, grid, own_codes, mask = _layer_grid(folder, name, weight.detach().cpu(), holds_codes(layer.base()))
-        kinds.add(kind)
-        layer.elastic[adapter].grid = grid.to(weight.device)
-        masks[name] = pack_mask(mask)
+        weight = weights[name].detach().cpu()
+        grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()))
+        kinds.add(grid.on_grid)
+        layer.elastic[adapter].grid = grid.to(weights[name].device)
+        masks[name] = pack_mask(nonzero_mask(weight) if grid.mask is None else grid.mask)
         scales[name] = _digest(grid.scale, grid.zero_point)
         codes[name] = _digest(own_codes)
     if len(kinds) > 1:
         raise MismatchError(
             f"some adapted weights are the codes of the INT4 folder {folder.path} and some are not: load the base again"
         )
+
+    # what the adapter was trained over
     assert folder.grid is not None
+    on_grid = kinds.pop()
     found = {
-        "base": kinds.pop(),
+        "base": "int4" if on_grid else "float",
         "group_size": folder.grid.group_size,
         "symmetric": folder.grid.symmetric,
         "scale_hash": combined_hash(scales),
@@ -84,7 +82,8 @@ def attach_grids(
     }
     if not is_found(config.grid_stamp):
         check_stamp(config, adapter, mask_hash(masks), found, folder.path)
-    rest = rest_off_grid(model, folder, layers) if found["base"] == "float" else []
+
+    rest = [] if on_grid else rest_off_grid(model, folder, layers)
     if rest:
         warnings.warn(
             f"{rest[0]} and {len(rest) - 1} more modules are INT4 in {folder.path} but not adapted: they are float "
@@ -152,10 +151,11 @@ def put_on_grid(model: nn.Module, folder: ModelFolder, names: list[str]) -> None
         weight.copy_(folder.quantized(name).dequantize(weight.dtype))
 
 
-def _layer_grid(
-    folder: ModelFolder, name: str, weight: Tensor, dequantized: bool
-) -> tuple[Kind, LayerGrid, Tensor, Tensor]:
-    """kind, grid, the codes of the base alone [out, in], and the mask [out, in] of one module."""
+def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: bool) -> tuple[LayerGrid, Tensor]:
+    """The grid of one module, and the codes [out, in] of its base alone.
+
+    weight: [out, in], on the CPU. dequantized: whether it was loaded from INT4. Raises CheckpointError, MismatchError.
+    """
     if name not in folder.int4:
         raise CheckpointError(
             f"target_modules adapts {name}, which is not INT4 in {folder.path}: leave it out with exclude_modules"
@@ -166,13 +166,16 @@ def _layer_grid(
             f"{name} is {tuple(weight.shape)} here but {tuple(stored.codes.shape)} in {folder.path}: "
             "give the INT4 folder made from this base"
         )
-    mask = folder.mask(name)
+
+    # an INT4 base: its mask is the stored one
     if _holds(weight, stored):
         mask = folder.kept(name)
         if mask is None:
             raise _no_mask(folder)
         _check_zeros(folder, name, stored, mask)
-        return "int4", LayerGrid(stored.scale, stored.zero_point, mask, on_grid=True), stored.codes, mask
+        return LayerGrid(stored.scale, stored.zero_point, mask, on_grid=True), stored.codes
+
+    # an INT4 base that is not what it should be
     rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
     if rounded is not None:
         raise MismatchError(
@@ -185,15 +188,17 @@ def _layer_grid(
             f"{name} holds INT4 codes, but not those of {folder.path}: give the INT4 folder that this base was loaded "
             "from, or the sparse float base that grid='…' was made from"
         )
-    pattern = nonzero_mask(weight)
+
+    # a float base: its mask is its nonzero pattern
+    mask, pattern = folder.mask(name), nonzero_mask(weight)
     if mask is not None and not torch.equal(mask, pattern):
         raise MismatchError(
             f"{int((mask != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
             "way round: give the INT4 folder made from this base with grid='…'"
         )
     _check_zeros(folder, name, stored, pattern)
-    own = quantize(weight, stored.scale, stored.zero_point)
-    return "float", LayerGrid(stored.scale, stored.zero_point), own, pattern
+    grid = LayerGrid(stored.scale, stored.zero_point)
+    return grid, grid.quantize(weight)
 
 
 def _no_mask(folder: ModelFolder) -> MismatchError:
@@ -228,44 +233,6 @@ def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: 
             f"{filled} pruned weights of {name} are not zero in {folder.path}: its mask is another model's, "
             "quantize the sparse base again with `sqft quantize`"
         )
-
-
-def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: dict[str, Any], path: Path | str) -> None:
-    """Raises MismatchError where the adapter was trained over another base or through another grid."""
-    trained = config.grid_stamp
-    if trained is None:
-        return
-    own = config.base_model_name_or_path or "its own base"
-    kind = {
-        "int4": "the dequantized codes of an INT4 folder",
-        "float": "the sparse float base beside its INT4 folder (grid='…')",
-    }
-    if trained["base"] != found["base"]:
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over {kind[trained['base']]}, this base is {kind[found['base']]}: "
-            f"load it on {own}"
-        )
-    if config.mask_hash not in (None, masks):
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over a base with other zeros (mask {str(config.mask_hash)[:12]}, "
-            f"this base {masks[:12]}): load it on {own}"
-        )
-    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
-        if trained[key] != found[key]:
-            raise MismatchError(
-                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
-                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
-            )
-    if trained["code_hash"] != found["code_hash"]:
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "
-            f"{_short(trained['code_hash'])}; this base {found['dtype']}, {_short(found['code_hash'])}; a model that "
-            f"was merged into has other codes, too): load it on {own} in its own dtype"
-        )
-
-
-def _short(value: object) -> str:
-    return str(value)[:12]
 
 
 def _out_in(module: nn.Module) -> Tensor:

@@ -1,11 +1,13 @@
-"""The adapted linear layer: PEFT's LoRA layer with a mask and an elastic rank."""
+"""The adapted linear layer: PEFT's LoRA layer with a mask and an elastic rank.
+
+What is in force in which situation stands in ranks.py; what PEFT's own loops call is in variant.py.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -15,86 +17,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from peft_ext.checks import OFFLOADED, is_offloaded
-from peft_ext.evaluated import EvaluatedWeight
+from peft_ext.checks import check_merge
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
-from peft_ext.grids import holds_codes
-from peft_ext.kept import KeptBase, is_fsdp_managed
 from peft_ext.layer_grid import LayerGrid
-from peft_ext.registry import LoraLayer, LoraLinear, LoraVariant, check_adapters_to_merge
+from peft_ext.merged_cache import CachedWeight
+from peft_ext.registry import LoraLayer, LoraLinear, check_adapters_to_merge
 from peft_ext.requantize import requantized
-from sqft_plugins.elastic import slice_lora
+from peft_ext.saved_base import SavedBase, is_fsdp_managed
+from peft_ext.variant import AdapterState, ElasticMaskedVariant
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
-
-
-@dataclass
-class ElasticState:
-    """What a layer knows of one adapter beside A and B.
-
-    rank_choices: largest first. chosen: the rank of evaluation and merging. sampled: that of the current training step.
-    rows: `sampled` as 0 and 1, bool [r, 1], for compiled code. resting: sampled and rows, kept over a forward without
-    gradients.
-    quantization_aware: the weight is put on `grid`, which the model fills in once it is whole.
-    share_rank: what shares a drawn rank; None for a fixed rank. name: the layer's in the model, filled in there.
-    """
-
-    sparse: bool
-    rank_choices: list[int]
-    chosen: int
-    sampled: int | None = None
-    rows: Tensor | None = None
-    resting: tuple[int | None, Tensor | None] = (None, None)
-    quantization_aware: bool = False
-    grid: LayerGrid | None = None
-    share_rank: str | None = None
-    name: str = ""
-
-
-class ElasticMaskedVariant(LoraVariant):
-    """What PEFT's own loops (several active adapters, mixed batches, merging) call in place of plain LoRA."""
-
-    def supports_lora_conversion(self) -> bool:
-        return False  # a masked delta has full rank; a dense sub-adapter comes from `sqft extract`
-
-    @staticmethod
-    def init(module: LoraLayer, adapter_name: str, config=None, **kwargs: Any) -> None:  # type: ignore[override]
-        assert isinstance(module, Linear)
-        rank = module.r[adapter_name]
-        choices = [rank] if config.rank_choices is None else list(config.rank_choices)
-        module.elastic[adapter_name] = ElasticState(
-            config.sparse,
-            choices,
-            max(choices),
-            quantization_aware=config.quantization_aware,
-            share_rank=None if config.rank_choices is None else config.share_rank,
-        )
-
-    @staticmethod
-    def merge_safe(module: Linear, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
-        return module.merged_weight(active_adapter, orig_weight)
-
-    @staticmethod
-    def merge_unsafe(module: Linear, active_adapter: str, orig_weight: Tensor) -> None:  # type: ignore[override]
-        orig_weight.data.copy_(module.merged_weight(active_adapter, orig_weight.data))
-
-    @staticmethod
-    def forward(module: Linear, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        if module.elastic[active_adapter].quantization_aware:
-            raise SQFTError(
-                f"adapter {active_adapter!r} is quantization-aware and rounds the whole weight, so it works alone: "
-                "activate one adapter, without adapter_names, on plain linear layers in their own dtype"
-            )
-        if is_offloaded(module.base()):  # since the adapter was added
-            raise SQFTError(f"a layer under adapter {active_adapter!r} {OFFLOADED}")
-        x = module.lora_dropout[active_adapter](x)
-        A, B, scaling = module.sub_adapter(active_adapter)
-        if module.elastic[active_adapter].sparse:
-            delta = F.linear(x, masked_delta(A, B, scaling, module.base_mask()).to(x.dtype))
-        else:
-            delta = F.linear(F.linear(x, A), B) * scaling
-        return result + module.add_lora_bias(active_adapter, delta)
 
 
 class Linear(LoraLinear):
@@ -102,8 +35,10 @@ class Linear(LoraLinear):
 
     One active adapter without dropout runs as one GEMM with W + s · (B @ A) ⊙ M; everything else goes through PEFT's
     own loops and `ElasticMaskedVariant`.
+
     keeps_evaluated: whether evaluation keeps one more copy of the weight (`_evaluation_weight`); False, here for all
     layers or on one, makes it anew in each forward.
+    elastic: adapter → its state.
     base_is_shared: whether the base module also stands in another place of the model, without this adapter.
     """
 
@@ -118,32 +53,26 @@ class Linear(LoraLinear):
             )
         # the constructor of the parent ends in this method, so our state cannot be made after it
         if "elastic" not in self.__dict__:
-            self.elastic: dict[str, ElasticState] = {}
+            self.elastic: dict[str, AdapterState] = {}
             self.base_is_shared = False
-            self._kept: KeptBase | None = None
-            self._evaluated: EvaluatedWeight | None = None
+            self._saved_base: SavedBase | None = None
+            self._cached_weight: CachedWeight | None = None
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     @property
-    def lora_variants(self):
+    def lora_variants(self) -> dict[tuple[()], type[ElasticMaskedVariant]]:
         return {(): ElasticMaskedVariant}  # every other combination is refused by PEFT's resolve_lora_variant
 
     # --- what the adapter is ---
 
     def rank_of(self, adapter: str) -> int:
-        """The rank in force: the sampled one in training, else the chosen one."""
-        state = self.elastic[adapter]
-        return state.sampled if self.training and state.sampled is not None else state.chosen
+        """The rank in force: the drawn one in training, else the chosen one."""
+        return self.elastic[adapter].ranks.in_force(self.training)
 
     def sub_adapter(self, adapter: str) -> tuple[Tensor, Tensor, float]:
         """A [rank, in], B [out, rank] and the scaling of the super-adapter."""
         A, B = self.factor("A", adapter), self.factor("B", adapter)
-        rows = self.elastic[adapter].rows
-        if rows is not None and self.training and torch.compiler.is_compiling():
-            return A * rows, B, self.scaling[adapter]  # one graph for all: dynamo makes one for each int it meets
-        if len(self.elastic[adapter].rank_choices) > 1:  # a fixed rank is the whole, also after a hotswap to another
-            A, B = slice_lora(A, B, self.rank_of(adapter))
-        return A, B, self.scaling[adapter]
+        return *self.elastic[adapter].ranks.sliced(A, B, self.training), self.scaling[adapter]
 
     def factor(self, name: Literal["A", "B"], adapter: str) -> Tensor:
         """The whole A [r_max, in] or B [out, r_max]."""
@@ -155,7 +84,8 @@ class Linear(LoraLinear):
 
     def unmerged_weight(self) -> Tensor:
         """[out, in]: the base weight, whatever is merged now."""
-        return self._as_out_in(self._kept.weight.data if self._kept is not None else self.base().weight.data)
+        weight = self.base().weight if self._saved_base is None else self._saved_base.weight
+        return self._as_out_in(weight.data)
 
     def base_mask(self, adapter: str | None = None) -> Tensor:
         """bool [out, in]: the mask stored with the INT4 base under a quantization-aware adapter, else the nonzero
@@ -172,6 +102,7 @@ class Linear(LoraLinear):
                 f"adapter {adapter!r} is not quantization-aware and has no codes: merge it as a float model, or train "
                 "with quantization_aware=True"
             )
+
         A, B, scaling = self.sub_adapter(adapter)
         weight = self.unmerged_weight()
         with torch.no_grad():
@@ -218,11 +149,14 @@ class Linear(LoraLinear):
     # --- forward ---
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # what PEFT's own loops do, or what they leave out
         adapter = self._single_adapter(x, args, kwargs)
         if self.merged and not self.disable_adapters and "adapter_names" not in kwargs:
             return self._beside_merged(x, *args, **kwargs)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
+
+        # one GEMM
         base = self.base()
         if self.training or torch.is_grad_enabled():
             A, B, scaling = self.sub_adapter(adapter)
@@ -242,17 +176,22 @@ class Linear(LoraLinear):
         if len(active) != 1:
             return None
         adapter = active[0]
+
+        # the base: nothing but a frozen GEMM
         base = self.base()
         plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
         if not plain or base.weight.requires_grad:
             return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
         if hasattr(base, "_hf_hook") and not _only_places_inputs(base._hf_hook, x, base.weight):
             return None
+
+        # the adapter
         dropout = self.lora_dropout[adapter]
         if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
             return None  # dropout acts on the adapter's input alone
         if not self.elastic[adapter].sparse and (self.training or torch.is_grad_enabled()):
             return None  # a dense delta is cheaper as two thin GEMMs
+
         autocast = torch.is_autocast_enabled(x.device.type)
         return adapter if autocast or x.dtype == base.weight.dtype else None
 
@@ -267,31 +206,36 @@ class Linear(LoraLinear):
         return result.to(dtype)
 
     def _evaluation_weight(self, adapter: str) -> Tensor:
-        """The merged weight, kept until the base weight, the adapter, the rank or the scaling changes: made anew at
-        every token, generation was ten times slower than from a merged model. Costs one more copy of the weight."""
+        """The merged weight in the base layer's layout, cached until base weight, adapter, rank or scaling change.
+
+        Made anew at every token, generation was ten times slower than from a merged model. The cache costs one more
+        copy of the weight.
+        """
+        base = self.base().weight
         if torch.compiler.is_compiling() or is_fsdp_managed(self):
-            # What is kept and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
-            # tensor, whose version does not tell that they changed; and a copy of every layer on every process is what
+            # What is cached and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
+            # tensor, whose version does not change with them; and a copy of every layer on every process is what
             # sharding is to avoid.
-            return self.merged_weight(adapter, self.base().weight.data)
-        if not self.keeps_evaluated or self.base().weight.is_meta:
-            self._evaluated = None
-            return self.merged_weight(adapter, self.base().weight.data)
-        base, factors = self.base().weight, (self.factor("A", adapter), self.factor("B", adapter))
+            return self.merged_weight(adapter, base.data)
+        if not self.keeps_evaluated or base.is_meta:
+            self._cached_weight = None
+            return self.merged_weight(adapter, base.data)
+
+        factors = self.factor("A", adapter), self.factor("B", adapter)
         state = self.elastic[adapter]
         settings = (adapter, self.rank_of(adapter), float(self.scaling[adapter]), state.sparse)
-        kept = self._evaluated
-        if kept is None or kept.state is not state or not kept.still_holds(settings, factors, base):
+        cached = self._cached_weight
+        if cached is None or not cached.still_holds(settings, state, factors, base):
             merged = self.merged_weight(adapter, base.data)
-            kept = self._evaluated = EvaluatedWeight.of(settings, state, factors, base, merged)
-        return kept.merged
+            cached = self._cached_weight = CachedWeight.of(settings, state, factors, base, merged)
+        return cached.merged
 
-    def train(self, mode: bool = True):
-        self._evaluated = None  # training would keep the copy for nothing
+    def train(self, mode: bool = True) -> Linear:
+        self._cached_weight = None  # training would keep the copy for nothing
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_evaluated": None}  # a file or a copy makes its own
+        return {**self.__dict__, "_cached_weight": None}  # a file or a copy makes its own
 
     # --- merging ---
 
@@ -300,15 +244,16 @@ class Linear(LoraLinear):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.elastic]
         if not names:
             return
-        self._check_merge(names)
+        check_merge(self, names)
         if safe_merge and isinstance(self.base().weight, DTensor):
             raise SQFTError(
                 "safe_merge=True does nothing to a sharded weight: merge without it, or merge the saved adapter in one "
                 "process"
             )
-        self._evaluated = None
-        if self._kept is None:
-            self._set_aside()
+
+        self._cached_weight = None
+        if self._saved_base is None:
+            self._save_base()
         try:
             with self.at_chosen_rank():
                 super().merge(safe_merge=safe_merge, adapter_names=names)
@@ -326,54 +271,33 @@ class Linear(LoraLinear):
         finally:
             self.training = training
 
-    def _check_merge(self, names: list[str]) -> None:
-        together = [name for name in (*self.merged_adapters, *names) if name in self.elastic]
-        aware = [name for name in together if self.elastic[name].quantization_aware]
-        if aware and len(together) > 1:
-            raise SQFTError(
-                f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: merge it alone, not "
-                f"{together} together"
-            )
-        if not isinstance(self.base().weight, nn.Parameter) and not is_fsdp_managed(self):
-            raise SQFTError(
-                f"adapter {names[0]!r} cannot be merged: its base weight is computed anew in each call (weight_norm, "
-                "torch.nn.utils.prune), which would undo a merge. Make it plain first (remove_parametrizations, "
-                "prune.remove)"
-            )
-        if together and not aware and holds_codes(self.base()):
-            raise SQFTError(
-                f"adapter {together[0]!r} is not quantization-aware and its base is INT4: rounded to the grid a small "
-                "delta is lost, and a dense one fills the zeros. Keep it unmerged, or train with "
-                "quantization_aware=True"
-            )
-
     def unmerge(self) -> None:
-        """Puts the kept base weight back, bit for bit."""
+        """Puts the saved base weight back, bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self._put_back()
         self.merged_adapters.clear()
 
-    def _set_aside(self) -> None:
-        """Keeps the base's weight and bias, and puts copies there to be merged into."""
-        self._kept = KeptBase.of(self.base_layer, self.base(), in_place=self._is_sharded())
-        self.base_layer = self._kept.make_room(self.base(), alone=not self.base_is_shared)
+    def _save_base(self) -> None:
+        """Saves the base's weight and bias, and puts copies there to be merged into."""
+        self._saved_base = SavedBase.of(self.base_layer, self.base(), in_place=self._is_sharded())
+        self.base_layer = self._saved_base.to_merge_into(self.base(), alone=not self.base_is_shared)
 
     def _put_back(self) -> None:
-        assert self._kept is not None
-        self.base_layer = self._kept.put_back(self.base())
-        self._kept = None
+        assert self._saved_base is not None
+        self.base_layer = self._saved_base.put_back(self.base())
+        self._saved_base = None
 
     def _is_sharded(self) -> bool:
         weight: Any = self.base().weight
         return isinstance(weight, DTensor) or is_fsdp_managed(self)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any):
-        """Also moves and casts what a merge has set aside."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Linear:
+        """Also moves and casts what a merge has saved."""
         super()._apply(fn, *args, **kwargs)
-        if self._kept is not None:
-            self._kept.apply(fn)
+        if self._saved_base is not None:
+            self._saved_base.apply(fn)
         return self
 
     def _as_out_in(self, weight: Tensor) -> Tensor:
@@ -386,3 +310,8 @@ class Linear(LoraLinear):
 def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
     """Whether accelerate's hook on a linear layer (device_map over several GPUs) has nothing to do for this x."""
     return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
+
+
+def unmerged_weights(layers: Mapping[str, Linear]) -> dict[str, Tensor]:
+    """Module name → weight [out, in] of the base, whatever is merged now."""
+    return {name: layer.unmerged_weight() for name, layer in layers.items()}

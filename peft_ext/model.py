@@ -11,24 +11,26 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peft_ext.bypass import BypassedLayers
 from peft_ext.checks import (
-    ReadWeights,
     check_combination,
     check_token_indices,
     check_weight,
-    tell_left_out,
-    write_ranks,
+    holds_codes,
+    warn_left_out,
+    works_alone,
 )
-from peft_ext.doors import FRESH, make_room, tell_unchecked
 from peft_ext.drawing import hook_model, unhook_model
-from peft_ext.evaluated import forget_cache, note_cache
 from peft_ext.fields import check_attached
-from peft_ext.grids import attach_grids, holds_codes, int4_folder, put_on_grid, rest_off_grid
-from peft_ext.identity import check_base, is_found, take_in
-from peft_ext.layer import Linear
+from peft_ext.grids import attach_grids, int4_folder, put_on_grid, rest_off_grid
+from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.merged_cache import forget_cache, note_cache
+from peft_ext.other_tuners import refuse_other_tuners
+from peft_ext.provenance import check_base, is_found, take_in
 from peft_ext.registry import BaseTunerLayer, LoraModel
 from peft_ext.rollback import remember
-from peft_ext.saved import crop_padding, note_mask, note_ranks, put_unmerged
+from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
+from peft_ext.unchecked import FRESH, warn_unchecked
 from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import SQFTError
@@ -38,7 +40,7 @@ from sqft_plugins.grid import QuantizedWeight
 class SQFTModel(LoraModel):
     """The tuner behind `get_peft_model(model, SQFTConfig(...))`."""
 
-    _read_weights: ReadWeights | None = None
+    _bypassed: BypassedLayers | None = None
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         known = getattr(model, "peft_config", None)  # of adapters that are there already, the same names among them
@@ -78,15 +80,15 @@ class SQFTModel(LoraModel):
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(LoraModel._create_and_replace).bind(self, *args, **kwargs).arguments
-        if self._read_weights is None:
-            self._read_weights = ReadWeights(self.model)
-        if not self._read_weights.leaves_out(given["target"], given["current_key"]):
+        if self._bypassed is None:
+            self._bypassed = BypassedLayers(self.model)
+        if not self._bypassed.leaves_out(given["target"], given["current_key"]):
             super()._create_and_replace(*args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
-        self._read_weights = None
-        make_room(model, for_sqft=True)
+        self._bypassed = None
+        refuse_other_tuners(model, for_sqft=True)
         keep_grids_out_of_files(model)
         put_back, targeted = remember(model), list(self.targeted_module_names)
         config: Any = self.peft_config[adapter_name]
@@ -102,16 +104,16 @@ class SQFTModel(LoraModel):
             if config.quantization_aware:
                 found["mask_hash"], found["grid_stamp"] = attach_grids(model, config, adapter_name, layers)
             elif config.sparse:
-                found["mask_hash"] = check_base(layers, config, adapter_name)
+                found["mask_hash"] = check_base(unmerged_weights(layers), config, adapter_name)
             if new:
-                tell_left_out(model, meant, layers)
+                warn_left_out(model, meant, layers)
         except Exception:
             put_back()
             self.targeted_module_names[:] = targeted
             self.peft_config.pop(adapter_name, None)
             raise
         finally:
-            self._read_weights = None
+            self._bypassed = None
         shared = any(other is config for name, other in self.peft_config.items() if name != adapter_name)
         config = self.peft_config[adapter_name] = take_in(config, found, shared)
         setattr(config, FRESH, True)
@@ -122,7 +124,7 @@ class SQFTModel(LoraModel):
         if note_cache not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(note_cache, with_kwargs=True)
             model.register_forward_hook(forget_cache, always_call=True)
-            model.register_load_state_dict_pre_hook(tell_unchecked)
+            model.register_load_state_dict_pre_hook(warn_unchecked)
 
     def _prepare_model(self, peft_config, model: nn.Module) -> None:
         """Replicates layers once: PEFT would do it again for each adapter that asks for it."""
@@ -141,10 +143,7 @@ class SQFTModel(LoraModel):
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         aware = [name for name in names if self._is_quantization_aware(name)]
         if aware and len(names) > 1:
-            raise SQFTError(
-                f"adapter {aware[0]!r} is quantization-aware and rounds the whole weight: activate it alone, not "
-                f"{list(names)} together"
-            )
+            raise works_alone(aware[0], f"activate one adapter, not {list(names)} together")
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def add_weighted_adapter(
@@ -172,7 +171,7 @@ class SQFTModel(LoraModel):
         finally:
             if before is not None:
                 self.peft_config[adapters[0]] = before
-        write_ranks(self.peft_config[adapter_name], adapter_name, dict(sqft_layers(self.model, adapter_name)))
+        write_combined_ranks(self.peft_config[adapter_name], adapter_name, dict(sqft_layers(self.model, adapter_name)))
 
     @classmethod
     def _get_adapter_state_dict(
@@ -199,7 +198,7 @@ class SQFTModel(LoraModel):
         if dense and hasattr(getattr(model, "config", None), "sqft"):
             del model.config.sqft  # the stamp says which weights are zero, and they are not any more
         hooks = model._load_state_dict_pre_hooks
-        for key in [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is tell_unchecked]:
+        for key in [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is warn_unchecked]:
             del hooks[key]
         return model
 
@@ -220,7 +219,7 @@ class SQFTModel(LoraModel):
                 raise SQFTError(
                     f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
                 )
-            choices = {name: layer.elastic[adapter].rank_choices for name, layer in layers.items()}
+            choices = {name: layer.elastic[adapter].ranks.choices for name, layer in layers.items()}
             fixed = {name: space[0] for name, space in choices.items() if len(space) == 1}
             if fixed and isinstance(rank, str) and rank in NAMED:
                 ranks = fixed  # all of them, each its own (rank_pattern)
@@ -233,7 +232,7 @@ class SQFTModel(LoraModel):
                     f"(rank_pattern of adapter {adapter!r}), use 'max'"
                 )
             for name, layer in layers.items():
-                layer.elastic[adapter].chosen = ranks[name]
+                layer.elastic[adapter].ranks.chosen = ranks[name]
             result.update(ranks)
         return result
 

@@ -140,7 +140,7 @@ class SQFTTuner(PeftTuner):
     def drawn_ranks(self, model: Any) -> Mapping[str, int]:
         """Those of the training step that was begun last; empty where none was drawn."""
         layers = sqft_layers(model.base_model.model, model.active_adapter)
-        drawn = {name: layer.elastic[model.active_adapter].sampled for name, layer in layers}
+        drawn = {name: layer.elastic[model.active_adapter].ranks.drawn for name, layer in layers}
         return {name: rank for name, rank in drawn.items() if rank is not None}
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:

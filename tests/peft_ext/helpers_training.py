@@ -28,7 +28,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, model: Any = None, **kwargs: Any) -> None:
         wrapped = getattr(model, "module", model)  # DDP's
         layers = sqft_layers(wrapped.base_model.model, "default")
-        self.ranks.append([layer.elastic["default"].sampled for _, layer in layers])
+        self.ranks.append([layer.elastic["default"].ranks.drawn for _, layer in layers])
         self.parameters |= {type(parameter.data).__name__ for parameter in wrapped.parameters()}
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:

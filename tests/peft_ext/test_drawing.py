@@ -74,7 +74,7 @@ def test_a_block_alone_draws_its_own(model) -> None:
     for _ in range(30):
         block(x)
         seen |= {layer.rank_of("default") for _, layer in sqft_layers(block, "default")}
-        assert all(layer.elastic["default"].sampled is None for layer in others)
+        assert all(layer.elastic["default"].ranks.drawn is None for layer in others)
     assert seen == CHOICES
 
 

@@ -121,7 +121,9 @@ def test_bfloat16_merges_to_what_it_evaluates(sparse_llama, tokens) -> None:
 
 
 def sampled(model) -> dict[str, int | None]:
-    return {name: layer.elastic["default"].sampled for name, layer in sqft_layers(model.base_model.model, "default")}
+    return {
+        name: layer.elastic["default"].ranks.drawn for name, layer in sqft_layers(model.base_model.model, "default")
+    }
 
 
 @pytest.mark.parametrize(("share", "groups"), [("layer", 2), ("module", 10)])
@@ -230,10 +232,10 @@ def test_the_evaluation_cache_follows_the_parameters(sparse_llama, tokens, monke
     second = logits(model, tokens)
     monkeypatch.setattr(Linear, "keeps_evaluated", False)
     assert torch.equal(logits(model, tokens), second)
-    assert all(layer._evaluated is None for _, layer in sqft_layers(model.base_model.model, "default"))
+    assert all(layer._cached_weight is None for _, layer in sqft_layers(model.base_model.model, "default"))
     fresh = copy.deepcopy(model)
     for _, layer in sqft_layers(fresh.base_model.model, "default"):
-        layer._evaluated = None
+        layer._cached_weight = None
     assert torch.equal(logits(fresh, tokens), second)
 
 
@@ -264,7 +266,7 @@ def test_transformers_own_add_adapter_draws_ranks_too(sparse_llama, tokens) -> N
     model.add_adapter(elastic())
     model.train()
     model(input_ids=tokens)
-    assert all(layer.elastic["default"].sampled for _, layer in sqft_layers(model, "default"))
+    assert all(layer.elastic["default"].ranks.drawn for _, layer in sqft_layers(model, "default"))
 
 
 def test_another_base_is_refused(sparse_llama, tiny_model, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What each of the two processes of test_distributed.py runs; writes its findings to rank0.json, rank1.json.
+"""What each of the two processes of test_model_distributed.py runs; writes its findings to rank0.json, rank1.json.
 
 `python worker_distributed.py FOLDER` with torchrun's variables. FOLDER/base is a sparse model, FOLDER/adapter an
 adapter over it, FOLDER/one a checkpoint folder of a run in one process.
@@ -67,7 +67,7 @@ def evaluated() -> dict:
                 if "lora_B" in name:
                     parameter.mul_(2)
     second = (logits(whole) - logits(sharded)).abs().max()
-    kept = [layer._evaluated for _, layer in sqft_layers(sharded.base_model.model, "default")]
+    kept = [layer._cached_weight for _, layer in sqft_layers(sharded.base_model.model, "default")]
     return {"differences": [float(first), float(second)], "copies": sum(copy is not None for copy in kept)}
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from peft_ext.identity import Found, base_hash
-from peft_ext.kept import is_fsdp_managed
+from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.provenance import Found, base_hash
 from peft_ext.registry import get_pattern_key
+from peft_ext.saved_base import is_fsdp_managed
+from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.elastic import slice_lora
-
-if TYPE_CHECKING:
-    from peft_ext.layer import Linear
 
 
 def crop_padding(tensors: dict[str, Tensor], layers: Mapping[str, Linear], adapter: str) -> None:
@@ -55,9 +54,9 @@ def put_unmerged(tensors: MutableMapping[str, Tensor], layers: Mapping[str, Line
     """Puts the base's own weights and biases into a state dict where adapters are merged into them: a file with the
     merged one would have the adapter twice."""
     for name, layer in layers.items():
-        if layer._kept is None:
+        if layer._saved_base is None:
             continue
-        for part, own in (("weight", layer._kept.weight), ("bias", layer._kept.bias)):
+        for part, own in (("weight", layer._saved_base.weight), ("bias", layer._saved_base.bias)):
             if own is not None and f"{name}.base_layer.{part}" in tensors:
                 tensors[f"{name}.base_layer.{part}"] = own.detach()
 
@@ -70,7 +69,8 @@ def note_mask(config: Any, layers: Mapping[str, Linear], adapter: str) -> None:
         return
     if any(isinstance(layer.base().weight, DTensor) or is_fsdp_managed(layer) for layer in layers.values()):
         return
-    found = base_hash({name.removeprefix("base_model.model."): layer for name, layer in layers.items()})[0]
+    weights = unmerged_weights(layers)
+    found, _ = base_hash({in_base(name): weight for name, weight in weights.items()})
     if found is None or found == config.mask_hash:
         return
     if config.mask_hash is not None:
@@ -80,3 +80,19 @@ def note_mask(config: Any, layers: Mapping[str, Linear], adapter: str) -> None:
             stacklevel=2,
         )
     config.mask_hash = Found(found)
+
+
+def write_combined_ranks(config: Any, adapter: str, layers: Mapping[str, Any]) -> None:
+    """Writes into the configuration of a combination what its layers have: PEFT keeps the rank_pattern of the first
+    adapter with other ranks than the factors', and the saved adapter could not be loaded."""
+    ranks = {name: len(layer.factor("A", adapter)) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.r[adapter] = ranks[name]
+        layer.lora_alpha[adapter] = layer.scaling[adapter] * ranks[name]
+        layer.elastic[adapter].ranks.fix(ranks[name])
+
+    config.r = max(ranks.values(), default=config.r)
+    config.lora_alpha = max((layers[name].lora_alpha[adapter] for name in ranks), default=config.lora_alpha)
+    config.rank_pattern = {name: rank for name, rank in ranks.items() if rank != config.r}
+    alphas = {name: layer.lora_alpha[adapter] for name, layer in layers.items()}
+    config.alpha_pattern = {name: alpha for name, alpha in alphas.items() if alpha != config.lora_alpha}

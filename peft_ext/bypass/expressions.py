@@ -1,26 +1,19 @@
-"""Which linear layers a parent computes with by reading their `weight`, past any adapter: in its own forward pass it
-says `F.linear(x, self.out_proj.weight)` where it could say `self.out_proj(x)`.
+"""What the expressions of a forward pass may be: each is evaluated to the list of its possible values (`values.py`).
 
-The rule is what the parent's source says, not a list of classes: the forward pass, and the methods and functions it
-calls, are walked with the objects that the parent holds, so that `if self.pretraining_tp > 1` is decided as the model
-would. What depends on an argument, on the mode or on the device can happen, and counts. A read for its shape, dtype or
-presence does not count, nor does clamping in place.
+On the way, every module whose `weight` is computed with is put into `Expressions.read`.
 """
 
 from __future__ import annotations
 
 import ast
-import inspect
 import itertools
-import textwrap
 import types
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from peft_ext.values import (
+from peft_ext.bypass.values import (
     MOST,
     UNKNOWN,
     Many,
@@ -31,7 +24,6 @@ from peft_ext.values import (
     holds_modules,
     known,
     members,
-    scope_of,
     truth_of,
     union,
 )
@@ -46,135 +38,23 @@ HARMLESS = frozenset(
 )
 ASKING = ("isinstance", "type", "id", "hasattr", "len", "callable", "issubclass")
 """Calls that look at a weight without computing with it."""
-NOT_FOLLOWED = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation")
-UNUSED = {("DisentangledSelfAttention", "in_proj")}
-"""(class, child) whose read no model reaches: DeBERTa's is for `query_states`, which its encoder gives where z_steps is
-above 1, and z_steps is 0 in its source."""
 
 
-def weights_read_by(parent: nn.Module) -> tuple[list[nn.Module], bool]:
-    """The modules whose `weight` the forward pass of `parent` reads, and whether all of it could be seen: False where
-    Python has no source of something that names a weight (defined on standard input, say)."""
-    walk = _Walk()
-    forward = getattr(type(parent), "forward", None)
-    if isinstance(forward, types.FunctionType):
-        walk.call(forward, [[parent]], {}, entry=True)
-    unused = [getattr(parent, child, None) for name, child in UNUSED if name == type(parent).__name__]
-    return [module for module in walk.read if not any(module is one for one in unused)], walk.complete
+class Expressions:
+    """One walk's expressions; `_NODE` evaluates the syntax tree's NODE, anything else is UNKNOWN.
 
-
-class _Walk:
-    """One walk through a forward pass. Each expression is a list of the values that it may have."""
+    read: the modules whose weight is computed with, in order.
+    function, owner: the function that is walked now, and its `self`.
+    """
 
     def __init__(self) -> None:
         self.read: list[nn.Module] = []
-        self.complete = True
-        self._seen: set[tuple] = set()
-        self._function: types.FunctionType | None = None
-        self._self: Any = None
+        self.function: types.FunctionType | None = None
+        self.owner: Any = None
 
-    # --- functions ---
-
-    def call(
-        self, function: types.FunctionType, given: list[Values], named: dict[str, Values], entry: bool = False
-    ) -> None:
-        """Walks the body of a Python function. entry: its further arguments are the caller's, and unknown."""
-        function = inspect.unwrap(function)
-        if not isinstance(function, types.FunctionType) or function.__module__.startswith(NOT_FOLLOWED):
-            return
-        modules = [
-            id(value) for values in (*given, *named.values()) for value in values if isinstance(value, nn.Module)
-        ]
-        key = (function.__code__, *modules)
-        if key in self._seen or len(self._seen) > 500:
-            return
-        self._seen.add(key)
-        tree = _tree_of(function)
-        if tree is None:
-            self.complete &= not _names(function.__code__) & set(WEIGHTS)
-            return
-        outer = self._function, self._self
-        self._function, self._self = function, given[0][0] if given and given[0] else None
-        self._block(tree.body, scope_of(function, tree.args, given, named, entry))
-        self._function, self._self = outer
-
-    # --- statements ---
-
-    def _block(self, body: Iterable[ast.stmt], scope: Scope) -> bool:
-        """Whether the block surely ends here: what follows it is not reached."""
-        return any(self._statement(statement, scope) for statement in body)
-
-    def _statement(self, node: ast.stmt, scope: Scope) -> bool:
-        if isinstance(node, ast.If):
-            return self._if(node, scope)
-        if isinstance(node, ast.For):
-            self._assign(node.target, members(self.value(node.iter, scope)), scope)
-            self._loop([*node.body, *node.orelse], scope)
-        elif isinstance(node, ast.While):
-            self._loop([ast.Expr(node.test), *node.body, *node.orelse], scope)
-        elif isinstance(node, ast.With):
-            for item in node.items:
-                self.value(item.context_expr, scope)
-            return self._block(node.body, scope)
-        elif isinstance(node, ast.Try):
-            self._loop([*node.body, *(s for h in node.handlers for s in h.body), *node.orelse], scope)
-            return self._block(node.finalbody, scope)
-        elif isinstance(node, ast.Assign):
-            values = self.value(node.value, scope)
-            for target in node.targets:
-                self._assign(target, values, scope, node.value)
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            self._assign(node.target, self.value(node.value, scope), scope)
-        elif isinstance(node, ast.FunctionDef):  # called somewhere here, as by gradient checkpointing
-            inner = {**scope, **{arg.arg: [UNKNOWN] for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}}
-            self._block(node.body, inner)
-        elif isinstance(node, ast.ClassDef | ast.Import | ast.ImportFrom):
-            pass
-        else:
-            for child in ast.iter_child_nodes(node):
-                if isinstance(child, ast.expr):
-                    self.value(child, scope)
-            if isinstance(node, ast.AugAssign):
-                self._assign(node.target, [UNKNOWN], scope)
-        return isinstance(node, ast.Return | ast.Raise | ast.Continue | ast.Break)
-
-    def _if(self, node: ast.If, scope: Scope) -> bool:
-        truth = truth_of(self.value(node.test, scope))
-        ends, scopes = [], []
-        for case, body in ((True, node.body), (False, node.orelse)):
-            if case in truth:
-                own = dict(scope)
-                ends.append(self._block(body, own))
-                if not ends[-1]:
-                    scopes.append(own)
-        if scopes:
-            names = {name for own in scopes for name in own}
-            scope.update({name: union(own.get(name, [UNKNOWN]) for own in scopes) for name in names})
-        return all(ends)
-
-    def _loop(self, body: list[ast.stmt], scope: Scope) -> None:
-        """A body that may run never, once or often."""
-        own = dict(scope)
-        for node in body:
-            for part in ast.walk(node):
-                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id in own:
-                    own[part.id] = union([own[part.id], [UNKNOWN]])
-        for statement in body:  # a `continue` ends one round only
-            self._statement(statement, own)
-        for name in own:
-            scope[name] = union([scope.get(name, [UNKNOWN]), own[name]])
-
-    def _assign(self, target: ast.expr, values: Values, scope: Scope, source: ast.expr | None = None) -> None:
-        if isinstance(target, ast.Name):
-            scope[target.id] = values
-        elif isinstance(target, ast.Tuple | ast.List):
-            parts = source.elts if isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts) else None
-            for index, one in enumerate(target.elts):
-                self._assign(one, self.value(parts[index], scope) if parts else members(values), scope)
-        elif isinstance(target, ast.Starred):
-            self._assign(target.value, [UNKNOWN], scope)
-
-    # --- expressions ---
+    def call(self, function: types.FunctionType, given: list[Values], named: dict[str, Values]) -> None:
+        """Walks the body of a function that an expression calls."""
+        raise NotImplementedError
 
     def value(self, node: ast.expr, scope: Scope) -> Values:
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
@@ -195,8 +75,8 @@ class _Walk:
     def _name(self, node: ast.Name, scope: Scope) -> Values:
         if node.id in scope:
             return scope[node.id]
-        assert self._function is not None
-        found = self._function.__globals__.get(node.id, UNKNOWN)
+        assert self.function is not None
+        found = self.function.__globals__.get(node.id, UNKNOWN)
         # other variables of a module, such as is_fast_path_available, are not the same on every machine
         return [found] if isinstance(found, types.ModuleType | type | types.FunctionType) else [UNKNOWN]
 
@@ -278,7 +158,7 @@ class _Walk:
 
     def _namedexpr(self, node: ast.NamedExpr, scope: Scope) -> Values:
         values = self.value(node.value, scope)
-        self._assign(node.target, values, scope)
+        self.assign(node.target, values, scope)
         return values
 
     def _lambda(self, node: ast.Lambda, scope: Scope) -> Values:
@@ -289,15 +169,13 @@ class _Walk:
     def _listcomp(self, node: Any, scope: Scope) -> Values:
         own = dict(scope)
         for part in node.generators:
-            self._assign(part.target, members(self.value(part.iter, own)), own)
+            self.assign(part.target, members(self.value(part.iter, own)), own)
             for test in part.ifs:
                 self.value(test, own)
         made = [self.value(getattr(node, name), own) for name in ("key", "value", "elt") if hasattr(node, name)]
         return [Many(union(made))]
 
     _generatorexp = _setcomp = _dictcomp = _listcomp
-
-    # --- calls ---
 
     def _call(self, node: ast.Call, scope: Scope) -> Values:
         if isinstance(node.func, ast.Name) and node.func.id not in scope:
@@ -327,10 +205,10 @@ class _Walk:
 
     def _method(self, node: ast.Attribute, given: list[Values], named: dict[str, Values], scope: Scope) -> Values:
         if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super":
-            for cls in type(self._self).__mro__[1:]:
+            for cls in type(self.owner).__mro__[1:]:
                 function = cls.__dict__.get(node.attr)
                 if isinstance(function, types.FunctionType):
-                    self.call(function, [[self._self], *given], named)
+                    self.call(function, [[self.owner], *given], named)
             return [UNKNOWN]
         if node.attr in HARMLESS:
             self._look(node.value, scope)
@@ -365,26 +243,12 @@ class _Walk:
         except Exception:
             return [UNKNOWN]
 
-
-# --- source ---
-
-
-@lru_cache(maxsize=1024)
-def _tree_of(function: types.FunctionType) -> ast.FunctionDef | None:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    return next((node for node in tree.body if isinstance(node, ast.FunctionDef)), None)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The names that a function and those defined in it use."""
-
-    def walk(code: types.CodeType) -> Iterator[str]:
-        yield from code.co_names
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                yield from walk(constant)
-
-    return set(walk(code))
+    def assign(self, target: ast.expr, values: Values, scope: Scope, source: ast.expr | None = None) -> None:
+        if isinstance(target, ast.Name):
+            scope[target.id] = values
+        elif isinstance(target, ast.Tuple | ast.List):
+            parts = source.elts if isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts) else None
+            for index, one in enumerate(target.elts):
+                self.assign(one, self.value(parts[index], scope) if parts else members(values), scope)
+        elif isinstance(target, ast.Starred):
+            self.assign(target.value, [UNKNOWN], scope)

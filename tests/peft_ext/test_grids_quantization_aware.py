@@ -158,7 +158,7 @@ def test_training_samples_ranks_and_evaluation_does_not(pair, tokens) -> None:
     model = tuned(pair, "int4", share_rank="module").train()
     torch.manual_seed(1)
     model(input_ids=tokens)
-    drawn = {layer.elastic["default"].sampled for _, layer in sqft_layers(model.base_model.model, "default")}
+    drawn = {layer.elastic["default"].ranks.drawn for _, layer in sqft_layers(model.base_model.model, "default")}
     assert drawn == set(CHOICES)
     model.eval()
     outputs = {rank: logits(model, tokens) for rank in CHOICES if model.set_active_rank(rank)}
@@ -171,7 +171,7 @@ def test_codes_are_those_of_the_chosen_rank_also_after_a_training_step(pair, tok
     model = tuned(pair, "int4", share_rank="module")
     codes = model.base_model.quantized()
     model.train()(input_ids=tokens)
-    drawn = {layer.elastic["default"].sampled for _, layer in sqft_layers(model.base_model.model, "default")}
+    drawn = {layer.elastic["default"].ranks.drawn for _, layer in sqft_layers(model.base_model.model, "default")}
     assert drawn - {max(CHOICES)}
     assert all(torch.equal(w.codes, codes[name].codes) for name, w in model.base_model.quantized().items())
 

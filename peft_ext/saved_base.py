@@ -1,8 +1,8 @@
-"""What a merge sets aside, so that an unmerge puts back the very tensors.
+"""The base weight that a merge saves, so that an unmerge puts back the very tensors.
 
 Another layer may have the same weight: tied heads, `layer_replication`, a module in two places. A merge into it would
-change that layer, too. So the merged weight is a tensor of the layer's own, and what stood there is kept as it was.
-Only a sharded weight, which FSDP holds on to, is written over, and a copy is kept.
+change that layer, too. So the merged weight is a tensor of the layer's own, and what stood there is saved as it was.
+Only a sharded weight, which FSDP holds on to, is written over, and a copy is saved.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class KeptBase:
-    """The base layer of a merged one, its weight in its own layout and its bias; `in_place`: copies of them."""
+class SavedBase:
+    """The base of a merged layer.
+
+    layer: the base layer as it stood in the adapted one, with whatever wraps it.
+    weight, bias: its parameters, in its own layout.
+    in_place: whether they are copies, because the merge writes over the parameters themselves.
+    """
 
     layer: nn.Module
     weight: Tensor
@@ -24,14 +29,15 @@ class KeptBase:
     in_place: bool
 
     @classmethod
-    def of(cls, layer: nn.Module, base: nn.Linear, in_place: bool) -> KeptBase:
+    def of(cls, layer: nn.Module, base: nn.Linear, in_place: bool) -> SavedBase:
+        """layer: the base layer; base: the linear layer inside."""
         weight, bias = base.weight, base.bias
         if in_place:
             return cls(layer, weight.detach().clone(), None if bias is None else bias.detach().clone(), True)
         return cls(layer, weight, bias, False)
 
-    def make_room(self, base: nn.Linear, alone: bool) -> nn.Module:
-        """The layer with copies in it to be merged into; another module where the base is not there `alone`."""
+    def to_merge_into(self, base: nn.Linear, alone: bool) -> nn.Module:
+        """The layer with copies of weight and bias in it; another module where the base is not there `alone`."""
         if self.in_place:
             return self.layer
         if not alone:

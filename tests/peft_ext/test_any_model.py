@@ -87,10 +87,10 @@ def test_a_file_does_not_carry_the_kept_weights(sparse_llama, tokens, add) -> No
 
     before = size()
     expected = logits(model, tokens)
-    assert any(module._evaluated is not None for module in model.modules() if isinstance(module, Linear))
+    assert any(module._cached_weight is not None for module in model.modules() if isinstance(module, Linear))
     assert size() < before * 1.01
     assert torch.equal(logits(copy.deepcopy(model), tokens), expected)
-    assert any(module._evaluated is not None for module in model.modules() if isinstance(module, Linear))
+    assert any(module._cached_weight is not None for module in model.modules() if isinstance(module, Linear))
 
 
 def test_a_merged_copy_can_still_be_unmerged(sparse_llama, tokens) -> None:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from peft_ext.config import SQFTConfig
 from sqft_plugins.errors import MismatchError
-from sqft_plugins.mask import mask_hash, pack_mask
-
-if TYPE_CHECKING:
-    from peft_ext.config import SQFTConfig
-    from peft_ext.layer import Linear
+from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
 
 DENSE_BELOW = 0.10
 """A base with fewer zeros than this is taken for a dense one (Gemma-3-270M, never pruned, has 4.6 %)."""
@@ -66,27 +64,36 @@ def is_found(value: Any) -> bool:
     return isinstance(value, Found | FoundStamp)
 
 
-def base_hash(layers: Mapping[str, Linear]) -> tuple[str | None, float]:
-    """(the hash of the base's masks, its sparsity); None where there are no weights to look at: on the meta device, or
-    zeros that FSDP's first process will replace (cpu_ram_efficient_loading)."""
-    if any(layer.unmerged_weight().is_meta for layer in layers.values()):
+def base_hash(weights: Mapping[str, Tensor]) -> tuple[str | None, float]:
+    """(the hash of the base's masks, its sparsity).
+
+    weights: module name → weight [out, in] of the unmerged base. The hash is None where there are no weights to look
+    at: on the meta device, or zeros that FSDP's first process will replace (cpu_ram_efficient_loading).
+    """
+    if any(weight.is_meta for weight in weights.values()):
         return None, 0.0
+
     kept = total = 0
     packed: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        mask = layer.base_mask()
+    for name, weight in weights.items():
+        mask = nonzero_mask(weight)
         kept, total = kept + int(mask.sum()), total + mask.numel()
         packed[name] = pack_mask(mask)
     return (mask_hash(packed) if kept else None), 1 - kept / max(total, 1)
 
 
-def check_base(layers: Mapping[str, Linear], config: SQFTConfig, adapter: str) -> Found | None:
-    """The hash of the base's masks under a masked adapter; None where there is no weight yet. Warns about a base that
-    was never pruned. Raises MismatchError for a base with other zeros."""
-    found, sparsity = base_hash(layers)
+def check_base(weights: Mapping[str, Tensor], config: SQFTConfig, adapter: str) -> Found | None:
+    """The hash of the base's masks under a masked adapter; None where there is no weight yet.
+
+    weights: as `base_hash` takes them. Logs a warning for a base that was never pruned. Raises MismatchError for a base
+    with other zeros.
+    """
+    found, sparsity = base_hash(weights)
     if found is None:
         return None
-    if (config.mask_hash is None or is_found(config.mask_hash)) and sparsity < DENSE_BELOW:
+
+    is_new = config.mask_hash is None or is_found(config.mask_hash)
+    if is_new and sparsity < DENSE_BELOW:
         warnings.warn(
             f"sparse=True but only {sparsity:.1%} of the base's weights are zero: "
             "prune it first with `sqft prune`, or use sparse=False",
@@ -104,6 +111,42 @@ def check_mask(trained: SQFTConfig, found: str, adapter: str) -> None:
             f"adapter {adapter!r} was trained over a base with other zeros (mask {str(trained.mask_hash)[:12]}, "
             f"this base {found[:12]}): load it on {trained.base_model_name_or_path or 'its own base'}. A new adapter "
             "with the same settings has mask_hash=None and grid_stamp=None"
+        )
+
+
+def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: Mapping[str, Any], path: Path | str) -> None:
+    """Raises MismatchError where the adapter was trained over another base or through another grid.
+
+    config: the adapter's own, with the grid stamp that it was trained with (none: nothing to compare).
+    masks, found: the mask hash and the grid stamp of this base.
+    path: the INT4 folder, for messages.
+    """
+    trained = config.grid_stamp
+    if trained is None:
+        return
+
+    own = config.base_model_name_or_path or "its own base"
+    kind = {
+        "int4": "the dequantized codes of an INT4 folder",
+        "float": "the sparse float base beside its INT4 folder (grid='…')",
+    }
+    if trained["base"] != found["base"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over {kind[trained['base']]}, this base is {kind[found['base']]}: "
+            f"load it on {own}"
+        )
+    check_mask(config, masks, adapter)
+    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
+        if trained[key] != found[key]:
+            raise MismatchError(
+                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
+                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
+            )
+    if trained["code_hash"] != found["code_hash"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "
+            f"{_short(trained['code_hash'])}; this base {found['dtype']}, {_short(found['code_hash'])}; a model that "
+            f"was merged into has other codes, too): load it on {own} in its own dtype"
         )
 
 
@@ -126,3 +169,7 @@ def _other(adapter: str, source: str, key: str, here: object, there: object) -> 
         f"{source} has {key}={there!r}, and adapter {adapter!r} here {key}={here!r}: its tensors would mean something "
         "else. Load it under a name of its own, or attach the adapter with the settings it was trained with"
     )
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]

@@ -65,14 +65,14 @@ def test_fields_that_exclude_each_other(changes, message) -> None:
 
 def test_two_active_adapters(pair, tokens) -> None:
     model = two_adapters(pair)
-    with pytest.raises(SQFTError, match=r"'default' is quantization-aware .*: activate it alone, not \['default', "):
+    with pytest.raises(SQFTError, match=r"'default' is quantization-aware .*: activate one adapter, not \['default', "):
         model.base_model.set_adapter(["default", "second"])
     model.set_adapter("second")
     assert model.base_model.quantized("second")
-    with pytest.raises(SQFTError, match=r"merge it alone, not \['default', 'second'\] together"):
+    with pytest.raises(SQFTError, match=r"merge one adapter, not \['default', 'second'\] together"):
         model.merge_adapter(["default", "second"])
     model.merge_adapter(["default"])
-    with pytest.raises(SQFTError, match=r"merge it alone, not \['default', 'second'\] together"):
+    with pytest.raises(SQFTError, match=r"merge one adapter, not \['default', 'second'\] together"):
         model.merge_adapter(["second"])
 
 

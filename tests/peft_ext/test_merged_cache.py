@@ -11,8 +11,8 @@ from peft import get_peft_model
 from torch import nn
 
 from peft_ext import Linear, SQFTConfig
-from peft_ext import evaluated as module
-from peft_ext.evaluated import fingerprint
+from peft_ext import merged_cache as module
+from peft_ext.merged_cache import fingerprint
 
 SIZE = 64
 
@@ -30,7 +30,7 @@ def wanted(model, x):
     """The output with the weight made anew."""
     for layer in model.modules():
         if isinstance(layer, Linear):
-            layer._evaluated = None
+            layer._cached_weight = None
     with torch.no_grad():
         return model(x)
 
@@ -116,7 +116,7 @@ def other_scaling(layer):
 
 
 def other_rank(layer):
-    layer.elastic["default"].chosen = 4
+    layer.elastic["default"].ranks.chosen = 4
 
 
 def dense_now(layer):
@@ -207,7 +207,7 @@ def test_generate_looks_at_the_base_once(sparse_llama, tokens, monkeypatch) -> N
 def wanted_logits(model, tokens):
     for layer in model.modules():
         if isinstance(layer, Linear):
-            layer._evaluated = None
+            layer._cached_weight = None
     return model(input_ids=tokens).logits
 
 
@@ -254,7 +254,7 @@ def test_a_cache_that_this_weight_did_not_leave_is_not_trusted(sparse_llama, tok
                 model(input_ids=tokens[:1, 6:8], past_key_values=cache)
         again = copy.deepcopy(cache)
         found = model(input_ids=tokens[:1, 8:], past_key_values=cache).logits
-        layer._evaluated = None
+        layer._cached_weight = None
         assert torch.equal(found, model(input_ids=tokens[:1, 8:], past_key_values=again).logits)
 
 

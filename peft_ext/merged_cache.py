@@ -1,4 +1,4 @@
-"""The merged weight that evaluation keeps, and how it is known to be still the right one.
+"""The merged weight that evaluation caches, and how it is known to be still the right one.
 
 Version counters, ids and data pointers cannot tell: `parameter.data[...] = x` and `parameter.data = x` pass by the
 counter, and a new tensor takes the address of the last one. So the adapter is compared with a copy, and the base weight
@@ -38,6 +38,7 @@ def fingerprint(weight: Tensor) -> Tensor:
     words = rows.view(INTEGERS[size])
     factors = _factors(words.shape[1], words.device)
     result = torch.empty(len(words), dtype=torch.int64, device=words.device)
+
     step = max(BLOCK // max(words.shape[1], 1), 1)
     for start in range(0, len(words), step):
         block = words[start : start + step].to(torch.int64)
@@ -55,13 +56,17 @@ def _factors(count: int, device: torch.device) -> Tensor:
 
 
 @dataclass
-class EvaluatedWeight:
+class CachedWeight:
     """A merged weight and what it was made of.
 
-    settings: adapter, rank, scaling and what else is compared by value. state: what the layer knows of the adapter,
-    compared by identity. factors: copies of A and B. base: fingerprint of the base weight, kind its dtype, shape and
-    device, place where it and the factors were: a hint that is good only until the next whole forward. seen: the
-    forward that looked at all of them last.
+    settings: adapter, rank, scaling and what else is compared by value.
+    state: what the layer knows of the adapter, compared by identity.
+    factors: copies of A and B.
+    base: the fingerprint of the base weight.
+    kind: its dtype, shape and device.
+    place: where it and the factors were, a hint that is good only until the next whole forward.
+    merged: the merged weight, in the base layer's layout.
+    seen: the forward that looked at all of them last.
     """
 
     settings: tuple
@@ -76,16 +81,16 @@ class EvaluatedWeight:
     @classmethod
     def of(
         cls, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
-    ) -> EvaluatedWeight:
+    ) -> CachedWeight:
         copies = tuple(factor.detach().clone() for factor in factors)
-        return cls(
-            settings, state, copies, fingerprint(base), _kind(base), _place(base, *factors), merged, _forward.number
-        )
+        place = _place(base, *factors)
+        return cls(settings, state, copies, fingerprint(base), _kind(base), place, merged, _forward.number)
 
-    def still_holds(self, settings: tuple, factors: tuple[Tensor, ...], base: Tensor) -> bool:
-        """Whether the merged weight is that of these factors and this base weight."""
-        if settings != self.settings or _kind(base) != self.kind:
+    def still_holds(self, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor) -> bool:
+        """Whether the merged weight is that of this adapter's state and factors and of this base weight."""
+        if state is not self.state or settings != self.settings or _kind(base) != self.kind:
             return False
+
         place = _place(base, *factors)
         trusted = self.seen == _forward.before and place == self.place
         if not trusted and not self._is_made_of(factors, base):
@@ -116,8 +121,10 @@ _numbers = itertools.count(1)
 class _Forward(threading.local):
     """The forward of a whole model that runs in this thread.
 
-    number: its own, 0 outside of one. before: that of the forward which left its cache as it is, None where there is
-    none. cache: what it was given. ends: cache → (the forward that filled it last, its length then).
+    number: its own, 0 outside of one.
+    before: the number of the forward that left its cache of keys and values as it is, None where there is none.
+    cache: the cache it was given.
+    ends: cache → (the forward that filled it last, its length then).
     """
 
     number = 0
@@ -140,6 +147,7 @@ def note_cache(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None
     if torch.compiler.is_compiling():
         return
     _forward.number, _forward.before = next(_numbers), None
+
     _forward.cache = cache = kwargs.get("past_key_values")
     length = _length(cache)
     if length:
@@ -151,6 +159,7 @@ def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
     """Forward hook (always_call) of the whole model."""
     if torch.compiler.is_compiling():
         return
+
     cache = getattr(output, "past_key_values", None)
     cache = _forward.cache if cache is None else cache
     length = _length(cache)
@@ -160,6 +169,7 @@ def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
 
 
 def _length(cache: Any) -> int:
-    """Of a cache of transformers; 0 for none, for one of another kind, and for one that cannot be told from others."""
+    """The tokens in a cache of transformers; 0 for None, for a cache of another kind, and for a cache that compares by
+    value, so that two of them cannot be kept apart."""
     known = hasattr(cache, "__weakref__") and type(cache).__hash__ is object.__hash__
     return int(cache.get_seq_length()) if known and hasattr(cache, "get_seq_length") else 0

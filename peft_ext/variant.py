@@ -1,0 +1,75 @@
+"""What PEFT's own loops (several active adapters, mixed batches, merging) call in place of plain LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from peft_ext.checks import OFFLOADED, is_offloaded, works_alone
+from peft_ext.functional import masked_delta
+from peft_ext.layer_grid import LayerGrid
+from peft_ext.ranks import Ranks
+from peft_ext.registry import LoraVariant
+from sqft_plugins.errors import SQFTError
+
+
+@dataclass
+class AdapterState:
+    """What a layer knows of one adapter beside A and B.
+
+    sparse: whether the delta is masked.
+    ranks: its search space and the rank in force.
+    quantization_aware: whether the weight is put on `grid`, which the model fills in once it is whole.
+    name: the layer's name in the model, filled in there.
+    """
+
+    sparse: bool
+    ranks: Ranks
+    quantization_aware: bool = False
+    grid: LayerGrid | None = None
+    name: str = ""
+
+
+class ElasticMaskedVariant(LoraVariant):
+    """An SQFT adapter in PEFT's own loops; `module` is a `peft_ext.layer.Linear`."""
+
+    def supports_lora_conversion(self) -> bool:
+        return False  # a masked delta has full rank; a dense sub-adapter comes from `sqft extract`
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, config: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+        elastic = config.rank_choices is not None
+        choices = list(config.rank_choices) if elastic else [module.r[adapter_name]]
+        ranks = Ranks(choices, max(choices), config.share_rank if elastic else None)
+        module.elastic[adapter_name] = AdapterState(config.sparse, ranks, config.quantization_aware)
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return module.merged_weight(active_adapter, orig_weight)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data.copy_(module.merged_weight(active_adapter, orig_weight.data))
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """`result` [..., out] plus what the adapter adds for x [..., in]."""
+        state = module.elastic[active_adapter]
+        if state.quantization_aware:
+            raise works_alone(
+                active_adapter,
+                "activate one adapter, without adapter_names, on plain linear layers in their own dtype",
+            )
+        if is_offloaded(module.base()):  # since the adapter was added
+            raise SQFTError(f"a layer under adapter {active_adapter!r} {OFFLOADED}")
+
+        x = module.lora_dropout[active_adapter](x)
+        A, B, scaling = module.sub_adapter(active_adapter)
+        if state.sparse:
+            delta = F.linear(x, masked_delta(A, B, scaling, module.base_mask()).to(x.dtype))
+        else:
+            delta = F.linear(F.linear(x, A), B) * scaling
+        return result + module.add_lora_bias(active_adapter, delta)
