@@ -20,9 +20,12 @@ def sqft_model(model: nn.Module) -> SQFTModel:
         return model
     if hasattr(model, "get_base_model") and isinstance(found, SQFTModel):
         return found
+
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     if not layers:
         raise SQFTError(f"model {type(model).__name__} carries no SQFT adapter: add one with SQFTConfig first")
+
+    # a tuner around the model that is there, without attaching anything
     tuner: Any = SQFTModel.__new__(SQFTModel)
     nn.Module.__init__(tuner)
     tuner.model = model

@@ -31,6 +31,7 @@ def complete_card(model: Any, folder: str) -> None:
 def _facts(folder: Path, config: Any) -> adapter.AdapterFacts:
     base = config.base_model_name_or_path or ""
     divisor = f"{'√' if config.use_rslora else ''}{config.r}"
+
     return adapter.AdapterFacts(
         sqft_type=True,
         base=base,

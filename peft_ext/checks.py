@@ -1,4 +1,4 @@
-"""Refusals that need a look at the whole model, or at several adapters at once."""
+"""Refusals that need a look at the model, at a layer, or at several adapters at once."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def warn_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module])
     fused = fused_weights(model, anywhere=True)
     if not fused:
         return
+
+    # which of the targets are meant
     everything = isinstance(meant, str) and meant.lower() == "all-linear"
     names = [] if isinstance(meant, str) or not meant else sorted(meant)
     own = [name for name, _ in model.named_modules()]
@@ -31,12 +33,15 @@ def warn_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module])
     partly = [one for one in names if one not in missing and means_fused(one, fused)]
     if not everything and not missing and not partly:
         return
+
+    # the numbers
     try:
         linears: Mapping[str, Any] = find_linears(model)
     except SQFTError:  # no list of equal blocks
         linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     linear = sum(layer.weight.numel() for name, layer in linears.items() if ".lora_" not in name)
     adapted = sum(math.prod(layer.get_base_layer().weight.shape) for layer in layers.values())  # type: ignore
+
     shown = f"target_modules={missing} are no layers here" if missing else f"target_modules={partly} are not all here"
     shown = "target_modules='all-linear'" if everything else shown
     warnings.warn(
@@ -50,9 +55,12 @@ def check_token_indices(model: nn.Module, config: Any) -> None:
     wanted = getattr(config, "trainable_token_indices", None)
     if not wanted:
         return
+
+    # without names the indices are those of the input embedding
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     own = [name.rpartition(".")[2] for name, module in model.named_modules() if module is embedding]
     lists = wanted if isinstance(wanted, Mapping) else dict.fromkeys(own[:1] or ["embed_tokens"], wanted)
+
     for layer, indices in lists.items():
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
@@ -76,6 +84,7 @@ def check_weight(base: nn.Module, name: str) -> None:
     weight: Any = getattr(base, "weight", None)
     if weight is None:
         raise SQFTError(f"{name} is still compressed: load the base with CompressedTensorsConfig(dequantize=True)")
+
     if isinstance(weight, DTensor):
         raise SQFTError(
             f"{name} is sharded already (DTensor): add the adapter first and shard the whole model after it "
@@ -83,6 +92,7 @@ def check_weight(base: nn.Module, name: str) -> None:
         )
     if hasattr(weight, "ds_id"):  # ZeRO-3 gathers a module's weight in its own call only
         raise SQFTError(f"{name} is partitioned by DeepSpeed ZeRO-3, which was not tried: use FSDP2, DDP or ZeRO-2")
+
     if weight.dtype not in FLOATS:
         raise SQFTError(
             f"target_modules matches {name}, a {type(base).__name__} with a quantized weight "
@@ -106,13 +116,19 @@ def is_offloaded(base: nn.Module) -> bool:
 
 
 def check_combination(configs: Mapping[str, Any], layers: Sequence[tuple[str, Any]], kind: str) -> None:
-    """Raises SQFTError for adapters that `add_weighted_adapter` cannot combine in the way `kind`. configs: adapter →
-    SQFTConfig."""
+    """Raises SQFTError for adapters that `add_weighted_adapter` cannot combine.
+
+    configs: adapter → SQFTConfig.
+    layers: (name, `Linear`) of the model.
+    kind: the combination_type.
+    """
     names = list(configs)
     if len({config.sparse for config in configs.values()}) > 1:
         raise SQFTError(f"adapters {names} are masked and dense ones: combine adapters with the same `sparse`")
     if any(config.lora_bias for config in configs.values()):
         raise SQFTError(f"adapters {names} have lora_bias, which a combination would lose: merge them one by one")
+
+    # each adapter is taken whole
     for _, layer in layers:
         for name in names:
             state = layer.elastic.get(name)
@@ -121,6 +137,8 @@ def check_combination(configs: Mapping[str, Any], layers: Sequence[tuple[str, An
                     f"adapter {name!r} is at rank {state.ranks.chosen}, and a combination takes the whole of it: "
                     f"run set_active_rank('max', {name!r}) first, or combine extracted sub-adapters"
                 )
+
+    # the ranks that can be added
     if kind == "cat" or kind.endswith("svd") or len({config.r for config in configs.values()}) > 1:
         return  # whatever the ranks, and other ranks of whole adapters PEFT refuses itself
     for path, layer in layers:

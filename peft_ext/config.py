@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,16 +61,22 @@ class SQFTConfig(LoraConfig):
         super().__post_init__()
         check_ignored(self)
         self.peft_type = peft_type()
+
+        # ranks
         if self.rank_choices is not None:
             self.rank_choices = check_rank_choices(self.rank_choices, self.r)
             if self.rank_pattern:
                 raise SQFTError(
                     "rank_pattern cannot be used with rank_choices: the search space rules every module's rank"
                 )
+
+        # the grid
         if self.quantization_aware:
             self._check_quantization_aware()
         elif self.grid is not None:
             raise SQFTError(f"grid={str(self.grid)!r} needs quantization_aware=True: set it, or leave grid out")
+
+        # what changes the base, or is not a linear layer
         init = self.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
             raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
@@ -83,7 +90,7 @@ class SQFTConfig(LoraConfig):
             )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Also writes README.md where the adapter's weights are: PEFT's own does not tell how to load it."""
+        """Also writes README.md where the adapter's weights are: PEFT's own does not say how to load them."""
         super().save_pretrained(save_directory, **kwargs)
         write_card(Path(save_directory), self)
 
@@ -93,6 +100,7 @@ class SQFTConfig(LoraConfig):
                 "sparse=False cannot be used with quantization_aware: a dense delta would fill the zeros of the INT4 "
                 "base. Leave sparse=True, or leave quantization_aware out and keep the adapter unmerged"
             )
+
         if self.lora_dropout:
             raise SQFTError(
                 f"lora_dropout={self.lora_dropout} cannot be used with quantization_aware: the adapter is inside the "
@@ -103,13 +111,15 @@ class SQFTConfig(LoraConfig):
                 f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "
                 "changes INT4 codes only. Use bias='none' and lora_bias=False"
             )
+
         self.grid = None if self.grid is None else str(self.grid)  # a Path cannot be saved as JSON
 
 
-def _name_unknown_fields(original):
+def _name_unknown_fields(original: Callable[..., None]) -> Callable[..., None]:
+    """SQFTConfig's `__init__`, which names the nearest field for an unknown one."""
     known = [f.name for f in dataclasses.fields(SQFTConfig)]
 
-    def __init__(self, *args, **kwargs) -> None:  # noqa: N807
+    def __init__(self: SQFTConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         for name in kwargs:
             if name not in known:
                 # PEFT drops fields of newer releases when it reads these very words in a TypeError

@@ -63,7 +63,7 @@ def unhook_model(model: nn.Module, more: Collection[Callable[..., Any]] = ()) ->
         module.__dict__.pop(ENTRY, None)
 
 
-def draw_ranks(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def draw_ranks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the whole model: draws the ranks of a training step, puts them aside otherwise.
 
     Without gradients (`generate`, evaluation) nothing is drawn, also in training mode, nor for an adapter that is not
@@ -81,14 +81,14 @@ def draw_ranks(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     _begin(model, entry, rested)
 
 
-def draw_ranks_inside(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def draw_ranks_inside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a module inside the model: as `draw_ranks`, where the call begins here. A compiled model
     begins with its own call."""
     if not torch.compiler.is_compiling() and getattr(module, ENTRY).begun in (None, module):
         draw_ranks(module, args, kwargs)
 
 
-def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
+def take_up_ranks(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of the whole model: after a forward without gradients, the ranks drawn before are in force again.
 
     A trainer may ask a reference model (DPO) or log something between forward and backward, and gradient checkpointing
@@ -107,7 +107,7 @@ def take_up_ranks(model: nn.Module, args: tuple, output: Any) -> None:
             state.ranks.take_up()
 
 
-def take_up_ranks_inside(module: nn.Module, args: tuple, output: Any) -> None:
+def take_up_ranks_inside(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of a module inside the model."""
     if not torch.compiler.is_compiling():
         take_up_ranks(module, args, output)
@@ -126,7 +126,7 @@ def _begin(module: nn.Module, entry: Entry, rested: bool) -> None:
             state.ranks.put_aside(forget=trains)  # trained once and frozen now: no draw is to come back
 
 
-@torch.compiler.disable(reason="the ranks of a training step are drawn outside the graph")
+@torch.compiler.disable(reason="the ranks of a training step are drawn outside the graph")  # type: ignore[untyped-decorator]
 def _draw(adapter: str, states: list[tuple[Linear, AdapterState]]) -> None:
     space = states[0][1].ranks
     assert space.share is not None
@@ -161,7 +161,7 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _is_trained(adapter: str, states: Iterable[tuple[Linear, AdapterState]]) -> bool:
-    factors = (layer.factor(name, adapter) for layer, _ in states for name in ("A", "B"))  # type: ignore[arg-type]
+    factors = (layer.factor(name, adapter) for layer, _ in states for name in ("A", "B"))
     return any(factor.requires_grad for factor in factors)
 
 
@@ -169,7 +169,7 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _checkpointed(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+def _checkpointed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a reentrant checkpoint makes this call: without gradients, for inputs that need one."""
     given = (*args, *kwargs.values())
     return module.training and any(isinstance(value, Tensor) and value.requires_grad for value in given)

@@ -85,7 +85,7 @@ class MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, A, B = ctx.saved_tensors
         tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
         g = grad_out.to(x.dtype).reshape(-1, len(weight))  # [tokens, out]

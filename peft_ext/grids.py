@@ -126,6 +126,7 @@ def _open(name: str, config: SQFTConfig) -> ModelFolder:
             f"grid={name!r} cannot be read ({error}): config = SQFTConfig.from_pretrained(adapter), set config.grid, "
             "and give config=config to PeftModel.from_pretrained; or sqft … --grid"
         ) from error
+
     if folder.grid is None:
         stamp = config.grid_stamp or {}
         own = f" or load the adapter on {config.base_model_name_or_path}" if stamp.get("base") == "int4" else ""

@@ -45,7 +45,7 @@ class Linear(LoraLinear):
     keeps_evaluated = True
     other_param_names = (*LoraLayer.other_param_names, "elastic")
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config, **kwargs: Any) -> None:
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
         if not hasattr(config, "rank_choices"):
             raise SQFTError(
                 f"adapter {adapter_name!r} is a {type(config).__name__}, and those of this model are SQFT ones, which "
@@ -168,7 +168,7 @@ class Linear(LoraLinear):
             output = F.linear(x, self._as_out_in(self._evaluation_weight(adapter)), base.bias)
         return self.add_lora_bias(adapter, output).to(output.dtype)
 
-    def _single_adapter(self, x: Tensor, args: tuple, kwargs: dict) -> str | None:
+    def _single_adapter(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """The adapter, where the one-GEMM path is exact; None sends the call through PEFT's own loops."""
         if self.disable_adapters or self.merged or args or kwargs:
             return None

@@ -43,6 +43,7 @@ def guard() -> None:
 
 
 def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    """Has `ours(original, *args)` called in place of `owner.name(*args)`."""
     original = getattr(owner, name)
     if getattr(original, WRAPPED, False):
         return
@@ -58,7 +59,9 @@ def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
 # --- tensors under a name that is in use ---
 
 
-def _load_adapter(original: Callable, self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+def _load_adapter(
+    original: Callable[..., Any], self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any
+) -> Any:
     """PeftModel.load_adapter."""
     own = self.peft_config.get(adapter_name)
     if own is None:  # a new name: PEFT reads the configuration and adds the adapter with it
@@ -78,6 +81,7 @@ def _load_adapter(original: Callable, self: Any, model_id: Any, adapter_name: st
         vars(own).pop(FRESH, None)
     elif _is_sqft(Path(model_id, options.get("subfolder") or "") / CONFIG_FILE):
         raise _other_type(str(model_id), "SQFT", adapter_name, own)
+
     with checked():
         result = original(self, model_id, adapter_name, *args, **kwargs)
     lost = [key for key in result.unexpected_keys if "lora_" in key]
@@ -116,6 +120,12 @@ def _other_type(source: str, coming: str, adapter: str, own: Any) -> MismatchErr
 
 
 def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str, Linear]) -> None:
+    """Raises MismatchError where tensors do not belong under an adapter; warns where that cannot be known.
+
+    own, coming: the configuration of the adapter here and of the tensors, None where they have none.
+    source: where the tensors come from, for messages.
+    layers: the adapter's, by their names in the base model.
+    """
     if coming is None:
         warnings.warn(f"{source} has no {CONFIG_FILE}: {NOT_CHECKED}", stacklevel=4)
         return
@@ -124,6 +134,8 @@ def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str
     check_settings(own, coming, adapter, source)
     if not own.sparse:
         return
+
+    # the base: found when the adapter was added, else looked at again
     if coming.mask_hash is None:
         warnings.warn(f"{source} was saved without a mask_hash: {NOT_CHECKED}", stacklevel=4)
         return
@@ -138,7 +150,13 @@ def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str
 
 
 def _hotswap(
-    original: Callable, model: Any, state_dict: Mapping, adapter_name: str, config: Any, *args: Any, **kwargs: Any
+    original: Callable[..., Any],
+    model: Any,
+    state_dict: Mapping[str, Any],
+    adapter_name: str,
+    config: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
     """peft.utils.hotswap.hotswap_adapter_from_state_dict. PEFT's own check is against the active adapter."""
     own: Any = (getattr(model, "peft_config", None) or {}).get(adapter_name)
@@ -176,7 +194,7 @@ def _take_over(own: SQFTConfig, coming: SQFTConfig, layers: Mapping[str, Linear]
 # --- other adapter types ---
 
 
-def _other_tuner(original: Callable, self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+def _other_tuner(original: Callable[..., Any], self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
     """BaseTuner.__init__ of every adapter type, SQFT's too."""
     refuse_other_tuners(model, for_sqft=isinstance(self, SQFTModel))
     original(self, model, *args, **kwargs)

@@ -69,24 +69,24 @@ class CachedWeight:
     seen: the forward that looked at all of them last.
     """
 
-    settings: tuple
+    settings: tuple[Any, ...]
     state: object
     factors: tuple[Tensor, ...]
     base: Tensor
-    kind: tuple
-    place: tuple
+    kind: tuple[Any, ...]
+    place: tuple[Any, ...]
     merged: Tensor
     seen: int
 
     @classmethod
     def of(
-        cls, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
+        cls, settings: tuple[Any, ...], state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
     ) -> CachedWeight:
         copies = tuple(factor.detach().clone() for factor in factors)
         place = _place(base, *factors)
         return cls(settings, state, copies, fingerprint(base), _kind(base), place, merged, _forward.number)
 
-    def still_holds(self, settings: tuple, state: object, factors: tuple[Tensor, ...], base: Tensor) -> bool:
+    def still_holds(self, settings: tuple[Any, ...], state: object, factors: tuple[Tensor, ...], base: Tensor) -> bool:
         """Whether the merged weight is that of this adapter's state and factors and of this base weight."""
         if state is not self.state or settings != self.settings or _kind(base) != self.kind:
             return False
@@ -102,11 +102,11 @@ class CachedWeight:
         return all(map(_same, self.factors, factors)) and torch.equal(fingerprint(base), self.base)
 
 
-def _kind(tensor: Tensor) -> tuple:
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.device
 
 
-def _place(*tensors: Tensor) -> tuple:
+def _place(*tensors: Tensor) -> tuple[Any, ...]:
     # a tensor made in torch.inference_mode() has no version
     return tuple((id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
 
@@ -138,7 +138,7 @@ class _Forward(threading.local):
 _forward = _Forward()
 
 
-def note_cache(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def note_cache(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Forward pre-hook (with_kwargs) of the whole model: notes which forward the cache of this one comes from.
 
     The keys and values in a cache are those of the weights before, so a weight that is written over between two tokens
@@ -155,7 +155,7 @@ def note_cache(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None
         _forward.before = last if end == length else None
 
 
-def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
+def forget_cache(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook (always_call) of the whole model."""
     if torch.compiler.is_compiling():
         return
@@ -171,5 +171,5 @@ def forget_cache(model: nn.Module, args: tuple, output: Any) -> None:
 def _length(cache: Any) -> int:
     """The tokens in a cache of transformers; 0 for None, for a cache of another kind, and for a cache that compares by
     value, so that two of them cannot be kept apart."""
-    known = hasattr(cache, "__weakref__") and type(cache).__hash__ is object.__hash__
+    known = hasattr(cache, "__weakref__") and type(cache).__hash__ is object.__hash__  # type: ignore[comparison-overlap]
     return int(cache.get_seq_length()) if known and hasattr(cache, "get_seq_length") else 0

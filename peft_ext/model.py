@@ -56,7 +56,8 @@ class SQFTModel(LoraModel):
             raise
 
     @staticmethod
-    def _create_new_module(lora_config, adapter_name: str, target: nn.Module, **kwargs) -> nn.Module:
+    def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
+        """PEFT's hook: the adapted layer in place of `target`. Raises SQFTError for what cannot be adapted."""
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         name = kwargs.get("target_name", "")
         if getattr(lora_config, "_custom_modules", None):
@@ -74,11 +75,13 @@ class SQFTModel(LoraModel):
                 f"sparse=True over an INT4 base ({name}) cannot merge back to INT4: train through its grid with "
                 "quantization_aware=True, or use sparse=False and keep the adapter unmerged"
             )
+
         conv1d = isinstance(base, Conv1D)
         lora_config.fan_in_fan_out = conv1d
         return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's hook for each target: leaves out those that the model reads past any adapter."""
         given = inspect.signature(LoraModel._create_and_replace).bind(self, *args, **kwargs).arguments
         if self._bypassed is None:
             self._bypassed = BypassedLayers(self.model)
@@ -86,7 +89,15 @@ class SQFTModel(LoraModel):
             super()._create_and_replace(*args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # not PEFT's _post_injection_hook, which is called for the first adapter of a model only
+        """Adds an adapter, or leaves the model as it was and raises.
+
+        1. Refuse what can be refused before anything is changed.
+        2. Let PEFT put the layers in.
+        3. Find and check what the adapter is made over: masks, or grids.
+        4. Note it in the configuration, and hook the model.
+
+        Not in PEFT's _post_injection_hook, which is called for the first adapter of a model only.
+        """
         self._bypassed = None
         refuse_other_tuners(model, for_sqft=True)
         keep_grids_out_of_files(model)
@@ -95,11 +106,14 @@ class SQFTModel(LoraModel):
         meant = getattr(config, "target_modules", None)
         new = config.mask_hash is None or is_found(config.mask_hash)
         found: dict[str, Any] = {"mask_hash": None, "grid_stamp": None}
+
         try:
             check_attached(self.peft_config[adapter_name])
             check_token_indices(model, self.peft_config[adapter_name])
+
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             mark_shared_bases(model)
+
             layers = dict(sqft_layers(model, adapter_name))
             if config.quantization_aware:
                 found["mask_hash"], found["grid_stamp"] = attach_grids(model, config, adapter_name, layers)
@@ -114,11 +128,13 @@ class SQFTModel(LoraModel):
             raise
         finally:
             self._bypassed = None
+
         shared = any(other is config for name, other in self.peft_config.items() if name != adapter_name)
         config = self.peft_config[adapter_name] = take_in(config, found, shared)
         setattr(config, FRESH, True)
         for name, layer in layers.items():
             layer.elastic[adapter_name].name = name
+
         if config.rank_choices is not None:
             hook_model(model)
         if note_cache not in model._forward_pre_hooks.values():
@@ -126,7 +142,7 @@ class SQFTModel(LoraModel):
             model.register_forward_hook(forget_cache, always_call=True)
             model.register_load_state_dict_pre_hook(warn_unchecked)
 
-    def _prepare_model(self, peft_config, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Replicates layers once: PEFT would do it again for each adapter that asks for it."""
         wanted = _pairs(peft_config.layer_replication)
         others: list[Any] = [config for config in self.peft_config.values() if config is not peft_config]
@@ -140,6 +156,7 @@ class SQFTModel(LoraModel):
             )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activates adapters. Raises SQFTError for a quantization-aware adapter among several."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         aware = [name for name in names if self._is_quantization_aware(name)]
         if aware and len(names) > 1:
@@ -150,6 +167,7 @@ class SQFTModel(LoraModel):
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: Any = "svd",
         *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """As PEFT's, at the adapters' largest ranks. Raises SQFTError for what cannot be combined exactly."""
         if adapter_name in self.peft_config:  # PEFT returns without a word
             raise SQFTError(f"adapter_name={adapter_name!r} is in use: give the combination a name of its own")
         for name in adapters:
@@ -161,6 +179,7 @@ class SQFTModel(LoraModel):
         configs = {name: self.peft_config[name] for name in adapters if name in self.peft_config}
         layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, Linear)]
         check_combination(configs, layers, combination_type)
+
         before: Any = self.peft_config.get(adapters[0])
         if before is not None:
             # PEFT derives the new configuration from the first one: other modules may have other masks, of several
@@ -171,11 +190,12 @@ class SQFTModel(LoraModel):
         finally:
             if before is not None:
                 self.peft_config[adapters[0]] = before
+
         write_combined_ranks(self.peft_config[adapter_name], adapter_name, dict(sqft_layers(self.model, adapter_name)))
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model, config, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         layers = dict(sqft_layers(model, adapter_name))
         put_unmerged(state_dict, layers)  # of which PEFT takes the embeddings' own
@@ -191,9 +211,12 @@ class SQFTModel(LoraModel):
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(LoraModel._unload_and_optionally_merge).bind(self, *args, **kwargs)
         given.apply_defaults()
+
         names = given.arguments["adapter_names"] or self.active_adapters
         dense = given.arguments["merge"] and not all(getattr(self.peft_config.get(n), "sparse", False) for n in names)
-        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[func-returns-value]
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+
+        # a plain model: no hooks of ours, and no stamp of zeros that a dense merge has filled
         unhook_model(model, (note_cache, forget_cache))
         if dense and hasattr(getattr(model, "config", None), "sqft"):
             del model.config.sqft  # the stamp says which weights are zero, and they are not any more
@@ -212,6 +235,7 @@ class SQFTModel(LoraModel):
             raise SQFTError(
                 f"adapter_name={adapter_name!r} is no name of an adapter: set the rank of one after another"
             )
+
         result: dict[str, int] = {}
         for adapter in [adapter_name] if adapter_name else self.active_adapters:
             layers = dict(sqft_layers(self.model, adapter))
@@ -219,18 +243,22 @@ class SQFTModel(LoraModel):
                 raise SQFTError(
                     f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
                 )
+
+            # module → rank
             choices = {name: layer.elastic[adapter].ranks.choices for name, layer in layers.items()}
             fixed = {name: space[0] for name, space in choices.items() if len(space) == 1}
             if fixed and isinstance(rank, str) and rank in NAMED:
                 ranks = fixed  # all of them, each its own (rank_pattern)
             else:
                 ranks = configuration(rank, layers, sorted({r for space in choices.values() for r in space}))
+
             wrong = [name for name in ranks if ranks[name] not in choices[name]]
             if wrong:
                 raise SQFTError(
                     f"rank={ranks[wrong[0]]} cannot be set: {wrong[0]} has the fixed rank {choices[wrong[0]][0]} "
                     f"(rank_pattern of adapter {adapter!r}), use 'max'"
                 )
+
             for name, layer in layers.items():
                 layer.elastic[adapter].ranks.chosen = ranks[name]
             result.update(ranks)
@@ -278,7 +306,7 @@ def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:
 
 
 def mark_shared_bases(model: nn.Module) -> None:
-    """Tells each SQFT layer whether its base module also stands in another place of the model.
+    """Notes in each SQFT layer whether its base module also stands in another place of the model.
 
     PEFT replaces a module that has two names in the first place only (`named_modules` names it once). The adapter acts
     there alone, unmerged and merged.

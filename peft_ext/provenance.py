@@ -42,7 +42,7 @@ class Found(str):
     """A mask hash that was made from the base at hand."""
 
 
-class FoundStamp(dict):
+class FoundStamp(dict[str, Any]):
     """A grid stamp that was made from the base and the INT4 folder at hand."""
 
 

@@ -69,6 +69,7 @@ def note_mask(config: Any, layers: Mapping[str, Linear], adapter: str) -> None:
         return
     if any(isinstance(layer.base().weight, DTensor) or is_fsdp_managed(layer) for layer in layers.values()):
         return
+
     weights = unmerged_weights(layers)
     found, _ = base_hash({in_base(name): weight for name, weight in weights.items()})
     if found is None or found == config.mask_hash:

@@ -45,6 +45,7 @@ class PeftTuner:
             if not getattr(config, "quantization_aware", False):
                 raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
             config.grid = str(grid)
+
         check_token_indices(model, config)
         init = getattr(config, "init_lora_weights", True)
         if not is_repeated(init):
@@ -52,6 +53,7 @@ class PeftTuner:
                 f"adapter {adapter} has init_lora_weights={init!r}, which changed the base weight as loading does not "
                 f"repeat: {CONVERT}"
             )
+
         try:
             return PeftModel.from_pretrained(model, str(adapter), config=config).eval()
         except RuntimeError as error:
@@ -213,6 +215,7 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
     alphas = {
         module: sub_adapter_alpha(own[module], rank, config.r, config.use_rslora) for module, rank in ranks.items()
     }
+
     most = max(ranks.values())
     alpha = sub_adapter_alpha(config.lora_alpha, most, config.r, config.use_rslora)
     changes: dict[str, Any] = {
@@ -223,6 +226,7 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
             module: alphas[module] for module in ranks if (ranks[module], alphas[module]) != (most, alpha)
         },
     }
+
     if not isinstance(config, SQFTConfig):
         return replace(config, **changes)
     if config.sparse:

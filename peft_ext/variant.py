@@ -40,7 +40,7 @@ class ElasticMaskedVariant(LoraVariant):
         return False  # a masked delta has full rank; a dense sub-adapter comes from `sqft extract`
 
     @staticmethod
-    def init(module: Any, adapter_name: str, config: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def init(module: Any, adapter_name: str, config: Any = None, **kwargs: Any) -> None:
         elastic = config.rank_choices is not None
         choices = list(config.rank_choices) if elastic else [module.r[adapter_name]]
         ranks = Ranks(choices, max(choices), config.share_rank if elastic else None)
@@ -55,7 +55,7 @@ class ElasticMaskedVariant(LoraVariant):
         orig_weight.data.copy_(module.merged_weight(active_adapter, orig_weight.data))
 
     @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """`result` [..., out] plus what the adapter adds for x [..., in]."""
         state = module.elastic[active_adapter]
         if state.quantization_aware:

@@ -57,6 +57,7 @@ class Expressions:
         raise NotImplementedError
 
     def value(self, node: ast.expr, scope: Scope) -> Values:
+        """What an expression may be."""
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         if method is not None:
             return method(node, scope)[:MOST]
@@ -178,6 +179,7 @@ class Expressions:
     _generatorexp = _setcomp = _dictcomp = _listcomp
 
     def _call(self, node: ast.Call, scope: Scope) -> Values:
+        # built-in questions about their arguments
         if isinstance(node.func, ast.Name) and node.func.id not in scope:
             if node.func.id in ASKING:
                 for part in node.args:
@@ -185,6 +187,8 @@ class Expressions:
                 return self._asked(node, scope)
             if node.func.id == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
                 return self._attribute(ast.Attribute(node.args[0], str(node.args[1].value), ast.Load()), scope)
+
+        # what only hands its arguments on, and functions of Python
         given = [self.value(part, scope) for part in node.args]
         named = {str(word.arg): self.value(word.value, scope) for word in node.keywords}
         if isinstance(node.func, ast.Name):
@@ -198,21 +202,27 @@ class Expressions:
                 if isinstance(function, types.FunctionType) and holds_modules([*given, *named.values()]):
                     self.call(function, given, named)
             return [UNKNOWN]
+
         if not isinstance(node.func, ast.Attribute):
             self.value(node.func, scope)
             return [UNKNOWN]
         return self._method(node.func, given, named, scope)
 
     def _method(self, node: ast.Attribute, given: list[Values], named: dict[str, Values], scope: Scope) -> Values:
+        """A call `OWNER.NAME(given, **named)`, with `node` for OWNER.NAME."""
+        # super(): every class above may have it
         if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super":
             for cls in type(self.owner).__mro__[1:]:
                 function = cls.__dict__.get(node.attr)
                 if isinstance(function, types.FunctionType):
                     self.call(function, [[self.owner], *given], named)
             return [UNKNOWN]
+
         if node.attr in HARMLESS:
             self._look(node.value, scope)
             return [UNKNOWN]
+
+        # of a module its children, or a method; of a library a function that is given modules
         result: Values = []
         for owner in self.value(node.value, scope):
             if isinstance(owner, nn.Module) and node.attr in ("children", "modules", "values"):
@@ -244,6 +254,7 @@ class Expressions:
             return [UNKNOWN]
 
     def assign(self, target: ast.expr, values: Values, scope: Scope, source: ast.expr | None = None) -> None:
+        """`target = source`, where `values` are those of the source."""
         if isinstance(target, ast.Name):
             scope[target.id] = values
         elif isinstance(target, ast.Tuple | ast.List):

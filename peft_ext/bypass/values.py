@@ -1,5 +1,4 @@
-"""What an expression of a forward pass may be, as far as it is known (`reads.py`): a list of values, UNKNOWN among
-them."""
+"""What an expression of a forward pass may be, as far as it is known: a list of values, UNKNOWN among them."""
 
 from __future__ import annotations
 
@@ -35,13 +34,18 @@ Values = list[Any]
 Scope = dict[str, Values]
 
 
-class Many(list):
+class Many(list[Any]):
     """What is known of the members of a list, tuple or iterator."""
 
 
 def scope_of(
     function: types.FunctionType, args: ast.arguments, given: list[Values], named: dict[str, Values], entry: bool
 ) -> Scope:
+    """The parameters of a function that is called with `given` and `named` arguments → their values.
+
+    args: its parameters in the source. entry: whether it is the forward pass itself, of which the further arguments
+    are the caller's, and unknown.
+    """
     names = [arg.arg for arg in (*args.posonlyargs, *args.args)]
     every = [*names, *(arg.arg for arg in (*args.kwonlyargs, *filter(None, (args.vararg, args.kwarg))))]
     scope: Scope = {name: [UNKNOWN] for name in every}
@@ -55,10 +59,12 @@ def scope_of(
 
 
 def known(value: Any) -> Any:
+    """The value, UNKNOWN for what is another one in each call."""
     return UNKNOWN if isinstance(value, Tensor | torch.device) else value
 
 
 def attribute_of(owner: Any, name: str) -> Any:
+    """`owner.name`, UNKNOWN where it depends on the mode or the device, or cannot be had."""
     if owner is UNKNOWN or isinstance(owner, Many) or name in ("training", "device"):
         return UNKNOWN
     try:
@@ -68,6 +74,7 @@ def attribute_of(owner: Any, name: str) -> Any:
 
 
 def members(values: Values) -> Values:
+    """What a loop over one of these values may yield."""
     found: list[Values] = []
     for value in values:
         if isinstance(value, Many):
@@ -86,6 +93,7 @@ def holds_modules(given: Iterable[Values]) -> bool:
 
 
 def union(parts: Iterable[Values]) -> Values:
+    """All values once, UNKNOWN where there is none."""
     result: Values = []
     for value in itertools.chain.from_iterable(parts):
         if not any(
@@ -96,6 +104,7 @@ def union(parts: Iterable[Values]) -> Values:
 
 
 def truth_of(values: Values) -> set[bool]:
+    """What `if` may find in these values."""
     result: set[bool] = set()
     for value in values:
         if value is UNKNOWN or isinstance(value, Tensor) or (isinstance(value, Many) and not value):
@@ -108,6 +117,7 @@ def truth_of(values: Values) -> set[bool]:
 
 
 def compare(op: ast.cmpop, a: Any, b: Any) -> Any:
+    """`a op b` of plain values; `is` of any."""
     if a is UNKNOWN or b is UNKNOWN:
         return UNKNOWN
     if not isinstance(op, ast.Is | ast.IsNot) and not (isinstance(a, PLAIN) and isinstance(b, (*PLAIN, tuple, list))):

@@ -8,6 +8,7 @@ import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -37,7 +38,7 @@ class _Walk(Expressions):
     def __init__(self) -> None:
         super().__init__()
         self.complete = True
-        self._seen: set[tuple] = set()
+        self._seen: set[tuple[Any, ...]] = set()
 
     def call(
         self, function: types.FunctionType, given: list[Values], named: dict[str, Values], entry: bool = False
@@ -46,6 +47,8 @@ class _Walk(Expressions):
         function = inspect.unwrap(function)
         if not isinstance(function, types.FunctionType) or function.__module__.startswith(NOT_FOLLOWED):
             return
+
+        # once with the same modules
         modules = [
             id(value) for values in (*given, *named.values()) for value in values if isinstance(value, nn.Module)
         ]
@@ -53,10 +56,12 @@ class _Walk(Expressions):
         if key in self._seen or len(self._seen) > 500:
             return
         self._seen.add(key)
+
         tree = _tree_of(function)
         if tree is None:
             self.complete &= not _names(function.__code__) & set(WEIGHTS)
             return
+
         outer = self.function, self.owner
         self.function, self.owner = function, given[0][0] if given and given[0] else None
         self._block(tree.body, scope_of(function, tree.args, given, named, entry))
@@ -67,6 +72,7 @@ class _Walk(Expressions):
         return any(self._statement(statement, scope) for statement in body)
 
     def _statement(self, node: ast.stmt, scope: Scope) -> bool:
+        """Walks one statement; whether the block surely ends with it."""
         if isinstance(node, ast.If):
             return self._if(node, scope)
         if isinstance(node, ast.For):
@@ -98,6 +104,7 @@ class _Walk(Expressions):
                     self.value(child, scope)
             if isinstance(node, ast.AugAssign):
                 self.assign(node.target, [UNKNOWN], scope)
+
         return isinstance(node, ast.Return | ast.Raise | ast.Continue | ast.Break)
 
     def _if(self, node: ast.If, scope: Scope) -> bool:
