@@ -17,10 +17,11 @@ from gguf_ext.errors import (
     UnsupportedArchitectureError,
     VerificationError,
 )
+from gguf_ext.gguf_package import require_gguf
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
-from gguf_ext.template.sources import check_tokens
+from gguf_ext.template.tensors import check_tokens
 from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
 from gguf_ext.tokenizer.limits import end_limit
 from gguf_ext.tokenizer.pretokenizer import tell_unknown_name
@@ -33,9 +34,10 @@ from gguf_ext.write.estimate import HEADER, entry_bytes
 from gguf_ext.write.file import write_tensors
 from gguf_ext.write.layout import Layout, find_layout
 from gguf_ext.write.metadata import general_entries, sqft_entries
-from gguf_ext.write.plan import Planned, plan, zero_biases
+from gguf_ext.write.plan import Planned, plan
 from gguf_ext.write.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
-from gguf_ext.write.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice, require_gguf
+from gguf_ext.write.tensors import spare_biases
+from gguf_ext.write.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say
@@ -151,10 +153,10 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         say(f"compared with nothing, so look at them yourself: {', '.join(layout.unchecked)}")
     if layout.note:
         say(layout.note)
-    if biases := zero_biases(folder, layout.sources):
+    if biases := spare_biases(folder, layout.tensors):
         say(f"{len(biases)} biases of INT4 layers are all 0 and left out, as of {biases[0]}")
     described = _vocabulary(folder, tokenizer, layout, template, options)
-    planned = plan(folder, layout.sources, options.float_type, options.embedding_type, options.rounding)
+    planned = plan(folder, layout.tensors, options.float_type, options.embedding_type, options.rounding)
     rows = next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0)
     if template is not None:
         check_tokens(template, rows)

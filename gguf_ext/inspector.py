@@ -11,7 +11,6 @@ import torch
 
 from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
-from gguf_ext.foreign import bytes_of, weights
 from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
 from sqft_plugins.inspect.report import PATTERNS, Row, count, total_of, zeros_of
 from sqft_plugins.mask import Pattern
@@ -58,7 +57,7 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
             layers.append(_layer(file, info, patterns))
         else:
             row = {"name": info.name, "shape": list(info.shape), "dtype": info.type_name}
-            other.append({**row, "bytes": bytes_of(file, info)})
+            other.append({**row, "bytes": file.raw(info.name).nbytes})
     if not layers:
         raise GGUFError(f"{path} has no matrices called {LAYER}*: it holds no decoder model, give another file")
     sqft = {key: _told(file, key, kind) for key, kind in STAMP.items()}
@@ -79,8 +78,8 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
 
 
 def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row:
-    size = bytes_of(file, info)
-    weight = torch.from_numpy(weights(file, info)).reshape(-1, info.shape[-1])  # [out, in]
+    size = file.raw(info.name).nbytes
+    weight = torch.from_numpy(file.dequantize(info.name)).reshape(-1, info.shape[-1])  # [out, in]
     row: Row = {
         "name": info.name,
         "shape": list(info.shape),

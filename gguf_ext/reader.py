@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
+from gguf_ext.gguf_package import require_gguf
 from gguf_ext.write.split import COUNT, INDEX, TENSORS, shard_names
 
 MAGIC = b"GGUF"
@@ -43,6 +44,11 @@ class TensorInfo:
     offset: int
     room: int = 0
     part: int = 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of a type that this package writes."""
+        return self.type in set(TensorType)
 
     @property
     def type_name(self) -> str:
@@ -81,26 +87,53 @@ class GGUFFile:
             )
 
     def raw(self, name: str, rows: Any = slice(None)) -> NDArray[np.uint8]:
-        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read. Raises GGUFError for a type
-        that this package does not know."""
+        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read. Raises DamagedFileError for a
+        tensor that is cut off, GGUFError for a type that the installed gguf does not know."""
         info = self.tensors[name]
-        return self.mapped(info, row_bytes(info.shape[-1], self.kind(name)))[rows]
-
-    def mapped(self, info: TensorInfo, width: int) -> NDArray[np.uint8]:
-        """uint8 [rows, width]: a tensor whose rows take `width` bytes; mapped, not read. Raises DamagedFileError."""
-        count = math.prod(info.shape[:-1])
+        part = self._parts[info.part].path
+        count, width = math.prod(info.shape[:-1]), self._row_bytes(info)
         if count * width > info.room:
-            raise DamagedFileError(
-                f"{self._parts[info.part].path} is cut off within tensor {info.name}: copy or export it again"
-            )
+            raise DamagedFileError(f"{part} is cut off within tensor {name}: copy or export it again")
         if not count * width:
-            return np.empty((count, width), np.uint8)
+            return np.empty((count, width), np.uint8)[rows]
+
         # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
-        return np.memmap(self._parts[info.part].path, np.uint8, "r", info.offset, (count, width))
+        return np.memmap(part, np.uint8, "r", info.offset, (count, width))[rows]
 
     def dequantize(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
-        """float32 [rows, in] of a tensor, [1, n] of a vector."""
-        return dequantize(self.raw(name, rows), self.kind(name))
+        """float32 [rows, in] of a tensor of any type, [1, n] of a vector: types that this package does not write are
+        decoded by the gguf package. Raises what `raw` raises, and DependencyError where it needs that package."""
+        info, data = self.tensors[name], self.raw(name, rows)
+        if info.is_ours:
+            return dequantize(data, TensorType(info.type))
+
+        gguf = require_gguf()
+        try:
+            kind = gguf.GGMLQuantizationType(info.type)
+            return gguf.quants.dequantize(np.ascontiguousarray(data), kind).astype(np.float32, copy=False)
+        except NotImplementedError as error:
+            raise GGUFError(
+                f"{self.path}: tensor {name} is {info.type_name}, which the installed gguf cannot decode: "
+                "upgrade it, or give another file"
+            ) from error
+
+    def _row_bytes(self, info: TensorInfo) -> int:
+        if info.is_ours:
+            return row_bytes(info.shape[-1], TensorType(info.type))
+
+        gguf = require_gguf()
+        try:
+            block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.type)]
+        except (ValueError, KeyError) as error:
+            raise GGUFError(
+                f"{self.path}: tensor {info.name} has the type {info.type}, which the installed gguf does not know: "
+                "upgrade it, or give another file"
+            ) from error
+        if info.shape[-1] % block:
+            raise DamagedFileError(
+                f"{self.path}: tensor {info.name} of shape {info.shape} does not fit blocks of {block}: export it again"
+            )
+        return int(info.shape[-1] // block * size)
 
     def kind(self, name: str) -> TensorType:
         """The type of a tensor. Raises GGUFError for one that this package does not know."""

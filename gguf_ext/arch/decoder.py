@@ -12,20 +12,20 @@ def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias 
     """The modules of a Llama-shaped model. rotated: whether llama.cpp wants q and k in its own rotary order. bias: of
     the output projection and the MLP."""
     q, k = (rotary("num_attention_heads"), rotary("num_key_value_heads")) if rotated else (None, None)
-    layer, block = "model.layers.{i}", "blk.{i}"
+    layer = "model.layers.{i}"
     return (
-        Rule("model.embed_tokens", "token_embd"),
-        Rule("model.norm", "output_norm"),
-        Rule("lm_head", "output", required=False),
-        Rule(f"{layer}.input_layernorm", f"{block}.attn_norm"),
-        Rule(f"{layer}.self_attn.q_proj", f"{block}.attn_q", rows=q, bias=qkv_bias),
-        Rule(f"{layer}.self_attn.k_proj", f"{block}.attn_k", rows=k, bias=qkv_bias),
-        Rule(f"{layer}.self_attn.v_proj", f"{block}.attn_v", bias=qkv_bias),
-        Rule(f"{layer}.self_attn.o_proj", f"{block}.attn_output", bias=bias),
-        Rule(f"{layer}.post_attention_layernorm", f"{block}.ffn_norm"),
-        Rule(f"{layer}.mlp.gate_proj", f"{block}.ffn_gate", bias=bias),
-        Rule(f"{layer}.mlp.up_proj", f"{block}.ffn_up", bias=bias),
-        Rule(f"{layer}.mlp.down_proj", f"{block}.ffn_down", bias=bias),
+        Rule("model.embed_tokens"),
+        Rule("model.norm"),
+        Rule("lm_head", required=False),
+        Rule(f"{layer}.input_layernorm"),
+        Rule(f"{layer}.self_attn.q_proj", rows=q, bias=qkv_bias),
+        Rule(f"{layer}.self_attn.k_proj", rows=k, bias=qkv_bias),
+        Rule(f"{layer}.self_attn.v_proj", bias=qkv_bias),
+        Rule(f"{layer}.self_attn.o_proj", bias=bias),
+        Rule(f"{layer}.post_attention_layernorm"),
+        Rule(f"{layer}.mlp.gate_proj", bias=bias),
+        Rule(f"{layer}.mlp.up_proj", bias=bias),
+        Rule(f"{layer}.mlp.down_proj", bias=bias),
     )
 
 

@@ -46,8 +46,8 @@ QWEN3 = Architecture(
     keys=DECODER_KEYS,
     rules=(
         *decoder_rules(),
-        Rule("model.layers.{i}.self_attn.q_norm", "blk.{i}.attn_q_norm"),
-        Rule("model.layers.{i}.self_attn.k_norm", "blk.{i}.attn_k_norm"),
+        Rule("model.layers.{i}.self_attn.q_norm"),
+        Rule("model.layers.{i}.self_attn.k_norm"),
     ),
     reason=_reason3,
     entries=_entries3,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gguf_ext.errors import UnsupportedArchitectureError
+from gguf_ext.gguf_package import module_name
 
 Config = Mapping[str, Any]
 """The configuration as transformers normalizes it (`AutoConfig(...).to_dict()`), so that defaults are filled in."""
@@ -46,15 +47,19 @@ class Key:
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of module. source: its name in the checkpoint, `{i}` for the layer. target: its name in the GGUF file.
+    """One kind of module.
 
+    source: its name in the checkpoint, `{i}` for the layer.
+    target: its name in the GGUF file; "" for the gguf package's name of it.
     rows: the row of the checkpoint in each row of the file, int64 [out], from the configuration; None where rows stay.
-    transposed: whether the float weight is stored [in, out], as in a Conv1D (an INT4 one is always [out, in]). bias:
-    whether llama.cpp has one. add: added to the weight, in float32. required: whether a model without it is refused.
+    transposed: whether the float weight is stored [in, out], as in a Conv1D (an INT4 one is always [out, in]).
+    bias: whether llama.cpp has one.
+    add: added to the weight, in float32.
+    required: whether a model without it is refused.
     """
 
     source: str
-    target: str
+    target: str = ""
     rows: Callable[[Config], Tensor] | None = None
     transposed: bool = False
     bias: Bias = "none"
@@ -101,6 +106,10 @@ class Architecture:
     def bodies(self) -> set[str]:
         """First parts of module names, which a checkpoint of the bare body of the model lacks."""
         return {rule.source.partition(".")[0] for rule in self.rules if "." in rule.source}
+
+    def target(self, rule: Rule) -> str:
+        """The name in the file of the modules of a rule, `{i}` for the layer. Raises UnsupportedArchitectureError."""
+        return rule.target or module_name(self.name, rule.source)
 
     def metadata(self, config: Config) -> list[Entry]:
         """The hyper-parameters, `general.architecture` left to the writer. Raises UnsupportedArchitectureError for a

@@ -18,11 +18,12 @@ from torch import Tensor
 from gguf_ext.arch import Architecture, Config, Entry, find_architecture, read_config
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import AdapterError, NonFiniteWeightError, UnmappedTensorError, VerificationError
-from gguf_ext.export import require_gguf
+from gguf_ext.gguf_package import require_gguf
 from gguf_ext.lora.config import check_dense
 from gguf_ext.reader import GGUFFile
 from gguf_ext.write.file import write_tensors
-from gguf_ext.write.plan import Planned, Source, is_tied, match_rule
+from gguf_ext.write.plan import Planned
+from gguf_ext.write.tensors import PlacedTensor, find_place, is_tied
 from sqft_plugins._version import VERSION
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
@@ -99,7 +100,7 @@ def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, 
     for pair, A, B in lora.read_pairs():
         module = pair.module
         lora.check_pair(pair)
-        rule, layer, owner = match_rule(architecture, module)
+        rule, layer, owner = find_place(architecture, module)
         tied = module == "lm_head" and is_tied(folder, architecture, base)
         if rule is None or tied:
             why = "shares its weight with the embedding" if tied else f"has no place in a {architecture.name} file"
@@ -108,11 +109,12 @@ def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, 
 
         B = B.float() * lora.scaling(module)
         B = B if rule.rows is None else B[rule.rows(base)]
+        name = architecture.target(rule).format(i=layer)
         for end, part in (("lora_a", A.float()), ("lora_b", B)):
             if not bool(torch.isfinite(part).all()):
                 raise NonFiniteWeightError(f"{module} of adapter {adapter} holds NaN or infinity: train it again")
-            place = Source(f"{rule.target.format(i=layer)}.weight.{end}", "", constant=part.contiguous())
-            planned.append(Planned(place, TensorType.F32, tuple(part.shape)))
+            placed = PlacedTensor(f"{name}.weight.{end}", "", constant=part.contiguous())
+            planned.append(Planned(placed, TensorType.F32, tuple(part.shape)))
     if not planned:
         raise AdapterError(f"adapter {adapter} holds no LoRA: give one that was trained, or copy it again")
     return planned
@@ -135,6 +137,6 @@ def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tupl
 def _verify(file: Path, planned: list[Planned], target: Path) -> None:
     read = GGUFFile(file)
     for tensor in planned:
-        wanted: Tensor = tensor.source.constant  # type: ignore[assignment]
+        wanted: Tensor = tensor.placed.constant  # type: ignore[assignment]
         if not np.array_equal(read.dequantize(tensor.name).view(np.uint32), wanted.numpy().view(np.uint32)):
             raise VerificationError(f"--out {target}: {tensor.name} differs: nothing was written, report this as a bug")

@@ -17,7 +17,6 @@ from gguf_ext.arch import Entry
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
 from gguf_ext.arch.spec import Config
 from gguf_ext.errors import TemplateError
-from gguf_ext.foreign import weights
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from gguf_ext.template.config import WINDOW, counterparts, has_window, rope_of, sources_of
@@ -229,7 +228,7 @@ def _factors(template: GGUFFile, config: Config) -> Iterator[tuple[str, str]]:
         wanted = rope_constants({**config, "rope_parameters": rope})
     there = {name: info for name, info in template.tensors.items() if name.startswith("rope_f")}
     for name in sorted({*wanted, *there}):
-        found = torch.from_numpy(weights(template, there[name]).reshape(-1).copy()) if name in there else None
+        found = torch.from_numpy(template.dequantize(name).reshape(-1).copy()) if name in there else None
         right = wanted.get(name)
         if right is None and found is not None:
             right = torch.ones_like(found)

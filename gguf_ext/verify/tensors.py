@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from gguf_ext.template.config import counterparts
 from gguf_ext.verify.hyperparameters import compare_entries
 from gguf_ext.verify.tokenizer import compare_tokenizer
 from gguf_ext.write.layout import Layout, find_layout
-from gguf_ext.write.plan import Source
+from gguf_ext.write.tensors import PlacedTensor
 from gguf_ext.write.transcode import row_slices, stored_floats, stored_steps
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
@@ -47,11 +48,20 @@ class Difference:
 
 @dataclass
 class VerifyReport:
-    """tensors: in the model. equal: in the file, bit-equal but for rounding to the type there. rounded: of these, those
-    that the type does round; largest_error: the largest |difference| of a weight that this makes. pruned: weights the
-    mask prunes. pruned_nonzero: of these, those that are not 0 in the file. tokenizer: "equal", "different" or
-    "not compared: why". unchecked: fields of config.json and keys of the file that were compared with nothing, which
-    happens to a model without a table only."""
+    """What `verify_gguf` found.
+
+    tensors: in the model.
+    equal: of these, those whose bits are equal in the file, but for rounding to the type there.
+    rounded: of the equal ones, those that the type does round.
+    largest_error: the largest |difference| of a weight that rounding makes.
+    pruned: weights that the mask prunes.
+    pruned_nonzero: of these, those that are not 0 in the file.
+    masked_weights, masked_bytes: weights with a mask, and what they take in the file.
+    tokenizer: "equal", "equal, but …", "different" or "not compared: why".
+    differences: all that is not equal, but for rounding.
+    unchecked: fields of config.json and keys of the file that were compared with nothing, which happens to a model
+        without a table only.
+    """
 
     tensors: int = 0
     equal: int = 0
@@ -102,7 +112,7 @@ def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
 
 def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport:
     """What `verify_gguf` reports of tensors and metadata, of a model whose layout is known."""
-    report = VerifyReport(tensors=len(layout.sources))
+    report = VerifyReport(tensors=len(layout.tensors))
     named = read.metadata.get("general.architecture")
     if named != layout.architecture:
         report.differences.append(
@@ -112,34 +122,39 @@ def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport
     found = compare_entries(layout.architecture, layout.entries, read, other)
     report.differences += [Difference(*item) for item in (*found, *layout.differences)]
     report.unchecked = layout.unchecked
-    for name in sorted(set(read.tensors) - {source.name for source in layout.sources}):
+    for name in sorted(set(read.tensors) - {tensor.name for tensor in layout.tensors}):
         report.differences.append(Difference(name, "is in the file but not in the model"))
-    for source in track(layout.sources, "comparing the tensors"):
-        _compare(folder, read, source, report)
+    for tensor in track(layout.tensors, "comparing the tensors"):
+        _compare(folder, read, tensor, report)
     if read.metadata.get(EXACT) is True and report.rounded:
         report.differences.append(Difference(EXACT, f"True in the file, but {report.rounded} tensors are rounded"))
     return report
 
 
-def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: VerifyReport) -> None:
-    if source.name not in read.tensors:
-        report.differences.append(Difference(source.name, "is missing in the file"))
-        return
+def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: VerifyReport) -> None:
+    """Adds what is found of one tensor to the report."""
+
+    def differs(what: str, largest: float = 0.0) -> None:
+        report.differences.append(Difference(tensor.name, what, largest))
+
+    # is there such a tensor, of a known type and the right shape?
+    if tensor.name not in read.tensors:
+        return differs("is missing in the file")
     try:
-        kind = read.kind(source.name)
+        kind = read.kind(tensor.name)
     except GGUFError as error:
-        report.differences.append(Difference(source.name, str(error)))
-        return
-    expected, wanted_shape = _expected(folder, source, kind)
-    shape = read.tensors[source.name].shape
-    if wanted_shape != shape:
-        report.differences.append(Difference(source.name, f"is {shape} in the file, {wanted_shape} in the model"))
-        return
+        return differs(str(error))
+    expected = _expected(folder, tensor, kind)
+    shape = read.tensors[tensor.name].shape
+    if expected.shape != shape:
+        return differs(f"is {shape} in the file, {expected.shape} in the model")
+
+    # every weight, bit for bit
     wrong, largest, rounded = 0, 0.0, 0.0
-    for rows, there in _parts(read, source.name, shape):
-        exact, stored = expected(rows)
+    for rows, there in _parts(read, tensor.name, shape):
+        exact, stored = expected.rows(rows)
         unequal = stored.view(torch.int32) != there.view(torch.int32)
-        if source.constant is not None:  # of a formula, which others compute in their own precision
+        if tensor.constant is not None:  # of a formula, which others compute in their own precision
             unequal &= ~torch.isclose(stored, there, rtol=FORMULA, atol=0)
         if bool(unequal.any()):
             wrong += int(unequal.sum())
@@ -147,19 +162,21 @@ def _compare(folder: ModelFolder, read: GGUFFile, source: Source, report: Verify
         elif stored is not exact:
             rounded = max(rounded, _largest(exact, stored))
     if wrong:
-        what = f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most"
-        report.differences.append(Difference(source.name, what, largest))
+        differs(f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most", largest)
     else:
         report.equal += 1
         report.rounded += rounded > 0
         report.largest_error = max(report.largest_error, rounded)
-    mask = source.mask(folder)
+
+    # every pruned weight is 0
+    mask = tensor.mask(folder)
     if mask is not None:
         report.pruned += int((~mask).sum())
         report.masked_weights += mask.numel()
         report.masked_bytes += shape[0] * row_bytes(shape[1], kind)
-        for rows, there in _parts(read, source.name, shape):
+        for rows, there in _parts(read, tensor.name, shape):
             report.pruned_nonzero += lost_zeros(there, mask[rows])
+    return None
 
 
 def _largest(one: Tensor, other: Tensor) -> float:
@@ -167,31 +184,35 @@ def _largest(one: Tensor, other: Tensor) -> float:
     return math.inf if math.isnan(gap) else gap
 
 
-def _expected(
-    folder: ModelFolder, source: Source, kind: TensorType
-) -> tuple[Callable[[slice], tuple[Tensor, Tensor]], tuple[int, ...]]:
-    """Rows → float32 (the model's weights, what a file of type `kind` holds of them), and the shape. Both are the same
-    object where nothing is rounded."""
-    if source.module is not None:
-        weight = source.quantized(folder)
+class _Expected(NamedTuple):
+    """A tensor of the model. rows: some rows → float32 (the model's weights, what a file of this type holds of them);
+    both are the same object where nothing is rounded."""
 
-        def steps(rows: slice) -> tuple[Tensor, Tensor]:
-            part = QuantizedWeight(*(piece[rows] for piece in weight))
-            exact, rounded = part.dequantize(), stored_steps(part) if kind.holds_steps else part
-            return exact, exact if torch.equal(rounded.scale, part.scale) else rounded.dequantize()
+    shape: tuple[int, ...]
+    rows: Callable[[slice], tuple[Tensor, Tensor]]
 
-        return steps, tuple(weight.codes.shape)
-    tensor = source.float_weight(folder)
 
-    def floats(rows: slice) -> tuple[Tensor, Tensor]:
-        exact = tensor[rows].to(torch.float32)
-        if kind.holds_steps:  # it was float in the model: rounding to steps is a difference
-            return exact, exact
-        stored = stored_floats(tensor[rows], kind)
-        same = torch.equal(stored.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
-        return exact, exact if same else stored
+def _expected(folder: ModelFolder, tensor: PlacedTensor, kind: TensorType) -> _Expected:
+    if tensor.module is not None:
+        weight = tensor.quantized(folder)
+        return _Expected(tuple(weight.codes.shape), partial(_int4_rows, weight, kind))
+    floats = tensor.float_weight(folder)
+    return _Expected(tuple(floats.shape), partial(_float_rows, floats, kind))
 
-    return floats, tuple(tensor.shape)
+
+def _int4_rows(weight: QuantizedWeight, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
+    part = QuantizedWeight(*(piece[rows] for piece in weight))
+    exact, rounded = part.dequantize(), stored_steps(part) if kind.holds_steps else part
+    return exact, exact if torch.equal(rounded.scale, part.scale) else rounded.dequantize()
+
+
+def _float_rows(weight: Tensor, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
+    exact = weight[rows].to(torch.float32)
+    if kind.holds_steps:  # it was float in the model: rounding to steps is a difference
+        return exact, exact
+    stored = stored_floats(weight[rows], kind)
+    same = torch.equal(stored.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
+    return exact, exact if same else stored
 
 
 def _parts(read: GGUFFile, name: str, shape: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:

@@ -1,7 +1,7 @@
 """From a model folder to the bytes of a GGUF file; `gguf_ext.export` calls these in this order:
 
 layout      which tensor stands where and which hyper-parameters the file has: by a table, or by a template
-sources     a table of `gguf_ext.arch` and a folder → a `Source` for every tensor of the file
+tensors     a table of `gguf_ext.arch` and a folder → a `PlacedTensor` for every tensor of the file
 plan        the type of every tensor, decided and checked before a byte is written
 transcode   one weight → its type and its raw bytes, nothing lost
 metadata    `general.*` and `sqft.*`

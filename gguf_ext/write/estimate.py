@@ -17,8 +17,9 @@ from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.errors import BlockSizeError
 from gguf_ext.tokenizer.vocabulary import read_vocabulary
 from gguf_ext.write.metadata import general_entries, model_entries, sqft_entries
-from gguf_ext.write.plan import Planned, Source, sources
+from gguf_ext.write.plan import Planned
 from gguf_ext.write.split import aligned, table_bytes
+from gguf_ext.write.tensors import PlacedTensor, place_tensors
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
 from sqft_plugins.identity import while_unchanged
@@ -42,7 +43,7 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     architecture = find_architecture(folder.config, folder.path)
     config = read_config(folder.path, architecture)
     quantized = set(modules)
-    planned = [_planned(folder, source, quantized, grid) for source in sources(folder, architecture, config)]
+    planned = [_planned(folder, tensor, quantized, grid) for tensor in place_tensors(folder, architecture, config)]
     entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
     entries += [Entry("sqft.exact", True, "bool"), Entry("general.architecture", architecture.name, "string")]
@@ -79,19 +80,19 @@ def _text(value: Any) -> int:
     return 8 + len(str(value).encode())
 
 
-def _planned(folder: ModelFolder, source: Source, quantized: set[str], grid: GridStamp) -> Planned:
-    if source.constant is not None:
-        return Planned(source, TensorType.F32, tuple(source.constant.shape))
-    spec = folder.spec(source.tensor)
-    shape, module = spec.shape[::-1] if source.transposed else spec.shape, source.owner
-    if source.is_weight and module in quantized:
+def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], grid: GridStamp) -> Planned:
+    if tensor.constant is not None:
+        return Planned(tensor, TensorType.F32, tuple(tensor.constant.shape))
+    spec = folder.spec(tensor.tensor)
+    shape, module = spec.shape[::-1] if tensor.transposed else spec.shape, tensor.owner
+    if tensor.is_weight and module in quantized:
         width = group_width(shape[-1], grid.group_size, module)
         if width % BLOCK:
             raise BlockSizeError(
                 f"{module}: in={shape[-1]} in groups of {width} does not fit blocks of {BLOCK}: "
                 "use a group size of 32, 64 or 128, or exclude the layer"
             )
-        return Planned(source, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
+        return Planned(tensor, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
     half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
-    kind = TensorType.F32 if len(spec.shape) == 1 or source.add else half.get(spec.dtype, TensorType.F32)
-    return Planned(source, kind, shape)
+    kind = TensorType.F32 if len(spec.shape) == 1 or tensor.add else half.get(spec.dtype, TensorType.F32)
+    return Planned(tensor, kind, shape)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gguf_ext.arch import Entry
+from gguf_ext.gguf_package import require_gguf
 from gguf_ext.write.plan import Planned
-from gguf_ext.write.transcode import require_gguf
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import track
 

@@ -9,23 +9,24 @@ from gguf_ext.arch import Architecture, Config, Entry, find_architecture, model_
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from gguf_ext.template.check import check_template, limited
-from gguf_ext.template.sources import copied_entries, template_sources
+from gguf_ext.template.tensors import copied_entries, template_tensors
 from gguf_ext.tokenizer.ending import END_TOKENS, end_tokens
 from gguf_ext.write.metadata import model_entries, sqft_entries
-from gguf_ext.write.plan import Source, check_order, sources
+from gguf_ext.write.plan import check_order
+from gguf_ext.write.tensors import PlacedTensor, place_tensors
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import say
 
 
 @dataclass(frozen=True)
 class Layout:
-    """architecture: llama.cpp's. sources: every tensor of the file. entries: what must agree between a model and its
+    """architecture: llama.cpp's. tensors: every tensor of the file. entries: what must agree between a model and its
     file, whenever it was written. described: further metadata, of a template. config: None without a table. note: a
     line for the user. differences: what config.json and a template say otherwise (key, line); unchecked: what of them
     was compared with nothing."""
 
     architecture: str
-    sources: list[Source]
+    tensors: list[PlacedTensor]
     entries: list[Entry]
     described: list[Entry] = field(default_factory=list)
     config: Config | None = None
@@ -43,7 +44,7 @@ def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout
     architecture = find_architecture(folder.config, folder.path)
     config = _config(folder, architecture)
     entries = model_entries(folder, architecture, config)
-    found = sources(folder, architecture, config)
+    found = place_tensors(folder, architecture, config)
     return Layout(architecture.name, found, entries, config=config, note=architecture.note(config))
 
 
@@ -57,7 +58,7 @@ def _config(folder: ModelFolder, architecture: Architecture) -> Config:
 
 
 def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
-    found = template_sources(folder, template)
+    found = template_tensors(folder, template)
     name = model_class(folder.config)
     say(
         f"model {folder.path} is {name}, which has no table here: its tensors are named and ordered as in "

@@ -9,7 +9,7 @@ largest error is told.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from gguf_ext.errors import (
     NonFiniteWeightError,
     ScaleNotExactError,
     ScaleRangeError,
-    missing_package,
 )
+from gguf_ext.gguf_package import require_gguf
 from sqft_plugins.errors import nearest
 from sqft_plugins.grid import QuantizedWeight
 
@@ -173,12 +173,3 @@ def float_error(tensor: Tensor, kind: TensorType) -> float:
 def _exact(part: Tensor, kind: TensorType) -> bool:
     dtype = TORCH_TYPES[kind]
     return part.dtype == dtype or torch.equal(part.to(dtype).to(torch.float32), part.to(torch.float32))
-
-
-def require_gguf() -> Any:
-    """The gguf package. Raises DependencyError."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise missing_package("gguf") from error
-    return gguf

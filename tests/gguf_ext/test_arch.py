@@ -13,7 +13,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gguf_ext.arch import ARCHITECTURES, find_architecture, read_config, rotary_order
 from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import UnmappedTensorError, UnsupportedArchitectureError
-from gguf_ext.write.plan import sources
+from gguf_ext.gguf_package import module_name
+from gguf_ext.write.tensors import place_tensors
 from sqft_plugins.checkpoint import ModelFolder
 
 ROPE = {
@@ -42,8 +43,20 @@ def test_rotary_order_written_out():
 
 def test_every_table_has_its_own_names():
     for architecture in ARCHITECTURES:
-        assert len({rule.target for rule in architecture.rules}) == len(architecture.rules)
+        assert len({architecture.target(rule) for rule in architecture.rules}) == len(architecture.rules)
         assert len({rule.source for rule in architecture.rules}) == len(architecture.rules)
+
+
+def test_the_gguf_package_names_the_modules_of_every_table_but_two_of_bloom():
+    given = {rule.source: rule.target for architecture in ARCHITECTURES for rule in architecture.rules if rule.target}
+    assert given == {
+        "transformer.word_embeddings_layernorm": "token_embd_norm",
+        "transformer.h.{i}.post_attention_layernorm": "blk.{i}.ffn_norm",
+    }
+    for source in given:  # when the package knows them, the targets go
+        with pytest.raises(UnsupportedArchitectureError, match="the gguf package has no name for"):
+            module_name("bloom", source)
+    assert module_name("gemma3", "model.layers.{i}.pre_feedforward_layernorm") == "blk.{i}.ffn_norm"
 
 
 def test_unknown_architectures_name_the_known():
@@ -94,10 +107,10 @@ def test_tensors_without_a_place_and_missing_ones_are_refused(llama):
     architecture = find_architecture(ModelFolder(llama).config, llama)
     config = read_config(llama, architecture)
     with pytest.raises(UnmappedTensorError, match=r"tensor model\.vision\.weight of model"):
-        sources(_Folder(llama, more=["model.vision.weight"]), architecture, config)
+        place_tensors(_Folder(llama, more=["model.vision.weight"]), architecture, config)
     with pytest.raises(UnmappedTensorError, match=r"has no tensor for blk\.1\.ffn_up\.weight \(1 missing\)"):
-        sources(_Folder(llama, without=["model.layers.1.mlp.up_proj.weight"]), architecture, config)
+        place_tensors(_Folder(llama, without=["model.layers.1.mlp.up_proj.weight"]), architecture, config)
     with pytest.raises(UnmappedTensorError, match=r"no tensor for output\.weight"):
-        sources(_Folder(llama, without=["lm_head.weight"]), architecture, config)
-    ignored = sources(_Folder(llama, more=["model.layers.0.self_attn.rotary_emb.inv_freq"]), architecture, config)
+        place_tensors(_Folder(llama, without=["lm_head.weight"]), architecture, config)
+    ignored = place_tensors(_Folder(llama, more=["model.layers.0.self_attn.rotary_emb.inv_freq"]), architecture, config)
     assert len(ignored) == len(ModelFolder(llama).files)

@@ -70,7 +70,7 @@ def refused(llama, tmp_path_factory):
     entries = [Entry(key, value, read.kinds[key]) for key, value in read.metadata.items()]
     entries = [entry._replace(value="of-nobody") if entry.key.endswith(".pre") else entry for entry in entries]
     entries = [entry for entry in entries if entry.key != "general.architecture"]
-    write_tensors(file, layout.architecture, entries, plan(folder, layout.sources), folder)
+    write_tensors(file, layout.architecture, entries, plan(folder, layout.tensors), folder)
     return file
 
 

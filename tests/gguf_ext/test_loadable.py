@@ -171,7 +171,7 @@ def base(save):
             export_gguf(folder, file)
             read, source = GGUFFile(file), ModelFolder(folder)
             layout = find_layout(source)
-            planned = plan(source, layout.sources)
+            planned = plan(source, layout.tensors)
             entries = {key: Entry(key, value, read.kinds[key]) for key, value in read.metadata.items()}
             entries.pop("general.architecture")
 
