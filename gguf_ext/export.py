@@ -23,11 +23,12 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
 from gguf_ext.template.tensors import check_tokens
 from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
+from gguf_ext.tokenizer.keys import MODEL, PRE
 from gguf_ext.tokenizer.limits import end_limit
 from gguf_ext.tokenizer.pretokenizer import tell_unknown_name
+from gguf_ext.tokenizer.read import from_tokenizer, read_vocabulary
 from gguf_ext.tokenizer.stripping import rule_in
 from gguf_ext.tokenizer.trial import try_tokenizer
-from gguf_ext.tokenizer.vocabulary import from_tokenizer, read_vocabulary
 from gguf_ext.verify.tensors import EXACT, VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.write.estimate import HEADER, entry_bytes
@@ -191,7 +192,7 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         path=str(written[0]),
         parts=[str(path) for path in written] if len(written) > 1 else [],
         architecture=layout.architecture,
-        tokenizer=f"{told.get('tokenizer.ggml.model')}/{told.get('tokenizer.ggml.pre', 'default')}",
+        tokenizer=f"{told.get(MODEL)}/{told.get(PRE, 'default')}",
         types=dict(Counter(tensor.type.name for tensor in planned)),
         verified=report.equal,
         pruned=report.pruned,

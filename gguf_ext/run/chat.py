@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_ext.errors import GGUFError
-from gguf_ext.tokenizer.chat_templates import TEMPLATE
+from gguf_ext.tokenizer.keys import TEMPLATE
 from sqft_plugins.errors import nearest
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
 from gguf_ext.run.session import CONTEXT, token_piece
-from gguf_ext.tokenizer.chat_templates import DEFAULT, TEMPLATE, ChatTemplates, metadata_texts
+from gguf_ext.tokenizer.chat_templates import DEFAULT, ChatTemplates, metadata_texts
+from gguf_ext.tokenizer.keys import TEMPLATE
 
 library()  # raises where llama-cpp-python is missing, and takes llama.cpp's log
 from llama_cpp import Llama, LlamaState  # noqa: E402

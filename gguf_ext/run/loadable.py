@@ -18,7 +18,9 @@ from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.first_load import check_survives
+from gguf_ext.tokenizer.keys import DEFAULT_IDS, MODEL, PREFIX, TOKENS, id_key
 from gguf_ext.tokenizer.stripping import NEEDED, PHI3, rule_in
+from gguf_ext.tokenizer.vocabulary import BYTES
 from gguf_ext.verify.hyperparameters import SEEN
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
@@ -43,7 +45,6 @@ LORA_KINDS = {"general.type": "string", "general.architecture": "string", "adapt
 LORA_KINDS |= {"adapter.lora.task_name": "string", "adapter.lora.prompt_prefix": "string"}
 LORA_KINDS |= {"adapter.lora.alpha": "float32"}
 """What llama-adapter.cpp reads without a look at its kind."""
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def check_loadable(file: GGUFFile) -> None:
@@ -92,8 +93,8 @@ def _reasons(metadata: Mapping[str, Any]) -> Iterator[str]:
         found = [*_scaling(own), *_experts(own), *_vocabulary(metadata)]
     if not found and name in (*TRANSFORMERS, *SEEN):
         found = [*_heads(name, own), *(_windows(own) if name == "gemma3" else ())]
-        if (model := metadata.get("tokenizer.ggml.model")) in ENCODERS:
-            found.append(f"tokenizer.ggml.model={model!r} is no tokenizer of a {name}")
+        if (model := metadata.get(MODEL)) in ENCODERS:
+            found.append(f"{MODEL}={model!r} is no tokenizer of a {name}")
     yield from (f"{name}.{reason}" if reason.partition("=")[0] in own else reason for reason in found)
 
 
@@ -208,9 +209,9 @@ def _windows(own: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _vocabulary(metadata: Mapping[str, Any]) -> Iterator[str]:
-    model, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
+    model, tokens = metadata.get(MODEL), metadata.get(TOKENS)
     if model in ("none", "no_vocab"):
-        yield f"tokenizer.ggml.model={model!r}: the file has no tokenizer, and a text would end the process"
+        yield f"{MODEL}={model!r}: the file has no tokenizer, and a text would end the process"
         return
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         return  # llama.cpp says so
@@ -219,19 +220,19 @@ def _vocabulary(metadata: Mapping[str, Any]) -> Iterator[str]:
     if len(set(names)) != len(names):
         seen: set[str] = set()
         twice = next(token for token in names if token in seen or seen.add(token))  # type: ignore[func-returns-value]
-        yield f"tokenizer.ggml.tokens holds {twice!r} twice"
+        yield f"{TOKENS} holds {twice!r} twice"
         return
     there = set(names)
     if model == "llama" and (lost := next((token for token in BYTES if not _has_byte(token, there)), None)):
-        yield f"tokenizer.ggml.tokens has no {lost}, which its tokenizer needs for texts that hold this byte"
+        yield f"{TOKENS} has no {lost}, which its tokenizer needs for texts that hold this byte"
     if rule_in(metadata) == PHI3 and (lost := next((token for token in NEEDED if token not in there), None)):
         yield f"general.name {metadata['general.name']!r} makes llama.cpp look for {lost}, which is no token"
-    for which, default in (("bos", {"llama": 1, "gpt2": 11}), ("eos", {"llama": 2, "gpt2": 11})):
-        added = metadata.get(f"tokenizer.ggml.add_{which}_token", which == "bos" and model == "llama")
-        token = metadata.get(f"tokenizer.ggml.{which}_token_id", len(tokens))
+    for which in ("bos", "eos"):
+        added = metadata.get(f"{PREFIX}add_{which}_token", which == "bos" and model == "llama")
+        token = metadata.get(id_key(which), len(tokens))
         known = _is_count(token) and token < len(tokens)
-        if added is True and not known and default.get(str(model), -1) not in range(len(tokens)):
-            yield f"tokenizer.ggml.add_{which}_token=True, but the file names no such token"
+        if added is True and not known and DEFAULT_IDS.get(str(model), {}).get(which, -1) not in range(len(tokens)):
+            yield f"{PREFIX}add_{which}_token=True, but the file names no such token"
 
 
 def _has_byte(name: str, there: set[str]) -> bool:

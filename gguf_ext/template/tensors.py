@@ -16,6 +16,7 @@ from gguf_ext.errors import TemplateError, UnmappedTensorError
 from gguf_ext.gguf_package import tensor_names
 from gguf_ext.reader import GGUFFile, TensorInfo
 from gguf_ext.template.fit import fitted
+from gguf_ext.tokenizer.keys import TOKENS
 from gguf_ext.write.tensors import Part, PlacedTensor, parts_of
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import track
@@ -45,7 +46,7 @@ def copied_entries(template: GGUFFile) -> tuple[list[Entry], list[Entry]]:
 
 def check_tokens(template: GGUFFile, rows: int) -> None:
     """Raises TemplateError for a tokenizer that does not give each row of the embedding a token."""
-    tokens = template.metadata.get("tokenizer.ggml.tokens")
+    tokens = template.metadata.get(TOKENS)
     if not isinstance(tokens, list) or len(tokens) != rows:
         count = len(tokens) if isinstance(tokens, list) else "no"
         raise TemplateError(

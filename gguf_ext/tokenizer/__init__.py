@@ -3,6 +3,7 @@
 Read in this order:
 
     read             a model folder → a `Vocabulary`, by whichever tokenizer files the folder has
+    keys             the `tokenizer.*` keys, and what llama.cpp takes without them
     vocabulary       `Vocabulary`: tokens, kinds, scores, merges, special tokens → the `tokenizer.*` entries of a file
     bpe              tokenizer.json: byte-level BPE → llama.cpp's `gpt2`, BPE with byte fallback → its `llama`
     merges           the merges of a BPE with byte fallback → the scores by which `llama` merges

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from gguf_ext.errors import GGUFError, UnsupportedTokenizerError
 from gguf_ext.tokenizer.chat_templates import named_templates, with_tokens
+from gguf_ext.tokenizer.keys import SPECIAL_KEYS
 from gguf_ext.tokenizer.limits import metaspace_limit, surroundings_limit
 from gguf_ext.tokenizer.merges import merge_scores
 from gguf_ext.tokenizer.pretokenizer import DEVIATIONS, pre_tokenizer_name
-from gguf_ext.tokenizer.vocabulary import BYTES, SPACE, SPECIAL_KEYS, TokenKind, Vocabulary, reference_of
+from gguf_ext.tokenizer.vocabulary import BYTES, SPACE, TokenKind, Vocabulary, reference_of
 
 
 def from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabulary:

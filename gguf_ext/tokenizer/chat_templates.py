@@ -14,21 +14,10 @@ from typing import Any
 from gguf_ext.arch import Entry
 from gguf_ext.errors import GGUFError, RuntimeFailedError
 from gguf_ext.reader import GGUFFile
+from gguf_ext.tokenizer.keys import SPECIAL_KEYS, TEMPLATE, TOKENS, id_key
 
-TEMPLATE = "tokenizer.chat_template"
-"""The key of the template; that of one called NAME ends in `.NAME`."""
 DEFAULT, TOOLS = "default", "tool_use"
 """The templates that transformers takes by itself: TOOLS where tools are given and there is one so called."""
-SPECIAL_TOKENS = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "unk_token": "unknown",
-    "sep_token": "seperator",
-    "pad_token": "padding",
-    "cls_token": "cls",
-    "mask_token": "mask",
-}
-"""transformers' names (`SPECIAL_TOKENS_ATTRIBUTES`) → GGUF's."""
 
 
 class ChatTemplates:
@@ -104,7 +93,7 @@ def with_tokens(text: str, tokens: Mapping[str, str]) -> str:
     from jinja2 import meta
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    others = set(tokens) - set(SPECIAL_TOKENS)
+    others = set(tokens) - {f"{name}_token" for name in SPECIAL_KEYS}
     if not any(name in text for name in others):
         return text
     try:
@@ -139,7 +128,7 @@ def _text(value: Any) -> str:
 
 
 def _special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = metadata.get(TOKENS)
     tokens = tokens if isinstance(tokens, list) else []
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_TOKENS.items()}
+    ids = {f"{name}_token": metadata.get(id_key(name)) for name in SPECIAL_KEYS}
     return {name: tokens[id] for name, id in ids.items() if isinstance(id, int) and 0 <= id < len(tokens)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from gguf_ext.arch import Config
 from gguf_ext.memory import ModelInMemory
+from gguf_ext.tokenizer.keys import DEFAULT_IDS, MODEL, TOKENS, id_key
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.json_object import read_object
 
@@ -31,8 +32,6 @@ INFILL = {
 """Tokens of infilling, which end a text too, and the texts by which llama.cpp finds one where no key names it."""
 PLACES = ("eot", "eom", "fim_pad")
 """Keys for end tokens beside `eos`, in the order they are filled: llama.cpp does nothing else with them."""
-KEY = "tokenizer.ggml.{}_token_id"
-DEFAULT_EOS = {"gpt2": 11, "llama": 2}
 
 
 def end_tokens(folder: ModelFolder, config: Config) -> list[int]:
@@ -62,20 +61,20 @@ def place_ends(wanted: Sequence[int], tokens: Sequence[str], special: Mapping[st
 
 def unplaced(wanted: Sequence[int], metadata: Mapping[str, Any]) -> list[str]:
     """Texts of the wanted end tokens at which llama.cpp does not end a text of this file."""
-    tokens, ends = metadata["tokenizer.ggml.tokens"], file_ends(metadata)
+    tokens, ends = metadata[TOKENS], file_ends(metadata)
     return [tokens[token] for token in wanted if 0 <= token < len(tokens) and token not in ends]
 
 
 def file_ends(metadata: Mapping[str, Any]) -> set[int]:
     """The token ids at which llama.cpp ends a text, by the `tokenizer.*` of a file."""
-    ids = {text: token for token, text in enumerate(metadata["tokenizer.ggml.tokens"])}
+    ids = {text: token for token, text in enumerate(metadata[TOKENS])}
     ends = {ids[text] for text in ENDS if text in ids}
-    named = {name: metadata.get(KEY.format(name)) for name in ("eos", "eot", "eom", *INFILL)}
+    named = {name: metadata.get(id_key(name)) for name in ("eos", "eot", "eom", *INFILL)}
     for name, texts in INFILL.items():
         if named[name] is None:  # of several it takes one, nobody knows which
             named[name] = next((ids[text] for text in texts if text in ids), None)
     if named["eos"] is None:
-        named["eos"] = DEFAULT_EOS.get(str(metadata.get("tokenizer.ggml.model")))
+        named["eos"] = DEFAULT_IDS.get(str(metadata.get(MODEL)), {}).get("eos")
     ends |= {token for token in named.values() if isinstance(token, int) and 0 <= token < len(ids)}
     there = {text for text in ids if ids[text] in ends}
     if {"<|return|>", "<|call|>"} <= there or ("<|flush|>" in there and there & {"<|call|>", "<|calls|>"}):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gguf_ext.tokenizer.ending import file_ends
+from gguf_ext.tokenizer.keys import TOKENS
 from gguf_ext.tokenizer.stripping import SPECIAL_TEXTS, Stripped, stripped
 
 SHOWN = 3
@@ -62,7 +63,7 @@ def metaspace_limit(scheme: str) -> str:
 def end_limit(metadata: Mapping[str, Any], wanted: Sequence[int]) -> str:
     """Of tokens at which llama.cpp ends a text by their texts, and the model does not."""
     if more := sorted(file_ends(metadata) - set(wanted)):
-        named = _named(more, metadata["tokenizer.ggml.tokens"])
+        named = _named(more, metadata[TOKENS])
         return f"llama.cpp ends a text at {named} too, by their names"
     return ""
 

@@ -1,82 +1,81 @@
 """A sentencepiece `tokenizer.model` → the `llama` tokenizer of llama.cpp, scores and all.
 
-The file is one protocol buffer (sentencepiece_model.proto); its few fields are read here, so that neither protobuf nor
-sentencepiece need be installed.
+The file is one protocol buffer, whose definition the sentencepiece package brings along. Its `SentencePieceProcessor`
+does not tell user-defined pieces from normal ones, nor whether a text gets a space in front.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf_ext.arch import Config
-from gguf_ext.errors import UnsupportedTokenizerError
+from gguf_ext.errors import UnsupportedTokenizerError, missing_package
 from gguf_ext.tokenizer.chat_templates import DEFAULT, named_templates
 from gguf_ext.tokenizer.vocabulary import SPACE, TokenKind, Vocabulary
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import SQFTError
 
-PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of ModelProto
-MODEL_TYPE = 3  # of TrainerSpec
-SPECIAL_FIELDS = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}  # of TrainerSpec; the defaults are the proto's
-SPECIAL_DEFAULTS = {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
-ADD_DUMMY_PREFIX = 3  # of NormalizerSpec
-BPE = 2
+SPECIAL = ("unk", "bos", "eos", "pad")
 
 
 def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
     """The tokenizer of a folder whose only tokenizer is `tokenizer.model`, with the tokens added to it in JSON files.
-    Raises UnsupportedTokenizerError for a damaged file or one that is not BPE."""
+    Raises UnsupportedTokenizerError for a damaged file or one that is not BPE, DependencyError."""
     file = folder / "tokenizer.model"
-    try:
-        pieces, trainer, normalizer = _model(file.read_bytes())
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
-        raise UnsupportedTokenizerError(
-            f"{file} is no sentencepiece model ({error}): copy it again, or give tokenizer.json"
-        ) from error
-    if trainer.get(MODEL_TYPE, 1) != BPE:
+    model = _parsed(file)
+    if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise UnsupportedTokenizerError(
             f"{file} is a unigram model, which llama.cpp's `llama` tokenizer is not: only BPE is supported"
         )
-    settings = _json(folder / "tokenizer_config.json")
-    added = _added_tokens(folder, settings, int(config["vocab_size"]))
-    tokens = [text for text, _, _ in pieces]
-    scores = [score for _, score, _ in pieces]
-    kinds = [kind for _, _, kind in pieces]
+
+    # the pieces of the model
+    tokens = [piece.piece for piece in model.pieces]
+    scores = [piece.score for piece in model.pieces]
+    kinds = [int(piece.type) for piece in model.pieces]
     for token, kind in enumerate(kinds):
         if kind == TokenKind.USER_DEFINED:
             tokens[token] = tokens[token].replace(SPACE, " ")
+
+    # the tokens that JSON files add to them, or rename
+    settings = _json(folder / "tokenizer_config.json")
+    added = _added_tokens(folder, settings, int(config["vocab_size"]))
     for token, (name, special) in sorted(added.items()):
         while len(tokens) <= token:
             tokens.append(f"[UNUSED{len(tokens)}]")
             scores.append(-1000.0)
-            kinds.append(TokenKind.UNUSED)
+            kinds.append(int(TokenKind.UNUSED))
         if kinds[token] not in (TokenKind.UNKNOWN, TokenKind.BYTE):
             tokens[token] = name
-            kinds[token] = TokenKind.CONTROL if special else TokenKind.USER_DEFINED
-    special_ids = {}
-    for name, field in SPECIAL_FIELDS.items():
-        wanted = config.get(f"{name}_token_id")
-        wanted = next(iter(wanted), None) if isinstance(wanted, list) else wanted
-        found = int(wanted) if wanted is not None else _signed(trainer.get(field, SPECIAL_DEFAULTS[name]))
-        if 0 <= found < len(tokens):
-            special_ids[name] = found
+            kinds[token] = int(TokenKind.CONTROL if special else TokenKind.USER_DEFINED)
+
     return Vocabulary(
         model="llama",
         pre="default",
         tokens=tokens,
-        kinds=[int(kind) for kind in kinds],
+        kinds=kinds,
         scores=scores,
         merges=[],
-        special=special_ids,
+        special=_special(config, model.trainer_spec, len(tokens)),
         add_bos=bool(settings.get("add_bos_token", True)),
         add_eos=bool(settings.get("add_eos_token", False)),
-        space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
+        space_prefix=model.normalizer_spec.add_dummy_prefix,
         chat_templates=_chat_templates(folder, settings),
         json={"added_tokens": [{"id": token, **entry} for token, entry in _flags(settings).items()]},
     )
+
+
+def _special(config: Config, trainer: Any, size: int) -> dict[str, int]:
+    """Name → token id: by config.json, else by the model."""
+    special = {}
+    for name in SPECIAL:
+        wanted = config.get(f"{name}_token_id")
+        wanted = next(iter(wanted), None) if isinstance(wanted, list) else wanted
+        found = int(wanted) if wanted is not None else getattr(trainer, f"{name}_id")
+        if 0 <= found < size:
+            special[name] = found
+    return special
 
 
 def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -107,62 +106,28 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any], size: int) -> dict[
     return {token: entry for token, entry in added.items() if 0 <= token < size}
 
 
-def _model(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, int], dict[int, int]]:
-    """Pieces (text, score, type), the fields of the trainer and those of the normalizer that are numbers."""
-    pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, int] = {}
-    normalizer: dict[int, int] = {}
-    for field, value in _fields(data):
-        if field == PIECES:
-            piece = dict(_fields(value))
-            pieces.append((piece[1].decode(), float(piece.get(2, 0.0)), TokenKind(piece.get(3, TokenKind.NORMAL))))
-        elif field == TRAINER:
-            trainer = {name: number for name, number in _fields(value) if isinstance(number, int)}
-        elif field == NORMALIZER:
-            normalizer = {name: number for name, number in _fields(value) if isinstance(number, int)}
+def _parsed(file: Path) -> Any:
+    """The `ModelProto` of a file. Raises UnsupportedTokenizerError for a damaged file, DependencyError."""
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise missing_package("sentencepiece or protobuf") from error
+
+    definition: Any = sentencepiece_model_pb2
+    model = definition.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+        pieces = [piece.piece for piece in model.pieces]  # not UTF-8: UnicodeDecodeError
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise _damaged(file, str(error)) from error
     if not pieces:
-        raise ValueError("no pieces")
-    return pieces, trainer, normalizer
+        raise _damaged(file, "no pieces")
+    return model
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one protocol buffer: int for varints, float for 32 bits, bytes for the rest."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            length, at = _varint(data, at)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at + length > len(data):
-            raise ValueError("cut off")
-        piece = data[at : at + length]
-        at += length
-        yield tag >> 3, struct.unpack("<f", piece)[0] if kind == 5 else piece
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("number too long")
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+def _damaged(file: Path, why: str) -> UnsupportedTokenizerError:
+    return UnsupportedTokenizerError(f"{file} is no sentencepiece model ({why}): copy it again, or give tokenizer.json")
 
 
 def _json(file: Path) -> dict[str, Any]:

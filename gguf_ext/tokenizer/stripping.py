@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from gguf_ext.tokenizer.ending import ENDS, INFILL
+from gguf_ext.tokenizer.keys import PRE, TOKENS, TYPES
 
 PHI3, MODERN_BERT, JINA = "phi-3", "modern-bert", "jina-v2-de"
 WORDS = {"phi-3": PHI3, "phi3": PHI3, "modern-bert": MODERN_BERT}
@@ -70,13 +71,13 @@ def stripped(rule: str, tokens: Sequence[str], kinds: Sequence[int]) -> Stripped
 
 def rule_in(metadata: Mapping[str, Any]) -> str:
     """`rule_of` a file."""
-    return rule_of(str(metadata.get("general.name", "")), str(metadata.get("tokenizer.ggml.pre", "")))
+    return rule_of(str(metadata.get("general.name", "")), str(metadata.get(PRE, "")))
 
 
 def stripped_in(metadata: Mapping[str, Any]) -> Stripped | None:
     """`stripped` of a file."""
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    tokens = metadata.get(TOKENS) or []
+    kinds = metadata.get(TYPES) or [1] * len(tokens)
     return stripped(rule_in(metadata), tokens, kinds)
 
 

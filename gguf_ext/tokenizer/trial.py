@@ -18,6 +18,7 @@ from gguf_ext.arch import Entry
 from gguf_ext.errors import RuntimeFailedError
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import unloadable
+from gguf_ext.tokenizer.keys import MODEL, TOKENS, TYPES
 from gguf_ext.tokenizer.stripping import SPECIAL_KINDS, SPECIAL_TEXTS
 from sqft_plugins.errors import DependencyError
 
@@ -32,7 +33,7 @@ AROUND = (
     "{0}", "a{0}b", "a {0} b", " {0} ", "{0}{0}", "{0} {0}", "\n{0}\n", "a{0}\n\nb", "a\t{0}  b", "{0}a", "{0} a",
     "a {0}", "9{0}9", "({0})", "é{0}é",
 )  # fmt: skip
-TOKENS, SEQUENCES, LENGTH, LONGEST = 48, 160, 12, 40
+ADDED, SEQUENCES, LENGTH, LONGEST = 48, 160, 12, 40
 """Added tokens that are tried in all ways, random texts, tokens of one, and the longest run of one character."""
 
 
@@ -138,9 +139,9 @@ def _write(path: Path, architecture: str, entries: Sequence[Entry]) -> None:
 
 def sample_texts(metadata: Mapping[str, Any]) -> list[str]:
     """Texts for the tokenizer of this file, always the same; none twice."""
-    tokens = metadata["tokenizer.ggml.tokens"]
-    kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    said = _said_in_bytes if metadata.get("tokenizer.ggml.model") == "gpt2" else _said_plainly
+    tokens = metadata[TOKENS]
+    kinds = metadata.get(TYPES) or [1] * len(tokens)
+    said = _said_in_bytes if metadata.get(MODEL) == "gpt2" else _said_plainly
     pieces = [said(text) for text, kind in zip(tokens, kinds, strict=False) if kind == 1]
     texts = [*_fixed(), *_with_special(tokens, kinds), *_random([piece for piece in pieces if piece])]
     return list(dict.fromkeys(texts))
@@ -162,7 +163,7 @@ def _with_special(tokens: Sequence[str], kinds: Sequence[int]) -> Iterator[str]:
     special = [text for text, kind in zip(tokens, kinds, strict=False) if kind in SPECIAL_KINDS and text]
     named = [text for text in tokens if text in SPECIAL_TEXTS and text not in special]
     # of many alike, such as <unused7>, a few are enough
-    chosen = special[: TOKENS // 2] + special[TOKENS // 2 :][-TOKENS // 2 :] + named
+    chosen = special[: ADDED // 2] + special[ADDED // 2 :][-ADDED // 2 :] + named
     for text in chosen:
         yield from (way.format(text) for way in AROUND)
     for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):

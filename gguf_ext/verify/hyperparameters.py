@@ -15,6 +15,7 @@ import numpy as np
 
 from gguf_ext.arch.spec import Entry
 from gguf_ext.reader import GGUFFile
+from gguf_ext.tokenizer.keys import TOKENS
 
 PER_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_used_count")
 """Keys that may hold one number, or one a layer."""
@@ -83,7 +84,7 @@ def _head_width(file: File) -> Any:
 
 
 def _tokens(file: File) -> Any:
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = file.metadata.get(TOKENS)
     return len(tokens) if isinstance(tokens, list) else None
 
 

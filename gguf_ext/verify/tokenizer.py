@@ -15,19 +15,28 @@ from gguf_ext.arch import Entry
 from gguf_ext.errors import GGUFError, UnknownPreTokenizerError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.ending import END_TOKENS, end_tokens, file_ends
+from gguf_ext.tokenizer.keys import (
+    DEFAULT_IDS,
+    MERGES,
+    MODEL,
+    PRE,
+    PREFIX,
+    SCORES,
+    SPECIAL_KEYS,
+    TEMPLATE,
+    TOKENS,
+    TYPES,
+    id_key,
+)
 from gguf_ext.tokenizer.pre_names import adds_bos, cuts_alike
-from gguf_ext.tokenizer.vocabulary import SPECIAL_KEYS, TokenKind, Vocabulary, read_vocabulary
+from gguf_ext.tokenizer.read import read_vocabulary
+from gguf_ext.tokenizer.vocabulary import TokenKind, Vocabulary
 from gguf_ext.verify.cuts import compare_cuts
 from gguf_ext.write.layout import Layout
 from sqft_plugins.checkpoint import ModelFolder
 
-PREFIX = "tokenizer.ggml."
-TOKENS, MERGES, TYPES, SCORES = (f"{PREFIX}{name}" for name in ("tokens", "merges", "token_type", "scores"))
-MODEL, PRE, TEMPLATE = f"{PREFIX}model", f"{PREFIX}pre", "tokenizer.chat_template"
 DECISIVE = (TOKENS, MERGES, MODEL, PRE)
 """What makes one tokenizer another."""
-IDS = {name: f"{PREFIX}{key}_token_id" for name, key in SPECIAL_KEYS.items()}
-DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}}
 NO_BOS = ("chatglm-bpe", "glm4", "glm5")
 OFF: dict[str, Any] = {
     f"{PREFIX}{name}": False for name in ("add_sep_token", "remove_extra_whitespaces", "normalizer.lowercase")
@@ -92,7 +101,7 @@ def differences(ours: Vocabulary, read: GGUFFile) -> Iterator[tuple[str, str]]:
     for key in sorted({key for key in (*here, *there) if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")}):
         if there.get(key, "") != here.get(key, ""):
             yield key, _template_line(there.get(key), here.get(key))
-    alike = all(here.get(key) == there.get(key) for key in (TOKENS, IDS["eos"]))
+    alike = all(here.get(key) == there.get(key) for key in (TOKENS, id_key("eos")))
     if alike and (ends := file_ends(here)) != file_ends(there):
         yield "end tokens", f"{sorted(file_ends(there))} end a text in the file, {sorted(ends)} in the model's"
 
@@ -138,7 +147,8 @@ def _special(ours: Vocabulary, there: Mapping[str, Any]) -> Iterator[tuple[str, 
     defaults = dict(DEFAULT_IDS[ours.model])
     if there.get(PRE) in NO_BOS:
         del defaults["bos"]
-    for name, key in IDS.items():
+    for name in SPECIAL_KEYS:
+        key = id_key(name)
         wanted = ours.special.get(name)
         found = there.get(key, defaults.get(name))
         unused = wanted is None and key not in there  # the model has no such token, llama.cpp one that it never takes

@@ -15,7 +15,7 @@ import torch
 from gguf_ext.arch import Entry, find_architecture, read_config
 from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.errors import BlockSizeError
-from gguf_ext.tokenizer.vocabulary import read_vocabulary
+from gguf_ext.tokenizer.read import read_vocabulary
 from gguf_ext.write.metadata import general_entries, model_entries, sqft_entries
 from gguf_ext.write.plan import Planned
 from gguf_ext.write.split import aligned, table_bytes

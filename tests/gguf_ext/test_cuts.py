@@ -15,9 +15,9 @@ from gguf_ext.errors import UnsupportedTokenizerError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.merges import merge_scores
 from gguf_ext.tokenizer.pretokenizer import GPT2, QWEN2, TEKKEN
+from gguf_ext.tokenizer.read import read_vocabulary
 from gguf_ext.tokenizer.stripping import JINA, MODERN_BERT, PHI3, fitting_name, rule_of
 from gguf_ext.tokenizer.trial import sample_texts, tried_otherwise
-from gguf_ext.tokenizer.vocabulary import read_vocabulary
 from sqft_plugins.checkpoint.load import load_tokenizer
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}

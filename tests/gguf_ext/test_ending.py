@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from gguf_ext import LlamaSession, export_gguf, export_model, verify_gguf
 from gguf_ext.reader import GGUFFile
-from gguf_ext.tokenizer.ending import ENDS, INFILL, KEY, file_ends
+from gguf_ext.tokenizer.ending import ENDS, INFILL, file_ends
+from gguf_ext.tokenizer.keys import id_key
 
 STOPS = [f"<|stop{index}|>" for index in range(6)]
 
@@ -81,7 +82,7 @@ def test_texts_that_llama_cpp_knows_take_no_place(save, tmp_path, capsys):
     export_gguf(folder, tmp_path / "model.gguf")
     assert "not stop" not in capsys.readouterr().err
     assert _stops(tmp_path / "model.gguf") == {1, 502, *(ids[text] for text in texts)}
-    assert GGUFFile(tmp_path / "model.gguf").metadata[KEY.format("eot")] == 502
+    assert GGUFFile(tmp_path / "model.gguf").metadata[id_key("eot")] == 502
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from gguf_ext.arch.rope import llama3_rope_factors
 from gguf_ext.errors import DamagedFileError, TemplateError, UnmappedTensorError, UnsupportedArchitectureError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.template.check import check_template
-from gguf_ext.tokenizer.vocabulary import from_tokenizer
+from gguf_ext.tokenizer.read import from_tokenizer
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 from sqft_plugins.errors import CheckpointError

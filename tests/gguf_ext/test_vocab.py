@@ -16,7 +16,8 @@ from gguf_ext import GGUFError, LlamaSession, export_gguf
 from gguf_ext.errors import MissingTokenizerError, UnknownPreTokenizerError, UnsupportedTokenizerError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.pretokenizer import DEVIATIONS, GPT2, KNOWN
-from gguf_ext.tokenizer.vocabulary import TokenKind, read_vocabulary
+from gguf_ext.tokenizer.read import read_vocabulary
+from gguf_ext.tokenizer.vocabulary import TokenKind
 from sqft_plugins.errors import CheckpointError
 
 
@@ -184,9 +185,16 @@ def test_ids_of_a_sentencepiece_model(sentencepiece_model, make, byte_level, tmp
 
 def test_a_damaged_sentencepiece_model_is_refused(sentencepiece_model, tmp_path):
     data = (sentencepiece_model[0] / "tokenizer.model").read_bytes()
-    for wrong in (b"", data[:1000], b"\xff" * 50, b"\x08\x01", b"\x0a\x02\x10\x01", b"\x0a\x05\x0a\x01a\x18\x63"):
+    for wrong in (b"", data[:1000], b"\xff" * 50, b"\x08\x01", b"\x0a\x03\x0a\x01\xff"):
         (tmp_path / "tokenizer.model").write_bytes(wrong)
         with pytest.raises(UnsupportedTokenizerError, match="is no sentencepiece model"):
+            read_vocabulary(tmp_path, {"vocab_size": 470})
+    for wrong in (
+        b"\x0a\x02\x10\x01",
+        b"\x0a\x05\x0a\x01a\x18\x63",
+    ):  # fields that the format does not know are skipped
+        (tmp_path / "tokenizer.model").write_bytes(wrong)
+        with pytest.raises(UnsupportedTokenizerError, match="is a unigram model"):
             read_vocabulary(tmp_path, {"vocab_size": 470})
 
 
