@@ -31,8 +31,7 @@ from gguf_ext.tokenizer.stripping import rule_in
 from gguf_ext.tokenizer.trial import try_tokenizer
 from gguf_ext.verify.tensors import EXACT, VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
-from gguf_ext.write.estimate import HEADER, entry_bytes
-from gguf_ext.write.file import write_tensors
+from gguf_ext.write.file import header_bytes, write_tensors
 from gguf_ext.write.layout import Layout, find_layout
 from gguf_ext.write.metadata import general_entries, sqft_entries
 from gguf_ext.write.plan import Planned, plan
@@ -171,8 +170,9 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         )
     entries = _entries(folder, planned, layout, described)
     _check_loadable(folder, layout, entries)
-    head = HEADER + sum(map(entry_bytes, entries))
-    parts = split_parts(planned, head, options.limit)
+    parts = [planned]
+    if options.limit is not None:
+        parts = split_parts(planned, header_bytes(layout.architecture, entries), options.limit)
     if len(parts) == 1:
         with write_file(target, overwrite) as temporary:
             write_tensors(temporary, layout.architecture, entries, planned, folder)

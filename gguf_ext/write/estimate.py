@@ -6,7 +6,7 @@ The layout is that of `gguf_ext.export`: metadata, tensor table, tensors, each a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,15 @@ from gguf_ext.arch import Entry, find_architecture, read_config
 from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.errors import BlockSizeError
 from gguf_ext.tokenizer.read import read_vocabulary
+from gguf_ext.write.file import header_bytes
 from gguf_ext.write.metadata import general_entries, model_entries, sqft_entries
 from gguf_ext.write.plan import Planned
-from gguf_ext.write.split import aligned, table_bytes
+from gguf_ext.write.split import aligned
 from gguf_ext.write.tensors import PlacedTensor, place_tensors
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
 from sqft_plugins.identity import while_unchanged
 from sqft_plugins.progress import say
-
-HEADER = 24
-SCALAR_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "uint64": 8, "int64": 8}
-SCALAR_BYTES |= {"float32": 4, "float64": 8, "bool": 1}
-ITEM_BYTES = {f"{kind}s": size for kind, size in SCALAR_BYTES.items()} | {"floats": 4, "ints": 4}
 
 
 def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
@@ -43,12 +39,13 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     architecture = find_architecture(folder.config, folder.path)
     config = read_config(folder.path, architecture)
     quantized = set(modules)
+
     planned = [_planned(folder, tensor, quantized, grid) for tensor in place_tensors(folder, architecture, config)]
     entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
     entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
-    entries += [Entry("sqft.exact", True, "bool"), Entry("general.architecture", architecture.name, "string")]
-    table = sum(map(table_bytes, planned))
-    head = HEADER + sum(map(entry_bytes, entries)) + vocabulary_bytes(folder.path) + table
+    entries.append(Entry("sqft.exact", True, "bool"))
+
+    head = header_bytes(architecture.name, entries, planned) + vocabulary_bytes(folder.path)
     size = aligned(head) + sum(aligned(tensor.bytes) for tensor in planned)
     return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
 
@@ -58,26 +55,9 @@ def vocabulary_bytes(path: Path) -> int:
     """The tokenizer's metadata in the file; remembered, since reading a large vocabulary takes seconds. Raises
     GGUFError for a tokenizer that llama.cpp lacks."""
     say(f"reading the tokenizer of {path}")
-    config = read_config(path, find_architecture(ModelFolder(path).config, path))
-    return sum(map(entry_bytes, read_vocabulary(path, config).entries()))
-
-
-def entry_bytes(entry: Entry) -> int:
-    """One metadata entry in the file: key, type, value."""
-    head = 8 + len(entry.key.encode()) + 4
-    if entry.kind == "string":
-        return head + _text(entry.value)
-    if entry.kind in SCALAR_BYTES:
-        return head + SCALAR_BYTES[entry.kind]
-    if not entry.value:  # GGUF has no empty arrays, and the writer leaves them out
-        return 0
-    items: Iterable[Any] = entry.value
-    each = sum(map(_text, items)) if entry.kind == "strings" else len(entry.value) * ITEM_BYTES[entry.kind]
-    return head + 4 + 8 + each
-
-
-def _text(value: Any) -> int:
-    return 8 + len(str(value).encode())
+    architecture = find_architecture(ModelFolder(path).config, path)
+    entries = read_vocabulary(path, read_config(path, architecture)).entries()
+    return header_bytes(architecture.name, entries) - header_bytes(architecture.name, [])
 
 
 def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], grid: GridStamp) -> Planned:

@@ -1,13 +1,19 @@
-"""The metadata of a file: `general.*` for everybody, `sqft.*` for what was done to the model."""
+"""The metadata of a file: `general.*` for everybody, `sqft.*` for what was done to the model.
+
+Not by `gguf.Metadata`: it makes a name of its own from that of the folder, in which llama.cpp looks for `phi-3`, and
+takes parts of it for versions and fine-tunes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from gguf_ext.arch import Architecture, Config, Entry
 from gguf_ext.blocks import TensorType
+from gguf_ext.gguf_package import require_gguf
 from gguf_ext.tokenizer.stripping import fitting_name
 from gguf_ext.write.card import card_entries
 from gguf_ext.write.plan import Planned
@@ -29,7 +35,7 @@ def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "")
     entries = [
         Entry("general.type", "model", "string"),
         Entry("general.name", name, "string"),
-        Entry("general.size_label", size_label(count), "string"),
+        Entry("general.size_label", require_gguf().size_label(count, count, 0, 0), "string"),
         Entry("general.quantized_by", f"sqft-plugins {VERSION}", "string"),
         Entry("general.file_type", FILE_TYPES[main_type(planned)], "uint32"),
         Entry("general.quantization_version", QUANTIZATION_VERSION, "uint32"),
@@ -73,23 +79,8 @@ def main_type(planned: Iterable[Planned]) -> TensorType:
     return (blocks or weights or Counter([TensorType.F32])).most_common(1)[0][0]
 
 
-def size_label(weights: int) -> str:
-    """As hubs write it: 268M, 1.2B."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if weights >= unit:
-            return (
-                f"{weights / unit:.1f}".removesuffix(".0") + name
-                if weights < 10 * unit
-                else f"{weights / unit:.0f}{name}"
-            )
-    return str(weights)
-
-
 def _weights(tensor: Planned) -> int:
-    count = 1
-    for dimension in tensor.shape:
-        count *= dimension
-    return count
+    return math.prod(tensor.shape)
 
 
 def _name(folder: ModelFolder) -> str:

@@ -2,6 +2,9 @@
 
 Each part is a GGUF file with `split.no` (from 0), `split.count` and `split.tensors.count` (of all parts); the metadata
 stands in the first. llama.cpp is given the first and finds the others by name.
+
+Not by `GGUFWriter(split_max_size=…)`: it counts the tensors without the metadata, so that its parts are larger than
+asked for, and holds all parts open at once.
 """
 
 from __future__ import annotations
@@ -59,11 +62,9 @@ def parse_size(text: str) -> int:
     return size
 
 
-def split_parts(planned: list[Planned], head: int, limit: int | None) -> list[list[Planned]]:
+def split_parts(planned: list[Planned], head: int, limit: int) -> list[list[Planned]]:
     """The tensors of each part, in order, so that no file is above `limit` bytes but one whose only tensor is. head:
     bytes of the metadata, which the first part has. Raises GGUFError for more parts than llama.cpp counts."""
-    if limit is None:
-        return [planned]
     parts: list[list[Planned]] = [[]]
     size = head + PART_HEAD
     for tensor in planned:

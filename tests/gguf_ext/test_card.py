@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import gguf
 import pytest
 
 from gguf_ext import export_gguf, verify_gguf
@@ -65,3 +66,11 @@ def test_a_card_without_a_readable_head_is_left_out(text, model, tmp_path):
     export_gguf(model, tmp_path / "m.gguf")
     metadata = GGUFFile(tmp_path / "m.gguf").metadata
     assert not {"general.license", "general.tags", "general.base_model.count"} & set(metadata)
+
+
+def test_the_package_makes_a_version_and_a_size_of_a_name(tmp_path):
+    """Why `gguf.Metadata` is not used: what it guesses from a folder's name is not so."""
+    folder = tmp_path / "phi3-mini-v2-50"
+    folder.mkdir()
+    guessed = gguf.Metadata.load(model_path=folder, total_params=10**9)
+    assert (guessed.version, guessed.size_label) == ("v2-50", "mini")

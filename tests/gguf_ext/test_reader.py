@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +50,29 @@ def test_damage_is_named(file, tmp_path, change, words):
     (tmp_path / "d.gguf").write_bytes(change(file.read_bytes()))
     with pytest.raises(DamagedFileError, match=words):
         GGUFFile(tmp_path / "d.gguf")
+
+
+def test_the_package_takes_damage_for_a_file(file, tmp_path):
+    """Why the reader is ours: GGUFReader finds more values than the file has bytes, and tensors on one another."""
+    writer = GGUFWriter(tmp_path / "long.gguf", "llama")
+    writer.add_key_value("x", [1], GGUFValueType.ARRAY, sub_type=GGUFValueType.UINT8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = (tmp_path / "long.gguf").read_bytes()[:-9] + (9999).to_bytes(8, "little") + b"\x01"
+    (tmp_path / "long.gguf").write_bytes(data)
+    assert len(GGUFReader(tmp_path / "long.gguf").fields["x"].data) == 9999 > len(data)
+    with pytest.raises(DamagedFileError, match="9999 bytes wanted"):
+        GGUFFile(tmp_path / "long.gguf")
+
+    first, second = GGUFReader(file).tensors[:2]
+    at = second.field.offset + sum(part.nbytes for part in second.field.parts[:-1])
+    data = bytearray(file.read_bytes())
+    data[at : at + 8] = bytes(first.field.parts[-1])
+    (tmp_path / "twice.gguf").write_bytes(data)
+    assert GGUFReader(tmp_path / "twice.gguf").tensors[1].data_offset == first.data_offset
+    with pytest.raises(DamagedFileError, match="or on the next one"):
+        GGUFFile(tmp_path / "twice.gguf")
 
 
 @settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])

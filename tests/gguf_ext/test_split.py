@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from gguf_ext import LlamaSession, export_gguf, verify_gguf
@@ -55,6 +55,21 @@ def test_parts_have_llama_cpps_names_and_keys(parts, whole):
         names += [tensor.name for tensor in file.tensors]
     assert names == [tensor.name for tensor in GGUFReader(whole).tensors]
     assert parts.bytes == sum(os.stat(path).st_size for path in parts.parts)
+
+
+def test_the_packages_own_parts_are_above_the_limit(tmp_path):
+    """Why the split is ours: GGUFWriter counts the tensors alone."""
+    writer = GGUFWriter(tmp_path / "p.gguf", "llama", split_max_size=5000)
+    writer.add_array("tokenizer.ggml.tokens", ["token"] * 500)
+    for index in range(4):
+        writer.add_tensor(f"t{index}", torch.zeros(600).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    assert len(sizes) == 2
+    assert sizes[0] > 5000
 
 
 def test_no_part_is_above_the_limit_but_one_of_a_single_tensor(parts):
