@@ -16,7 +16,8 @@ from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
 from sqft_plugins.grid import QuantizedWeight, round_to_nearest
 from sqft_plugins.mask import lowest_mask, mask_hash, pack_mask
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
+# importlib mode keeps test folders off the path
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "sqft_plugins")]
 torch.set_num_threads(1)
 CORPUS = """The quick brown fox jumps over the lazy dog, and the dog doesn't mind. I'll say it's fine: we're done!
 Ünïcödé, naïve café, straße; Здравствуй, мир! こんにちは世界、お元気ですか？ 你好，世界。

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers_gptq import write_gptq
 from safetensors.torch import load_file, save_file
 
 from gguf_ext import errors, export_gguf, verify_gguf
@@ -16,9 +15,6 @@ from gguf_ext.errors import GGUFError
 from gguf_ext.lora.export import export_lora
 from sqft_plugins.cli import main
 from sqft_plugins.errors import CheckpointError, GridError, OutputExistsError, SQFTError
-
-sys.path.append(str(Path(__file__).parents[1] / "sqft_plugins"))  # importlib mode keeps test folders off the path
-from helpers_gptq import write_gptq
 
 CASES = {
     "unsupported architecture": errors.UnsupportedArchitectureError,

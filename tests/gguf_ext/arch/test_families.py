@@ -6,13 +6,12 @@ import dataclasses
 import json
 import math
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map, quants
+from helpers_gptq import write_gptq
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -28,9 +27,6 @@ from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins import get_manager, hookimpl
-
-sys.path.append(str(Path(__file__).parents[1] / "sqft_plugins"))  # importlib mode keeps test folders off the path
-from helpers_gptq import write_gptq
 
 LONGROPE = {
     "rope_type": "longrope",

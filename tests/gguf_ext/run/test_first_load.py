@@ -1,6 +1,6 @@
 """Files of architectures that were never compared: what ends a process is found out in another one.
 
-python -m pytest tests/gguf_ext/test_first_load.py
+python -m pytest tests/gguf_ext/run/test_first_load.py
 """
 
 from __future__ import annotations
