@@ -241,3 +241,22 @@ def make() -> dict[str, Callable]:
     """The makers, for tests that need other options."""
     makers = [make_byte_level, make_fallback, make_llama, make_gemma3, make_int4]
     return {maker.__name__.removeprefix("make_"): maker for maker in makers}
+
+
+@pytest.fixture(scope="session")
+def make_folder(tiny_model, tiny_tokenizer):
+    """`make_folder(family, folder, **config changes)`: weights and biases large enough that logits tell a wrong place
+    from a right one."""
+
+    def make(family, folder, **changes):
+        model = tiny_model(family, **changes)
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            parameter.data = torch.randn_like(parameter) * 0.25
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.data += 1
+        model.save_pretrained(folder)
+        tiny_tokenizer("byte-level").save_pretrained(folder)
+        return folder
+
+    return make
