@@ -1,13 +1,21 @@
-"""Writing a GGUF file: planned first, streamed tensor by tensor, reopened and verified, then renamed."""
+"""`sqft export gguf`: a model as a GGUF file with the very same weights. The order:
+
+1. find the layout: by the table of its class, or by a template (`write.layout`)
+2. read the tokenizer (`write.described`), plan the type of every tensor (`write.plan`), gather the metadata
+3. refuse what llama.cpp could not load (`run.loadable`)
+4. write the file beside the target, one tensor after the other (`write.file`), in parts where asked for (`write.split`)
+5. reopen and compare it (`verify.tensors`), then rename it
+6. let llama.cpp cut some hundred texts with it (`tokenizer.trial`)
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gguf_ext.arch import Entry
 from gguf_ext.errors import (
@@ -21,19 +29,13 @@ from gguf_ext.gguf_package import require_gguf
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
-from gguf_ext.template.tensors import check_tokens
-from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
+from gguf_ext.template.tensors import EMBEDDING, check_tokens
 from gguf_ext.tokenizer.keys import MODEL, PRE
-from gguf_ext.tokenizer.limits import end_limit
-from gguf_ext.tokenizer.pretokenizer import tell_unknown_name
-from gguf_ext.tokenizer.read import from_tokenizer, read_vocabulary
-from gguf_ext.tokenizer.stripping import rule_in
-from gguf_ext.tokenizer.trial import try_tokenizer
-from gguf_ext.verify.tensors import EXACT, VerifyReport, compare
+from gguf_ext.verify.tensors import VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
+from gguf_ext.write.described import describe, file_entries, tokenizer_notes
 from gguf_ext.write.file import header_bytes, write_tensors
 from gguf_ext.write.layout import Layout, find_layout
-from gguf_ext.write.metadata import general_entries, sqft_entries
 from gguf_ext.write.plan import Planned, plan
 from gguf_ext.write.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
 from gguf_ext.write.tensors import spare_biases
@@ -48,11 +50,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """path: the file, or the first of its `parts`. bytes (of all parts) and seconds. types: type name → number of
-    tensors. tokenizer: llama.cpp's model/pre. pruned: weights that the mask prunes, all seen to be 0 in the file.
-    verified: tensors seen to be equal. exact: whether no weight is rounded; largest_error: the largest |difference|.
-    unchecked: fields of config.json and keys of a template that were compared with nothing. notes: what llama.cpp does
-    otherwise than the model's tokenizer, a line each."""
+    """What was written.
+
+    path: the file, or the first of its parts.
+    parts: all of them; empty where there is but one file.
+    architecture: llama.cpp's.
+    tokenizer: llama.cpp's model/pre, such as "gpt2/llama-bpe".
+    types: type name → number of tensors.
+    verified: tensors seen to be equal.
+    pruned: weights that the mask prunes, all seen to be 0 in the file.
+    exact: whether no weight is rounded.
+    largest_error: the largest |difference| of a weight.
+    bytes: of all parts.
+    seconds: of the whole export.
+    unchecked: fields of config.json and keys of a template that were compared with nothing.
+    notes: what llama.cpp does otherwise than the model's tokenizer, a line each.
+    """
 
     path: str
     parts: list[str]
@@ -74,14 +87,16 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class Options:
-    """How to export. Raises GGUFError for a value that is none.
+    """How to export. Raises GGUFError for an unknown value.
 
-    pre: llama.cpp's name of the pre-tokenizer, where the tokenizer does not tell. float_type: what matrices that are
-    not INT4 become: "auto" (the narrowest of F16, BF16, F32 that holds every value), "f32", "f16" or "bf16".
+    pre: llama.cpp's name of the pre-tokenizer, where it cannot be found from the tokenizer.
+    float_type: what matrices that are not INT4 become: "auto" (the narrowest of F16, BF16, F32 that holds every value),
+        "f32", "f16" or "bf16".
     embedding_type: the same of the token embedding and the output head, and "q8_0"; "auto" leaves them to float_type.
-    rounding: "allow" rounds INT4 scales that fp16 does not hold, "refuse" refuses them. split_max_size: bytes, or such
-    as "2G"; a larger file is written in parts. template_gguf: a GGUF file of the same base that gives the tokenizer
-    and, for a model that has no table, names, order and hyper-parameters.
+    rounding: "allow" rounds INT4 scales that fp16 does not hold, "refuse" refuses them.
+    split_max_size: bytes, or such as "2G"; a larger file is written in parts.
+    template_gguf: a GGUF file of the same base that gives the tokenizer and, for a model that has no table, names,
+        order and hyper-parameters.
     """
 
     pre: str | None = None
@@ -131,8 +146,14 @@ def export_model(
     bit, without the folder.
 
     model: float, packed INT4, or float with the INT4 grid on its layers, as `load_model` and a quantization-aware merge
-    leave it. tokenizer: may be None with `template_gguf`. like: a folder whose stamp and masks are the model's, so that
-    the file tells what was done and its zeros are checked. name: for `general.name`. options: the fields of `Options`.
+        leave it.
+    tokenizer: may be None with `template_gguf`.
+    target: the file to write.
+    like: a folder whose stamp and masks are the model's, so that the file says what was done and its zeros are checked.
+    name: for `general.name`.
+    overwrite: whether to replace what is at `target`.
+    options: the fields of `Options`.
+
     Raises ModelInMemoryError and what `export_gguf` raises.
     """
     chosen = Options(**options)
@@ -144,20 +165,67 @@ def export_model(
 
 
 def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, options: Options) -> ExportReport:
+    """tokenizer: of a model in memory, else None. target: where nothing is, but for `overwrite`."""
     start = time.monotonic()
+
+    # which tensor stands where, and what the file says of itself
     template = None if options.template_gguf is None else GGUFFile(options.template_gguf)
     layout = find_layout(folder, template)
     if template is not None:
         _check_same_base(template, layout.differences)
+    _log(folder, layout)
+    described = describe(folder, tokenizer, layout, template, options.pre)
+    planned = plan(folder, layout.tensors, options.float_type, options.embedding_type, options.rounding)
+    entries = file_entries(folder, planned, layout, described)
+
+    # the rest of what can be refused
+    _check_tokens(folder, planned, layout, template)
+    _check_loadable(folder, layout, entries)
+
+    # write, reopen, compare, rename
+    if options.limit is None:
+        parts = [planned]
+    else:
+        parts = split_parts(planned, header_bytes(layout.architecture, entries), options.limit)
+    if len(parts) == 1:
+        written, verified = [target], _write_whole(folder, layout, entries, planned, target, overwrite)
+        if options.limit is not None and overwrite:
+            remove_parts(target)  # of an earlier export that did not fit one file
+    else:
+        written, verified = _write_parts(folder, layout, entries, parts, target)
+
+    # report
+    metadata = {entry.key: entry.value for entry in entries}
+    return ExportReport(
+        path=str(written[0]),
+        parts=[str(path) for path in written] if len(written) > 1 else [],
+        architecture=layout.architecture,
+        tokenizer=f"{metadata.get(MODEL)}/{metadata.get(PRE, 'default')}",
+        types=dict(Counter(tensor.type.name for tensor in planned)),
+        verified=verified.equal,
+        pruned=verified.pruned,
+        exact=verified.exact,
+        largest_error=verified.largest_error,
+        bytes=sum(path.stat().st_size for path in written),
+        seconds=round(time.monotonic() - start, 2),
+        unchecked=layout.unchecked,
+        notes=tokenizer_notes(written[0], entries, described, layout),
+    )
+
+
+def _log(folder: ModelFolder, layout: Layout) -> None:
     if layout.unchecked:
         say(f"compared with nothing, so look at them yourself: {', '.join(layout.unchecked)}")
     if layout.note:
         say(layout.note)
     if biases := spare_biases(folder, layout.tensors):
         say(f"{len(biases)} biases of INT4 layers are all 0 and left out, as of {biases[0]}")
-    described = _vocabulary(folder, tokenizer, layout, template, options)
-    planned = plan(folder, layout.tensors, options.float_type, options.embedding_type, options.rounding)
-    rows = next((tensor.shape[0] for tensor in planned if tensor.name == "token_embd.weight"), 0)
+
+
+def _check_tokens(folder: ModelFolder, planned: list[Planned], layout: Layout, template: GGUFFile | None) -> None:
+    """Raises TemplateError for a tokenizer of a template that is not the model's, CheckpointError for another number of
+    tokens in config.json than the embedding has rows."""
+    rows = next((tensor.shape[0] for tensor in planned if tensor.name == EMBEDDING), 0)
     if template is not None:
         check_tokens(template, rows)
         if not isinstance(folder, ModelInMemory):
@@ -168,41 +236,6 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
             f"model {folder.path} has {rows} rows in its embedding, but vocab_size={layout.config['vocab_size']} in "
             "config.json: copy the whole model again"
         )
-    entries = _entries(folder, planned, layout, described)
-    _check_loadable(folder, layout, entries)
-    parts = [planned]
-    if options.limit is not None:
-        parts = split_parts(planned, header_bytes(layout.architecture, entries), options.limit)
-    if len(parts) == 1:
-        with write_file(target, overwrite) as temporary:
-            write_tensors(temporary, layout.architecture, entries, planned, folder)
-            report = _verified(folder, layout, temporary, target)
-        if options.limit is not None and overwrite:
-            remove_parts(target)  # of an earlier export that did not fit one file
-        written = [target]
-    else:
-        with write_parts(target, len(parts)) as paths:
-            for index, (path, tensors) in enumerate(zip(paths, parts, strict=True)):
-                split = _split_entries(index, len(parts), len(planned))
-                write_tensors(path, layout.architecture, [*(entries if not index else []), *split], tensors, folder)
-            report = _verified(folder, layout, paths[0], target)
-        written = [target.with_name(path.name) for path in paths]
-    told = {entry.key: entry.value for entry in entries}
-    return ExportReport(
-        path=str(written[0]),
-        parts=[str(path) for path in written] if len(written) > 1 else [],
-        architecture=layout.architecture,
-        tokenizer=f"{told.get(MODEL)}/{told.get(PRE, 'default')}",
-        types=dict(Counter(tensor.type.name for tensor in planned)),
-        verified=report.equal,
-        pruned=report.pruned,
-        exact=report.exact,
-        largest_error=report.largest_error,
-        bytes=sum(path.stat().st_size for path in written),
-        seconds=round(time.monotonic() - start, 2),
-        unchecked=layout.unchecked,
-        notes=_notes(written[0], entries, described, layout),
-    )
 
 
 def _check_same_base(template: GGUFFile, differences: Sequence[tuple[str, str]]) -> None:
@@ -212,66 +245,6 @@ def _check_same_base(template: GGUFFile, differences: Sequence[tuple[str, str]])
         raise TemplateError(f"template {template.path} is not of this model's base: {key}: {line}: give another file")
 
 
-class _Described(NamedTuple):
-    """The `tokenizer.*` entries, and what a template says of its base. rule: what llama.cpp shall find in the name.
-    limits: what llama.cpp does otherwise, a line each. reference: text → token ids of the model's tokenizer."""
-
-    entries: list[Entry]
-    rule: str
-    limits: tuple[str, ...] = ()
-    reference: Callable[[str], list[int]] | None = None
-
-
-def _vocabulary(
-    folder: ModelFolder, tokenizer: Any, layout: Layout, template: GGUFFile | None, options: Options
-) -> _Described:
-    if template is not None:
-        items = template.metadata.items()
-        entries = [Entry(key, value, template.kinds[key]) for key, value in items if key.startswith("tokenizer.")]
-        return _Described(layout.described if layout.config is None else entries, rule_in(template.metadata))
-    assert layout.config is not None  # it is None of a template only
-
-    say(f"reading the tokenizer of {folder.path}")
-    if options.pre is not None:
-        tell_unknown_name(options.pre)
-    if tokenizer is not None:
-        vocabulary = from_tokenizer(tokenizer, str(folder.path), layout.config, options.pre)
-    else:
-        vocabulary = read_vocabulary(folder.path, layout.config, options.pre)
-    return _Described(vocabulary.entries(), vocabulary.rule, vocabulary.limits, vocabulary.reference)
-
-
-def _notes(file: Path, entries: Sequence[Entry], described: _Described, layout: Layout) -> list[str]:
-    """What the user must know of the tokenizer of a written file, a line each; they are said as well."""
-    if layout.config is None:
-        return []
-    metadata = {entry.key: entry.value for entry in entries}
-    notes = list(described.limits)
-    ends = layout.config[END_TOKENS]
-    if lost := unplaced(ends, metadata):
-        texts = ", ".join(map(repr, lost))
-        notes.append(f"llama.cpp has no place for all end tokens of the model: it will not stop at {texts}")
-    if ends and (limit := end_limit(metadata, ends)):
-        notes.append(limit)
-    if described.reference is not None and (line := try_tokenizer(file, metadata, described.reference)):
-        notes.append(line)
-    for note in notes:
-        say(note)
-    return notes
-
-
-def _entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: _Described) -> list[Entry]:
-    """The metadata of the file, each key once: what we say of it before what a template says."""
-    error = max((tensor.error for tensor in planned), default=0.0)
-    entries = general_entries(folder, planned, described.rule) + layout.entries
-    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
-    entries.append(Entry(EXACT, not error, "bool"))
-    if error:
-        entries.append(Entry("sqft.largest_error", error, "float32"))
-    known = {entry.key for entry in entries}
-    return entries + [entry for entry in described.entries if entry.key not in known]
-
-
 def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -> None:
     """Raises UnsupportedArchitectureError for a model whose file llama.cpp could not load."""
     told = {entry.key: entry.value for entry in entries}
@@ -279,8 +252,25 @@ def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -
         raise UnsupportedArchitectureError(f"llama.cpp cannot load model {folder.path}: {reason}")
 
 
-def _split_entries(index: int, count: int, tensors: int) -> list[Entry]:
-    return [Entry(INDEX, index, "uint16"), Entry(COUNT, count, "uint16"), Entry(TENSORS, tensors, "int32")]
+def _write_whole(
+    folder: ModelFolder, layout: Layout, entries: list[Entry], planned: list[Planned], target: Path, overwrite: bool
+) -> VerifyReport:
+    with write_file(target, overwrite) as temporary:
+        write_tensors(temporary, layout.architecture, entries, planned, folder)
+        return _verified(folder, layout, temporary, target)
+
+
+def _write_parts(
+    folder: ModelFolder, layout: Layout, entries: list[Entry], parts: list[list[Planned]], target: Path
+) -> tuple[list[Path], VerifyReport]:
+    """Of each part its tensors → their paths, and what was verified of all. The metadata stands in the first."""
+    count, tensors = len(parts), sum(map(len, parts))
+    with write_parts(target, count) as paths:
+        for index, (path, planned) in enumerate(zip(paths, parts, strict=True)):
+            own = [Entry(INDEX, index, "uint16"), Entry(COUNT, count, "uint16"), Entry(TENSORS, tensors, "int32")]
+            write_tensors(path, layout.architecture, own if index else entries + own, planned, folder)
+        report = _verified(folder, layout, paths[0], target)
+    return [target.with_name(path.name) for path in paths], report
 
 
 def _verified(folder: ModelFolder, layout: Layout, file: Path, target: Path) -> VerifyReport:

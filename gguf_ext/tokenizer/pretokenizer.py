@@ -81,8 +81,8 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
     )
 
 
-def tell_unknown_name(name: str) -> None:
-    """Says that a name given by hand is none of ours: llama.cpp knows more, so only its opening the file can tell."""
+def warn_of_unknown_name(name: str) -> None:
+    """Logs a warning for a name given by hand that is not in our table: llama.cpp knows more, and only it can say."""
     if name not in (known := set(KNOWN.values())):
         say(
             f"--pre {name!r} is none that sqft knows, and was not tried: if llama.cpp has no such name it refuses the "

@@ -7,6 +7,7 @@ transcode   one weight → its type and its raw bytes, nothing lost
 metadata    `general.*` and `sqft.*`
 card        licence, languages, tags and base from the model card
 split       files in parts: names, sizes, how they are published
+described   the tokenizer, and all metadata together
 file        the bytes: metadata, then one tensor after the other
 estimate    how large a file would be, from headers alone
 """
