@@ -68,11 +68,14 @@ def encode(steps: NDArray[np.int8], scale: NDArray[np.float16], kind: TensorType
     rows, columns = steps.shape
     width = row_bytes(columns, kind)
     blocks = columns // BLOCK
+
     groups = scale.shape[1]
     if groups == 0 or blocks % groups:
         raise BlockSizeError(
             f"groups={groups} of in={columns} are no multiples of {BLOCK}: use group size 32, 64 or 128"
         )
+
+    # one fp16 scale a block, then the nibbles, for Q5_0 the fifth bits between
     unsigned = (steps + np.int8(OFFSET[kind])).view(np.uint8).reshape(rows, blocks, 2, BLOCK // 2)
     out = np.empty((rows, blocks, BLOCK_BYTES[kind]), np.uint8)
     d = np.repeat(np.ascontiguousarray(scale, dtype="<f2"), blocks // groups, axis=1)  # [out, blocks]

@@ -51,6 +51,7 @@ def _processor() -> Check:
         )
     except subprocess.TimeoutExpired:
         return Check(name, "wrong", f"does not load within {PROBE_SECONDS} s", REBUILD)
+
     if done.returncode == -signal.SIGILL:
         return Check(name, "wrong", "dies with SIGILL: built for another processor", REBUILD)
     if done.returncode:

@@ -52,6 +52,7 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
     file = GGUFFile(path)
     layers: list[Row] = []
     other: list[Row] = []
+
     for info in track(list(file.tensors.values()), "inspect"):
         if info.name.startswith(LAYER) and len(info.shape) > 1 and 0 not in info.shape:
             layers.append(_layer(file, info, patterns))
@@ -60,6 +61,7 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
             other.append({**row, "bytes": file.raw(info.name).nbytes})
     if not layers:
         raise GGUFError(f"{path} has no matrices called {LAYER}*: it holds no decoder model, give another file")
+
     sqft = {key: _told(file, key, kind) for key, kind in STAMP.items()}
     group_size, symmetric = _told(file, "group_size", int), _told(file, "symmetric", bool)
     return {
@@ -80,6 +82,7 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
 def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row:
     size = file.raw(info.name).nbytes
     weight = torch.from_numpy(file.dequantize(info.name)).reshape(-1, info.shape[-1])  # [out, in]
+
     row: Row = {
         "name": info.name,
         "shape": list(info.shape),
@@ -90,6 +93,8 @@ def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row
         "gguf": info.type_name,
         "gguf_exact": True,
     }
+
+    # codes and scales, where the type has them
     if info.type in set(OFFSET):
         kind = TensorType(info.type)
         steps, d = decode(file.raw(info.name), kind)

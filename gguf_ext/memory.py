@@ -40,17 +40,21 @@ class ModelInMemory(ModelFolder):
     def __init__(self, model: PreTrainedModel, like: str | Path | None = None, name: str | None = None):
         if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
             raise ModelInMemoryError("model holds an adapter: give what its merge_and_unload() returns")
+
         self.model = model
         self.path = Path(name or Path(str(model.config._name_or_path or "")).name or type(model).__name__)
         self.config: dict[str, Any] = model.config.to_dict()
         self.config["architectures"] = [type(model).__name__]
         self.like = None if like is None else ModelFolder(like)
+
         self._tensors: dict[str, Tensor] = dict(model.state_dict())
         lost = [key for key, tensor in self._tensors.items() if tensor.is_meta]
         if lost:
             raise ModelInMemoryError(
                 f"{lost[0]} of the model ({len(lost)} in all) is not in memory: load it without offloading"
             )
+
+        # the parts of a grid are no tensors of the checkpoint
         self._layers = {name: layer for name, layer in model.named_modules() if has_grid(layer)}
         if self._layers:
             for key in [key for key in self._tensors if key.endswith(GRID_PARTS)]:

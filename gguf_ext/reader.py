@@ -1,7 +1,8 @@
-"""Reading a GGUF file, whole or in parts. Ours, so that a file is verified by other code than wrote it.
+"""Reading a GGUF file, whole or in parts. Ours, so that a file is verified by other code than wrote it, and because the
+gguf package's `GGUFReader` trusts every length: it reads values that a file does not have, and tensors on one another.
 
-Every count, length and offset is checked against the size of the file before it is used, and tensors may not overlap: a
-damaged file is an error in bounded time and memory. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Here every count, length and offset is checked against the size of the file before it is used: a damaged file is an
+error in bounded time and memory. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -35,14 +36,21 @@ OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """type: ggml's number. shape: [out, in] or [n] (GGUF stores it reversed). offset: from the start of the file.
-    room: bytes up to the next tensor or the end of the file. part: which of the files has it, from 0."""
+    """Where a tensor is.
+
+    name: in the file.
+    type: ggml's number.
+    shape: [out, in] or [n] (GGUF stores it reversed).
+    offset: from the start of the file.
+    space: bytes up to the next tensor or the end of the file.
+    part: which of the files has it, from 0.
+    """
 
     name: str
     type: int
     shape: tuple[int, ...]
     offset: int
-    room: int = 0
+    space: int = 0
     part: int = 0
 
     @property
@@ -57,9 +65,16 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """path, metadata (key → value), kinds (key → `Entry.kind`), tensors (name → TensorInfo) and bytes of a file; of one
-    in parts, path is the first and the rest is of all. Raises DamagedFileError; GGUFError for a path that is no file or
-    a later part."""
+    """A file, whole or in parts.
+
+    path: the file, or the first of its parts.
+    metadata: key → value.
+    kinds: key → `Entry.kind`.
+    tensors: name → TensorInfo, of all parts.
+    bytes: of all parts.
+
+    Raises DamagedFileError; GGUFError for a path that is no file or a later part.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -67,10 +82,12 @@ class GGUFFile:
         self.metadata, self.kinds = first.metadata, first.kinds
         self._parts = [first, *(_Part(self.path.with_name(name)) for name in self._others())]
         self.bytes = sum(part.size for part in self._parts)
+
+        # the tensors of all parts, each once
         self.tensors: dict[str, TensorInfo] = {}
         for index, part in enumerate(self._parts):
-            told = (part.kinds.get(INDEX), part.metadata.get(INDEX), part.metadata.get(COUNT))
-            if index and told != ("uint16", index, len(self._parts)):
+            says = (part.kinds.get(INDEX), part.metadata.get(INDEX), part.metadata.get(COUNT))
+            if index and says != ("uint16", index, len(self._parts)):
                 raise DamagedFileError(
                     f"{part.path} is not part {index + 1} of {self.path} inside: copy or export all parts again"
                 )
@@ -80,6 +97,7 @@ class GGUFFile:
                         f"{part.path} is damaged (two tensors called {info.name}): copy or export it again"
                     )
                 self.tensors[info.name] = info
+
         wanted = self.metadata.get(TENSORS)
         if len(self._parts) > 1 and wanted is not None and wanted != len(self.tensors):
             raise DamagedFileError(
@@ -92,7 +110,7 @@ class GGUFFile:
         info = self.tensors[name]
         part = self._parts[info.part].path
         count, width = math.prod(info.shape[:-1]), self._row_bytes(info)
-        if count * width > info.room:
+        if count * width > info.space:
             raise DamagedFileError(f"{part} is cut off within tensor {name}: copy or export it again")
         if not count * width:
             return np.empty((count, width), np.uint8)[rows]
@@ -151,15 +169,18 @@ class GGUFFile:
         count, index = self.metadata.get(COUNT, 0), self.metadata.get(INDEX, 0)
         if not isinstance(count, int) or not isinstance(index, int) or count < 2:
             return []
+
         named = shard_names(self.path.name)
         if named is None or named.count != count or named.index != index:
             raise GGUFError(
                 f"{self.path} is part {index + 1} of {count} but not called so: give it back its name, "
                 f"NAME-{index + 1:05}-of-{count:05}.gguf"
             )
+
         others = (named.name(i) for i in range(count))
         if index:
             raise GGUFError(f"{self.path} is part {index + 1} of {count}: give the first, {next(others)}")
+
         names = []
         for name in list(others)[1:]:
             if not self.path.with_name(name).is_file():
@@ -178,6 +199,8 @@ class _Part:
         self.size = path.stat().st_size
         if self.size < 24:
             raise DamagedFileError(f"{path} has {self.size} bytes, too few for a GGUF file: copy or export it again")
+
+        # the header
         self.data = np.memmap(path, np.uint8, mode="r")
         self._at = 4
         if self.data[:4].tobytes() != MAGIC:
@@ -188,6 +211,8 @@ class _Part:
         tensors, entries = self._number("Q"), self._number("Q")
         self._bounded(tensors, 24, "tensors")  # name length, dimensions, one dimension, type and offset take more
         self._bounded(entries, 12, "metadata entries")
+
+        # metadata, then the table of tensors
         self.metadata: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
         for _ in range(entries):
@@ -195,6 +220,8 @@ class _Part:
                 self._damaged("a key without a name")
             self.metadata[key], self.kinds[key] = self._value(self._number("I"))
         self._infos = [self._tensor_info() for _ in range(tensors)]
+
+        # where the tensors begin
         self._alignment = self.metadata.get("general.alignment", 32)
         kind = self.kinds.get("general.alignment", "uint32")  # of another one llama.cpp dies
         if kind != "uint32" or self._alignment < 1 or self._alignment & (self._alignment - 1):
@@ -205,13 +232,13 @@ class _Part:
         """The tensors with their place in the file, in the order of the header."""
         order = sorted(self._infos, key=lambda info: (info.offset, self._bytes(info)))
         ends = [*(self._start + info.offset for info in order[1:]), self.size]
-        room = {id(info): end - self._start - info.offset for info, end in zip(order, ends, strict=False)}
+        space = {id(info): end - self._start - info.offset for info, end in zip(order, ends, strict=False)}
         found = []
         for info in self._infos:
-            if info.offset % self._alignment or self._bytes(info) > room[id(info)] or room[id(info)] < 0:
+            if info.offset % self._alignment or self._bytes(info) > space[id(info)] or space[id(info)] < 0:
                 self._damaged(f"tensor {info.name} lies outside the file or on the next one")
             offset = self._start + info.offset
-            found.append(TensorInfo(info.name, info.type, info.shape, offset, room[id(info)], part))
+            found.append(TensorInfo(info.name, info.type, info.shape, offset, space[id(info)], part))
         return found
 
     def _damaged(self, what: str) -> NoReturn:
@@ -243,6 +270,7 @@ class _Part:
             return self._string(), KINDS[kind]
         if kind != ARRAY:
             self._damaged(f"value type {kind}")
+
         item, count = self._number("I"), self._number("Q")
         if item not in KINDS:
             self._damaged(f"array of type {item}")
@@ -250,6 +278,7 @@ class _Part:
         if item == STRING:
             self._bounded(count, 8, "strings")
             return self._strings(count), plural
+
         code = SCALARS[item]
         width = struct.calcsize("<" + code)
         values = self._take(count * width)

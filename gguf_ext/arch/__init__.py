@@ -75,6 +75,8 @@ def table_of(config: dict[str, Any], model: str | Path) -> Architecture | None:
     """
     known = known_architectures()
     named, loaded = model_class(config), _class_of_type(config)
+
+    # a class that llama.cpp lacks, or two classes with different tables
     for name in (named, loaded):
         if name in REFUSED:
             raise UnsupportedArchitectureError(
@@ -85,6 +87,8 @@ def table_of(config: dict[str, Any], model: str | Path) -> Architecture | None:
             f"model {model} is {named} by its architectures, but {loaded} by its model_type, which transformers loads: "
             "correct config.json"
         )
+
+    # the class's own name decides; without one, the type's
     if named in known or not config.get("architectures"):
         return known.get(named)
     if loaded in known:

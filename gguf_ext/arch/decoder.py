@@ -13,6 +13,7 @@ def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias 
     the output projection and the MLP."""
     q, k = (rotary("num_attention_heads"), rotary("num_key_value_heads")) if rotated else (None, None)
     layer = "model.layers.{i}"
+
     return (
         Rule("model.embed_tokens"),
         Rule("model.norm"),

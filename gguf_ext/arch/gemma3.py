@@ -16,12 +16,16 @@ def _reason(config: Config) -> str:
     local = config["rope_parameters"]["sliding_attention"]
     if reason := rope_reason("gemma3", full, SCALED) or rope_reason("gemma3", local, ("default",)):
         return reason
+
     if full["rope_type"] == "yarn" and yarn_attention(full, config) != 1:
         # llama.cpp has one such factor, for the layers with a window too
         return "attention_factor, mscale of YaRN are fixed to their defaults in llama.cpp's gemma3"
+
     window = config.get("sliding_window")
     if "sliding_attention" in config["layer_types"] and (not window or window < 1):
         return f"sliding_window={window} of layers with sliding_attention is no window: give 1 or more"
+
+    # what llama.cpp's graph has fixed
     heads = config["hidden_size"] // config["num_attention_heads"]
     scalar = heads if config["num_hidden_layers"] == LAYERS_27B else config["head_dim"]
     if config["query_pre_attn_scalar"] != scalar:
@@ -47,11 +51,14 @@ def _entries(config: Config) -> list[Entry]:
         Entry("gemma3.rope.freq_base_swa", float(local["rope_theta"]), "float32"),
     ]
     entries += scaling_entries("gemma3", full, config)
+
+    # which layers have a window
     sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
     if any(sliding):  # with a window that no layer has, llama.cpp ends the process
         entries.append(Entry("gemma3.attention.sliding_window", int(config["sliding_window"]), "uint32"))
     if any(sliding) and sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
         entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
+
     if config.get("final_logit_softcapping"):
         cap = float(config["final_logit_softcapping"])
         entries.append(Entry("gemma3.final_logit_softcapping", cap, "float32"))

@@ -56,14 +56,17 @@ def scaling_entries(name: str, rope: Config, config: Config) -> list[Entry]:
     """`rope.scaling.*`, where there is any."""
     kind = rope["rope_type"]
     entries = []
+
     if kind in ("linear", "yarn"):
         entries.append(Entry(f"{name}.rope.scaling.type", kind, "string"))
         entries.append(Entry(f"{name}.rope.scaling.factor", rope_factor(rope, config), "float32"))
     elif kind == "longrope" and name != "phi3":  # whose graph takes the factors without being asked
         entries.append(Entry(f"{name}.rope.scaling.type", kind, "string"))
+
     if kind in ("yarn", "longrope"):
         original = original_context(rope, config)
         entries.append(Entry(f"{name}.rope.scaling.original_context_length", original, "uint32"))
+
     if kind == "longrope":
         attention = longrope_attention(rope, config)
         entries.append(Entry(f"{name}.rope.scaling.attn_factor", attention, "float32"))

@@ -41,6 +41,8 @@ def check_dense(folder: AdapterFolder) -> None:
     folder.check_config()
     adapter = folder.path
     merge = f"merge it with `sqft merge MODEL {adapter} --out DIR` and export that"
+
+    # what is more, or less, than scale * (B @ A)
     if folder.method not in ("LORA", "SQFT"):
         raise AdapterError(f"adapter {adapter} is {folder.method or 'of no type'}: llama.cpp has LoRA only; {merge}")
     if folder.kind == "quantization-aware":
@@ -52,8 +54,9 @@ def check_dense(folder: AdapterFolder) -> None:
             f"adapter {adapter} is elastic: write one of its ranks with `sqft extract {adapter} --rank heuristic "
             f"--out DIR` and export that"
         )
-    _check_init(folder.config.get("init_lora_weights", True), adapter, merge)
 
+    # what PEFT can add beside
+    _check_init(folder.config.get("init_lora_weights", True), adapter, merge)
     for name, value in folder.config.items():
         if name in PLAIN_FIELDS or not value or (name == "bias" and value == "none"):
             continue

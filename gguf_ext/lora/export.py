@@ -32,7 +32,15 @@ from sqft_plugins.errors import MismatchError
 
 @dataclass(frozen=True)
 class LoraReport:
-    """ranks: rank → number of modules. base: the model folder that names and shapes were taken from."""
+    """What was written.
+
+    path: the file.
+    base: the model folder that names and shapes were taken from.
+    architecture: llama.cpp's.
+    modules: how many are adapted.
+    ranks: rank → number of modules.
+    bytes: of the file.
+    """
 
     path: str
     base: str
@@ -57,12 +65,16 @@ def export_lora(
     check_dense(lora)
     target = check_output(target, overwrite)
     require_gguf()
+
+    # which module stands where in the base
     named = base if base is not None else lora.base
     if not named or not Path(named).is_dir():
         raise AdapterError(f"adapter {adapter} has the base {named}, which is no folder here: name it with --base")
     folder = ModelFolder(named)
     architecture = find_architecture(folder.config, folder.path)
     planned = _plan(lora, folder, architecture, read_config(folder.path, architecture))
+
+    # write, reopen, compare, rename
     entries = [
         Entry("general.type", "adapter", "string"),
         Entry("general.name", lora.path.resolve().name, "string"),
@@ -75,6 +87,7 @@ def export_lora(
     with write_file(target, overwrite) as temporary:
         write_tensors(temporary, architecture.name, entries, planned, folder)
         _verify(temporary, planned, target)
+
     counted = [tensor.shape[0] for tensor in planned if tensor.name.endswith(".lora_a")]
     return LoraReport(
         path=str(target),
@@ -87,6 +100,7 @@ def export_lora(
 
 
 def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, base: Config) -> list[Planned]:
+    """A and B of every module, in the order and with the scaling of the file. base: the configuration of the base."""
     adapter, merge = lora.path, f"merge it with `sqft merge MODEL {lora.path} --out DIR` and export that"
     if lora.others:
         raise UnmappedTensorError(f"tensor {lora.others[0]} of adapter {adapter} has no place in a LoRA file: {merge}")
@@ -115,6 +129,7 @@ def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, 
                 raise NonFiniteWeightError(f"{module} of adapter {adapter} holds NaN or infinity: train it again")
             placed = PlacedTensor(f"{name}.weight.{end}", "", constant=part.contiguous())
             planned.append(Planned(placed, TensorType.F32, tuple(part.shape)))
+
     if not planned:
         raise AdapterError(f"adapter {adapter} holds no LoRA: give one that was trained, or copy it again")
     return planned

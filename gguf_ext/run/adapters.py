@@ -43,9 +43,11 @@ class Adapters:
             raise GGUFError(f"adapter {name!r} is there already ({self.files[name]}): give {file} another name")
         if not Path(file).is_file():
             raise GGUFError(f"adapter {file} is not a file: give a LoRA file that `sqft export gguf-lora` wrote")
+
         read = GGUFFile(file)
         self._check(read.metadata, file)
         check_lora(read)
+
         forget_errors()
         content = file_hash(Path(file))  # before llama.cpp reads it: what is written meanwhile is another file
         handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))
@@ -64,9 +66,11 @@ class Adapters:
                 raise UnknownAdapterError(f"adapter {name!r} is unknown: {nearest(name, self.files)}")
             if not math.isfinite(scale):
                 raise GGUFError(f"scale={scale} of adapter {name!r} is no finite number: give one such as 1.0")
+
         wanted = {name: float(scale) for name, scale in scales.items() if scale}
         if wanted == self.active:
             return False
+
         count = len(wanted)
         forget_errors()
         handles = (self._c.llama_adapter_lora_p_ctypes * count)(*(self._handles[name] for name in wanted))
@@ -106,6 +110,7 @@ class Adapters:
                 f"{file} has {ALORA}: llama.cpp's library would have it always on, not from these tokens on; run it in "
                 "llama-server, or in PEFT"
             )
+
         buffer = ctypes.create_string_buffer(64)
         self._c.llama_model_meta_val_str(self._model, b"general.architecture", buffer, len(buffer))
         wanted, found = buffer.value.decode(), metadata.get("general.architecture")

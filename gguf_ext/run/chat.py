@@ -74,6 +74,7 @@ class Chat:
         if name == "/reset" and not words:
             self.reset()
             return "the conversation is forgotten"
+
         if name == "/adapter":
             self._adapter(words)
         elif name == "/scale" and len(words) == 1:
@@ -84,6 +85,7 @@ class Chat:
             raise GGUFError("/scale takes one number: write such as /scale 0.5")
         else:
             raise GGUFError(f"command {line!r} is unknown: {nearest(name, [key.split()[0] for key in HELP])}")
+
         return self.adapters()
 
     def adapters(self) -> str:
@@ -117,6 +119,7 @@ class Chat:
                 chunks = self.llm.create_chat_completion(messages, **options)
             else:
                 chunks = self.llm.create_completion(prompt, **options)
+
             for chunk in chunks:
                 choice = chunk["choices"][0]
                 text = choice["delta"].get("content") if self.templated else choice["text"]

@@ -51,10 +51,12 @@ def load(
         raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
     if options.get("lora_path"):
         raise GGUFError(f"lora_path={options['lora_path']} cannot be switched: give it as adapters={{name: file}}")
+
     file = GGUFFile(path)
     if n_ctx is None:
         trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
         n_ctx = min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT
+
     try:
         return AdapterLlama(str(path), adapters=adapters, file=file, n_ctx=n_ctx, verbose=verbose, **options)
     except GGUFError:
@@ -96,10 +98,14 @@ class AdapterLlama(Llama):
         file = file or GGUFFile(model_path)
         check_loadable(file)
         check_context(file, int(options.get("n_ctx") or 0))
+
+        # without the templates: `Llama` would compile them, and choose formatters of its own by them
         texts = metadata_texts(file)
         self._metadata = {key: text for key, text in texts.items() if not key.startswith(TEMPLATE)}
         forget_errors()
         super().__init__(model_path, **options)
+
+        # the file's own templates and tokens
         self._metadata = texts
         self._templates = ChatTemplates(file)
         names = {DEFAULT, *self._templates.templates}
@@ -108,6 +114,7 @@ class AdapterLlama(Llama):
             self.chat_format = f"{CHAT_FORMAT}.{DEFAULT}"
         if options.get("tokenizer") is None:
             self.tokenizer_ = _Tokenizer(self)
+
         self._adapters = Adapters(self.model, self.ctx, model_path)
         self._stack.callback(self._adapters.close)  # before the context and the model, which were entered earlier
         try:

@@ -215,6 +215,7 @@ def _vocabulary(metadata: Mapping[str, Any]) -> Iterator[str]:
         return
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         return  # llama.cpp says so
+
     # an empty token gets a name of its own
     names = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if len(set(names)) != len(names):
@@ -222,11 +223,13 @@ def _vocabulary(metadata: Mapping[str, Any]) -> Iterator[str]:
         twice = next(token for token in names if token in seen or seen.add(token))  # type: ignore[func-returns-value]
         yield f"{TOKENS} holds {twice!r} twice"
         return
+
     there = set(names)
     if model == "llama" and (lost := next((token for token in BYTES if not _has_byte(token, there)), None)):
         yield f"{TOKENS} has no {lost}, which its tokenizer needs for texts that hold this byte"
     if rule_in(metadata) == PHI3 and (lost := next((token for token in NEEDED if token not in there), None)):
         yield f"general.name {metadata['general.name']!r} makes llama.cpp look for {lost}, which is no token"
+
     for which in ("bos", "eos"):
         added = metadata.get(f"{PREFIX}add_{which}_token", which == "bos" and model == "llama")
         token = metadata.get(id_key(which), len(tokens))

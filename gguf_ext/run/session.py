@@ -66,9 +66,13 @@ class LlamaSession:
         if not Path(path).is_file():
             raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
         self._c = library()
+
+        # what llama.cpp would die of
         file = _read(path)
         check_loadable(file)
         check_context(file, min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"])))
+
+        # the model
         self.path = Path(path)
         settings = self._c.llama_model_default_params()
         forget_errors()
@@ -77,6 +81,8 @@ class LlamaSession:
             raise RuntimeFailedError(
                 f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"
             )
+
+        # the context
         self._vocab = self._c.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._c.llama_vocab_n_tokens(self._vocab))
         self.context = min(context, int(self._c.llama_model_n_ctx_train(self._model)))
@@ -174,9 +180,11 @@ class LlamaSession:
         self._fits(len(prompt) + max_new_tokens)
         if not prompt:
             raise GGUFError("prompt is empty and the model has no token to begin with: give a prompt")
+
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
         for start in range(0, len(prompt), CHUNK):
             self._decode(prompt[start : start + CHUNK], start, all_logits=False)
+
         text, at = b"", len(prompt)
         for _ in range(max_new_tokens):
             token = int(self._rows(1)[0].argmax())

@@ -173,12 +173,15 @@ def _windows(file: File, config: Config) -> Iterator[tuple[str, str]]:
     size = config.get("sliding_window") if has_window(config) else 0
     context = int(file.get("context_length") or 0)
     found = int(file.get("attention.sliding_window") or 0)
+
     if not size:
         if 0 < found < context:
             yield key, f"{found} in the file, config.json has no window below its context"
         return
+
     if found != size:
         yield key, f"{found} in the file, {size} in config.json"
+
     layers = int(file.get("block_count") or 0)
     period = PERIODS[file.architecture]
     pattern = file.get(PATTERN) or period
@@ -193,12 +196,16 @@ def _graph(file: File, config: Config) -> Iterator[tuple[str, str]]:
     allowed = ACTIVATIONS.get(file.architecture)
     if name is not None and allowed is not None and config[name] not in allowed:
         yield name, f"{config[name]!r} in config.json does not exist in llama.cpp's {file.architecture}"
+
     for one, values in FIXED.items():
         if config.get(one) not in values:
             yield one, f"{config[one]!r} in config.json does not exist in llama.cpp's {file.architecture}"
+
     rope = rope_of(config)
     if rope is not None and (reason := rope_reason(file.architecture, rope, FACTORED)):
         yield "rope_parameters", reason
+
+    # single graphs
     if file.architecture == "gemma2":
         yield from _gemma2(config)
     if file.architecture == "exaone4" and bool(config.get("sliding_window")) != (
@@ -246,6 +253,7 @@ def _unsaid(file: File, said: Mapping[str, Any], known: bool) -> tuple[list[tupl
             continue
         if name == PATTERN or name.startswith("attention.sliding_window"):
             continue
+
         default = default_of(file.architecture, name)
         if default is not None and same(name, value, default.value(_without(file, key)), file):
             continue
@@ -253,6 +261,7 @@ def _unsaid(file: File, said: Mapping[str, Any], known: bool) -> tuple[list[tupl
             differences.append((key, f"{value!r} in the file, config.json has nothing of it"))
         else:
             unchecked.append(key)
+
     return differences, unchecked
 
 

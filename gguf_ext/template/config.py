@@ -114,15 +114,18 @@ def _rope(config: Config) -> Iterator[tuple[str, Any]]:
     rope = rope_of(config)
     if rope is None:
         return
+
     if rope.get("rope_theta") is not None:
         yield "rope.freq_base", float(rope["rope_theta"])
     local = (config.get("rope_parameters") or {}).get("sliding_attention")
     if isinstance(local, Mapping) and local.get("rope_theta") is not None:
         yield "rope.freq_base_swa", float(local["rope_theta"])
+
     width = _head_width(config)
     part = rope.get("partial_rotary_factor")
     if width is not None:
         yield "rope.dimension_count", int(width * float(part)) if part else int(config.get("rotary_dim") or width)
+
     scaling = {"type": "none", "factor": 1.0, "attn_factor": 1.0}
     if rope["rope_type"] in FACTORED:
         whole = {"max_position_embeddings": context_of(config), **config}

@@ -25,11 +25,14 @@ def from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabular
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} is a Python class ({type(tokenizer).__name__}): save it as tokenizer.json"
         )
+
     data = json.loads(backend.to_str())
     if data["model"]["type"] != "BPE":
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} is {data['model']['type']}: only BPE tokenizers are supported"
         )
+
+    # what both kinds have in common
     named_ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL_KEYS}
     special = {name: int(token) for name, token in named_ids.items() if token is not None}
     templates = named_templates(getattr(tokenizer, "chat_template", None))
@@ -45,6 +48,7 @@ def from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabular
         "limits": (limit,) if limit else (),
         "reference": reference_of(tokenizer),
     }
+
     if data["model"].get("byte_fallback"):
         if pre is not None:
             raise GGUFError(
@@ -72,9 +76,12 @@ def _byte_level_bpe(data: dict[str, Any], common: dict[str, Any], source: str, p
             f"tokenizer of {source} is neither byte-level BPE nor BPE with byte fallback, or normalizes "
             f"({', '.join(normalizers - {'NFC'}) or 'no'}): llama.cpp has no such tokenizer"
         )
+
     _check_model_section(data, source)
+
     tokens, kinds = _token_list(data)
     name = pre or pre_tokenizer_name(data, source)
+
     nfc = ["llama.cpp does not normalize: texts that are not NFC are cut otherwise"] if normalizers else []
     marks = [f"pre-tokenizer {name}: llama.cpp {DEVIATIONS[name]}"] if name in DEVIATIONS else []
     return Vocabulary(

@@ -69,6 +69,8 @@ def file_ends(metadata: Mapping[str, Any]) -> set[int]:
     """The token ids at which llama.cpp ends a text, by the `tokenizer.*` of a file."""
     ids = {text: token for token, text in enumerate(metadata[TOKENS])}
     ends = {ids[text] for text in ENDS if text in ids}
+
+    # the tokens that keys name, or that llama.cpp finds by their texts
     named = {name: metadata.get(id_key(name)) for name in ("eos", "eot", "eom", *INFILL)}
     for name, texts in INFILL.items():
         if named[name] is None:  # of several it takes one, nobody knows which
@@ -76,6 +78,8 @@ def file_ends(metadata: Mapping[str, Any]) -> set[int]:
     if named["eos"] is None:
         named["eos"] = DEFAULT_IDS.get(str(metadata.get(MODEL)), {}).get("eos")
     ends |= {token for token in named.values() if isinstance(token, int) and 0 <= token < len(ids)}
+
+    # exceptions of single models
     there = {text for text in ids if ids[text] in ends}
     if {"<|return|>", "<|call|>"} <= there or ("<|flush|>" in there and there & {"<|call|>", "<|calls|>"}):
         ends -= {ids.get("<|end|>", -1)}  # gpt-oss and Solar go on after it

@@ -94,6 +94,7 @@ def _expressions(section: Mapping[str, Any] | None) -> list[str]:
     """The regular expressions of a pre_tokenizer section, in order; what is no expression stands as its type."""
     if section is None:
         return []
+
     kind = section["type"]
     if kind == "Sequence":
         return [expression for part in section["pretokenizers"] for expression in _expressions(part)]

@@ -33,24 +33,18 @@ def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Voc
     """
     has_model = (folder / "tokenizer.model").is_file()
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tekken.json")):
-        tokenizer, told = load_mistral(folder)
-        try:
-            vocabulary = from_transformers(tokenizer, str(folder), pre)
-            vocabulary = replace(vocabulary, limits=(*told, *vocabulary.limits))
-        except UnsupportedTokenizerError as error:
-            if not has_model or pre is not None:
-                raise
-            vocabulary = _of_same_tokens(folder, config, tokenizer, error)
-    elif has_model:
-        if pre is not None:
-            raise GGUFError(
-                f"--pre {pre}: {folder}/tokenizer.model is sentencepiece, which has no pre-tokenizer: leave it out"
-            )
-        vocabulary = _from_sentencepiece(folder, config)
-    else:
+        vocabulary = _by_transformers(folder, config, pre, has_model)
+    elif not has_model:
         raise MissingTokenizerError(
             f"model {folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it"
         )
+    elif pre is not None:
+        raise GGUFError(
+            f"--pre {pre}: {folder}/tokenizer.model is sentencepiece, which has no pre-tokenizer: leave it out"
+        )
+    else:
+        vocabulary = _by_sentencepiece(folder, config)
+
     return _completed(vocabulary, str(folder), config)
 
 
@@ -59,7 +53,18 @@ def from_tokenizer(tokenizer: Any, source: str, config: Config, pre: str | None 
     return _completed(from_transformers(tokenizer, source, pre), source, config)
 
 
-def _from_sentencepiece(folder: Path, config: Config) -> Vocabulary:
+def _by_transformers(folder: Path, config: Config, pre: str | None, has_model: bool) -> Vocabulary:
+    tokenizer, limits = load_mistral(folder)
+    try:
+        vocabulary = from_transformers(tokenizer, str(folder), pre)
+    except UnsupportedTokenizerError as error:
+        if not has_model or pre is not None:
+            raise
+        return _of_same_tokens(folder, config, tokenizer, error)
+    return replace(vocabulary, limits=(*limits, *vocabulary.limits))
+
+
+def _by_sentencepiece(folder: Path, config: Config) -> Vocabulary:
     """Of tokenizer.model, with transformers' reading of it as reference where it has one."""
     vocabulary = read_sentencepiece(folder, config)
     try:
@@ -70,18 +75,20 @@ def _from_sentencepiece(folder: Path, config: Config) -> Vocabulary:
 
 
 def _of_same_tokens(folder: Path, config: Config, tokenizer: Any, error: UnsupportedTokenizerError) -> Vocabulary:
-    """tokenizer.model in place of a tokenizer.json that llama.cpp cannot follow. Raises `error` where that is none, or
-    has other tokens."""
+    """tokenizer.model in place of a tokenizer.json that llama.cpp cannot follow. Raises `error` for a tokenizer.model
+    that is not BPE, or has other tokens."""
     try:
         vocabulary = read_sentencepiece(folder, config)
     except UnsupportedTokenizerError:
         raise error from None
+
     ids = tokenizer.get_vocab()
     named = [
         (text, token) for token, text in enumerate(vocabulary.tokens) if vocabulary.kinds[token] != TokenKind.UNUSED
     ]
     if any(ids.get(text, ids.get(text.replace(" ", SPACE))) != token for text, token in named):
         raise error
+
     say(f"{error}; the file has the tokenizer.model that stands beside it")
     flags = [
         {"id": token, "lstrip": entry.lstrip, "rstrip": entry.rstrip, "single_word": entry.single_word}
@@ -100,18 +107,18 @@ def _completed(vocabulary: Vocabulary, source: str, config: Config) -> Vocabular
 
     ends = config.get(END_TOKENS) or []
     vocabulary = replace(vocabulary, special=place_ends(ends, vocabulary.tokens, vocabulary.special))
-    return _told_of_white_space(vocabulary)
+    return _with_stripping(vocabulary)
 
 
-def _told_of_white_space(vocabulary: Vocabulary) -> Vocabulary:
+def _with_stripping(vocabulary: Vocabulary) -> Vocabulary:
     """With the rule by which llama.cpp strips white space beside special tokens, and what of their flags it cannot."""
     tokens, kinds = vocabulary.tokens, vocabulary.kinds
     wanted = wanted_stripping(vocabulary.json.get("added_tokens", []), len(tokens))
     rule = best_rule(wanted, tokens, kinds, jina=vocabulary.pre in ("default", "gpt-2", JINA))
-    told = added_limits(vocabulary.json, wanted, rule, tokens, kinds)
+    limits = added_limits(vocabulary.json, wanted, rule, tokens, kinds)
     return replace(
         vocabulary,
         rule=rule,
         pre=JINA if rule == JINA else vocabulary.pre,
-        limits=(*vocabulary.limits, *told),
+        limits=(*vocabulary.limits, *limits),
     )

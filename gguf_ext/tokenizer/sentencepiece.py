@@ -118,11 +118,12 @@ def _parsed(file: Path) -> Any:
     model = definition.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
-        pieces = [piece.piece for piece in model.pieces]  # not UTF-8: UnicodeDecodeError
-    except (DecodeError, UnicodeDecodeError) as error:
+    except DecodeError as error:
         raise _damaged(file, str(error)) from error
-    if not pieces:
+    if not model.pieces:
         raise _damaged(file, "no pieces")
+    if any(isinstance(piece.piece, bytes) for piece in model.pieces):
+        raise _damaged(file, "a piece that is not UTF-8")
     return model
 
 

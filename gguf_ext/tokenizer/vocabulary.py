@@ -72,6 +72,7 @@ class Vocabulary:
             raise UnsupportedTokenizerError(
                 f"token {min(clash)!r} of the tokenizer is the name of a padding token: rename it"
             )
+
         return replace(
             self,
             tokens=(self.tokens + padding)[:size],
@@ -94,12 +95,14 @@ class Vocabulary:
             entries.append(Entry(SCORES, self.scores, "floats"))
         if self.merges:
             entries.append(Entry(MERGES, self.merges, "strings"))
+
         for name, token in self.special.items():
             entries.append(Entry(id_key(name), token, "uint32"))
         entries.append(Entry(f"{PREFIX}add_bos_token", self.add_bos, "bool"))
         entries.append(Entry(f"{PREFIX}add_eos_token", self.add_eos, "bool"))
         if self.model == "llama":
             entries.append(Entry(f"{PREFIX}add_space_prefix", self.space_prefix, "bool"))
+
         return entries + template_entries(self.chat_templates)
 
 
@@ -120,6 +123,7 @@ def check(vocabulary: Vocabulary, source: str) -> None:
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} has no byte token {missing[0]}: llama.cpp needs all 256"
         )
+
     if "eos" not in vocabulary.special:
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} has no eos_token, and llama.cpp would take another: set it in tokenizer_config.json"

@@ -162,6 +162,8 @@ def compare_entries(
     """
     file, prefix = File(architecture, read.metadata), f"{architecture}."
     needed = {entry.key: entry for entry in wanted}
+
+    # what the model must have
     for key, entry in needed.items():
         name = key.removeprefix(prefix)
         if key in read.metadata:
@@ -169,6 +171,8 @@ def compare_entries(
                 yield key, line
         elif not (key.startswith(prefix) and same(name, file.get(name), entry.value, file)):
             yield key, f"is missing in the file, {entry.value!r} in the model"
+
+    # what the file has besides
     for key, value in read.metadata.items():
         if key in needed:
             continue
@@ -193,6 +197,7 @@ def _additional(name: str, value: Any, kind: str, file: File, other: Mapping[str
     """Why a key that the model does not ask for is a difference; "" where it says what holds without it."""
     if name in HARMLESS and file.architecture != "granite":
         return ""
+
     default = default_of(file.architecture, name)
     if default is None and name in other and same(name, value, other[name], file):
         return ""
@@ -200,6 +205,7 @@ def _additional(name: str, value: Any, kind: str, file: File, other: Mapping[str
         return f"{value!r} in the file, the model has no such entry"
     if kind != default.kind and not (name in PER_LAYER and kind in INTEGERS):
         return f"is a {kind} in the file, llama.cpp reads a {default.kind}"
+
     meant = other[name] if name in other else default.value(file)
     if same(name, value, meant, file):
         return ""
@@ -214,9 +220,11 @@ def same(name: str, value: Any, wanted: Any, file: File) -> bool:
         return _pattern(value, file) == _pattern(wanted, file)
     if name == "rope.scaling.type" and {value, wanted} <= {"none", "linear"}:
         return value == wanted or same("rope.scaling.factor", file.get("rope.scaling.factor"), 1.0, file)
+
     if isinstance(value, list) or isinstance(wanted, list):
         value, wanted = (one if isinstance(one, list) else [one] * file.layers for one in (value, wanted))
         return len(value) == len(wanted) and all(same("", *pair, file) for pair in zip(value, wanted, strict=True))
+
     if isinstance(value, bool) != isinstance(wanted, bool):
         return False
     if isinstance(value, float) or isinstance(wanted, float):
@@ -226,6 +234,7 @@ def same(name: str, value: Any, wanted: Any, file: File) -> bool:
             neutral = 1.0 if name != "attention.scale" else _attention_scale(file)
             value, wanted = value or neutral, wanted or neutral
         return bool(np.float32(value) == np.float32(wanted))
+
     return bool(value == wanted)
 
 

@@ -52,6 +52,8 @@ def compare_logits(model: str | Path, file: str | Path, text: str, max_tokens: i
     if not windows:
         raise GGUFError(f"the text has {len(body)} tokens: give a longer one with --text, or more --max-tokens")
     skipped = max(len(start) - 1, 0)  # tokens that the tokenizer puts before a text are not predicted
+
+    # both on each window, some positions at a time
     divergences, losses, largest, agree = [], [], 0.0, 0
     with LlamaSession(file, context=WINDOW + skipped, kv_type="f32", flash_attention=False) as session:
         same = session.tokenize(text) == whole
@@ -68,6 +70,7 @@ def compare_logits(model: str | Path, file: str | Path, text: str, max_tokens: i
                 divergences.append((p.exp() * (p - q)).sum(-1))
                 loss.append(torch.stack([-p, -q]).gather(2, following.expand(2, -1)[:, :, None])[:, :, 0])
             losses.append(torch.cat(loss, dim=1)[:, skipped:])  # [2, tokens]
+
     kl, nll = torch.cat(divergences), torch.cat(losses, dim=1).mean(dim=1)
     return LogitsReport(
         tokens=len(kl),

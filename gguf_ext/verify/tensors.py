@@ -113,6 +113,8 @@ def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
 def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport:
     """What `verify_gguf` reports of tensors and metadata, of a model whose layout is known."""
     report = VerifyReport(tensors=len(layout.tensors))
+
+    # metadata
     named = read.metadata.get("general.architecture")
     if named != layout.architecture:
         report.differences.append(
@@ -122,10 +124,13 @@ def compare(folder: ModelFolder, layout: Layout, read: GGUFFile) -> VerifyReport
     found = compare_entries(layout.architecture, layout.entries, read, other)
     report.differences += [Difference(*item) for item in (*found, *layout.differences)]
     report.unchecked = layout.unchecked
+
+    # tensors
     for name in sorted(set(read.tensors) - {tensor.name for tensor in layout.tensors}):
         report.differences.append(Difference(name, "is in the file but not in the model"))
     for tensor in track(layout.tensors, "comparing the tensors"):
         _compare(folder, read, tensor, report)
+
     if read.metadata.get(EXACT) is True and report.rounded:
         report.differences.append(Difference(EXACT, f"True in the file, but {report.rounded} tensors are rounded"))
     return report

@@ -61,6 +61,7 @@ def compare_tokenizer(
             ours = read_vocabulary(folder.path, config, str(read.metadata.get(PRE, "default")))
     except GGUFError as error:
         return f"not compared: {error}", []
+
     found = list(differences(ours, read))
     limits = [unknown] if unknown else []
     if tried and not found:
@@ -84,10 +85,14 @@ def differences(ours: Vocabulary, read: GGUFFile) -> Iterator[tuple[str, str]]:
     if wrong := list(_kinds(entries, read)):
         yield from wrong
         return
+
+    # tokens and merges
     used = [token for token, kind in enumerate(ours.kinds) if kind != TokenKind.UNUSED]
     for key, places in ((TOKENS, used), (MERGES, range(len(ours.merges)))):
         if line := _unequal(here.get(key, []), there.get(key) or [], places):
             yield key, line
+
+    # how they are used
     if there.get(MODEL) != ours.model:
         yield MODEL, _line(there.get(MODEL), ours.model)
         return
@@ -96,11 +101,16 @@ def differences(ours: Vocabulary, read: GGUFFile) -> Iterator[tuple[str, str]]:
     if len(there.get(TOKENS) or []) == len(ours.tokens):
         yield from _types(ours, there.get(TYPES))
         yield from _scores(ours, there.get(SCORES))
+
     yield from _special(ours, there)
     yield from _flags(ours, there)
+
+    # chat templates
     for key in sorted({key for key in (*here, *there) if key == TEMPLATE or key.startswith(f"{TEMPLATE}.")}):
         if there.get(key, "") != here.get(key, ""):
             yield key, _template_line(there.get(key), here.get(key))
+
+    # where a text ends
     alike = all(here.get(key) == there.get(key) for key in (TOKENS, id_key("eos")))
     if alike and (ends := file_ends(here)) != file_ends(there):
         yield "end tokens", f"{sorted(file_ends(there))} end a text in the file, {sorted(ends)} in the model's"
@@ -130,6 +140,7 @@ def _scores(ours: Vocabulary, there: Any) -> Iterator[tuple[str, str]]:
     if count != len(ours.scores):
         yield SCORES, f"{count} in the file, {len(ours.scores)} in the model"
         return
+
     last = min(ours.scores)
     made = [
         token
@@ -137,6 +148,7 @@ def _scores(ours: Vocabulary, there: Any) -> Iterator[tuple[str, str]]:
         if score > last and len(ours.tokens[token]) > 1 and ours.kinds[token] == TokenKind.NORMAL
     ]
     made.sort(key=lambda token: -ours.scores[token])
+
     for one, other in pairwise(made):
         if (ours.scores[one] > ours.scores[other]) != (there[one] > there[other]) or there[one] < there[other]:
             yield SCORES, f"{ours.tokens[one]!r} and {ours.tokens[other]!r} merge in another order in the file"

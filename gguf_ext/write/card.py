@@ -24,13 +24,16 @@ def card_entries(folder: ModelFolder) -> list[Entry]:
         for key, field in (("license", "license"), ("license.name", "license_name"), ("license.link", "license_link"))
         if isinstance(read.get(field), str)
     ]
+
     for key, field in (("tags", "tags"), ("languages", "language")):
         if values := _texts(read.get(field)):
             entries.append(Entry(f"general.{key}", values, "strings"))
+
     stamped = folder.stamp.base if folder.stamp else None
     bases = [stamped] if stamped else _texts(read.get("base_model"))
     if bases:
         entries.append(Entry("general.base_model.count", len(bases), "uint32"))
+
     for index, base in enumerate(bases):
         name = base.rstrip("/").rpartition("/")
         entries.append(Entry(f"general.base_model.{index}.name", name[2], "string"))

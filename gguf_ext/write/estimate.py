@@ -63,8 +63,10 @@ def vocabulary_bytes(path: Path) -> int:
 def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], grid: GridStamp) -> Planned:
     if tensor.constant is not None:
         return Planned(tensor, TensorType.F32, tuple(tensor.constant.shape))
+
     spec = folder.spec(tensor.tensor)
     shape, module = spec.shape[::-1] if tensor.transposed else spec.shape, tensor.owner
+
     if tensor.is_weight and module in quantized:
         width = group_width(shape[-1], grid.group_size, module)
         if width % BLOCK:
@@ -73,6 +75,7 @@ def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], gri
                 "use a group size of 32, 64 or 128, or exclude the layer"
             )
         return Planned(tensor, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
+
     half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
     kind = TensorType.F32 if len(spec.shape) == 1 or tensor.add else half.get(spec.dtype, TensorType.F32)
     return Planned(tensor, kind, shape)

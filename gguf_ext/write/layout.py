@@ -64,8 +64,10 @@ def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
         f"model {folder.path} is {name}, which has no table here: its tensors are named and ordered as in "
         f"{template.path}"
     )
+
     described, model = copied_entries(template)
     model += [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
+
     checked = check_template(folder, template)
     note = (
         f"sliding_window={checked.context} of the model does not exist in llama.cpp's graph: the file's context is at "
@@ -73,6 +75,7 @@ def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
         if checked.context
         else ""
     )
+
     return Layout(
         str(template.metadata["general.architecture"]),
         found,

@@ -49,9 +49,11 @@ def sqft_entries(folder: ModelFolder) -> list[Entry]:
     if folder.grid is not None:
         entries.append(Entry("sqft.group_size", folder.grid.group_size, "int32"))
         entries.append(Entry("sqft.symmetric", folder.grid.symmetric, "bool"))
+
     stamp = folder.stamp
     if stamp is None:
         return entries
+
     entries += [
         Entry("sqft.pipeline", list(stamp.pipeline), "strings"),
         Entry("sqft.sparsity", stamp.sparsity, "float32"),
@@ -61,6 +63,7 @@ def sqft_entries(folder: ModelFolder) -> list[Entry]:
         entries.append(Entry("sqft.base", stamp.base, "string"))
     if stamp.scale_hash:
         entries.append(Entry("sqft.scale_hash", stamp.scale_hash, "string"))
+
     return entries
 
 

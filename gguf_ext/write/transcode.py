@@ -79,11 +79,13 @@ def check_scale(scale: Tensor, name: str, rounding: str = "refuse") -> None:
     0. A pruned weight stays 0 with any such scale."""
     if not bool(torch.isfinite(scale).all()):
         raise NonFiniteWeightError(f"{name}: scale is NaN or infinite: quantize the model again")
+
     largest = float(scale.abs().max())
     if largest > FP16_MAX:
         raise ScaleRangeError(
             f"{name}: scale={largest:g} is above {FP16_MAX:g}, where fp16 ends: quantize the model again with sqft"
         )
+
     stored = scale.to(torch.float16).to(scale.dtype)
     wrong = scale != stored
     if rounding == "allow":
@@ -124,10 +126,12 @@ def matrix_type(tensor: Tensor, name: str, float_type: str = "auto", argument: s
     that no type holds."""
     if tensor.dtype not in TORCH_TYPES.values():
         raise GGUFError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: save the model in float32 or narrower")
+
     wanted = EMBEDDING_TYPES.get(float_type)
     candidates = [TensorType.F16, TensorType.BF16] if wanted is None else [wanted]
     if tensor.ndim == 1:
         candidates = [TensorType.F32]
+
     for rows in row_slices(tuple(tensor.shape)):
         part = tensor[rows]
         if not bool(torch.isfinite(part).all()):
@@ -141,6 +145,7 @@ def matrix_type(tensor: Tensor, name: str, float_type: str = "auto", argument: s
                 )
         elif tensor.ndim > 1:
             candidates = [kind for kind in candidates if _exact(part, kind)]
+
     return candidates[0] if candidates else TensorType.F32
 
 
