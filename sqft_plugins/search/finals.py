@@ -72,16 +72,23 @@ def decide(
     cost: Callable[[Choice], float] | None = None,
 ) -> Outcome:
     """Chooses by the re-check: the best, or with a cost the cheapest that is within one standard error of the best (of
-    the paired difference). Then scores it and the heuristic on the report's questions."""
+    the paired difference). Then scores the chosen one and the heuristic on the report's questions.
+
+    candidates: the finalists, the heuristic among them.
+    recheck, report: the scores of a configuration on the questions of that part.
+    cost: of a configuration, None where the score alone counts.
+    """
     sign = 1 if direction == "minimize" else -1
     values = {choice: list(recheck(choice)) for choice in candidates}
     rechecked = {choice: mean(found) for choice, found in values.items()}
     ranked = sorted(candidates, key=lambda choice: sign * rechecked[choice].value)
+
     chosen = ranked[0]
     if cost is not None:
         behind = {choice: paired_difference(values[choice], values[chosen]) for choice in ranked}
         close = [choice for choice in ranked if abs(behind[choice].value) <= behind[choice].stderr]
         chosen = min(close, key=cost)
+
     ours, theirs = list(report(chosen)), list(report(heuristic))
     return Outcome(
         chosen,

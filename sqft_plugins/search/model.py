@@ -23,9 +23,14 @@ _LONGEST = ("max_position_embeddings", "n_positions", "seq_length")
 
 
 class SearchedModel:
-    """A base with its super-adapter. grid: as for `Tuner.load`. dtype: "fast" (for this machine), "auto" (as stored) or
-    a torch name. accelerate: INT4 layers of the base run from their packed form. Raises KernelError where there are
-    none, or where the adapter has other codes at every rank."""
+    """A base with its super-adapter.
+
+    grid: as for `Tuner.load`.
+    dtype: "fast" (for this machine), "auto" (as stored) or a torch name.
+    accelerate: INT4 layers of the base run from their packed form.
+
+    Raises KernelError where `accelerate` finds no INT4 layer, or an adapter that has other codes at every rank.
+    """
 
     def __init__(
         self, base: str | Path, adapter: Path, tuner: Tuner, grid: Path | None, dtype: str, accelerate: bool = False
@@ -33,6 +38,7 @@ class SearchedModel:
         self.folder, self.adapter, self.tuner, self.grid = ModelFolder(base), adapter, tuner, grid
         self.dtype, self.accelerate = parse_dtype(dtype), accelerate
         self.runs = 0
+
         if accelerate and tuner.grid_of(adapter, self.folder.path) is not None:
             raise KernelError(
                 f"--accelerate: {adapter} is quantization-aware, every rank has other codes and would be packed anew: "
@@ -57,6 +63,7 @@ class SearchedModel:
         self.tuner.set_rank(self.tuned, dict(ranks))
         self.runs += 1
         found = objective.scores(self.tuned, self.tokenizer, prepared)
+
         for item, score in zip(prepared.items, found, strict=True):
             if not math.isfinite(score):
                 raise SQFTError(

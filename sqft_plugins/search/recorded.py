@@ -46,12 +46,14 @@ class History:
 
 
 def read_history(adapter: Path, space: Space) -> History | None:
-    """The record that `sqft train` left in an adapter folder (`sqft_plugins.tune.record`), None where there is none, or
-    where its ranks differ within a group of `space`. Raises CheckpointError for a damaged one, MismatchError for that
-    of another adapter."""
+    """The record that `sqft train` left in an adapter folder (`sqft_plugins.tune.record`), None without a record, or
+    where its ranks differ within a group of `space`. Raises CheckpointError for a damaged record, MismatchError for the
+    record of another adapter."""
     file = adapter / HISTORY
     if not file.is_file():
         return None
+
+    # read
     try:
         head, *rows = [json.loads(line) for line in file.read_text().splitlines()]
         version, modules = head["version"], head["modules"]
@@ -60,10 +62,14 @@ def read_history(adapter: Path, space: Space) -> History | None:
         raise CheckpointError(f"{file} is damaged ({error}): copy the adapter again, or remove the file") from error
     if version != VERSION:
         raise CheckpointError(f"{file} has version {version}, this release reads {VERSION}: upgrade sqft-plugins")
+
+    # does it belong to this adapter
     if set(modules) != set(space.modules) or any(
         rank not in space.ordered for ranks, _ in steps for rank in ranks.values()
     ):
         raise MismatchError(f"{file} belongs to another adapter: copy the adapter again, or remove the file")
+
+    # ranks of modules → ranks of groups
     choices = []
     for ranks, loss in steps:
         values = [{ranks[module] for module in members} for members in space.members.values()]

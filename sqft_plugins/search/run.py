@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import check_output, write_folder
@@ -20,19 +19,16 @@ from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import SearchMethod, Task
 from sqft_plugins.progress import Steps, say
 from sqft_plugins.search import cost as costs
-from sqft_plugins.search.data import digest_of, split_items
+from sqft_plugins.search.data import split_items
 from sqft_plugins.search.model import SearchedModel
-from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, Objective, Prepared, prepare
-from sqft_plugins.search.paired import Direction, mean
+from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, prepare
+from sqft_plugins.search.paired import Direction
+from sqft_plugins.search.ready import Search
 from sqft_plugins.search.recorded import read_history
+from sqft_plugins.search.report import SearchReport
 from sqft_plugins.search.settings import EVALUATIONS, SearchSettings
 from sqft_plugins.search.space import Choice, Space
 from sqft_plugins.tune.adapters import check_adapter, tuner_of
-
-if TYPE_CHECKING:
-    from optuna.study import Study
-
-    from sqft_plugins.search.study import Result
 
 
 def search_adapter(
@@ -48,95 +44,93 @@ def search_adapter(
     grid: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Searches the ranks of a super-adapter over its base; writes the folder `out` → its `search.json`.
+    """Searches the ranks of a super-adapter over its base; writes the folder `out` → its `search.json`, a
+    `SearchReport`.
 
-    task: questions that the adapter was not trained on; split into those that the search sees and fresh ones. study: a
-    file or database URL (default: `out`.journal), which other processes may share and a later call goes on with.
-    Without `out` this process only evaluates for the study. starts: configuration files to begin with. save: also write
-    the chosen configuration into the adapter folder under this name. grid: as for `Tuner.load`.
+    task: questions that the adapter was not trained on; split into those that the search sees and fresh ones.
+    out: None for a process that only evaluates for the study of another.
+    study: a file or database URL (default: `out`.journal), which other processes may share and a later call goes on
+        with.
+    starts: configuration files to begin with.
+    save: also write the chosen configuration into the adapter folder under this name.
+    grid: as for `Tuner.load`.
 
     Raises SQFTError, before the model is loaded, for whatever can be known by then: a fixed rank, a configuration with
     an unknown module or a rank outside the search space, too little data, a study of another adapter, model or task.
     """
     start = time.monotonic()
+
+    # everything that can be refused
     folder = check_adapter(adapter)
     saved = _check_outputs(folder, out, study, save, overwrite)
-    method: SearchMethod = get_manager().get("sqft_search_methods", settings.method, "--method")
-    objectives = 1 if settings.against is None else 2
-    if objectives not in method.objectives:
-        raise SQFTError(
-            f"--method {method.name} follows one objective: leave out --against, or use --method nsga2"
-            if objectives == 2
-            else f"--method {method.name} needs a second objective: add --against parameters"
-        )
+    method = _method(settings)
     space = adapter_space(folder, settings.share_rank)
     begin = _starting_points(method, space, folder, starts)
     if settings.against == "latency":
         costs.check_latency(folder)
-    place = Path(grid) if grid else None
-    searched = SearchedModel(model_path, folder, tuner_of(folder), place, settings.dtype, settings.accelerate)
-    split = split_items(task.items(), settings.subset, settings.fresh, settings.seed)
-    objective = _objective(settings, task)
-    ready = partial(prepare, tokenizer=searched.tokenizer, max_length=searched.context, batch_size=settings.batch_size)
-    parts = {name: ready(getattr(split, name)) for name in ("search", "recheck", "report")}
-    identity = {
-        **searched.identity(),
-        "set of questions": digest_of(split.search, {"task": task.name}),
-        "objective": settings.objective,
-        "cost": settings.against or "none",
-        "share_rank": space.share_rank,
-    }
+    codes = Path(grid) if grid else None
+    searched = SearchedModel(model_path, folder, tuner_of(folder), codes, settings.dtype, settings.accelerate)
+    search = _ready(searched, task, space, settings)
+    identity = search.identity(task.name)
 
     from sqft_plugins.search.samplers import Unseen
     from sqft_plugins.search.study import Budget, finished, open_study, run_trials
 
     seed = settings.seed + (os.getpid() if out is None else 0)  # two processes that draw alike would propose alike
     sampler = Unseen(method.sampler(space, seed), space, seed)
-    target = study or f"{out}.journal"
-    directions: list[Direction] = [objective.direction, "minimize"]
-    opened = open_study(target, identity, directions[:objectives], sampler)
-    cost = _costs(opened, folder, space, settings, searched)
-    budget = Budget(settings.evaluations, settings.minutes)
-    if settings.evaluations is None and settings.minutes is None and method.proposes:
-        budget = Budget(EVALUATIONS)
-    evaluate = partial(_evaluate, searched, objective, parts["search"], cost, settings.against)
+    place = study or f"{out}.journal"
+    directions: list[Direction] = [search.objective.direction, "minimize"]
+    directions = directions[: 1 if settings.against is None else 2]
+    opened = open_study(place, identity, directions, sampler)
+
+    # work
+    cost = search.costs(opened, folder)
+    limited = settings.evaluations is not None or settings.minutes is not None or not method.proposes
+    budget = Budget(settings.evaluations if limited else EVALUATIONS, settings.minutes)
     total = budget.evaluations if method.proposes else len(begin)
-    with _told(f"search by {method.name}", total, len(finished(opened))) as tell:
+    with _progress(f"search by {method.name}", total, len(finished(opened))) as progress:
         ended = run_trials(
-            opened, space, evaluate, budget, starts=begin, proposes=method.proposes,
-            done=lambda trial: tell(f"{objective.name} {trial.user_attrs['score']:.4f}"),
-        )  # fmt: skip
-    after = finished(opened)
-    result = {
-        "model": str(model_path),
-        "adapter": str(adapter),
-        "task": task.name,
-        "study": str(target),
-        "settings": {**settings.model_dump(), "share_rank": space.share_rank, "dtype": identity["dtype"]},
-        "unit": objective.unit,
-        "direction": objective.direction,
-        "space": {"groups": len(space.groups), "rank_choices": space.ordered, "size": space.size},
-        "evaluations": len(after),
-        "evaluations_of_this_call": searched.runs,
-        "ended": ended,
-    }
+            opened,
+            space,
+            lambda ranks: search.evaluate(cost, ranks),
+            budget,
+            starts=begin,
+            proposes=method.proposes,
+            done=lambda trial: progress(f"{search.objective.name} {trial.user_attrs['score']:.4f}"),
+        )
+
+    # report
+    report = SearchReport(
+        model=str(model_path),
+        adapter=str(adapter),
+        task=task.name,
+        study=str(place),
+        settings={**settings.model_dump(), "share_rank": space.share_rank, "dtype": identity["dtype"]},
+        unit=search.objective.unit,
+        direction=search.objective.direction,
+        space={"groups": len(space.groups), "rank_choices": space.ordered, "size": space.size},
+        evaluations=len(finished(opened)),
+        evaluations_of_this_call=searched.runs,
+        ended=ended,
+    )
     if out is None:
-        return {**result, "seconds": time.monotonic() - start}
+        return report.as_dict(time.monotonic() - start)
 
     from sqft_plugins.search.conclude import conclude
 
-    with write_folder(out, overwrite) as target_folder:
-        found, ranks = conclude(target_folder, opened, space, objective, searched, parts, cost, settings)
-        result |= {"out": str(out), **found, "seconds": time.monotonic() - start}
-        (target_folder / "search.json").write_text(json.dumps(result, indent=2) + "\n")
+    with write_folder(out, overwrite) as target:
+        report.out = str(out)
+        report.conclusion = conclude(target, opened, search, cost)
+        written = report.as_dict(time.monotonic() - start)
+        (target / "search.json").write_text(json.dumps(written, indent=2) + "\n")
     if saved is not None:
-        write_configuration(saved, ranks, overwrite, "--save")
-        result["saved"] = str(saved)
-    return result
+        write_configuration(saved, report.conclusion.chosen["ranks"], overwrite, "--save")
+        written["saved"] = str(saved)
+    return written
 
 
 @contextmanager
-def _told(what: str, total: int | None, done: int) -> Iterator[Callable[[str], None]]:
+def _progress(what: str, total: int | None, done: int) -> Iterator[Callable[[str], None]]:
     """What to call after each evaluation: of `total`, or of nobody knows how many."""
     if total is None:
         yield lambda text: say(f"{what}: {text}")
@@ -160,6 +154,16 @@ def adapter_space(adapter: Path, share_rank: str | None = None) -> Space:
 def _natural(name: str) -> list[str]:
     """Block 10 stands behind block 9."""
     return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
+
+
+def _method(settings: SearchSettings) -> SearchMethod:
+    """Raises SQFTError for a method that is unknown, or that takes another number of objectives."""
+    method: SearchMethod = get_manager().get("sqft_search_methods", settings.method, "--method")
+    if settings.against is None and 1 not in method.objectives:
+        raise SQFTError(f"--method {method.name} needs a second objective: add --against parameters")
+    if settings.against is not None and 2 not in method.objectives:
+        raise SQFTError(f"--method {method.name} follows one objective: leave out --against, or use --method nsga2")
+    return method
 
 
 def _check_outputs(
@@ -194,39 +198,12 @@ def _starting_points(method: SearchMethod, space: Space, adapter: Path, files: S
     return found
 
 
-def _objective(settings: SearchSettings, task: Task) -> Objective:
-    return AnswerLikelihood() if settings.objective == "nll" else AnswerAccuracy(task, settings.batch_size)
-
-
-def _costs(
-    study: Study, adapter: Path, space: Space, settings: SearchSettings, searched: SearchedModel
-) -> dict[str, Any]:
-    """Name → cost function. Latencies are measured once a study, so that its trials can be compared."""
-    shapes = costs.adapter_shapes(adapter)
-    found: dict[str, Any] = {"parameters": costs.Parameters(shapes)}
-    if settings.against == "latency":
-        table = study.user_attrs.get("latency")
-        if table is None:
-            import torch
-
-            dtype = searched.dtype if isinstance(searched.dtype, torch.dtype) else torch.float32
-            table = costs.Latency.measure(shapes, space, dtype)
-            study.set_user_attr("latency", table)
-        found["latency"] = costs.Latency(shapes, table)
-    return found
-
-
-def _evaluate(
-    searched: SearchedModel,
-    objective: Objective,
-    prepared: Prepared,
-    cost: Mapping[str, Any],
-    against: str | None,
-    ranks: dict[str, int],
-) -> Result:
-    from sqft_plugins.search.study import Result
-
-    score = mean(searched.scores(ranks, objective, prepared))
-    price = {name: function(ranks) for name, function in cost.items()}
-    values = [score.value, *([] if against is None else [cast(float, price[against])])]
-    return Result(values, {"score": score.value, "stderr": score.stderr, **price})
+def _ready(searched: SearchedModel, task: Task, space: Space, settings: SearchSettings) -> Search:
+    """Raises SQFTError for too few questions, and for a question that is longer than the model's context."""
+    split = split_items(task.items(), settings.subset, settings.fresh, settings.seed)
+    parts = {
+        name: prepare(getattr(split, name), searched.tokenizer, searched.context, settings.batch_size)
+        for name in ("search", "recheck", "report")
+    }
+    objective = AnswerLikelihood() if settings.objective == "nll" else AnswerAccuracy(task, settings.batch_size)
+    return Search(space, objective, searched, parts, settings)

@@ -3,9 +3,6 @@ any of them may be killed: what is finished stays, what was not is done again.""
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.progress import say
+from sqft_plugins.search.claim import claim, counted, release_dead
 from sqft_plugins.search.paired import Direction
-from sqft_plugins.search.samplers import ALIVE, choice_of, distributions, taken
+from sqft_plugins.search.samplers import distributions, taken
 from sqft_plugins.search.space import Choice, Space
 
 NAME = "sqft-search"
 SQLITE = (".db", ".sqlite", ".sqlite3")
-IDENTITY, OWNER, STARTED = "sqft", "owner", "started"
-DEAD_SECONDS = 900.0
-"""A trial of another machine that is older than this, and than five of the longest finished ones, counts as dead."""
-HOST = f"{socket.gethostname()}:{os.getpid()}"
-_TOKEN = secrets.token_hex(4)  # a process number may come back, in a container it nearly always does
+IDENTITY = "sqft"
 
 
 @dataclass(frozen=True)
@@ -51,40 +45,38 @@ class Budget:
 
 
 def open_study(target: str | Path, identity: Mapping[str, Any], directions: Sequence[Direction], sampler: Any) -> Study:
-    """The study at `target`, made where there is none. target: FILE, an Optuna journal or, where it ends so, SQLite; or
-    a database URL; with #NAME for one of several studies there.
+    """The study at `target`, made where there is none.
 
-    identity: what the scores depend on. Raises MismatchError naming what a study made for something else differs in,
-    SQFTError for one with other objectives or of another program, CheckpointError for a file that is no study.
+    target: FILE, an Optuna journal or, where it ends so, SQLite; or a database URL; with #NAME for one of several
+        studies there.
+    identity: what the scores depend on.
+
+    Raises MismatchError naming what a study made for something else differs in, SQFTError for a study with other
+    objectives or of another program, CheckpointError for a file that is no study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     place, _, name = str(target).partition("#")
+    options: dict[str, Any] = {"study_name": name or NAME, "directions": list(directions), "load_if_exists": True}
     try:
-        study = optuna.create_study(
-            storage=_storage(place),
-            sampler=sampler,
-            study_name=name or NAME,
-            directions=list(directions),
-            load_if_exists=True,
-        )
-        there_before = study.get_trials(deepcopy=False)
+        study = optuna.create_study(storage=_storage(place), sampler=sampler, **options)
+        there_before = study.get_trials(deepcopy=False)  # before the identity, which another process writes first
     except SQFTError:
         raise
     except Exception as error:  # a damaged journal, no SQLite file, a database that does not answer
         last = str(error).strip().split("\n")[0][:160]
         raise CheckpointError(f"--study {target} cannot be opened ({type(error).__name__}: {last})") from error
+
     found = study.user_attrs.get(IDENTITY)
+    if found is None and there_before:
+        raise SQFTError(f"--study {target} holds trials of another program: choose another file or #NAME")
     if found is None:
-        if there_before:  # looked at before the identity: a process that began just now has written that one first
-            raise SQFTError(f"--study {target} holds trials of another program: choose another file or #NAME")
         study.set_user_attr(IDENTITY, dict(identity))
-    else:
-        different = [key for key in identity if found.get(key) != identity[key]]
-        if different:
-            raise MismatchError(
-                f"--study {target} was made with another {' and another '.join(different)}: choose another file or "
-                "#NAME, or search as before"
-            )
+    elif different := [key for key in identity if found.get(key) != identity[key]]:
+        raise MismatchError(
+            f"--study {target} was made with another {' and another '.join(different)}: choose another file or #NAME, "
+            "or search as before"
+        )
+
     there = [direction.name.lower() for direction in study.directions]
     if there != list(directions):
         raise SQFTError(f"--study {target} optimizes {there}, this search {list(directions)}: choose another file")
@@ -135,9 +127,13 @@ def run_trials(
     """Evaluates configurations until the budget is spent → why it ended. No configuration is evaluated twice, neither
     by this process nor by another that works on the study at the same time.
 
-    starts: name → configuration, evaluated first. proposes: whether the study's sampler goes on after them. done: told
-    about every trial that this process has finished. A trial that an exception ends is free to be evaluated again.
+    starts: name → configuration, evaluated first.
+    proposes: whether the study's sampler goes on after them.
+    done: called with every trial that this process has finished.
+
+    A trial that an exception ends is free to be evaluated again.
     """
+    # what is to be evaluated first
     release_dead(study, space)
     there = taken(study.get_trials(deepcopy=False), space)
     for name, choice in starts.items():
@@ -145,11 +141,13 @@ def run_trials(
             params = dict(zip(space.groups, choice, strict=True))
             study.enqueue_trial(params, user_attrs={"origin": name})
             there.add(choice)
+
     end = None if budget.minutes is None else time.monotonic() + 60 * budget.minutes
     while True:
+        # whether the search has ended
         trials = study.get_trials(deepcopy=False)
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        if budget.evaluations is not None and len(_counted(trials)) >= budget.evaluations:
+        if budget.evaluations is not None and len(counted(trials)) >= budget.evaluations:
             return f"{budget.evaluations} evaluations are done"
         if end is not None and time.monotonic() >= end:
             return f"{budget.minutes:g} minutes are over"
@@ -157,9 +155,10 @@ def run_trials(
             return "all starting configurations are evaluated"
         if not waiting and len(taken(trials, space)) >= space.size:
             return f"all {space.size} configurations are evaluated"
+
         trial = study.ask(distributions(space))
         try:
-            if not _claim(study, trial, space, budget.evaluations, proposes):
+            if not claim(study, trial, space, budget.evaluations, proposes):
                 study.tell(trial, state=TrialState.FAIL)
                 continue
             choice = tuple(trial.params[group] for group in space.groups)
@@ -173,68 +172,3 @@ def run_trials(
         except BaseException:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
-
-
-def release_dead(study: Study, space: Space) -> int:
-    """Marks the running trials of processes that are gone as failed, and lets their configurations wait for whoever
-    comes next → how many."""
-    trials = study.get_trials(deepcopy=False)
-    longest = max((t.user_attrs.get("seconds", 0.0) for t in trials if t.state == TrialState.COMPLETE), default=0.0)
-    gone = [t for t in trials if t.state == TrialState.RUNNING and _is_dead(t, max(DEAD_SECONDS, 5 * longest))]
-    for trial in gone:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        if choice_of(trial, space) is not None:
-            origin = {key: trial.user_attrs[key] for key in ("origin",) if key in trial.user_attrs}
-            study.enqueue_trial(dict(trial.params), user_attrs=origin)
-    if gone:
-        say(f"evaluations of a process that is gone, done again: {len(gone)}")
-    return len(gone)
-
-
-def _is_dead(trial: FrozenTrial, seconds: float) -> bool:
-    host, _, rest = str(trial.user_attrs.get(OWNER, "")).partition(":")
-    pid, _, token = rest.partition(":")
-    if host == socket.gethostname() and pid.isdigit():
-        if int(pid) == os.getpid():
-            return token != _TOKEN
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    begun = trial.user_attrs.get(STARTED)
-    if begun is None:  # killed before it had begun; the two clocks are one machine's, or it counts as alive for longer
-        assert trial.datetime_start is not None
-        begun = trial.datetime_start.timestamp()
-    return time.time() - begun > seconds
-
-
-def _counted(trials: Sequence[FrozenTrial]) -> list[int]:
-    return sorted(t.number for t in trials if t.state in (TrialState.COMPLETE, TrialState.RUNNING))
-
-
-def _claim(study: Study, trial: optuna.Trial, space: Space, limit: int | None, proposes: bool) -> bool:
-    """Whether this process is to evaluate the configuration of `trial`: no other has it, and the budget has room. Where
-    the method proposes nothing, only one that waited: another process may have taken the last of them meanwhile.
-
-    Two processes may propose the same one at the same moment. Each wrote its proposal before it reads the other's,
-    so at least one of the two sees the other. The one with the higher number gives way; only if that one did not see
-    the lower number yet and has begun, the lower gives way: it waits until the other has decided.
-    """
-    trial.set_user_attr(OWNER, f"{HOST}:{_TOKEN}")
-    mine = tuple(trial.params[group] for group in space.groups)
-    deadline = time.monotonic() + 10
-    while True:
-        trials = study.get_trials(deepcopy=False)
-        if not proposes and "fixed_params" not in trials[trial.number].system_attrs:
-            return False
-        if limit is not None and _counted(trials).index(trial.number) >= limit:
-            return False
-        same = [t for t in trials if t.number != trial.number and t.state in ALIVE and choice_of(t, space) == mine]
-        if any(t.number < trial.number or t.state == TrialState.COMPLETE or STARTED in t.user_attrs for t in same):
-            return False
-        if not any(t.state == TrialState.RUNNING for t in same) or time.monotonic() > deadline:
-            trial.set_user_attr(STARTED, time.time())
-            return True
-        time.sleep(0.02)

@@ -1,12 +1,13 @@
-"""Training an adapter with transformers' Trainer."""
+"""`sqft train` as a function: an adapter, trained with transformers' Trainer."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.identity import content_hash
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
@@ -35,43 +35,62 @@ from sqft_plugins.tune.arguments import (
 )
 from sqft_plugins.tune.chat import Chat
 from sqft_plugins.tune.data import Collator, Example, Examples
+from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
 from sqft_plugins.tune.loss_plot import plot_losses
 from sqft_plugins.tune.packing import PackingCollator, check_packing
 from sqft_plugins.tune.prepare import Prepared, open_tokenizer, prepare, texts_of_a_batch
 from sqft_plugins.tune.record import HISTORY, RankRecorder
+from sqft_plugins.tune.report import TrainReport
 from sqft_plugins.tune.resume import Checkpoints, alone, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
 
-def training_dtype(base: ModelFolder, exact: bool) -> torch.dtype:
-    """What the base is trained in: the dtype that is fast here, or, where `exact`, float32 if that one could not hold
-    the float weights of `base` as they are."""
-    fast = fast_dtype()
-    return fast if not exact or _holds(base, fast) else torch.float32
+@dataclass(frozen=True)
+class Run:
+    """What a run will do, checked.
 
+    method: the tuner.
+    data: the rows; `data.training` are the settings with the steps that the epochs come to.
+    dtype, reason: of the base, and why.
+    missing: names of target modules that no layer has.
+    """
 
-def choose_dtype(base: ModelFolder, exact: bool, asked: str) -> tuple[torch.dtype, str]:
-    """The dtype of the base, and why. exact: its float weights must not be rounded. Raises SQFTError where `asked`
-    would round them."""
-    if asked != "auto":
-        dtype = getattr(torch, asked)
-        if exact and not _holds(base, dtype):
-            raise SQFTError(
-                f"dtype={asked} would round the float weights of which --quantization-aware makes codes, and tune "
-                "another model than the one merged into: use auto or float32"
-            )
-        return dtype, "as asked"
-    dtype = training_dtype(base, exact)
-    if dtype != fast_dtype():
-        return dtype, "bfloat16 would round the float weights of which the codes are made"
-    return dtype, "fast on this machine" if dtype == torch.bfloat16 else "bfloat16 would not be faster on this machine"
+    base: ModelFolder
+    method: Tuner
+    adapter: AdapterSettings
+    data: Prepared
+    tokenizer: Any
+    dtype: torch.dtype
+    reason: str
+    missing: Sequence[str]
 
+    @property
+    def training(self) -> TrainSettings:
+        return self.data.training
 
-def _holds(base: ModelFolder, dtype: torch.dtype) -> bool:
-    stored = {base.spec(name).dtype for name in base.files}
-    return all(torch.promote_types(kind, dtype) == dtype for kind in stored if kind.is_floating_point)
+    def identity(self, model_path: str | Path) -> dict[str, Any]:
+        """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
+        without = {
+            "epochs",
+            "dtype",
+            "checkpoint_every",
+            "chat_template",
+            "tensorboard",
+        }  # said otherwise, or no matter
+        adapter = self.adapter.model_dump()
+        if adapter["grid"] is not None:
+            adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
+        return {
+            "base": content_hash(Path(model_path)),
+            "tuner": self.method.name,
+            "adapter": adapter,
+            "training": self.training.model_dump(exclude=without),
+            "dtype": _name(self.dtype),
+            "processes": process_count(),
+            **self.data.hashes,
+        }
 
 
 def train_adapter(
@@ -87,18 +106,22 @@ def train_adapter(
     overwrite: bool = False,
     anew: bool = False,
 ) -> dict[str, Any]:
-    """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters.
+    """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters → a `TrainReport` as a
+    dictionary. The adapter is float32, the base in `training.dtype`.
 
-    examples: what to learn. text: general text mixed into each batch (`training.text_fraction`). eval_examples: held
-    out, their loss is measured every `training.eval_every` steps. The adapter is float32, the base in `training.dtype`.
-    With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again; one of
-    another run raises MismatchError, or, with `anew`, is removed. Several processes (torchrun, accelerate launch) share
-    each batch; the first one writes.
+    examples: what to learn.
+    text: general text mixed into each batch (`training.text_fraction`).
+    eval_examples: held out; their loss is measured every `training.eval_every` steps.
+    anew: remove the checkpoints of another run, which raise MismatchError otherwise.
 
-    Returns losses, evaluations, seconds and sizes. Raises SQFTError before the model is loaded for whatever can be
-    known by then, and where the loss or a gradient is not finite.
+    With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again. Several
+    processes (torchrun, accelerate launch) share each batch; the first one writes.
+
+    Raises SQFTError before the model is loaded for whatever can be known by then, and where the loss or a gradient is
+    not finite.
     """
-    method = get_manager().get("sqft_tuners", tuner, "--tuner")
+    # everything that can be refused
+    method: Tuner = get_manager().get("sqft_tuners", tuner, "--tuner")
     base = ModelFolder(model_path)
     method.check(Path(model_path), adapter)
     check_output_folder(out, overwrite)
@@ -108,101 +131,64 @@ def train_adapter(
     dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)
     data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
-    training = data.training
-    what = {
-        "base": str(model_path),
-        "tuner": tuner,
-        "adapter": adapter.model_dump(),
-        "training": training.model_dump(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "processes": process_count(),
-    }
+    run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing)
+
     folder = checkpoint_folder(out) if training.checkpoint_every else None
-    run = _identity(what, data) if folder else {}
+    identity = run.identity(model_path) if folder else {}
     with alone(out) if is_main_process() else nullcontext(), tempfile.TemporaryDirectory() as temporary:
-        last = last_checkpoint(folder, run, anew) if folder else None
+        last = last_checkpoint(folder, identity, anew) if folder else None
         if is_main_process():
-            _tell(data, f"{what['dtype']}, {reason}", missing, last)
-            if adapter.quantization_aware and base.grid is not None:
-                say(f"{model_path} has codes alone, which move slowly: learn more over its float model, with --grid")
-        scratch = Path(temporary)
+            _say_what_is_done(run, last)
+
+        # work
         model = load_model(model_path, dtype=dtype)
-        _check_model(model, training)
+        _check_model(model, run.training)
         set_seed(training.seed)
-        tuned = method.attach(model, adapter)
+        tuned: Any = method.attach(model, adapter)
         stop_at_broken_gradients(tuned)
         best = Best(tuned) if training.keep == "best" else None
-        checkpoints = Checkpoints(folder or scratch, scratch, run, best)
+        checkpoints = Checkpoints(folder or Path(temporary), Path(temporary), identity, best)
         if last is not None:
             checkpoints.restore(last)
-        trainer = _trainer(method, tuned, adapter, data, tokenizer.pad_token_id or 0, dtype, checkpoints, last)
+        trainer = _trainer(run, tuned, checkpoints, last)
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         if best is not None:
             best.restore()
-        log = trainer.state.log_history
-        report = {
-            "out": str(out),
-            **what,
-            "dtype_reason": reason,
-            "base_is_int4": base.grid is not None,
-            "trained_parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
-            "examples": data.examples,
-            "dropped": data.dropped,
-            "held_out": len(data.held_out),
-            "tokens": sum(len(row["input_ids"]) for row in data.rows),
-            "seconds": checkpoints.seconds,
-            "resumed_from_step": step_of(last) if last is not None else None,
-            "kept_step": best.step if best is not None and best.step is not None else training.steps,
-            "losses": [row["loss"] for row in log if "loss" in row],
-            "evaluations": evaluations(log),
-        }
+
+        # report
+        report = _report(run, model_path, out, tuned, trainer.state.log_history, checkpoints, last)
         if is_main_process():
             with write_folder(out, overwrite) as target:
                 tuned.save_pretrained(target)
-                _write_beside(target, report, scratch / HISTORY, tokenizer if training.chat_template else None)
+                own_template = tokenizer if training.chat_template else None
+                _write_beside(target, report, Path(temporary) / HISTORY, own_template)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
-def _identity(what: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
-    """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
-    without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}  # said otherwise, or no matter
-    training = {name: value for name, value in what["training"].items() if name not in without}
-    adapter = dict(what["adapter"])
-    if adapter["grid"] is not None:
-        adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
-    return {**what, "base": content_hash(Path(what["base"])), "adapter": adapter, "training": training, **data.hashes}
-
-
-def _trainer(
-    method: Tuner,
-    tuned: Any,
-    adapter: AdapterSettings,
-    data: Prepared,
-    pad: int,
-    dtype: torch.dtype,
-    checkpoints: Checkpoints,
-    last: Path | None,
-) -> AnswerTrainer:
-    training, held_out = data.training, None
+def _trainer(run: Run, tuned: Any, checkpoints: Checkpoints, last: Path | None) -> AnswerTrainer:
+    training, data, pad = run.training, run.data, run.tokenizer.pad_token_id or 0
+    held_out = None
     if data.held_out:
-        set_rank = partial(method.set_rank, tuned) if adapter.rank_choices else None
+        set_rank = partial(run.method.set_rank, tuned) if run.adapter.rank_choices else None
         held_out = HeldOut(data.held_out, examples_at_once(training), pad, set_rank)
+
+    begun = step_of(last) if last is not None else None
     trainer = AnswerTrainer(
         model=tuned,
         args=trainer_arguments(
-            training, checkpoints.folder, dtype, evaluated=held_out is not None, begun=last is not None
+            training, checkpoints.folder, run.dtype, evaluated=held_out is not None, begun=begun is not None
         ),
         train_dataset=Examples(data.rows),
         eval_dataset=Examples(data.held_out) if data.held_out else None,
         data_collator=PackingCollator(pad) if training.packing else Collator(pad),
         callbacks=[
-            Watch(f"tuning {method.name}"),
-            RankRecorder(method, tuned, checkpoints.scratch),
+            Watch(f"tuning {run.method.name}"),
+            RankRecorder(run.method, tuned, checkpoints.scratch),
             checkpoints,
-            *tensorboard_callbacks(training.tensorboard, step_of(last) if last is not None else None),
+            *tensorboard_callbacks(training.tensorboard, begun),
         ],
         held_out=held_out,
         best=checkpoints.best,
@@ -218,18 +204,58 @@ def _check_model(model: Any, training: TrainSettings) -> None:
         raise SQFTError(f"gradient_checkpointing=True: {type(model).__name__} does not offer it, leave it out")
 
 
-def _tell(data: Prepared, dtype: str, missing: Sequence[str], last: Path | None) -> None:
-    training = data.training
-    say(f"{data.examples} examples in {training.steps} steps of {training.batch_size}, base in {dtype}")
+def _say_what_is_done(run: Run, last: Path | None) -> None:
+    training, data = run.training, run.data
+    say(
+        f"{data.examples} examples in {training.steps} steps of {training.batch_size}, base in {_name(run.dtype)}, "
+        f"{run.reason}"
+    )
     if data.dropped:
         say(f"{data.dropped} examples left out: longer than max_length={training.max_length} tokens, or the context")
-    if missing:
-        say(f"no layer is called {', '.join(missing)}: the other target modules are adapted")
+    if run.missing:
+        say(f"no layer is called {', '.join(run.missing)}: the other target modules are adapted")
     if training.text_fraction and not texts_of_a_batch(training):
         batch = f"a batch of {training.batch_size}"
         say(f"text_fraction={training.text_fraction:g} of {batch} is less than an example: no text is mixed in")
+
     if last is not None:
         say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
+    if run.adapter.quantization_aware and run.base.grid is not None:
+        say(f"{run.base.path} has codes alone, which move slowly: learn more over its float model, with --grid")
+
+
+def _report(
+    run: Run,
+    model_path: str | Path,
+    out: str | Path,
+    tuned: Any,
+    log: Sequence[dict[str, Any]],
+    checkpoints: Checkpoints,
+    last: Path | None,
+) -> dict[str, Any]:
+    best = checkpoints.best
+    report = TrainReport(
+        out=str(out),
+        base=str(model_path),
+        tuner=run.method.name,
+        adapter=run.adapter.model_dump(),
+        training=run.training.model_dump(),
+        dtype=_name(run.dtype),
+        processes=process_count(),
+        dtype_reason=run.reason,
+        base_is_int4=run.base.grid is not None,
+        trained_parameters=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+        examples=run.data.examples,
+        dropped=run.data.dropped,
+        held_out=len(run.data.held_out),
+        tokens=sum(len(row["input_ids"]) for row in run.data.rows),
+        seconds=checkpoints.seconds,
+        resumed_from_step=step_of(last) if last is not None else None,
+        kept_step=best.step if best is not None and best.step is not None else run.training.steps,
+        losses=[row["loss"] for row in log if "loss" in row],
+        evaluations=evaluations(log),
+    )
+    return asdict(report)
 
 
 def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer: Any) -> None:
@@ -241,3 +267,7 @@ def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer
         shutil.copyfile(history, folder / HISTORY)
     if tokenizer is not None:
         (folder / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

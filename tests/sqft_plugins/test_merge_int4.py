@@ -19,9 +19,10 @@ from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.dtypes import training_dtype
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import PROBE, merge_folder
-from sqft_plugins.tune.train import train_adapter, training_dtype
+from sqft_plugins.tune.train import train_adapter
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(40)]
 SETTINGS = {"rank": 8, "alpha": 16, "rank_choices": [8, 6, 4], "quantization_aware": True}
@@ -217,7 +218,7 @@ def test_a_gradient_that_is_not_finite_names_its_layer(int4, tmp_path, monkeypat
 
 
 def test_the_dtype_of_training_holds_a_float_base_exactly(pruned, tiny_gemma, monkeypatch) -> None:
-    monkeypatch.setattr("sqft_plugins.tune.train.fast_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("sqft_plugins.tune.dtypes.fast_dtype", lambda: torch.bfloat16)
     float32, bfloat16 = ModelFolder(pruned), ModelFolder(tiny_gemma)
     assert training_dtype(float32, exact=False) == torch.bfloat16
     assert training_dtype(float32, exact=True) == torch.float32
@@ -225,7 +226,7 @@ def test_the_dtype_of_training_holds_a_float_base_exactly(pruned, tiny_gemma, mo
 
 
 def test_trained_in_bfloat16_it_merges_the_codes_it_was_trained_with(int4, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sqft_plugins.tune.train.fast_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("sqft_plugins.tune.dtypes.fast_dtype", lambda: torch.bfloat16)
     report = train(int4, tmp_path / "adapter")
     assert report["dtype"] == "bfloat16"
     merge_folder(int4, tmp_path / "adapter", tmp_path / "merged", "max")

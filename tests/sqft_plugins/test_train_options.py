@@ -18,7 +18,7 @@ from helpers_train import EXAMPLES, FILES, PLAIN, train
 from sqft_plugins.checkpoint import ModelFolder, load_tokenizer
 from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError, SQFTError
-from sqft_plugins.tune import AdapterSettings, TrainSettings, arguments
+from sqft_plugins.tune import AdapterSettings, TrainSettings, arguments, dtypes
 from sqft_plugins.tune import train as training
 from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.data import IGNORED, Collator, Example, tokenize
@@ -150,15 +150,15 @@ def test_the_best_adapter_is_the_one_of_its_step(pruned, tmp_path) -> None:
 
 def test_the_dtype_is_chosen_with_a_reason(pruned, tiny_gemma, monkeypatch) -> None:
     float32, bfloat16 = ModelFolder(pruned), ModelFolder(tiny_gemma)
-    monkeypatch.setattr(training, "fast_dtype", lambda: torch.float32)
-    assert training.choose_dtype(bfloat16, False, "auto")[1] == "bfloat16 would not be faster on this machine"
-    assert training.choose_dtype(bfloat16, True, "bfloat16") == (torch.bfloat16, "as asked")
-    monkeypatch.setattr(training, "fast_dtype", lambda: torch.bfloat16)
-    assert training.choose_dtype(float32, False, "auto") == (torch.bfloat16, "fast on this machine")
-    dtype, reason = training.choose_dtype(float32, True, "auto")
+    monkeypatch.setattr(dtypes, "fast_dtype", lambda: torch.float32)
+    assert dtypes.choose_dtype(bfloat16, False, "auto")[1] == "bfloat16 would not be faster on this machine"
+    assert dtypes.choose_dtype(bfloat16, True, "bfloat16") == (torch.bfloat16, "as asked")
+    monkeypatch.setattr(dtypes, "fast_dtype", lambda: torch.bfloat16)
+    assert dtypes.choose_dtype(float32, False, "auto") == (torch.bfloat16, "fast on this machine")
+    dtype, reason = dtypes.choose_dtype(float32, True, "auto")
     assert (dtype, reason) == (torch.float32, "bfloat16 would round the float weights of which the codes are made")
     with pytest.raises(SQFTError, match=r"dtype=bfloat16 would round the float weights .*: use auto or float32"):
-        training.choose_dtype(float32, True, "bfloat16")
+        dtypes.choose_dtype(float32, True, "bfloat16")
 
 
 def test_tensorboard_gets_the_losses(pruned, tmp_path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers_search import IDENTITY, known_best, make_space
 from optuna.trial import TrialState
 
@@ -23,7 +23,7 @@ from sqft_plugins.search.methods import NSGA2, TPE, Fixed, HillClimbing
 from sqft_plugins.search.samplers import Unseen, choice_of
 from sqft_plugins.search.study import Budget, Result, finished, open_study, run_trials
 
-HELPER = Path(__file__).with_name("helpers_search.py")
+HELPER = Path(__file__).parents[1] / "helpers_search.py"
 
 
 def search(method, space, loss, budget, objectives=1, seed=0, target=None):
