@@ -26,7 +26,7 @@ def masked_sum(
     weight: Tensor | None,
     A: Tensor,
     B: Tensor,
-    scaling: float,
+    scaling: float | None,
     mask: Tensor | None,
     dtype: torch.dtype,
     out: Tensor | None = None,
@@ -45,12 +45,13 @@ def masked_sum(
 
     weight: W [rows, in]; None for the delta alone.
     A: [r, in]. B: [rows, r], the same dtype.
-    scaling: s, or 1 where B is scaled already (once, not once a block).
+    scaling: s, a tensor after `prepare_model_for_compiled_hotswap`; None where B is scaled already (once for all
+    blocks).
     mask: bool, or 0 and 1 in `dtype` (`numeric_mask`), which is faster on a CPU; None for all ones.
     out: memory for the product, [rows, in] in its dtype.
     """
     delta = torch.mm(B, A, out=out)
-    if scaling != 1:
+    if scaling is not None:
         delta.mul_(scaling)
     delta = delta.to(dtype)
 
@@ -97,7 +98,7 @@ def merged_blocks(
                 mask.copy_(stored[rows])
 
         out = product_space[: len(block)]
-        yield rows, masked_sum(block, A, scaled_B[rows], 1, mask, dtype, out), mask
+        yield rows, masked_sum(block, A, scaled_B[rows], None, mask, dtype, out), mask
 
 
 def block_rows(weight: Tensor) -> list[slice]:

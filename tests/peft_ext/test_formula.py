@@ -29,13 +29,13 @@ def test_the_sum_is_the_papers_formula(kind) -> None:
     for base in (weight, None):
         found = formula.masked_sum(base, A, B, SCALING, mask, torch.float64)
         torch.testing.assert_close(found, naive if base is None else weight + naive, rtol=1e-12, atol=1e-12)
-        scaled = formula.masked_sum(base, A, SCALING * B, 1, mask, torch.float64)
+        scaled = formula.masked_sum(base, A, SCALING * B, None, mask, torch.float64)
         torch.testing.assert_close(scaled, found, rtol=1e-12, atol=1e-12)
 
 
 def test_the_product_has_the_dtype_of_the_factors_and_the_sum_its_own() -> None:
     weight, A, B = tensors()
-    found = formula.masked_sum(weight.float(), A, B, 1, numeric_mask(weight.float()), torch.float32)
+    found = formula.masked_sum(weight.float(), A, B, None, numeric_mask(weight.float()), torch.float32)
     assert found.dtype == torch.float32
     assert torch.equal(found, weight.float() + (B @ A).float() * (weight != 0))
 
@@ -47,7 +47,7 @@ def test_the_blocks_together_are_the_whole(monkeypatch, sparse, explicit) -> Non
     monkeypatch.setattr(formula, "BLOCK", 64 * IN)  # blocks of 64, 64, 64 and 8 rows
     mask = torch.rand(OUT, IN) < 0.5 if explicit else weight != 0
     grid = LayerGrid(torch.empty(0), torch.empty(0), mask) if explicit else None
-    whole = formula.masked_sum(weight, A, B, 1, mask if sparse else None, torch.float64)
+    whole = formula.masked_sum(weight, A, B, None, mask if sparse else None, torch.float64)
     seen = []
     for rows, block, numbers in formula.merged_blocks(weight, A, B, sparse, torch.float64, grid):
         seen.append(rows)
