@@ -43,7 +43,7 @@ class PeftTuner:
         config = PeftConfig.from_pretrained(str(adapter))
         if grid is not None:
             if not getattr(config, "quantization_aware", False):
-                raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
+                raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is not: leave it out")
             config.grid = str(grid)
 
         check_token_indices(model, config)

@@ -16,10 +16,9 @@ def grid_of(model: Path, adapter: Path | None) -> Path | None:
     """The INT4 folder of a quantization-aware adapter of `model`; None for another one, or none."""
     if adapter is None:
         return None
-    from sqft_plugins.tune.adapters import check_adapter, tuner_of
+    from sqft_plugins.adapter.saved import SavedAdapter
 
-    folder = check_adapter(adapter)
-    return tuner_of(folder).grid_of(folder, model)
+    return SavedAdapter(adapter).grid_over(model)
 
 
 def check_packable(model: Path, grid: Path | None) -> None:

@@ -46,23 +46,21 @@ def rank_in_force(adapter: Path, rank: Rank) -> Rank:
     """Module → rank, what a rank, a name, or patterns mean for an elastic adapter; of patterns the order counts. The
     rank as it was asked for where the adapter has one. Raises SQFTError for a rank outside the search space, and for a
     configuration with an unknown module or without one of the adapter's."""
-    from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+    from sqft_plugins.adapter.saved import SavedAdapter
 
-    folder = check_adapter(adapter)
-    tuner = tuner_of(folder)
-    modules, choices = tuner.search_space(folder)
-    chosen = choose_rank(rank, tuner, folder)
+    saved = SavedAdapter(adapter)
+    modules, choices = saved.search_space
+    chosen = saved.choose_rank(rank)
     return configuration(chosen, modules, choices) if len(choices) > 1 else chosen
 
 
 def _adapter(model: Path, adapter: Path, rank: Rank) -> dict[str, Any]:
-    from sqft_plugins.tune.adapters import check_adapter, tuner_of
+    from sqft_plugins.adapter.saved import SavedAdapter
 
-    folder = check_adapter(adapter)
-    grid = tuner_of(folder).grid_of(folder, model)
+    grid = SavedAdapter(adapter).grid_over(model)
     return {
-        "adapter": adapter_hash(folder),
-        "rank": rank_in_force(folder, rank),
+        "adapter": adapter_hash(adapter),
+        "rank": rank_in_force(adapter, rank),
         "grid": content_hash(grid) if grid is not None else None,
     }
 

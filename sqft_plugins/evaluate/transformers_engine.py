@@ -51,16 +51,14 @@ class TransformersEngine:
 
 
 def _adapted(path: Path, adapter: Path, rank: Rank, dtype: torch.dtype | str, accelerate: bool) -> Any:
-    from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
+    from sqft_plugins.adapter.saved import SavedAdapter
 
-    folder = check_adapter(adapter)
-    tuner = tuner_of(folder)
-    grid = tuner.grid_of(folder, path)
+    saved = SavedAdapter(adapter)
+    grid = saved.grid_over(path)
     if accelerate:
         check_packable(path, grid)
-    model = tuner.load(load_model(path, dtype), folder)
-    tuner.set_rank(model, choose_rank(rank, tuner, folder))
-    return accelerate_tuned(model, tuner, grid) if accelerate else model
+    model, _ = saved.load(load_model(path, dtype), rank)
+    return accelerate_tuned(model, saved.tuner, grid) if accelerate else model
 
 
 class TransformersSession:

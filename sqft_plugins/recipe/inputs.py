@@ -20,11 +20,11 @@ from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.wire import Step
-from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.arguments import check_tensorboard, process_count
 from sqft_plugins.tune.chat import read_template
 from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
 from sqft_plugins.tune.settings import TrainSettings
+from sqft_plugins.tune.targets import check_targets
 
 TEXTS = (".txt", ".md", ".json", ".jsonl")
 """Ends of names that are files and no data sets."""

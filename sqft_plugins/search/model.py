@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.errors import KernelError, SQFTError
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
@@ -15,7 +16,6 @@ from sqft_plugins.evaluate.identity import adapter_hash
 from sqft_plugins.hardware import on_fast_device, parse_dtype
 from sqft_plugins.identity import content_hash
 from sqft_plugins.kernels.library import library
-from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say
 from sqft_plugins.search.objective import Objective, Prepared
 
@@ -33,13 +33,13 @@ class SearchedModel:
     """
 
     def __init__(
-        self, base: str | Path, adapter: Path, tuner: Tuner, grid: Path | None, dtype: str, accelerate: bool = False
+        self, base: str | Path, adapter: SavedAdapter, grid: Path | None, dtype: str, accelerate: bool = False
     ):
-        self.folder, self.adapter, self.tuner, self.grid = ModelFolder(base), adapter, tuner, grid
+        self.folder, self.adapter, self.tuner, self.grid = ModelFolder(base), adapter, adapter.tuner, grid
         self.dtype, self.accelerate = parse_dtype(dtype), accelerate
         self.runs = 0
 
-        if accelerate and tuner.grid_of(adapter, self.folder.path) is not None:
+        if accelerate and adapter.grid_over(self.folder.path) is not None:
             raise KernelError(
                 f"--accelerate: {adapter} is quantization-aware, every rank has other codes and would be packed anew: "
                 "leave it out here, and evaluate what is found with `sqft eval --accelerate`"
@@ -55,7 +55,7 @@ class SearchedModel:
     def tuned(self) -> Any:
         say(f"loading {self.folder.path} with {self.adapter}")
         model = load_model(self.folder.path, self.dtype)
-        tuned = self.tuner.load(model, self.adapter, self.grid).eval()
+        tuned = self.tuner.load(model, self.adapter.path, self.grid).eval()
         return on_fast_device(accelerate_tuned(tuned, self.tuner, None) if self.accelerate else tuned)
 
     def scores(self, ranks: Mapping[str, int], objective: Objective, prepared: Prepared) -> list[float]:
@@ -80,10 +80,10 @@ class SearchedModel:
 
     def identity(self) -> dict[str, str]:
         """What makes its scores: the contents of the adapter and of the model (with the grid's folder)."""
-        grid = self.grid or self.tuner.grid_of(self.adapter, self.folder.path)
+        grid = self.grid or self.adapter.grid_over(self.folder.path)
         folders = [self.folder.path, *([grid] if grid not in (None, self.folder.path) else [])]
         return {
-            "adapter": adapter_hash(self.adapter),
+            "adapter": adapter_hash(self.adapter.path),
             "model": " ".join(map(content_hash, folders)),
             "dtype": str(self.dtype).removeprefix("torch.") + (f", {library().path} kernel" if self.accelerate else ""),
         }

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import check_output, write_folder
 from sqft_plugins.configurations import FOLDER, check_configuration_name, read_configuration, write_configuration
 from sqft_plugins.errors import DependencyError, SQFTError
@@ -28,7 +28,6 @@ from sqft_plugins.search.recorded import read_history
 from sqft_plugins.search.report import SearchReport
 from sqft_plugins.search.settings import EVALUATIONS, SearchSettings
 from sqft_plugins.search.space import Choice, Space
-from sqft_plugins.tune.adapters import check_adapter, tuner_of
 
 
 def search_adapter(
@@ -61,7 +60,8 @@ def search_adapter(
     start = time.monotonic()
 
     # everything that can be refused
-    folder = check_adapter(adapter)
+    searched_adapter = SavedAdapter(adapter)
+    folder = searched_adapter.path
     saved = _check_outputs(folder, out, study, save, overwrite)
     method = _method(settings)
     space = adapter_space(folder, settings.share_rank)
@@ -69,7 +69,7 @@ def search_adapter(
     if settings.against == "latency":
         costs.check_latency(folder)
     codes = Path(grid) if grid else None
-    searched = SearchedModel(model_path, folder, tuner_of(folder), codes, settings.dtype, settings.accelerate)
+    searched = SearchedModel(model_path, searched_adapter, codes, settings.dtype, settings.accelerate)
     search = _ready(searched, task, space, settings)
     identity = search.identity(task.name)
 
@@ -141,13 +141,14 @@ def _progress(what: str, total: int | None, done: int) -> Iterator[Callable[[str
 
 def adapter_space(adapter: Path, share_rank: str | None = None) -> Space:
     """The search space of an adapter folder. Raises SQFTError where its rank is fixed."""
-    modules, choices = tuner_of(adapter).search_space(adapter)
+    saved = SavedAdapter(adapter)
+    modules, choices = saved.search_space
     if len(choices) < 2:
         raise SQFTError(
             f"adapter {adapter} has the fixed rank {choices[0]}: there is nothing to search, train one with "
             "--rank-choices"
         )
-    trained = AdapterFolder(adapter).config.get("share_rank", "module")
+    trained = saved.folder.config.get("share_rank", "module")
     return Space(sorted(modules, key=_natural), choices, share_rank or trained)
 
 

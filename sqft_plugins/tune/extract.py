@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import write_folder
 from sqft_plugins.elastic import Rank
-from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 
 
 def extract_adapter(
@@ -17,11 +17,10 @@ def extract_adapter(
 
     Its logits are those of the super-adapter at that rank: the scaling alpha / r_max is kept.
     """
-    folder = check_adapter(adapter)
-    tuner = tuner_of(folder)
+    saved = SavedAdapter(adapter)
     with write_folder(out, overwrite) as target:
-        ranks = tuner.extract(folder, target, choose_rank(rank, tuner, folder))
-        copy_template(folder, target)
+        ranks = saved.tuner.extract(saved.path, target, saved.choose_rank(rank))
+        saved.copy_chat_template(target)
         size = sum(file.stat().st_size for file in target.iterdir())
     return {
         "out": str(out),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import (
     ModelFolder,
@@ -26,10 +27,8 @@ from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
 from sqft_plugins.structure import weight_of
-from sqft_plugins.tune.adapters import check_adapter, choose_rank, copy_template, tuner_of
 from sqft_plugins.tune.merge_int4 import merge_quantized
-
-PROBE = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
+from sqft_plugins.tune.merge_report import MergeReport, Probe
 
 
 def merge_folder(
@@ -40,19 +39,20 @@ def merge_folder(
     overwrite: bool = False,
     grid: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the base with the adapter merged in at `rank`: in the base's dtype, or, where the adapter is
-    quantization-aware, as INT4 again (`merge_int4.merge_quantized`).
+    """Writes the base with an adapter merged in → the fields of `MergeReport`.
 
-    grid: the INT4 folder of a quantization-aware adapter trained over the float base, where it is not at the path that
-    the adapter remembers. The float merge and its check run in float32: `max_logit_difference` is between the unmerged
-    forward pass of training and the merged model on a short text. `zeros_lost` counts pruned weights of the base that
-    are no longer zero: 0 for a masked adapter, nearly all of them for a plain LoRA, whose merge therefore gets no
-    stamp. Raises MismatchError for an adapter of another base, and SQFTError for one that INT4 would lose.
+    model_path: the base that the adapter was trained over.
+    adapter: an adapter folder; a masked one keeps every zero, a quantization-aware one the INT4 grid as well.
+    out: the new folder, in the dtypes of the base; INT4 again for a quantization-aware adapter (`merge_quantized`).
+    rank: "heuristic", "max", a number, a saved configuration's name, or module → rank.
+    grid: the INT4 folder of a quantization-aware adapter over a float base, where it was moved.
+
+    Raises MismatchError for an adapter of another base, and SQFTError for an adapter that INT4 would lose.
     """
-    base, adapter = ModelFolder(model_path), check_adapter(adapter)
+    # everything that can be refused before a weight is loaded
+    base, saved = ModelFolder(model_path), SavedAdapter(adapter)
     tokenizer = load_tokenizer(model_path)
-    tuner = tuner_of(adapter)
-    int4 = tuner.grid_of(adapter, base.path)
+    int4 = saved.grid_over(base.path)
     if int4 is not None:
         found = ModelFolder(grid or int4)
         if found.grid is None:
@@ -60,43 +60,45 @@ def merge_folder(
                 f"model {found.path} is float, but {adapter} was trained through an INT4 grid: merge into the INT4 "
                 "folder that it was trained over, or name that with --grid"
             )
-        return merge_quantized(base, found, adapter, tuner, Path(out), rank, overwrite, PROBE)
+        return merge_quantized(base, found, saved, out, rank, overwrite)
     if grid is not None:
-        raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is none: leave it out")
+        raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is not: leave it out")
     if base.grid is not None:
         raise SQFTError(
             f"model {model_path} is INT4 and {adapter} is not quantization-aware: rounded to the grid a small delta is "
             "lost, and a dense one fills the zeros. Keep it unmerged, merge into the float base and quantize again, or "
             "train with --quantization-aware"
         )
+
     with write_folder(out, overwrite) as folder:
+        # merge in float32, and compare with what was trained
         start = time.monotonic()
-        model = load_model(model_path, dtype=torch.float32)
-        tuned = tuner.load(model, adapter)
-        ranks = tuner.set_rank(tuned, choose_rank(rank, tuner, adapter))
-        probe = tokenizer(PROBE, return_tensors="pt").input_ids
-        # with gradients on, SQFT layers take the path of training, not the merged weight that evaluation keeps
-        with torch.enable_grad():
-            unmerged = tuned(input_ids=probe).logits.detach()
-        merged, masks = tuner.merge(tuned)
-        with torch.no_grad():
-            difference = float((merged(input_ids=probe).logits - unmerged).abs().max())
+        tuned, ranks = saved.load(load_model(model_path, dtype=torch.float32), rank)
+        probe = Probe(tokenizer, tuned)
+        merged, masks = saved.tuner.merge(tuned)
+        difference = probe.difference(merged)
+
+        # count the zeros while the weights are still float32
         weights = dict(merged.named_modules())
         lost = _count_lost(weights, masks.items())
         if masks and lost:
             raise SQFTError(
                 f"adapter {adapter}: the merge turned {lost} pruned weights on: report this, the base was not changed"
             )
+
+        # write weights, tokenizer and template
         _cast_as_stored(merged, base)
         save_model(merged, folder, max_shard_size=max(file.stat().st_size for file in base.files.values()))
         copy_side_files(base, folder)  # the tokenizer as it is, byte for byte
-        copy_template(adapter, folder)
-        packed = base.masks or {name: pack_mask(mask) for name, mask in masks.items()}
+        saved.copy_chat_template(folder)
+
+        # mask and stamp, which a model with filled zeros does not get
         if masks:
+            packed = base.masks or {name: pack_mask(mask) for name, mask in masks.items()}
             before = base.stamp or Stamp(
                 pipeline=[], base=str(model_path), sparsity=sparsity_of(*masks.values()), mask_hash=mask_hash(packed)
             )
-            write_sidecar(folder, before.then(f"{tuner.name}-merge", ranks=dict(ranks)), packed)
+            write_sidecar(folder, before.then(f"{saved.tuner.name}-merge", ranks=dict(ranks)), packed)
         else:
             lost = _count_lost(weights, ((name, base.mask(name)) for name in base.masks))
             _drop_flag(folder)
@@ -104,16 +106,18 @@ def merge_folder(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
             )
         write_model_card(folder)
-        return {
-            "out": str(out),
-            "base": str(model_path),
-            "adapter": str(adapter),
-            "rank": rank,
-            "max_logit_difference": difference,
-            "zeros_lost": lost,
-            "modules": len(ranks),
-            "seconds": time.monotonic() - start,
-        }
+
+        report = MergeReport(
+            out=str(out),
+            base=str(model_path),
+            adapter=str(adapter),
+            rank=rank,
+            max_logit_difference=difference,
+            zeros_lost=lost,
+            modules=len(ranks),
+            seconds=time.monotonic() - start,
+        )
+        return report.as_dict()
 
 
 def _count_lost(weights: Mapping[str, Any], masks: Iterable[tuple[str, torch.Tensor | None]]) -> int:

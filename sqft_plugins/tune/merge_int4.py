@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import ModelFolder, Stamp, load_model, load_tokenizer, write_folder
 from sqft_plugins.checkpoint.recode import check_recodable, write_codes
@@ -17,9 +18,8 @@ from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, unpack_mask
-from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import say
-from sqft_plugins.tune.adapters import choose_rank, copy_template
+from sqft_plugins.tune.merge_report import MergeReport, Probe
 
 FEW = 1e-3
 """A merge that changes fewer of the kept codes than this is said to have changed nothing."""
@@ -28,61 +28,64 @@ SUMMATION = 1e-3
 
 
 def merge_quantized(
-    base: ModelFolder,
-    int4: ModelFolder,
-    adapter: Path,
-    tuner: Tuner,
-    out: Path,
-    rank: Rank,
-    overwrite: bool,
-    probe: str,
+    base: ModelFolder, int4: ModelFolder, saved: SavedAdapter, out: str | Path, rank: Rank, overwrite: bool
 ) -> dict[str, Any]:
-    """Writes the INT4 folder with the adapter merged in at `rank`.
+    """Writes the INT4 folder with a quantization-aware adapter merged in, and checks it as it lies on the disk → the
+    fields of `MergeReport`.
 
-    base: what the adapter was trained over, `int4` itself or the float model that it was made from. The result is
-    checked as it lies on the disk: `max_logit_difference` is between the forward pass of training and the reloaded
-    folder, in float32, on the text `probe`; `zeros_lost` counts pruned weights that are not zero, `codes_changed` is
-    the fraction of kept codes that the adapter has moved. Raises MismatchError for an adapter of another base.
+    base: what the adapter was trained over, `int4` itself or the float model that it was made from.
+    int4: the folder whose scales, zero points and masks stay.
+    rank: as for `merge_folder`.
+
+    Raises MismatchError for an adapter of another base, and SQFTError where the folder computes something else.
     """
     check_recodable(int4)
-    tokens = load_tokenizer(base.path)(probe, return_tensors="pt").input_ids
+    tokenizer = load_tokenizer(base.path)
     with write_folder(out, overwrite) as folder:
+        # the codes of the base with the adapter, and without it
         start = time.monotonic()
         given = None if int4.path == base.path else int4.path
-        tuned = tuner.load(load_model(base.path, dtype=torch.float32), adapter, given)
-        ranks = tuner.set_rank(tuned, choose_rank(rank, tuner, adapter))
-        # with gradients on, the layers take the path of training, not the weight that evaluation keeps
-        with torch.enable_grad():
-            unmerged = tuned(input_ids=tokens).logits.detach()
-        merged, plain = tuner.quantized(tuned), tuner.quantized(tuned, merged=False)
+        tuned, ranks = saved.load(load_model(base.path, dtype=torch.float32), rank, given)
+        probe = Probe(tokenizer, tuned)
+        merged, plain = saved.tuner.quantized(tuned), saved.tuner.quantized(tuned, merged=False)
         changed = codes_changed(merged, plain, int4.masks)
         del tuned, plain
-        write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, tuner.name, ranks))
-        copy_template(adapter, folder)
+
+        # write
+        write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, saved.tuner.name, ranks))
+        saved.copy_chat_template(folder)
         write_model_card(folder)
+
+        # check what lies on the disk
         lost = _check(ModelFolder(folder), merged)
-        with torch.no_grad():
-            reloaded = load_model(folder, dtype=torch.float32)(input_ids=tokens).logits
-        difference, size = float((reloaded - unmerged).abs().max()), float(unmerged.abs().max())
-        if not difference <= SUMMATION * size:
+        difference = probe.difference(load_model(folder, dtype=torch.float32))
+        if not difference <= SUMMATION * probe.largest:
             raise SQFTError(
-                f"the merged folder computes other logits than the adapter did (by {difference:.2g} of {size:.2g}): "
-                "one that trains more than linear layers (modules_to_save) cannot be merged into INT4, keep it unmerged"
+                f"the merged folder computes other logits than the adapter did (by {difference:.2g} of "
+                f"{probe.largest:.2g}): one that trains more than linear layers (modules_to_save) cannot be merged "
+                "into INT4, keep it unmerged"
             )
-        if changed < FEW:
-            say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
-        return {
-            "out": str(out),
-            "base": str(base.path),
-            "int4": str(int4.path),
-            "adapter": str(adapter),
-            "rank": rank,
-            "max_logit_difference": difference,
-            "zeros_lost": lost,
-            "codes_changed": changed,
-            "modules": len(merged),
-            "seconds": time.monotonic() - start,
-        }
+        say_if_hardly_trained(saved.path, changed)
+
+        report = MergeReport(
+            out=str(out),
+            base=str(base.path),
+            adapter=str(saved),
+            rank=rank,
+            max_logit_difference=difference,
+            zeros_lost=lost,
+            modules=len(merged),
+            seconds=time.monotonic() - start,
+            int4=str(int4.path),
+            codes_changed=changed,
+        )
+        return report.as_dict()
+
+
+def say_if_hardly_trained(adapter: Path, changed: float) -> None:
+    """changed: the fraction of kept codes that differ."""
+    if changed < FEW:
+        say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
 
 
 def codes_changed(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 
+from sqft_plugins.adapter.saved import CHAT_TEMPLATE
 from sqft_plugins.cards.adapter import write_training_card
 from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
@@ -24,7 +25,6 @@ from sqft_plugins.identity import content_hash
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
-from sqft_plugins.tune.adapters import CHAT_TEMPLATE, check_targets
 from sqft_plugins.tune.arguments import (
     check_tensorboard,
     examples_at_once,
@@ -44,6 +44,7 @@ from sqft_plugins.tune.record import HISTORY, RankRecorder
 from sqft_plugins.tune.report import TrainReport
 from sqft_plugins.tune.resume import Checkpoints, alone, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
+from sqft_plugins.tune.targets import check_targets
 from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
 

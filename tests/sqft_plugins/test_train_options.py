@@ -20,11 +20,11 @@ from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings, arguments, dtypes
 from sqft_plugins.tune import train as training
-from sqft_plugins.tune.adapters import check_targets
 from sqft_plugins.tune.data import IGNORED, Collator, Example, tokenize
 from sqft_plugins.tune.loss import answer_logits, answer_loss
 from sqft_plugins.tune.loss_plot import smoothed
 from sqft_plugins.tune.packing import PackingCollator, check_packing, fill_rows
+from sqft_plugins.tune.targets import check_targets
 
 LENGTHS = (3, 1, 9, 5, 12, 2, 40, 7)
 PACKED = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3", "gpt2")

@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
 from sqft_plugins.cli import main
 from sqft_plugins.configurations import read_configuration, saved_configuration
@@ -23,7 +24,6 @@ from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, prep
 from sqft_plugins.search.run import adapter_space, search_adapter
 from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.adapters import choose_rank, tuner_of
 from sqft_plugins.tune.data import IGNORED, Example, tokenize
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
@@ -66,16 +66,15 @@ def random_ranks(space, seed):
 
 
 def test_a_score_is_the_loss_of_a_freshly_loaded_model_at_those_ranks(pruned, trained) -> None:
-    tuner, tokenizer = tuner_of(trained), load_tokenizer(pruned)
+    saved, tokenizer = SavedAdapter(trained), load_tokenizer(pruned)
     space = adapter_space(trained, "module")
-    searched = SearchedModel(pruned, trained, tuner, None, "float32")
+    searched = SearchedModel(pruned, saved, None, "float32")
     prepared = prepare(TASK.items()[:7], tokenizer, 64, batch_size=3)
     for seed in range(3):  # the second and third on a model whose ranks were others before
         ranks = random_ranks(space, seed)
         assert len(set(ranks.values())) == 3
         found = searched.scores(ranks, AnswerLikelihood(), prepared)
-        fresh = tuner.load(load_model(pruned, torch.float32), trained)
-        tuner.set_rank(fresh, ranks)
+        fresh, _ = saved.load(load_model(pruned, torch.float32), ranks)
         rows = tokenize([Example(item.prompt, item.answer) for item in prepared.items], tokenizer, 64)
         for row, score in zip(rows, found, strict=True):
             with torch.no_grad():
@@ -86,8 +85,8 @@ def test_a_score_is_the_loss_of_a_freshly_loaded_model_at_those_ranks(pruned, tr
 
 
 def test_an_accuracy_is_that_of_sqft_eval(pruned, trained) -> None:
-    tuner, items = tuner_of(trained), TASK.items()[:7]
-    searched = SearchedModel(pruned, trained, tuner, None, "float32")
+    saved, items = SavedAdapter(trained), TASK.items()[:7]
+    searched = SearchedModel(pruned, saved, None, "float32")
     # a judge that is right now and then on a model that knows nothing
     judge = JsonlTask("numbers.jsonl", EXAMPLES[40:47])
     judge.is_correct = lambda item, text: sum(map(ord, text)) % 2 == 0  # type: ignore[method-assign]
@@ -118,7 +117,7 @@ def test_a_search_ends_with_a_configuration_that_every_verb_takes(pruned, adapte
     out = tmp_path / "out"
     ranks = read_configuration(out / "configuration.json")
     assert ranks == result["chosen"]["ranks"] == saved_configuration(adapter, "searched")
-    assert ranks == choose_rank("searched", tuner_of(adapter), adapter)  # `--rank searched` of every verb
+    assert ranks == SavedAdapter(adapter).choose_rank("searched")  # `--rank searched` of every verb
     extracted = extract_adapter(adapter, tmp_path / "sub", ranks)
     assert extracted["ranks"] == ranks
     merge_folder(pruned, adapter, tmp_path / "merged", ranks)
@@ -136,11 +135,11 @@ def test_a_search_ends_with_a_configuration_that_every_verb_takes(pruned, adapte
 
 def test_the_reported_score_is_of_questions_that_no_choice_was_made_by(pruned, adapter, tmp_path) -> None:
     result = search(pruned, adapter, tmp_path / "out")
-    space, tuner = adapter_space(adapter), tuner_of(adapter)
+    space = adapter_space(adapter)
     from sqft_plugins.search.data import split_items
 
     report = split_items(TASK.items(), 6, 8).report
-    searched = SearchedModel(pruned, adapter, tuner, None, "fast")
+    searched = SearchedModel(pruned, SavedAdapter(adapter), None, "fast")
     prepared = prepare(report, searched.tokenizer, 64, 16)
     ours = searched.scores(result["chosen"]["ranks"], AnswerLikelihood(), prepared)
     theirs = searched.scores(space.expand(space.choice("heuristic")), AnswerLikelihood(), prepared)

@@ -21,7 +21,8 @@ from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example
 from sqft_plugins.tune.dtypes import training_dtype
 from sqft_plugins.tune.extract import extract_adapter
-from sqft_plugins.tune.merge import PROBE, merge_folder
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.merge_report import TEXT as PROBE
 from sqft_plugins.tune.train import train_adapter
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(40)]
@@ -154,7 +155,7 @@ def test_what_int4_would_lose_is_not_merged(int4, pruned, tmp_path) -> None:
     for name in ("dense", "lora", "masked"):
         with pytest.raises(SQFTError, match=r"is INT4 and .* is not quantization-aware: .* a small delta is lost"):
             merge_folder(int4, tmp_path / name, tmp_path / "out")
-    with pytest.raises(SQFTError, match=r"--grid .* is for a quantization-aware adapter, .*masked is none"):
+    with pytest.raises(SQFTError, match=r"--grid .* is for a quantization-aware adapter, .*masked is not:"):
         merge_folder(pruned, tmp_path / "masked", tmp_path / "out", grid=int4)
     assert not (tmp_path / "out").exists()
 
