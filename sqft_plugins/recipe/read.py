@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml.error import YAMLError
 
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.recipe.sections import SECTIONS, Section
-from sqft_plugins.recipe.text import parse_yaml, read_yaml
+from sqft_plugins.recipe.text import parse_yaml, read_yaml, write_yaml
 
 GEMMA = "gemma-3-270m"
 """The model that comes from its PyPI package, as in `sqft demo`."""
@@ -26,14 +27,20 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """name: for messages. model: a folder, a name on the hub, or GEMMA. out: None where the recipe does not say.
-    sections: step name → its section, in the order of the steps. folder: the run folder's name, where `out` is None."""
+    """name: for messages.
+    model: a folder, a name on the hub, or GEMMA.
+    out: None where the recipe does not say.
+    sections: step name → its section, in the order of the steps.
+    folder: the run folder's name, where `out` is None.
+    commented: the files as they were read, with their comments.
+    """
 
     name: str
     model: str
     out: Path | None
     sections: Mapping[str, Section]
     folder: str
+    commented: Sequence[Any] = ()
 
     def values(self) -> Values:
         """The recipe as it can be written again: absolute paths, and what is not a default."""
@@ -43,14 +50,24 @@ class Recipe:
             found[name] = {key: value for key, value in given.items() if value is not None}
         return found
 
+    def text(self, out: Path) -> str:
+        """The recipe as YAML that makes the run folder `out`, with the comments of its files."""
+        return write_yaml({**self.values(), "out": str(out)}, deepcopy(self.commented))
+
 
 def read_recipe(files: Sequence[str | Path], settings: Iterable[str] = ()) -> Recipe:
     """Several files are one recipe: a later one adds to what earlier ones say, or replaces it. settings: KEY=VALUE,
     such as train.steps=10, on top of all. Raises SQFTError for whatever is wrong with a key or a value."""
     if not files:
         raise SQFTError("no recipe: give a YAML file")
-    parts = [(str(file), _mapping(file, read_yaml(Path(file))), Path(file).resolve().parent) for file in files]
+    read = [read_yaml(Path(file)) for file in files]
+    parts = [
+        (str(file), _mapping(file, value), Path(file).resolve().parent)
+        for file, (value, _) in zip(files, read, strict=True)
+    ]
     parts += [(f"--set {text}", _setting(text), Path.cwd()) for text in settings]
+
+    # one part after the other
     sections: dict[str, Values] = {}
     top: Values = {}
     steps = [name for _, part, _ in parts for name in part]
@@ -63,29 +80,34 @@ def read_recipe(files: Sequence[str | Path], settings: Iterable[str] = ()) -> Re
             elif value is False:
                 sections.pop(name, None)
             elif value is None or isinstance(value, Mapping):
-                section = SECTIONS[verb_of(name, source)]
-                so_far = sections.setdefault(name, {})
-                try:
-                    marks = section.marks({**so_far, **(value or {})})
-                except SQFTError as error:
-                    raise SQFTError(f"{source}, {name}: {error}") from error
-                _add(so_far, _absolute(value or {}, marks, folder, steps), section)
+                sections[name] = _added(source, name, sections.get(name, {}), value or {}, folder, steps)
             else:
                 raise SQFTError(f"{source}: {name} is {value!r}: write its options below it, or false to leave it out")
+
+    # the whole
     label = " ".join(str(file) for file in files)
     if "model" not in top:
         raise SQFTError(f"{label} has no model: write model: FOLDER, a name on the hub, or {GEMMA}")
     if not sections:
         raise SQFTError(f"{label} has no step: write one or more of {', '.join(SECTIONS)}")
     made = {name: _section(label, name, values) for name, values in sections.items()}
-    return Recipe(label, top["model"], Path(top["out"]) if "out" in top else None, made, Path(files[0]).stem)
+    out = Path(top["out"]) if "out" in top else None
+    return Recipe(label, top["model"], out, made, Path(files[0]).stem, [commented for _, commented in read])
 
 
-def _add(values: Values, more: Values, section: type[Section]) -> None:
-    for key, other in section.instead.items():
-        if key in more and other not in more:
-            values.pop(other, None)
-    values.update(more)
+def _added(
+    source: str, name: str, so_far: Values, more: Mapping[str, Any], folder: Path, steps: Sequence[str]
+) -> Values:
+    """What a section says after one more part: `more`, with paths as seen from `folder`, on top of `so_far`."""
+    section = SECTIONS[verb_of(name, source)]
+    try:
+        marks = section.marks({**so_far, **more})
+    except SQFTError as error:
+        raise SQFTError(f"{source}, {name}: {error}") from error
+
+    replaced = {other for key, other in section.instead.items() if key in more and other not in more}
+    kept = {key: value for key, value in so_far.items() if key not in replaced}
+    return kept | _absolute(more, marks, folder, steps)
 
 
 def verb_of(name: str, source: str) -> str:
@@ -110,7 +132,7 @@ def _setting(text: str) -> Values:
         raise SQFTError(f"--set {text} is no KEY=VALUE: write such as train.steps=10")
     try:
         found: Any = parse_yaml(value)
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise SQFTError(f"--set {text}: {value!r} is no YAML value: put it in quotes") from error
     for key in (last, *reversed(outer)):
         found = {key: found}

@@ -18,7 +18,6 @@ from sqft_plugins.recipe.artefact import Artefact, from_path
 from sqft_plugins.recipe.inputs import check_inputs, check_model
 from sqft_plugins.recipe.make import Maker, output_of
 from sqft_plugins.recipe.read import BASE, GEMMA, Recipe
-from sqft_plugins.recipe.text import write_yaml
 from sqft_plugins.recipe.wire import Step, wire
 from sqft_plugins.stages import Stages
 from sqft_plugins.variables import DATA_DIR
@@ -55,7 +54,7 @@ def run_recipe(
         if not ready:
             check_model(recipe.name, steps, base, todo)
         with write_file(out / "recipe.yaml", overwrite=True) as file:
-            file.write_text(write_yaml({**recipe.values(), "out": str(out)}), encoding="utf-8")
+            file.write_text(recipe.text(out), encoding="utf-8")
         results = {}
         for number, step in enumerate(steps, 1):
             results[step.name] = stages.run(

@@ -1,12 +1,19 @@
-"""YAML as recipes are written: 1.2's plain values, no key twice, mistakes by line."""
+"""YAML as recipes are written: 1.2's plain values, no key twice, mistakes by line; comments stay when it is written."""
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.resolver import VersionedResolver
 
 from sqft_plugins.errors import SQFTError
 
@@ -16,61 +23,101 @@ PLAIN = {
     "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 }
-"""Tag → (what it looks like, its first characters), as in YAML 1.2's core schema. PyYAML goes by YAML 1.1, where
-`2:4` is the number 124, `no` is false and `3e-4` a text."""
+"""Tag → (what it looks like, its first characters), as in YAML 1.2's core schema. ruamel.yaml's 1.2 knows more: `1_000`
+is a number there and `2001-01-01` a date."""
+OLD = VersionedResolver(version=(1, 1))
+"""What other readers may take a plain value for: `2:4` is the number 124 in YAML 1.1, and `no` is false."""
 
 
-class Loader(yaml.SafeLoader):
-    """Raises YAMLError for a key that stands twice in one mapping."""
+class Core(VersionedResolver):
+    """Plain values are those of `PLAIN`."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str | int | float | None):
-                raise yaml.MarkedYAMLError(problem=f"the key {name!r} is no text", problem_mark=key.start_mark)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {name!r} stands twice", problem_mark=key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+    versioned_resolver: dict[str, list[Any]] = {  # noqa: RUF012 (a property in the base)
+        first: [
+            (f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"))
+            for tag, (pattern, firsts) in PLAIN.items()
+            if first in firsts
+        ]
+        for first in ["~", "", *"-+.0123456789tTfFnN"]
+    }
 
 
-class Dumper(yaml.SafeDumper):
-    """Lists of plain values on one line. Quotes what YAML 1.1 or 1.2 would take for something else."""
+class Quoting(RoundTripRepresenter):
+    """Quotes a text that YAML 1.1 takes for something else; lists of plain values stand on one line."""
+
+    def represent_str(self, text: str) -> ScalarNode:
+        old = OLD.resolve(ScalarNode, text, (True, False))
+        style = None if old == OLD.DEFAULT_SCALAR_TAG else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-Loader.yaml_implicit_resolvers = {}
-for tag, (pattern, first) in PLAIN.items():
-    for side in (Loader, Dumper):
-        side.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
+Quoting.add_representer(str, Quoting.represent_str)
 
 
-def read_yaml(file: Path) -> Any:
-    """Raises SQFTError for a file that is missing or no YAML, naming the line."""
+def read_yaml(file: Path) -> tuple[Any, Any]:
+    """(the value, the same with its comments, for `write_yaml`). Raises SQFTError for a file that is missing or no
+    YAML, naming the line."""
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        return parse_yaml(text), _yaml("rt").load(text)
     except FileNotFoundError as error:
         raise SQFTError(f"recipe {file} is no file: check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SQFTError(f"recipe {file} cannot be read ({error}): give a YAML file") from error
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        problem = problem.partition(" with value ")[0]  # of a key that stands twice, both values
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise SQFTError(f"recipe {file}{line} is no YAML ({problem}): correct it") from error
 
 
 def parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader)
+    """The value. Raises YAMLError."""
+    return _yaml("safe").load(text)
 
 
-def write_yaml(value: Any) -> str:
-    """The keys in their order."""
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+def write_yaml(values: Mapping[str, Any], commented: Sequence[CommentedMap] = ()) -> str:
+    """The keys in their order. commented: mappings as `read_yaml` gives them, whose comments are kept."""
+    shown = CommentedMap()
+    for part in reversed(commented):
+        shown = _kept(part, shown)
+    for name in [name for name in shown if name not in values]:
+        del shown[name]
+
+    for name, value in values.items():
+        inner = shown.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, CommentedMap):
+            for key in [key for key in inner if key not in value]:
+                del inner[key]
+            for key, one in value.items():
+                _put(inner, key, one)
+        elif not (value == {} and name in shown):  # a step without options
+            _put(shown, name, value)
+
+    file = io.StringIO()
+    _yaml("rt").dump(shown, file)
+    return file.getvalue()
 
 
-def _list(dumper: yaml.SafeDumper, values: list) -> yaml.Node:
-    short = all(isinstance(value, str | int | float) for value in values)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short)
+def _kept(first: CommentedMap, later: CommentedMap) -> CommentedMap:
+    """`first` with the sections that only `later` has."""
+    for name, value in later.items():
+        first.setdefault(name, value)
+    return first
 
 
-Dumper.add_representer(list, _list)
+def _put(mapping: CommentedMap, key: str, value: Any) -> None:
+    if key in mapping and mapping[key] == value:
+        return  # written as it was: 3e-4 stays 3e-4
+    mapping[key] = value
+    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+        mapping[key] = CommentedSeq(value)
+        mapping[key].fa.set_flow_style()
+
+
+def _yaml(kind: str) -> YAML:
+    yaml = YAML(typ=kind, pure=True)
+    yaml.Resolver, yaml.width = Core, 120
+    if kind == "rt":
+        yaml.Representer = Quoting
+    return yaml
