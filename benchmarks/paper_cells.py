@@ -22,10 +22,10 @@ from paper_data import GROUPS, METRICS, examples, is_right, task_files
 from paper_methods import METHODS, Cell, PaperSettings
 
 from sqft_plugins.checkpoint import ModelFolder, write_file
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.compress.report import peak_memory_mib
-from sqft_plugins.compress.source import Source
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
@@ -197,7 +197,7 @@ class Bench:
 
     def sizes(self, folder: ModelFolder, added: int = 0) -> dict[str, Any]:
         """bits_per_weight: of the linear layers of the blocks, with what the adapter adds. bytes: of all weights."""
-        modules = list(folder.masks) or list(Source(folder.path, ()).modules)
+        modules = list(folder.masks) or list(FloatModel(folder.path, ()).modules)
         weights = sum(math.prod(folder.weight_shape(module)) for module in modules)
         bits = bits_per_weight(folder, modules) + 8 * added / weights
         return {"bits_per_weight": round(bits, 3), "bytes": folder.weight_bytes + added}

@@ -19,7 +19,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.mask import mask_hash
+from sqft_plugins.mask import mask_hash, packed_mask_shape
 
 STAMP_VERSION = 1
 FOLDER = "sqft"
@@ -83,18 +83,23 @@ def write_sidecar(folder: Path, stamp: Stamp, packed_masks: Mapping[str, Tensor]
     """Writes `sqft/stamp.json` and `sqft/mask.safetensors`, and the stamp as a flag into `config.json`."""
     if mask_hash(packed_masks) != stamp.mask_hash:
         raise CheckpointError("stamp.mask_hash does not belong to the masks: make both from the same masks")
-    masks = mask_file(folder, {name: tuple(packed.shape) for name, packed in packed_masks.items()})
-    for name, packed in packed_masks.items():
-        masks.write(name, packed)
+    mask_file(folder, {}, packed_masks)
     write_stamp(folder, stamp)
 
 
-def mask_file(folder: Path, shapes: Mapping[str, Sequence[int]]) -> ShardFile:
-    """The mask file of a model folder, to be filled: module name → (out, ceil(in / 8))."""
+def mask_file(folder: Path, made: Mapping[str, Sequence[int]], kept: Mapping[str, Tensor]) -> ShardFile:
+    """The mask file of a model folder, laid out.
+
+    made: module → (out, in) of the weights whose masks are still to be written. kept: module → packed mask, which is
+    written here.
+    """
     (folder / FOLDER).mkdir(exist_ok=True)
-    return ShardFile(
-        folder / FOLDER / MASK_FILE, {name: TensorSpec(torch.uint8, tuple(shape)) for name, shape in shapes.items()}
-    )
+    shapes: dict[str, tuple[int, ...]] = {name: packed_mask_shape(shape) for name, shape in made.items()}
+    shapes |= {name: tuple(packed.shape) for name, packed in kept.items()}
+    masks = ShardFile(folder / FOLDER / MASK_FILE, {n: TensorSpec(torch.uint8, shape) for n, shape in shapes.items()})
+    for name, packed in kept.items():
+        masks.write(name, packed)
+    return masks
 
 
 def write_stamp(folder: Path, stamp: Stamp) -> None:

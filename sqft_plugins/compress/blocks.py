@@ -1,15 +1,22 @@
 """Calibration text through the decoder, block by block, in micro-batches.
 
-The model's own forward pass runs over the first micro-batch and so hands every block the arguments that it needs
-(attention masks, rotary embeddings, ALiBi). All micro-batches have the same number of equally long sequences without
-padding, so these arguments hold for the others too, which wait before each block and take it right after the first.
+The model's own forward pass hands every block the arguments that it needs (attention masks, rotary embeddings, ALiBi),
+so blocks are worked on from inside that pass:
+
+1. `inputs_of`, for every micro-batch but the first: the pass ends before block 0, whose inputs wait.
+2. `go_through`, for the first micro-batch: the pass runs to the end. In the place of each block, the block is worked on
+   with all micro-batches, one after the other, and its outputs wait as the inputs of the next.
+
+All micro-batches have the same number of equally long sequences without padding, so the arguments of the first hold for
+the others; for arguments that depend on the text, `_check_alike` refuses more than one micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +33,23 @@ class StopBlock(Exception):  # noqa: N818 (a signal, not an error)
     """Raised by a hook inside a block where the rest of the block need not be computed."""
 
 
+@dataclass
+class Position:
+    """How far a run over the blocks has come.
+
+    block: the next to work on. states: its inputs, one [sequences, length, hidden] a micro-batch; None before the first
+    block. returns_tuple: whether the model's blocks return a tuple.
+    """
+
+    block: int = 0
+    states: list[Tensor] | None = None
+    returns_tuple: bool = False
+
+
 class BlockRun:
     """One block over all micro-batches.
 
-    states: its inputs, one [sequences, length, hidden] a micro-batch; `advance` puts its outputs in their place.
+    states: its inputs, one a micro-batch; `advance` puts its outputs in their place.
     """
 
     def __init__(self, block: Callable, states: list[Tensor], args: tuple, kwargs: dict[str, Any]):
@@ -55,59 +75,83 @@ class BlockRun:
             self.states[index] = output[0] if isinstance(output, tuple) else output
 
 
-class _Caught(Exception):  # noqa: N818
+OnBlock = Callable[[int, BlockRun], None]
+"""(number of the block, the block over all micro-batches): calls `run.advance()` once."""
+
+
+def run_blocks(model: PreTrainedModel, tokens: Tensor, on_block: OnBlock, position: Position | None = None) -> None:
+    """Calls `on_block` for each decoder block in order.
+
+    tokens: int64 [sequences, length]. position: where an earlier run was left off; it moves along. Raises SQFTError for
+    tokens outside the vocabulary, and for a model whose blocks get arguments that depend on the text where there is
+    more than one micro-batch.
+    """
+    position = Position() if position is None else position
+    first, *others = split(check_tokens(model, tokens), MICRO_TOKENS)
+    with torch.no_grad(), _within_positions(model, tokens.shape[1]):
+        waiting = [inputs_of(model, batch) for batch in others] if position.states is None else []
+        go_through(model, first, waiting, on_block, position)
+
+
+class Inputs(Exception):  # noqa: N818 (a signal, not an error)
+    """The inputs of block 0, which `inputs_of` lets out of the model's forward pass."""
+
     def __init__(self, state: Tensor, arguments: tuple[tuple, dict]):
         self.state, self.arguments = state, arguments
 
 
-def run_blocks(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    on_block: Callable[[int, BlockRun], None],
-    first: int = 0,
-    states: Sequence[Tensor] | None = None,
-    returns_tuple: bool = False,
-) -> None:
-    """Calls `on_block(index, run)` for each decoder block in order; it must call `run.advance()` once.
+def inputs_of(model: PreTrainedModel, batch: Tensor) -> Inputs:
+    """The inputs of block 0 for a micro-batch [sequences, length]; no block is computed."""
 
-    tokens: int64 [sequences, length]. first, states, returns_tuple: where an earlier run was left off: the block to go
-    on with, its inputs, and what blocks return. Raises SQFTError for tokens outside the vocabulary, and for a
-    model whose blocks get arguments that depend on the text where there is more than one micro-batch.
+    def forward(state: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+        raise Inputs(state, (args, kwargs))
+
+    with _in_the_place_of({find_blocks(model)[1][0]: forward}):
+        try:
+            run_body(model, batch)
+        except Inputs as inputs:
+            return inputs.with_traceback(None)
+    raise SQFTError(f"model {type(model).__name__} never calls its first block: give a decoder model")
+
+
+def go_through(
+    model: PreTrainedModel, batch: Tensor, waiting: list[Inputs], on_block: OnBlock, position: Position
+) -> None:
+    """Runs the model over the first micro-batch and calls `on_block` in the place of each block from `position` on.
+
+    waiting: the inputs of block 0 for the other micro-batches; they are taken out of the list.
     """
-    batches = split(check_tokens(model, tokens), MICRO_TOKENS)
-    _, blocks = find_blocks(model)
-    waiting: list[_Caught] = []
+    start = position.block
 
     def forward_of(index: int, block: Callable) -> Callable:
         def forward(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            nonlocal states, returns_tuple
-            if len(waiting) < len(batches) - 1 and states is None:
-                raise _Caught(state, (args, kwargs))
-            if index >= first:
-                if states is None:
-                    _check_alike([caught.arguments for caught in waiting], (args, kwargs))
-                    states = [state, *(caught.state for caught in waiting)]
-                run = BlockRun(block, list(states), args, kwargs)
+            if index >= start:
+                if position.states is None:  # block 0: here all micro-batches come together
+                    _check_alike([inputs.arguments for inputs in waiting], (args, kwargs))
+                    position.states = [state, *(inputs.state for inputs in waiting)]
+                    waiting.clear()
+
+                run = BlockRun(block, list(position.states), args, kwargs)
                 on_block(index, run)
-                states, returns_tuple = run.states, run.returns_tuple
-                state = states[0]
-            return (state,) if returns_tuple else state
+                position.block, position.states, position.returns_tuple = index + 1, run.states, run.returns_tuple
+                state = position.states[0]
+            return (state,) if position.returns_tuple else state
 
         return forward
 
-    for index, block in enumerate(blocks):
-        block.forward = forward_of(index, block.forward)  # type: ignore[method-assign]
-    try:
-        with torch.no_grad(), _within_positions(model, tokens.shape[1]):
-            for batch in batches[1:] if states is None else []:
-                try:
-                    run_body(model, batch)
-                except _Caught as caught:
-                    waiting.append(caught.with_traceback(None))
-            run_body(model, batches[0])
-    finally:
-        for block in blocks:
-            del block.forward  # the class's own shows again
+    blocks = find_blocks(model)[1]
+    with _in_the_place_of({block: forward_of(index, block.forward) for index, block in enumerate(blocks)}):
+        run_body(model, batch)
+
+
+@contextmanager
+def _in_the_place_of(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """In here each module computes the function beside it."""
+    with ExitStack() as stack:
+        for module, forward in forwards.items():
+            module.forward = forward  # type: ignore[method-assign]
+            stack.callback(delattr, module, "forward")  # then the class's own shows again
+        yield
 
 
 def run_body(model: PreTrainedModel, tokens: Tensor) -> None:

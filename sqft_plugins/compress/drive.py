@@ -1,8 +1,17 @@
-"""The driver of every compression: block after block, each layer seeing compressed predecessors.
+"""The driver of every compression. Peak memory is one block in float32 with its work, the calibration states, and the
+embedding while it is looked up; it does not grow with the number of blocks. Everything is computed in float32.
 
-Over a folder, a block is read, worked on, written and forgotten: peak memory is one block in float32 with its work, the
-calibration states, and the embedding while it is looked up; it does not grow with the number of blocks. Everything is
-computed in float32, whatever the folder's dtype.
+    for each block, from the first that is not finished:
+        store.load the block
+        for each of its linear layers, in the order of their calls:
+            collect the statistic of its inputs                         (visit.py)
+            made = method(name, weight, statistic); the layer computes with made.weight from here on
+            store.write made
+        run the block again: its outputs are the inputs of the next     (blocks.py)
+        store.finished: free the block, save the progress
+
+So each layer sees compressed predecessors. Where the method wants no statistic, no block is run, and the layers come in
+the order of the model. Otherwise the outer loop lies inside the model's own forward pass: see blocks.py.
 """
 
 from __future__ import annotations
@@ -10,14 +19,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sqft_plugins.checkpoint.shards import ShardFile
 from sqft_plugins.checkpoint.writer import FolderWriter
-from sqft_plugins.compress.blocks import BlockRun, check_tokens, run_blocks
+from sqft_plugins.compress.blocks import BlockRun, Position, check_tokens, run_blocks
 from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.report import Row, describe, output_error
 from sqft_plugins.compress.skeleton import Skeleton
@@ -32,9 +41,13 @@ from sqft_plugins.structure import find_blocks, set_weight, weight_of
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a method made of one layer. weight: [out, in], any float dtype, what the layers behind it see. report: what
-    to tell of it, at least `sparsity` and `error`. stored: tensor name → tensor, for the files. mask: bool [out, in],
-    to be stored there."""
+    """What a method made of one layer.
+
+    weight: [out, in], any float dtype, what the layers behind it see.
+    report: of the layer, at least `sparsity` and `error`.
+    stored: tensor name → tensor, for the files.
+    mask: bool [out, in], for the mask file; None where that has the layer's mask already.
+    """
 
     weight: Tensor
     report: Row
@@ -46,10 +59,78 @@ Method = Callable[[str, Tensor, Tensor | None], Compressed]
 """(module name, weight [out, in] float32, statistic of its inputs) → what becomes of it."""
 
 
+class Store(Protocol):
+    """Where blocks come from, and where what is made of them goes. rows: the reports of the layers so far. position:
+    how far an earlier run came."""
+
+    model: Any
+    rows: list[Row]
+    position: Position
+
+    def load(self, index: int, block: nn.Module) -> None: ...
+
+    def write(self, module: str, made: Compressed) -> None: ...
+
+    def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
+        """run: with the block's outputs; None where no block is run."""
+        ...
+
+
+class InMemory:
+    """A model in memory, compressed in place."""
+
+    def __init__(self, model: Any):
+        self.model, self.rows, self.position = model, list[Row](), Position()
+
+    def load(self, index: int, block: nn.Module) -> None:
+        pass
+
+    def write(self, module: str, made: Compressed) -> None:
+        pass
+
+    def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
+        self.rows += rows
+
+
+class InFolder:
+    """A folder, read through `skeleton` and written into `weights` and `masks`; `job` is saved after each block."""
+
+    def __init__(self, job: Job, skeleton: Skeleton, weights: FolderWriter, masks: ShardFile):
+        self.job, self.skeleton, self.weights, self.masks = job, skeleton, weights, masks
+        self.model, self.rows = skeleton.model, job.rows
+        self.position = Position(job.done, job.states, bool(job.notes.get("returns_tuple")))
+        job.states = None  # not held there while they change
+
+        if job.resumed:
+            say(f"going on at block {job.done + 1}: {job.path} has what an earlier run finished")
+        else:
+            weights.copy_rest()
+
+    def load(self, index: int, block: nn.Module) -> None:
+        self.skeleton.load_block(index, block)
+
+    def write(self, module: str, made: Compressed) -> None:
+        for name, tensor in made.stored.items():
+            self.weights.write(name, tensor)
+        if made.mask is not None:
+            self.masks.write(module, pack_mask(made.mask))
+
+    def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
+        self.skeleton.free(block)
+        release_memory()
+        self.rows += rows
+        if run is not None:
+            self.job.notes["returns_tuple"] = run.returns_tuple
+        self.job.save(None if run is None else run.states)
+
+
 @dataclass
 class Compression:
-    """One compression. modules: the layers that are compressed. statistic: what `method` wants to know of their inputs.
-    tokens: int64 [sequences, length], the calibration; None with the statistic "none", where nothing is run."""
+    """One compression.
+
+    what: for the progress. modules: the layers that are compressed. statistic: what `method` wants to know of their
+    inputs. tokens: int64 [sequences, length], the calibration; None with the statistic "none", where nothing is run.
+    """
 
     what: str
     modules: Collection[str]
@@ -57,86 +138,52 @@ class Compression:
     tokens: Tensor | None
     method: Method
 
-    def of_folder(self, job: Job, skeleton: Skeleton, weights: FolderWriter, masks: ShardFile | None) -> None:
-        """Reads block by block from the skeleton's folder, writes into `weights` and `masks`, and saves the job after
-        each block; the layers' reports are `job.rows`."""
-        if job.resumed:
-            say(f"going on at block {job.done + 1}: {job.path} has what an earlier run finished")
-        else:
-            weights.copy_rest()
+    def run(self, store: Store) -> list[Row]:
+        """Compresses the model of `store`, block after block → the reports of its layers."""
+        name, blocks = find_blocks(store.model)
+        first = store.position.block
+        with Steps(self.what, len(blocks), first) as steps, torch.no_grad(), evaluating(store.model):
 
-        def write(module: str, made: Compressed) -> None:
-            for name, tensor in made.stored.items():
-                weights.write(name, tensor)
-            if masks is not None and made.mask is not None:
-                masks.write(module, pack_mask(made.mask))
+            def on_block(index: int, run: BlockRun | None) -> None:
+                steps.step(self._block(store, f"{name}.{index}.", index, blocks[index], run, steps))
 
-        def finished(block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
-            skeleton.free(block)
-            release_memory()
-            job.rows += rows
-            if run is not None:
-                job.notes["returns_tuple"] = run.returns_tuple
-            job.save(None if run is None else run.states)
-
-        states, job.states = job.states, None  # not held here while they change
-        self._run(
-            skeleton.model, skeleton.load_block, write, finished, job.done, states, job.notes.get("returns_tuple")
-        )
-
-    def of_model(self, model: Any) -> list[Row]:
-        """Compresses a model in memory, in place → the layers' reports."""
-        reports: list[Row] = []
-        self._run(
-            model, lambda index, block: None, lambda module, made: None, lambda block, rows, run: reports.extend(rows)
-        )
-        return reports
-
-    def _run(
-        self,
-        model: Any,
-        load: Callable[[int, nn.Module], None],
-        write: Callable[[str, Compressed], None],
-        finished: Callable[[nn.Module, list[Row], BlockRun | None], None],
-        first: int = 0,
-        states: list[Tensor] | None = None,
-        returns_tuple: bool | None = None,
-    ) -> None:
-        name, blocks = find_blocks(model)
-
-        def work(index: int, run: BlockRun | None) -> None:
-            block, start = blocks[index], time.perf_counter()
-            prefix = f"{name}.{index}."
-            linears = {m: block.get_submodule(m.removeprefix(prefix)) for m in self.modules if m.startswith(prefix)}
-            load(index, block)
-            rows: list[Row] = []
-
-            def visit(module: str, seen: Tensor | None) -> None:
-                rows.append(self._compress(module, linears[module], seen, write))
-                steps.tell(f"{module}: {describe(rows[-1:])}, {rows[-1]['seconds']:.1f} s")
-
-            if run is None:
-                for module in linears:
-                    visit(module, None)
-            else:
-                visit_linears(run, linears, self.statistic, visit)
-            finished(block, rows, run)
-            steps.step(f"{describe(rows)}, {time.perf_counter() - start:.1f} s")
-
-        with Steps(self.what, len(blocks), first) as steps, torch.no_grad(), evaluating(model):
             if self.statistic == "none":
                 for index in range(first, len(blocks)):
-                    work(index, None)
+                    on_block(index, None)
             else:
-                run_blocks(model, check_tokens(model, self.tokens), work, first, states, bool(returns_tuple))
+                run_blocks(store.model, check_tokens(store.model, self.tokens), on_block, store.position)
+        return store.rows
 
-    def _compress(self, module: str, linear: Any, seen: Tensor | None, write: Callable[[str, Compressed], None]) -> Row:
+    def _block(
+        self, store: Store, prefix: str, index: int, block: nn.Module, run: BlockRun | None, steps: Steps
+    ) -> str:
+        """One block → what to log of it. prefix: of the names of its modules. run: None where nothing is run."""
+        start = time.perf_counter()
+        linears = {m: block.get_submodule(m.removeprefix(prefix)) for m in self.modules if m.startswith(prefix)}
+        rows: list[Row] = []
+
+        def visit(module: str, statistic: Tensor | None) -> None:
+            rows.append(self._layer(store, module, linears[module], statistic))
+            steps.tell(f"{module}: {describe(rows[-1:])}, {rows[-1]['seconds']:.1f} s")
+
+        store.load(index, block)
+        if run is None:
+            for module in linears:
+                visit(module, None)
+        else:
+            visit_linears(run, linears, self.statistic, visit)  # and runs the block
+        store.finished(block, rows, run)
+        return f"{describe(rows)}, {time.perf_counter() - start:.1f} s"
+
+    def _layer(self, store: Store, module: str, linear: Any, statistic: Tensor | None) -> Row:
         start = time.perf_counter()
         weight = weight_of(linear).float()  # [out, in]
-        made = self.method(module, weight, seen)
+        made = self.method(module, weight, statistic)
+
         row = {"name": module, "shape": list(weight.shape), **made.report}
-        if seen is not None and seen.ndim == 2:
-            row["output_error"] = output_error(weight, made.weight, seen)
+        if statistic is not None and statistic.ndim == 2:
+            row["output_error"] = output_error(weight, made.weight, statistic)
+
         set_weight(linear, made.weight)
-        write(module, made)
+        store.write(module, made)
         return {**row, "seconds": time.perf_counter() - start}

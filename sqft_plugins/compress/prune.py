@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
-from sqft_plugins.compress.drive import Compressed, Compression
+from sqft_plugins.compress.drive import Compressed, Compression, InFolder, InMemory
+from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
 from sqft_plugins.compress.fused import check_reachable, fused_weights
 from sqft_plugins.compress.job import fingerprint, open_job
-from sqft_plugins.compress.report import Row, peak_memory_mib, relative_error, total
-from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
+from sqft_plugins.compress.report import Report, Row, relative_error, summed_up, total
 from sqft_plugins.errors import GridError, SQFTError
-from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, packed_mask_shape, sparsity_of
+from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
 from sqft_plugins.names import resolve, select
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Pruner
@@ -41,24 +42,31 @@ def prune_model(
     exclude: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], list[Row]]:
     """Prunes the linear layers of the decoder blocks in place → packed masks by module name, and one report a layer
-    (name, shape, sparsity, error ‖W - W'‖ / ‖W‖, seconds).
+    (`Row`).
 
-    tokens: int64 [sequences, length], the calibration batch; not used by a pruner with the statistic "none". The mask
-    IS the nonzero pattern of the pruned weight: a weight that the method keeps but that was 0 already counts as pruned,
-    so a layer can be a little sparser than asked. Statistics are float32, weights keep their dtype. exclude: patterns
-    of layers that stay as they are (`sqft_plugins.names`), and of experts, which are no linear layers. The model is
-    calibrated in evaluation mode, whatever mode it is in.
+    model: in any mode; it is calibrated in evaluation mode.
+    tokens: int64 [sequences, length], the calibration batch; not used by a pruner with the statistic "none".
+    pruner: such as `Wanda()`. Statistics are float32, weights keep their dtype.
+    sparsity: a fraction 0..1, or N:M (N of M are kept).
+    exclude: patterns of layers that stay as they are (`sqft_plugins.names`), and of experts, which are in no linear
+        layer.
+
+    The mask is the nonzero pattern of the pruned weight: a weight that the method keeps but that was 0 already counts
+    as pruned, so a layer can be a little sparser than asked.
 
     Raises GridError for a weight or an input that is not finite, SQFTError for experts that are not excluded (the
     sparsity could not be reached), a layer the forward pass does not call, tokens outside the vocabulary, and a pruner
     that does not return what it promises. After an error in the midst of the pass the model is partly pruned: load it
     again.
     """
+    # the layers that are meant
     pattern = as_pattern(sparsity)
     linears, fused = find_linears(model), fused_weights(model)
     size = sum(linear.weight.numel() for linear in linears.values())
     for name in select(exclude, [*linears, *fused], "exclude"):
         (linears if name in linears else fused).pop(name)
+
+    # everything that can be refused
     if pattern.sparsity:
         check_reachable(fused, size, pattern, "exclude")
     if not linears:
@@ -67,15 +75,27 @@ def prune_model(
         pattern.check(weight_of(linear).shape[1], name)
         if not bool(torch.isfinite(linear.weight).all()):
             raise GridError(f"tensor {name}.weight holds NaN or infinity: copy or convert the model again")
+
+    # work
     masks: dict[str, Tensor] = {}
 
-    def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+    def prune_one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
         made = prune_weight(module, weight, statistic, pruner, pattern, linears[module].weight.dtype)
         masks[module] = pack_mask(nonzero_mask(made.weight))
         return made
 
-    rows = Compression(f"prune ({pruner.name})", linears, pruner.statistic, tokens, one).of_model(model)
+    work = Compression(f"prune ({pruner.name})", linears, pruner.statistic, tokens, prune_one)
+    rows = work.run(InMemory(model))
     return {name: masks[name] for name in linears}, rows
+
+
+@dataclass(kw_only=True)
+class PruneReport(Report):
+    """sparsity, pattern: what was asked, such as 0.5 and "50%" or 0.5 and "2:4". sparsity_reached: over all layers."""
+
+    sparsity: float
+    pattern: str
+    sparsity_reached: float
 
 
 def prune_folder(
@@ -90,29 +110,36 @@ def prune_folder(
     exclude: Sequence[str] = (),
     overrides: Mapping[str, float | str] | None = None,
 ) -> dict[str, Any]:
-    """Prunes a model (a folder, or a name on the hub) and writes it with its tokenizer, mask and stamp to `out`, in the
-    dtype it was saved in, with the same shards. Holds one block in memory at a time; killed, it goes on where it was.
+    """Prunes a model and writes it with its tokenizer, mask and stamp to `out`, in the dtype it was saved in, with the
+    same shards → the fields of `PruneReport`. Holds one block in memory at a time; killed, it goes on where it was.
 
-    method: a pruner's name. sparsity: a fraction 0..1, or N:M (N of M are kept). exclude: patterns of layers that stay
-    as they are; overrides: pattern → another sparsity (`sqft_plugins.names`). calibration: a text file, JSONL or the
-    name of a data set, None for the built-in text. Returns out, method, sparsity (asked), sparsity_reached, weights,
-    modules, calibration, seconds, peak_memory_mib and layers (name, shape, sparsity, error, seconds).
+    model_path: a folder, or a name on the hub.
+    method: a pruner's name.
+    sparsity: a fraction 0..1, or N:M (N of M are kept).
+    calibration: a text file, JSONL or the name of a data set, None for the built-in text.
+    sequences, length: of the calibration batch, in tokens.
+    exclude: patterns of layers that stay as they are.
+    overrides: pattern → another sparsity (`sqft_plugins.names`).
+
     Raises SQFTError; what can be known before the long work is checked before; nothing half-written stays.
     """
     start = time.perf_counter()
+
+    # everything that can be refused
     asked = as_pattern(sparsity)
     pruner: Pruner = get_manager().get("sqft_pruners", method, "--method")
     check_output(out, overwrite)
-    source = Source(model_path, exclude)
+    source = FloatModel(model_path, exclude)
     values = {pattern: as_pattern(value) for pattern, value in (overrides or {}).items()}
     patterns = resolve(values, list(source.modules), asked, "--sparsity-of")
     for module, pattern in patterns.items():
         pattern.check(source.modules[module][1], module)
-    how = Calibration(calibration, sequences, length)
     if asked.sparsity:
         source.check_reachable(asked)
+    how = Calibration(calibration, sequences, length)
     tokens = how.tokens(source.path, pruner.statistic, source.skeleton)
     source.check()
+
     request = {
         "verb": "prune",
         "method": method,
@@ -121,43 +148,41 @@ def prune_folder(
         "source": fingerprint(source.folder),
     }
     with open_job(out, request, overwrite) as job:
+        # the files of the output, laid out
         specs = {name: source.folder.spec(source.stored(name)) for name in source.modules}
         changed = {source.stored(name): {f"{name}.weight": spec} for name, spec in specs.items()}
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # layers that were pruned before and are left out now keep their masks
         earlier = {name: packed for name, packed in source.folder.masks.items() if name not in source.modules}
-        shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
-        masks = mask_file(job.folder, {**shapes, **{name: packed.shape for name, packed in earlier.items()}})
-        for name, packed in earlier.items():
-            masks.write(name, packed)
+        masks = mask_file(job.folder, source.modules, earlier)
 
-        def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+        # work
+        def prune_one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
             made = prune_weight(module, weight, statistic, pruner, patterns[module], specs[module].dtype)
-            stored = {f"{module}.weight": source.turned(module, made.weight)}
+            stored = {f"{module}.weight": source.as_stored(module, made.weight)}
             return Compressed(made.weight, made.report, stored, nonzero_mask(made.weight))
 
-        what = f"prune ({method})"
-        Compression(what, source.modules, pruner.statistic, tokens, one).of_folder(job, source.skeleton, weights, masks)
+        work = Compression(f"prune ({method})", source.modules, pruner.statistic, tokens, prune_one)
+        rows = work.run(InFolder(job, source.skeleton, weights, masks))
+
+        # everything beside the weights
         copy_side_files(source.folder, job.folder)
         write_config(job.folder, source.folder.config)
-        rows = job.rows
         left_out = [mask for mask in map(source.folder.mask, earlier) if mask is not None]
         masked = [*rows, *({"shape": mask.shape, "sparsity": sparsity_of(mask)} for mask in left_out)]
-        write_stamp(job.folder, _stamp(source, job.folder, method, total(masked, "sparsity")))
+        stamp = _stamp(source, job.folder, method, total(masked, "sparsity"))
+        write_stamp(job.folder, stamp)
         write_model_card(job.folder)
-    return {
-        "out": str(out),
-        "method": method,
-        "sparsity": asked.sparsity,
-        "pattern": str(asked),
-        "sparsity_reached": total(rows, "sparsity"),
-        "modules": len(rows),
-        "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
-        "calibration": describe_calibration(how, tokens),
-        "seconds": time.perf_counter() - start,
-        "peak_memory_mib": peak_memory_mib(),
-        "layers": rows,
-    }
+
+    return PruneReport(
+        out=str(out),
+        method=method,
+        sparsity=asked.sparsity,
+        pattern=str(asked),
+        sparsity_reached=total(rows, "sparsity"),
+        calibration=describe_calibration(how, tokens),
+        **summed_up(rows, start),
+    ).as_dict()
 
 
 def prune_weight(
@@ -166,6 +191,7 @@ def prune_weight(
     """weight [out, in] float32 → the pruned weight in `dtype`, in which it is stored. Raises SQFTError for a pruner
     that breaks its promise."""
     pruned, mask = pruner.prune(weight, statistic, pattern)
+
     if pruned.shape != weight.shape or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise SQFTError(f"method {pruner.name!r} returned another shape or no bool mask for {name}: repair the plug-in")
     if lost_zeros(pruned, mask):
@@ -174,6 +200,7 @@ def prune_weight(
         )
     if not bool(torch.isfinite(pruned).all()):
         raise SQFTError(f"method {pruner.name!r} made NaN or infinity of {name}: give more calibration text")
+
     pruned = pruned.to(dtype)
     return Compressed(pruned, {"sparsity": sparsity_of(pruned), "error": relative_error(weight, pruned)}, {})
 
@@ -182,7 +209,7 @@ def as_pattern(sparsity: float | str | Pattern) -> Pattern:
     return sparsity if isinstance(sparsity, Pattern) else Pattern.parse(sparsity)
 
 
-def _stamp(source: Source, folder: Path, method: str, sparsity: float) -> Stamp:
+def _stamp(source: FloatModel, folder: Path, method: str, sparsity: float) -> Stamp:
     hashed = mask_hash(ModelFolder(folder).masks)
     fields: dict[str, Any] = {"base": source.name, "sparsity": sparsity, "mask_hash": hashed}
     before = source.folder.stamp

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,29 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.int4 import combined_hash, int4_config, int4_specs, int4_tensors, scale_digest
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
-from sqft_plugins.compress.drive import Compressed, Compression
+from sqft_plugins.compress.drive import Compressed, Compression, InFolder
+from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
 from sqft_plugins.compress.job import fingerprint, open_job
-from sqft_plugins.compress.report import peak_memory_mib, relative_error, total
-from sqft_plugins.compress.source import Calibration, Source, describe_calibration, hash_of
+from sqft_plugins.compress.report import Report, relative_error, summed_up, total
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
-from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, packed_mask_shape, sparsity_of
+from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Quantizer
 from sqft_plugins.progress import say
+
+
+@dataclass(kw_only=True)
+class QuantizeReport(Report):
+    """group_size, symmetric: of the grid. left_out: weights of experts, which stay float. sparsity: of the masks.
+    zeros: the fraction of weights that are 0 on the grid. bytes: of the weight files."""
+
+    group_size: int
+    symmetric: bool
+    left_out: int
+    sparsity: float
+    zeros: float
+    bytes: int
 
 
 def quantize_folder(
@@ -43,30 +57,34 @@ def quantize_folder(
     length: int = 128,
     exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Quantizes the linear layers of the decoder blocks of a float model (a folder, or a name on the hub) to INT4 and
-    writes it to `out`, with tokenizer, mask and stamp. Holds one block in memory at a time; killed, it goes on where it
-    was.
+    """Quantizes the linear layers of the decoder blocks of a float model to INT4 and writes it to `out`, with
+    tokenizer, mask and stamp → the fields of `QuantizeReport`. Holds one block in memory at a time; killed, it goes on
+    where it was. The mask is the folder's own, else the nonzero pattern.
 
-    group_size: 32, 64, 128 or -1 (per channel). The mask is the folder's own, else the nonzero pattern. exclude:
-    patterns of layers that stay float. calibration: a text file, JSONL or the name of a data set, None for the built-in
-    text; `sequences` of `length` tokens. Returns out, method, group_size, symmetric, modules, weights, left_out (of
-    experts, which stay float), sparsity (of the mask), zeros (fraction of zero codes), bytes, calibration, seconds,
-    peak_memory_mib and layers (name, shape, sparsity, zeros, error ‖W - Q‖ / ‖W‖, output_error ‖X(W - Q)ᵀ‖ / ‖XWᵀ‖
-    where the method sees a Hessian, seconds).
+    model_path: a folder, or a name on the hub.
+    method: a quantizer's name.
+    group_size: 32, 64, 128 or -1 (per channel).
+    symmetric: whether the zero point of every group is 8.
+    calibration: a text file, JSONL or the name of a data set, None for the built-in text.
+    sequences, length: of the calibration batch, in tokens.
+    exclude: patterns of layers that stay float.
 
     Raises SQFTError for a quantized source, GridError for a group that does not divide (all layers are checked before
     any work) or a weight that is not finite, MismatchError for weights that are nonzero where the mask prunes.
     """
     start = time.perf_counter()
+
+    # everything that can be refused
     quantizer: Quantizer = get_manager().get("sqft_quantizers", method, "--method")
     check_output(out, overwrite)
-    source = Source(model_path, exclude)
+    source = FloatModel(model_path, exclude)
     for name, (_, columns) in source.modules.items():
         group_width(columns, group_size, name)
     grid = GridStamp(group_size=group_size, symmetric=symmetric)
     how = Calibration(calibration, sequences, length)
     tokens = how.tokens(source.path, quantizer.statistic, source.skeleton)
     source.check(lambda module, weight: check_weight(source, module, weight))
+
     request = {
         "verb": "quantize",
         "method": method,
@@ -77,6 +95,7 @@ def quantize_folder(
     }
     left_out = source.say_left_out("they stay float, only linear layers become INT4")
     with open_job(out, request, overwrite) as job:
+        # the files of the output, laid out
         dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
         changed = {
             source.stored(name): int4_specs(name, shape, grid, dtypes[name]) for name, shape in source.modules.items()
@@ -84,13 +103,12 @@ def quantize_folder(
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
         kept = source.folder.masks
-        shapes = {name: packed_mask_shape(shape) for name, shape in source.modules.items()}
-        masks = mask_file(job.folder, {name: packed.shape for name, packed in kept.items()} if kept else shapes)
-        for name, packed in kept.items():
-            masks.write(name, packed)
+        masks = mask_file(job.folder, {} if kept else source.modules, kept)
+
+        # work
         scales: dict[str, str] = job.notes.setdefault("scales", {})
 
-        def one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+        def quantize_one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
             mask = own_mask(source, module, weight)
             result = quantize_weight(module, weight, mask, quantizer, grid, statistic)
             scales[module] = scale_digest(result)
@@ -102,44 +120,42 @@ def quantize_folder(
             }
             return Compressed(exact, report, int4_tensors(module, result, grid, dtypes[module]), None if kept else mask)
 
-        what = f"quantize ({method})"
-        work = Compression(what, source.modules, quantizer.statistic, tokens, one)
-        work.of_folder(job, source.skeleton, weights, masks)
+        work = Compression(f"quantize ({method})", source.modules, quantizer.statistic, tokens, quantize_one)
+        rows = work.run(InFolder(job, source.skeleton, weights, masks))
+
+        # everything beside the weights
         copy_side_files(source.folder, job.folder)
         write_config(job.folder, int4_config(source.folder.config, grid, source.outside))
-        rows = job.rows
-        write_stamp(job.folder, _stamp(source, job.folder, method, grid, scales, total(rows, "sparsity")))
+        stamp = _stamp(source, job.folder, method, grid, scales, total(rows, "sparsity"))
+        write_stamp(job.folder, stamp)
         write_model_card(job.folder)
+
     if source.structure.transposed:
         say(
             f"{out}: its Conv1D layers are stored as INT4 [out, in], as vLLM reads them; stock transformers has no "
             "INT4 Conv1D, so load it with sqft_plugins.checkpoint.load_model"
         )
-    return {
-        "out": str(out),
-        "method": method,
-        "group_size": group_size,
-        "symmetric": symmetric,
-        "modules": len(rows),
-        "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
-        "left_out": left_out,
-        "sparsity": total(rows, "sparsity"),
-        "zeros": total(rows, "zeros"),
-        "bytes": ModelFolder(out).weight_bytes,
-        "calibration": describe_calibration(how, tokens),
-        "seconds": time.perf_counter() - start,
-        "peak_memory_mib": peak_memory_mib(),
-        "layers": rows,
-    }
+    return QuantizeReport(
+        out=str(out),
+        method=method,
+        group_size=group_size,
+        symmetric=symmetric,
+        left_out=left_out,
+        sparsity=total(rows, "sparsity"),
+        zeros=total(rows, "zeros"),
+        bytes=ModelFolder(out).weight_bytes,
+        calibration=describe_calibration(how, tokens),
+        **summed_up(rows, start),
+    ).as_dict()
 
 
-def own_mask(source: Source, module: str, weight: Tensor) -> Tensor:
+def own_mask(source: FloatModel, module: str, weight: Tensor) -> Tensor:
     """bool [out, in]: the folder's own mask, else the nonzero pattern."""
     mask = source.folder.mask(module)
     return nonzero_mask(weight) if mask is None else mask
 
 
-def check_weight(source: Source, module: str, weight: Tensor) -> None:
+def check_weight(source: FloatModel, module: str, weight: Tensor) -> None:
     """Raises GridError for a weight that no scale covers, and MismatchError for weights that are nonzero where the
     folder's mask prunes: then something dense was merged into it."""
     try:
@@ -168,7 +184,7 @@ def quantize_weight(
 
 
 def _stamp(
-    source: Source, folder: Path, method: str, grid: GridStamp, scales: dict[str, str], sparsity: float
+    source: FloatModel, folder: Path, method: str, grid: GridStamp, scales: dict[str, str], sparsity: float
 ) -> Stamp:
     changes: dict[str, Any] = {"grid": grid, "scale_hash": combined_hash(scales)}
     if source.folder.stamp is not None:

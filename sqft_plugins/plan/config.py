@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec, layout
 from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
-from sqft_plugins.compress.source import Source
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.errors import CheckpointError, first_line
 from sqft_plugins.progress import say
 
@@ -56,13 +56,13 @@ class ConfigFolder(ModelFolder):
         return len(layout(self.specs)[0]) + sum(spec.nbytes for spec in self.specs.values())
 
 
-class ConfigSource(Source):
-    """What `Source` is for a folder with weights."""
+class ConfigModel(FloatModel):
+    """What `FloatModel` is for a folder with weights."""
 
     opens = ConfigFolder
 
 
-def open_source(model: str | Path, exclude: Any = ()) -> Source:
+def open_source(model: str | Path, exclude: Any = ()) -> FloatModel:
     """The source to plan for: a folder, with or without weights, or a name on the hub, of which config.json alone is
     fetched."""
     path = Path(model)
@@ -70,9 +70,9 @@ def open_source(model: str | Path, exclude: Any = ()) -> Source:
         path = _fetched(str(model))
     weights = [*path.glob("*.safetensors"), *path.glob(INDEX)]
     if weights or not (path / "config.json").is_file():
-        return Source(path, exclude)
+        return FloatModel(path, exclude)
     _told(str(model))
-    return ConfigSource(path, exclude)
+    return ConfigModel(path, exclude)
 
 
 @cache
@@ -80,8 +80,8 @@ def _told(model: str) -> None:
     say(f"{model} has no weights here: planned from its config.json")
 
 
-def has_weights(source: Source) -> bool:
-    return not isinstance(source, ConfigSource)
+def has_weights(source: FloatModel) -> bool:
+    return not isinstance(source, ConfigModel)
 
 
 def _fetched(model: str) -> Path:

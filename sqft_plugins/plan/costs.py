@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sqft_plugins.compress.blocks import MICRO_TOKENS
-from sqft_plugins.compress.source import Source
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.hardware import fast_dtype
 from sqft_plugins.mask import Pattern
 from sqft_plugins.plan.machine import column_costs, gemm_rate
@@ -49,7 +49,9 @@ class Costs:
     """The steps of one source. stored: tensor name → its spec, of every tensor in the folder. rate: useful floating
     point operations a second, measured where None."""
 
-    def __init__(self, source: Source, settings: PlanSettings, stored: Mapping[str, Any], rate: float | None = None):
+    def __init__(
+        self, source: FloatModel, settings: PlanSettings, stored: Mapping[str, Any], rate: float | None = None
+    ):
         self.source, self.settings = source, settings
         self.parameters = sum(spec.nbytes // spec.dtype.itemsize for spec in stored.values())
         self.stored_bytes = sum(spec.nbytes for spec in stored.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqft_plugins.compress.source import Source
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plan.config import has_weights
 from sqft_plugins.plan.settings import PlanSettings
@@ -14,7 +14,7 @@ VLLM_MULTIPLE = 32
 """Stock vLLM's INT4 kernels for CPUs take layers whose `in` and `out` are multiples of this (vLLM 0.32)."""
 
 
-def exports(source: Source, settings: PlanSettings) -> list[dict[str, Any]]:
+def exports(source: FloatModel, settings: PlanSettings) -> list[dict[str, Any]]:
     """One row for each format and each of the float and the INT4 model: format, of, possible, reason (why not), types
     (name → number of tensors), exact (whether every weight is held as it is), bytes (None where it is the folder)."""
     rows = [vllm_row(source)]
@@ -34,7 +34,7 @@ def exports(source: Source, settings: PlanSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def vllm_row(source: Source) -> dict[str, Any]:
+def vllm_row(source: FloatModel) -> dict[str, Any]:
     """Stock vLLM on the INT4 folder, which needs no export."""
     row = {"format": "vllm", "of": "INT4", "types": {"pack-quantized": len(source.modules)}, "exact": True}
     for module, shape in source.modules.items():

@@ -13,7 +13,7 @@ from sqft_plugins.tune.settings import ALL_LINEAR, PAPER_TARGETS, AdapterSetting
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint.stamp import GridStamp
-    from sqft_plugins.compress.source import Source
+    from sqft_plugins.compress.float_model import FloatModel
     from sqft_plugins.mask import Pattern
 
 PRUNE, QUANTIZE, TRAIN = "Of `sqft prune`.", "Of `sqft quantize`.", "Of `sqft train`."
@@ -52,7 +52,7 @@ class PlanSettings(Settings):
         """Raises SQFTError for ranks that make no search space."""
         return AdapterSettings(rank=self.rank, rank_choices=self.rank_choices)
 
-    def patterns(self, source: Source) -> dict[str, Pattern]:
+    def patterns(self, source: FloatModel) -> dict[str, Pattern]:
         """Module → what is pruned of it. Raises SQFTError naming a layer whose `in` an M does not divide."""
         from sqft_plugins.compress.prune import as_pattern
 
@@ -62,7 +62,7 @@ class PlanSettings(Settings):
             pattern.check(source.modules[module][1], module)
         return patterns
 
-    def check(self, source: Source) -> None:
+    def check(self, source: FloatModel) -> None:
         """Raises SQFTError for ranks that make no search space, and for a group that does not divide `in`, naming the
         layer."""
         from sqft_plugins.grid import group_width
@@ -71,7 +71,7 @@ class PlanSettings(Settings):
         for module, (_, columns) in source.modules.items():
             group_width(columns, self.group_size, module)
 
-    def targets(self, source: Source) -> list[str]:
+    def targets(self, source: FloatModel) -> list[str]:
         """The linear layers that the adapter is put on. Raises SQFTError for a name that matches no layer; [] where the
         paper's names, which are the default, match no layer."""
         names = list(source.structure.shapes)

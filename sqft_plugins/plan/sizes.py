@@ -16,7 +16,7 @@ from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
 from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.checkpoint.writer import WEIGHT_FILES, shard_layouts
-from sqft_plugins.compress.source import Source
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import group_count
 from sqft_plugins.mask import Pattern, packed_mask_shape
@@ -41,7 +41,7 @@ class Stage:
 class Sizes:
     """The stages of one source folder."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FloatModel):
         self.source = source
         self.stored = stored_specs(source)
         self.side = side_bytes(source.path)
@@ -102,7 +102,7 @@ class Sizes:
         return 8 * sum(spec.nbytes for specs in changed.values() for spec in specs.values()) / self.weights
 
 
-def stored_specs(source: Source) -> dict[str, TensorSpec]:
+def stored_specs(source: FloatModel) -> dict[str, TensorSpec]:
     """Tensor name → dtype and shape of every tensor of the folder; each header is read once."""
     if isinstance(source.folder, ConfigFolder):
         return source.folder.specs

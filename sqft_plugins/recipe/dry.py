@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.compress.source import Source
+from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.elastic import heuristic_rank
 from sqft_plugins.plan import machine_now
 from sqft_plugins.plan.config import has_weights, open_source
@@ -77,7 +77,7 @@ def plan_recipe(
 class Planner:
     """Costs and sizes of single steps, by `sqft_plugins.plan`."""
 
-    def __init__(self, source: Source, steps: Sequence[Step]):
+    def __init__(self, source: FloatModel, steps: Sequence[Step]):
         self.source, self.steps, self.sizes = source, steps, Sizes(source)
         self.rate = Costs(source, PlanSettings(), self.sizes.stored).rate
 
@@ -157,7 +157,7 @@ class Planner:
         return Costs(source, settings, self.sizes.stored, self.rate)
 
 
-def _source(recipe: Recipe, base: Artefact) -> Source | None:
+def _source(recipe: Recipe, base: Artefact) -> FloatModel | None:
     """What the estimates go by; None where there is nothing to go by: an INT4 model, or one that is not made yet."""
     if base.int4 or (recipe.model == GEMMA and not base.path.is_dir()):
         return None

@@ -7,11 +7,11 @@ import torch
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.stamp import GridStamp
-from sqft_plugins.compress.drive import Compressed, Compression
+from sqft_plugins.compress.drive import Compressed, Compression, InMemory
+from sqft_plugins.compress.float_model import Calibration, FloatModel
 from sqft_plugins.compress.gptq import GPTQ
 from sqft_plugins.compress.report import output_error, relative_error
 from sqft_plugins.compress.round_to_nearest import RoundToNearest
-from sqft_plugins.compress.source import Calibration, Source
 from sqft_plugins.compress.sparsegpt import SparseGPT
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.mask import Pattern, nonzero_mask
@@ -19,7 +19,7 @@ from sqft_plugins.mask import Pattern, nonzero_mask
 BLOCKS = (0, 17)
 
 
-def visited(source: Source, one) -> list[str]:
+def visited(source: FloatModel, one) -> list[str]:
     """Calls `one(module, weight, hessian)` for the layers of some blocks, nothing written → their names."""
     modules = [name for name in source.modules if source.structure.block(name) in BLOCKS]
     tokens = Calibration(sequences=16, length=128).tokens(source.path, "hessian", source.skeleton)
@@ -30,13 +30,13 @@ def visited(source: Source, one) -> list[str]:
         made = one(module, weight, hessian)
         return Compressed(made, {"sparsity": 0.0, "error": relative_error(weight, made)}, {})
 
-    rows = Compression("look", modules, "hessian", tokens, method).of_model(source.skeleton.model)
+    rows = Compression("look", modules, "hessian", tokens, method).run(InMemory(source.skeleton.model))
     return [row["name"] for row in rows]
 
 
 def test_gptqs_output_error_is_below_roundings_and_no_zero_is_lost(demo) -> None:
     out, _ = demo
-    source = Source(out / "pruned")
+    source = FloatModel(out / "pruned")
 
     def one(module: str, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
         mask = ModelFolder(out / "pruned").mask(module)
@@ -63,4 +63,4 @@ def test_sparsegpt_disturbs_the_outputs_less_than_wanda_does(gemma) -> None:
             assert output_error(weight, ours, hessian) < output_error(weight, wanda, hessian), module
         return ours
 
-    assert len(visited(Source(gemma), one)) == 14
+    assert len(visited(FloatModel(gemma), one)) == 14

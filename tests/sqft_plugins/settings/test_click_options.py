@@ -138,9 +138,9 @@ def test_help_says_what_the_fields_say(verb) -> None:
 
 
 def test_the_functions_have_the_defaults_of_the_settings() -> None:
+    from sqft_plugins.compress.float_model import Calibration
     from sqft_plugins.compress.prune import prune_folder
     from sqft_plugins.compress.quantize import quantize_folder
-    from sqft_plugins.compress.source import Calibration
     from sqft_plugins.evaluate.report import evaluate_model, open_candidate
     from sqft_plugins.search.data import split_items
     from sqft_plugins.tune.train import train_adapter

@@ -1,4 +1,4 @@
-"""What is asked of a source folder before the long work."""
+"""The float model that is to be compressed, and what is checked of it before the long work."""
 
 from __future__ import annotations
 
@@ -43,8 +43,11 @@ class Calibration:
         return check_tokens(skeleton.model, tokens)
 
 
-class Source:
-    """A float model to be compressed: its folder, its skeleton, its structure, and the layers that are meant.
+class FloatModel:
+    """A float model to be compressed.
+
+    folder: where its weights are. skeleton: the model without them. structure: its linear layers. modules: name →
+    (out, in) of those to compress. fused: name → shape of the weights that are in no linear layer and not excluded.
 
     Raises SQFTError for a quantized model and for an `exclude` that matches nothing.
     """
@@ -59,6 +62,7 @@ class Source:
             raise SQFTError(f"model {model} is INT4 already: give the float model it was made from")
         self.skeleton = Skeleton(self.folder)
         self.structure: Structure = structure_of(self.skeleton.model)
+
         fused = fused_weights(self.skeleton.model)
         excluded = set(select(exclude, [*self.structure.shapes, *fused], "--exclude"))
         self.fused = {name: shape for name, shape in fused.items() if name not in excluded}
@@ -71,7 +75,7 @@ class Source:
         check_reachable(self.fused, self.linear_weights, asked, "--exclude")
 
     def say_left_out(self, what: str) -> int:
-        """Tells what of the blocks is left as it is, in numbers, and returns how many weights these are."""
+        """Logs what of the blocks stays as it is, in numbers → how many weights these are."""
         if self.fused:
             say(f"{self.name}: {left_out(self.fused, self.linear_weights)}: {what}")
         return count_of(self.fused)
@@ -84,12 +88,8 @@ class Source:
         """The name of the module's weight in the folder's files."""
         return self.skeleton.names[f"{module}.weight"]
 
-    def weight(self, module: str) -> Tensor:
-        """The module's weight [out, in], in the folder's dtype."""
-        return self.turned(module, self.folder.tensor(self.stored(module)))
-
-    def turned(self, module: str, weight: Tensor) -> Tensor:
-        """[out, in] from the layout of the files, or back: those of Conv1D are [in, out]."""
+    def as_stored(self, module: str, weight: Tensor) -> Tensor:
+        """A weight [out, in] in the layout of the files: that of a Conv1D is [in, out] there."""
         return weight.t().contiguous() if module in self.structure.transposed else weight
 
     @property
@@ -106,12 +106,12 @@ class Source:
         return first
 
     def check(self, more: Callable[[str, Tensor], None] | None = None) -> None:
-        """Reads every weight once. more: is called with the module and its weight [out, in].
+        """Reads every weight once. Raises GridError, naming the tensor, for NaN and infinity.
 
-        Raises GridError, naming the tensor, for NaN and infinity.
+        more: called with each module and its weight [out, in].
         """
         for module in track(list(self.modules), "check"):
-            weight = self.weight(module)
+            weight = self.folder.weight(module)
             if not bool(torch.isfinite(weight).all()):
                 raise GridError(f"tensor {module}.weight holds NaN or infinity: copy or convert the model again")
             if more is not None:
