@@ -52,6 +52,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     console.print(shown)
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 class RankType(click.ParamType):
     """A rank: a number, a name, or a JSON file with module name (or pattern) → rank."""
 

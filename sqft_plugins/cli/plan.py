@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.cli.common import duration, emit, examples, json_option, table
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.settings.click_options import options
 
@@ -40,11 +40,11 @@ def command(model: str, settings: PlanSettings, as_json: bool) -> None:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    machine = report["machine"]
     click.echo(
         f"{report['model']}: {report['model_type']}, {report['weights'] / 1e6:.1f} M weights in {report['modules']} "
         "linear layers"
     )
+
     rows = [
         [
             stage["stage"],
@@ -55,16 +55,18 @@ def _show(report: Mapping[str, Any]) -> None:
         for stage in report["stages"]
     ]
     table(["on disk", "weights MB", "mask, tokenizer MB", "bits/weight"], rows)
+
     rows = [
         [
             step["step"],
             f"{step['peak_memory'] / 2**30:.1f}",
-            "" if step["seconds"] is None else _duration(step["seconds"]),
+            duration(step["seconds"]),
             "" if step["fits"] else "does not fit",
         ]
         for step in report["steps"]
     ]
     table(["step (estimates)", "peak GiB", "time", ""], rows)
+
     rows = [
         [
             row["format"],
@@ -77,8 +79,10 @@ def _show(report: Mapping[str, Any]) -> None:
         for row in report["exports"]
     ]
     table(["export", "of", "types", "exact", "MB", "why not"], rows)
+
     if not report["targets"]:
         click.echo("no adapter: the model has none of the default layers, name some with --target-modules")
+    machine = report["machine"]
     click.echo(
         f"{machine['memory_available'] / 2**30:.1f} GiB of memory available; {machine['disk_free'] / 1e9:.0f} GB of "
         f"disk free, {report['disk_needed'] / 1e9:.2f} GB needed for all of it; {machine['threads']} thread(s), "
@@ -86,9 +90,3 @@ def _show(report: Mapping[str, Any]) -> None:
         f"{machine['load']:.1f}: the times are those of a machine as busy as now)"
     )
     click.echo("fits" if report["fits"] else "does not fit")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
+from sqft_plugins.cli.common import duration, emit, examples, json_option, overwrite_option, table
 
 
 @click.command(
@@ -66,6 +66,7 @@ def _show(report: Mapping[str, Any]) -> None:
     for row in report["artefacts"]:
         for task, scores in row["scores"].items():
             tasks.setdefault(task, next(key for key in scores if "," in key and "_stderr" not in key))
+
     rows = [
         [
             row["name"],
@@ -80,6 +81,7 @@ def _show(report: Mapping[str, Any]) -> None:
     short = {task: metric.partition(",")[0] for task, metric in tasks.items()}
     heads = [task if task == metric else f"{task} {metric}" for task, metric in short.items()]
     table(["", "sparsity", "zeros kept", "bits/weight", "MB", *heads], rows, title=str(report["out"]))
+
     reused = [step["name"] for step in report["steps"] if step["reused"]]
     if reused:
         click.echo(f"done before, inputs unchanged: {', '.join(reused)}")
@@ -98,6 +100,7 @@ def _show_plan(plan: Mapping[str, Any]) -> None:
         for number, step in enumerate(plan["steps"], 1)
     ]
     table(["step", "works on", "", "peak GiB", "time", "MB on disk"], rows, title=f"{plan['recipe']} → {plan['out']}")
+
     machine = plan["machine"]
     if machine is None:
         click.echo("no estimates: the model is not here, or not a float one")
@@ -125,14 +128,3 @@ def _score(scores: Mapping[str, Any] | None, metric: str) -> str:
     error = scores.get(f"{name}_stderr,{kind}")
     digits = 3 if scores[metric] < 10 else 1  # an accuracy, or a perplexity
     return f"{scores[metric]:.{digits}f}" + (f" ± {error:.{digits}f}" if isinstance(error, float) else "")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person reads them."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

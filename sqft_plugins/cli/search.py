@@ -80,6 +80,8 @@ def _show(result: dict[str, Any]) -> None:
     if "chosen" not in result:
         click.echo(f"{result['study']}: {spent}; {result['evaluations_of_this_call']} by this process")
         return
+
+    # the finalists
     rows = [
         [row["name"], _score(row["search"]), _score(row["recheck"]), f"{row['parameters']:,.0f}"]
         for row in result["finalists"]
@@ -87,12 +89,15 @@ def _show(result: dict[str, Any]) -> None:
     questions = result["finalists"][0]["recheck"]["questions"]
     columns = ["finalist", "search", f"re-check, {questions} fresh questions", "parameters"]
     table(columns, rows, title=f"{result['settings']['objective']}, {result['unit']}; {spent}")
+
+    # the winner, on questions of its own
     chosen, heuristic, difference = result["chosen"], result["heuristic"], result["difference"]
     click.echo(
         f"{Path(result['out']) / 'configuration.json'}: {chosen['name']}, {_score(chosen)} on {chosen['questions']} "
         f"questions that no choice was made by; heuristic {_score(heuristic)}, difference {_score(difference)} "
         f"(paired): {result['verdict']}"
     )
+
     if "saved" in result:
         saved = Path(result["saved"])
         click.echo(f"{saved}: as --rank {saved}, and served as {Path(result['adapter']).name}@{saved.stem}")

@@ -145,6 +145,7 @@ def read_rows(file: Path, data_dir: str | Path) -> list[Any]:
         raise SQFTError(
             f"--data-dir {data_dir} has no {file.parent.name}/{file.name}: {nearest(file.parent.name, there)}"
         )
+
     text, number = file.read_text(encoding="utf-8"), 0
     try:
         if file.suffix != ".jsonl":

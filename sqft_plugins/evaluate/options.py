@@ -19,7 +19,7 @@ from sqft_plugins.tune.data import IGNORED
 from sqft_plugins.tune.loss import answer_logits
 
 Score = tuple[float, bool | None]
-"""The log-probability of a continuation, and whether it is what greedy decoding writes (None: not known)."""
+"""The log-probability of a continuation, and whether greedy decoding writes it (None: not known)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     head, device = model.get_output_embeddings(), next(model.parameters()).device
     options = [option for question in questions for option in question.options]
     owner = [place for place, question in enumerate(questions) for _ in question.options]
+
+    # each prompt once, all but its last token, into the cache
     inputs: dict[str, Any] = {}
     if len(questions[0].context) > 1:
         prompts = torch.tensor([question.context[:-1] for question in questions], device=device)  # [questions, tokens]
@@ -67,12 +69,15 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
             cache = model(input_ids=prompts, use_cache=True).past_key_values
         cache.batch_select_indices(torch.tensor(owner, device=device))  # one copy for each option
         inputs["past_key_values"] = cache
+
     # the prompt's last token stands before each option: its hidden state predicts the option's first token
     rows = [(questions[place].context[-1], *option) for place, option in zip(owner, options, strict=True)]
     inputs["input_ids"] = _padded(rows, 0, device)  # [options, 1 + tokens]
     labels = _padded([(IGNORED, *option) for option in options], IGNORED, device)
     logits, targets = answer_logits(model, head, inputs, labels)  # [all option tokens, vocabulary], [all option tokens]
     chosen, greedy = token_scores(logits, targets)
+
+    # tokens → options → questions
     lengths = list(map(len, options))
     scores: list[list[Score]] = [[] for _ in questions]
     for place, part, right in zip(owner, chosen.split(lengths), greedy.split(lengths), strict=True):

@@ -38,11 +38,16 @@ def evaluate_model(
     """Scores of a candidate (`open_candidate`), in the layout of lm-evaluation-harness: `results` has for each task
     `METRIC,FILTER` and `METRIC_stderr,FILTER`.
 
-    tasks: names of ours, `lm-eval:NAME`, task files, and objects of the protocol Task. data_dir: the local data of our
-    tasks; else the hub. limit: the first questions of each task. shots: examples before each question. seed: chooses
-    them. text: also its perplexity. samples: also every question with its answer. Raises SQFTError, before the first
-    question where it can.
+    tasks: names of ours, `lm-eval:NAME`, task files, and objects of the protocol Task.
+    data_dir: the local data of our tasks; else the hub.
+    limit: the first questions of each task.
+    shots: examples before each question; seed: chooses them.
+    text: also its perplexity.
+    samples: also every question with its answer.
+
+    Raises SQFTError, before the first question where it can.
     """
+    # everything that can be refused
     started, asked = time.monotonic(), candidate.asked
     named = [task for task in tasks if isinstance(task, str)]
     objects = [task for task in tasks if not isinstance(task, str)]
@@ -50,13 +55,15 @@ def evaluate_model(
     for task in objects:
         if not task.items()[:1]:
             raise SQFTError(f"task {task.name} has no questions: give it some")
-    report: dict[str, Any] = {part: {} for part in harness.PARTS}
     loaded = harness.load_tasks(named, data_dir, shots) if named else {"tasks": {}}
     _check_distinct([*loaded["tasks"], *(task.name for task in objects), *(["perplexity"] if text is not None else [])])
     for task in objects:
         for number, item in enumerate(limited(task, limit).items(), 1):
             where = f"task {task.name} question {number}"
             candidate.check_new(where, "shorten it", "completion", item.prompt, MAX_NEW_TOKENS, [])
+
+    # work
+    report: dict[str, Any] = {part: {} for part in harness.PARTS}
     if named:
         report |= harness.run_tasks(candidate, loaded, limit, seed, samples)
     for task in objects:
@@ -70,6 +77,8 @@ def evaluate_model(
         found = candidate.perplexity(text, TOKENS)
         _add(report, "perplexity", "perplexity", found.value, found.stderr, False)
         report["n-samples"]["perplexity"] = {"tokens": found.tokens}
+
+    # report
     settings = {"limit": limit, "shots": shots, "seed": seed, "batch_size": candidate.batch_size}
     return {
         **report,
@@ -92,8 +101,12 @@ def open_candidate(
     **options: Any,
 ) -> Candidate:
     """A candidate of a model folder (with an adapter at a rank), a GGUF file or a server; loaded when it is first asked
-    something new. cache: use what it answered before (never for a server, whose model may change). options: of its
-    runtime, such as dtype, or accelerate=True for the packed form of INT4 layers. Raises SQFTError."""
+    something new. Raises SQFTError.
+
+    server: the address; served: the model that it is asked for.
+    cache: use what it answered before (never for a server, whose model may change).
+    options: of its runtime, such as dtype, or accelerate=True for the packed form of INT4 layers.
+    """
     options = {name: value for name, value in options.items() if not (name == "accelerate" and not value)}
     if server is not None:
         if options:
@@ -101,11 +114,13 @@ def open_candidate(
         session = ServerSession(server, served)
         say(f"{server}: answers of a server are not kept, its model may change")
         return Candidate(f"{session.model} at {server}", lambda: session, None, batch_size, {"runtime": "server"})
+
     if model is None:
         raise SQFTError("no model: give a folder or a .gguf file, or --server URL")
     path, adapter = Path(model), None if adapter is None else Path(adapter)
     engine = engine_of(path)
     check_options(engine, options)
+
     asked = dict(options)
     if adapter is not None:
         rank = rank_in_force(adapter, rank)

@@ -116,11 +116,13 @@ def perplexity_of(session: Session, text: str, max_tokens: int = TOKENS) -> Perp
     windows = [body[i : i + WINDOW] for i in range(0, len(body) - 1, WINDOW)]
     if not windows:
         raise SQFTError(f"the text has {len(body)} tokens: give a longer one with --text")
+
     sums, counts = [], []
     for window in track(windows, "perplexity"):
         scores = session.logprobs([*start, *window])[max(len(start) - 1, 0) :]
         sums.append(-float(scores.double().sum()))
         counts.append(len(scores))
+
     mean = math.fsum(sums) / sum(counts)
     if not mean < LARGEST:
         raise SQFTError(f"the text has a mean loss of {mean:.4g}, which makes no perplexity: {BROKEN}")

@@ -74,8 +74,8 @@ class ServerSession:
         for start in range(0, len(rows), PROMPTS):
             part = [list(row) for row in rows[start : start + PROMPTS]]
             for row, choice in zip(part, self._complete(part, max_tokens=1, logprobs=1, echo=True), strict=True):
-                told = choice["logprobs"]
-                pairs = zip(told["token_logprobs"][1 : len(row)], told["top_logprobs"][1 : len(row)], strict=True)
+                given = choice["logprobs"]
+                pairs = zip(given["token_logprobs"][1 : len(row)], given["top_logprobs"][1 : len(row)], strict=True)
                 found.append([(score, score >= max(top.values())) for score, top in pairs])
         return found
 
@@ -89,6 +89,7 @@ class ServerSession:
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
+
         try:
             request = urllib.request.Request(self.url + path, data, headers)
             with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:

@@ -85,6 +85,7 @@ class TransformersSession:
             batch = self.tokenizer(part, return_tensors="pt", padding=True, padding_side="left").to(self.device)
             width = batch["input_ids"].shape[1]
             criteria = StoppingCriteriaList([_Stops(self.tokenizer, width, stop)] if stop else [])
+
             tokens = self.model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -93,6 +94,7 @@ class TransformersSession:
                 pad_token_id=self.tokenizer.pad_token_id,
                 stopping_criteria=criteria,
             )
+
             for text in self.tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True):
                 yield cut(text, stop)
 

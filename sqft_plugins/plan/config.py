@@ -33,9 +33,12 @@ class ConfigFolder(ModelFolder):
             raise CheckpointError(
                 f"{self.path}/config.json is of no model that is known ({first_line(error)})"
             ) from error
+
         model.tie_weights()
         dtype = config.dtype or torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+        # a tied tensor once
         found: dict[int, tuple[str, torch.Tensor]] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
             found.setdefault(id(tensor), (name, tensor))

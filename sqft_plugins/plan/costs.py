@@ -38,7 +38,7 @@ EFFICIENCY = 0.6
 
 @dataclass(frozen=True)
 class Cost:
-    """One command. peak_memory: bytes. seconds: None where nothing is known of it."""
+    """What one command takes. step: its name. peak_memory: bytes. seconds: None where they are not known."""
 
     step: str
     peak_memory: int
@@ -46,27 +46,36 @@ class Cost:
 
 
 class Costs:
-    """The steps of one source. stored: tensor name → its spec, of every tensor in the folder. rate: useful floating
-    point operations a second, measured where None."""
+    """The steps of one source.
+
+    stored: tensor name → its spec, of every tensor in the folder.
+    rate: useful floating point operations a second, measured where None.
+    """
 
     def __init__(
         self, source: FloatModel, settings: PlanSettings, stored: Mapping[str, Any], rate: float | None = None
     ):
         self.source, self.settings = source, settings
+        self.rate = EFFICIENCY * gemm_rate() if rate is None else rate
+
+        # all tensors
         self.parameters = sum(spec.nbytes // spec.dtype.itemsize for spec in stored.values())
         self.stored_bytes = sum(spec.nbytes for spec in stored.values())
         self.largest_bytes = max(spec.nbytes for spec in stored.values())
+
+        # the embedding
         model: Any = source.skeleton.model
         table = model.get_input_embeddings().weight  # [vocabulary, hidden]
         self.vocabulary, self.hidden = table.shape[0], model.config.get_text_config().hidden_size
         self.embedding = table.numel()
         self.embedding_itemsize = stored[source.skeleton.names[_name_of(model, table)]].dtype.itemsize
+
+        # the linear layers, by block
         shapes = source.structure.shapes
         self.weights = sum(rows * columns for rows, columns in shapes.values())
         self.blocks: dict[int, list[tuple[int, int]]] = {}
         for name, shape in shapes.items():
             self.blocks.setdefault(source.structure.block(name), []).append(shape)
-        self.rate = EFFICIENCY * gemm_rate() if rate is None else rate
 
     # --- prune and quantize ---
 

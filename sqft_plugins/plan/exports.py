@@ -20,6 +20,7 @@ def exports(source: FloatModel, settings: PlanSettings) -> list[dict[str, Any]]:
     rows = [vllm_row(source)]
     if not has_weights(source):  # an exporter reads headers and the tokenizer
         return rows
+
     for name, exporter in sorted(get_manager().collect("sqft_exporters").items()):
         estimate = getattr(exporter, "estimate", None)
         if estimate is None:  # a plug-in need not offer it
@@ -27,8 +28,8 @@ def exports(source: FloatModel, settings: PlanSettings) -> list[dict[str, Any]]:
         for of, modules in (("INT4", list(source.modules)), ("merged", [])):
             row: dict[str, Any] = {"format": name, "of": of}
             try:
-                told = estimate(source.path, modules, settings.grid)
-                rows.append({**row, "possible": True, "reason": "", **told})
+                estimated = estimate(source.path, modules, settings.grid)
+                rows.append({**row, "possible": True, "reason": "", **estimated})
             except SQFTError as error:
                 rows.append({**row, "possible": False, "reason": str(error), "types": {}, "exact": None, "bytes": None})
     return rows

@@ -34,6 +34,7 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     Raises SQFTError for whatever a step would refuse: a folder that is no float model, a method that is unknown, a
     sparsity, an N:M, a group size, a pattern or a search space that the model cannot have.
     """
+    # everything that can be refused
     settings = settings or PlanSettings()
     pruner = get_manager().get("sqft_pruners", settings.method, "--method")
     quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "--quantize-method")
@@ -41,6 +42,8 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     settings.check(source)
     source.check_reachable(settings.sparsity)
     patterns, targets = settings.patterns(source), settings.targets(source)
+
+    # sizes on disk
     sizes = Sizes(source)
     stages = [
         sizes.of_source(),
@@ -55,15 +58,20 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
         if choices := settings.adapter().rank_choices:
             half = heuristic_rank(choices)
             stages.append(sizes.adapter(targets, half, f"adapter, rank {half}"))
+
+    # memory and time
     start = time.perf_counter()
     costs = Costs(source, settings, sizes.stored)
     steps = [costs.prune(pruner, patterns), costs.quantize(quantizer)]
     steps += [costs.train(targets), costs.merge()] if targets else []
     steps += [costs.evaluate(), costs.export()]
     machine = {**machine_now(costs.rate), "measured_seconds": time.perf_counter() - start}
+
+    # does it fit
     rows = [{**asdict(step), "fits": step.peak_memory <= machine["memory_available"]} for step in steps]
     needed = sum(stage.bytes + stage.other for stage in stages[1:])
     fits = all(row["fits"] for row in rows) and needed <= machine["disk_free"]
+
     return {
         "model": str(model),
         "model_type": source.folder.config.get("model_type"),

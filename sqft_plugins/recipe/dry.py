@@ -16,7 +16,7 @@ from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plan.sizes import Sizes, Stage
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
-from sqft_plugins.recipe.inputs import check_inputs, check_model, grid_of
+from sqft_plugins.recipe.inputs import check_inputs, check_model, grid_of, planned
 from sqft_plugins.recipe.read import GEMMA, Recipe
 from sqft_plugins.recipe.run import base_of, run_folder, steps_until, todo_of
 from sqft_plugins.recipe.wire import Step, wire
@@ -34,6 +34,7 @@ def plan_recipe(
 
     Of a model on the hub, config.json alone is fetched. Raises what `run_recipe` raises before its first step.
     """
+    # everything that can be refused
     out = run_folder(recipe, out)
     base = base_of(recipe, out)
     steps = steps_until(wire(recipe, out, base), until)
@@ -42,6 +43,8 @@ def plan_recipe(
     source = _source(recipe, base)
     if source is not None and source.path == base.path:
         check_model(recipe.name, steps, base, todo)
+
+    # a row a step
     planner = None if source is None else Planner(source, steps)
     rows: list[dict[str, Any]] = []
     for step in steps:
@@ -57,6 +60,8 @@ def plan_recipe(
                 "bytes": size,
             }
         )
+
+    # the whole
     machine = None if planner is None else machine_now(planner.rate)
     left = [row for row in rows if not row["done"]]
     needed = sum(row["bytes"] or 0 for row in left)
@@ -83,25 +88,27 @@ class Planner:
 
     def of(self, step: Step) -> tuple[Cost | None, int | None]:
         """The estimate of a step, and the bytes that it leaves on disk."""
-        return getattr(self, f"_{step.verb}")(step)
+        verbs = {
+            "prune": self._prune,
+            "quantize": self._quantize,
+            "train": self._train,
+            "search": self._search,
+            "extract": self._extract,
+            "merge": self._merge,
+            "eval": self._eval,
+            "export": self._export,
+        }
+        return verbs[step.verb](step)
 
     def _prune(self, step: Step) -> tuple[Cost | None, int | None]:
-        section = step.section
-        settings = PlanSettings(
-            sparsity=section.sparsity, overrides=section.sparsity_of, exclude=section.exclude, method=section.method,
-            sequences=section.sequences, length=section.length,
-        )  # fmt: skip
-        pruner = get_manager().get("sqft_pruners", section.method, "method")
+        settings = planned(step.section)
+        pruner = get_manager().get("sqft_pruners", settings.method, "method")
         costs = self._costs_for(settings)
         return costs.prune(pruner, settings.patterns(costs.source)), _total(Sizes(costs.source).pruned())
 
     def _quantize(self, step: Step) -> tuple[Cost | None, int | None]:
-        section = step.section
-        settings = PlanSettings(
-            exclude=section.exclude, quantize_method=section.method, group_size=section.group_size,
-            symmetric=section.symmetric, sequences=section.sequences, length=section.length,
-        )  # fmt: skip
-        quantizer = get_manager().get("sqft_quantizers", section.method, "method")
+        settings = planned(step.section)
+        quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "method")
         costs = self._costs_for(settings)
         return costs.quantize(quantizer), _total(Sizes(costs.source).int4(settings.grid))
 

@@ -3,7 +3,7 @@ and what the model cannot have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from sqft_plugins.checkpoint import GridStamp
 from sqft_plugins.compress.calibration import calibration_texts
 from sqft_plugins.compress.prune import as_pattern
+from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.evaluate.harness import choose_tasks, load_tasks, task_names
 from sqft_plugins.evaluate.tasks import JsonlTask
@@ -19,6 +20,7 @@ from sqft_plugins.plan.config import has_weights, open_source
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.recipe.sections import Prune, Quantize
 from sqft_plugins.recipe.wire import Step
 from sqft_plugins.tune.arguments import check_tensorboard, process_count
 from sqft_plugins.tune.chat import read_template
@@ -33,13 +35,16 @@ TEXTS = (".txt", ".md", ".json", ".jsonl")
 def check_inputs(label: str, steps: Sequence[Step]) -> None:
     """Everything that needs no model. Raises SQFTError, naming the step."""
     for step in steps:
-        with_step(label, step, globals()[f"_{step.verb}"])
+        with_step(label, step, VERBS[step.verb])
 
 
 def check_model(label: str, steps: Sequence[Step], base: Artefact, todo: Sequence[Step]) -> None:
     """What the model cannot have: patterns that match nothing, an N:M or a group that does not divide, an adapter on
-    layers of other names, a format that lacks the architecture. base: the recipe's model, which is there, if only its
-    config.json. todo: those of the steps that are looked at. Raises SQFTError, naming the step."""
+    layers of other names, a format that lacks the architecture. Raises SQFTError, naming the step.
+
+    base: the recipe's model, which is there, if only its config.json.
+    todo: the steps that are not done, which are looked at.
+    """
     names = {step.name for step in todo}
     for step in (step for step in steps if step.name in names):
         with_step(label, step, lambda step: _on_model(step, steps, base))
@@ -124,6 +129,18 @@ def _export(step: Step) -> None:
             raise SQFTError(f"{key} {value} is not there: check the path")
 
 
+VERBS: Mapping[str, Callable[[Step], None]] = {
+    "prune": _prune,
+    "quantize": _quantize,
+    "train": _train,
+    "search": _search,
+    "extract": _extract,
+    "merge": _merge,
+    "eval": _eval,
+    "export": _export,
+}
+
+
 def _texts(argument: str, source: str | None) -> None:
     """A file must be readable; any other name is a data set's, which is asked for when its step begins."""
     if source is None:
@@ -140,14 +157,16 @@ def _texts(argument: str, source: str | None) -> None:
 def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
     section = step.section
     if step.verb in ("prune", "quantize") and _comes_from(step.uses["model"], base):
-        settings = PlanSettings(exclude=section.exclude, **_planned(section))
+        settings = planned(section)
         source = open_source(base.path, section.exclude)
         settings.patterns(source)
         settings.check(source)
+
     elif step.verb == "train" and _comes_from(step.uses["model"], base):
         check_targets(section.target_modules, base.path)
         if base.int4 or has_weights(open_source(base.path)):
             _check_examples(section, base.path)
+
     elif step.verb == "export" and step.makes is not None and step.makes.kind == "file" and not base.int4:
         exporter = get_manager().get("sqft_exporters", section.format, "format")
         model, source = step.uses["model"], open_source(base.path)
@@ -155,10 +174,15 @@ def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
             exporter.estimate(base.path, list(source.modules) if model.int4 else [], grid_of(model, steps))
 
 
-def _planned(section: Any) -> dict[str, Any]:
-    if section.verb == "prune":
-        return {"sparsity": section.sparsity, "overrides": section.sparsity_of}
-    return {"group_size": section.group_size, "symmetric": section.symmetric}
+def planned(section: Prune | Quantize) -> PlanSettings:
+    """What `sqft plan` would be asked for this section."""
+    if isinstance(section, Prune):
+        given = section.part(PruneSettings).keywords()
+    else:
+        given = section.part(QuantizeSettings).keywords()
+        given["quantize_method"] = given.pop("method")
+    del given["calibration"]
+    return PlanSettings(**given)
 
 
 def _check_examples(section: Any, base: Path) -> None:

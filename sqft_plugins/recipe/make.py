@@ -28,8 +28,11 @@ from sqft_plugins.tune.train import train_adapter
 
 
 class Maker:
-    """One method a verb, from a step to its result. out: the run folder. stages: the key of a step names its search's
-    study, so that a study of other inputs is never gone on with."""
+    """One method a verb, from a step to its result.
+
+    out: the run folder.
+    stages: the key of a step names its search's study, so that a study of other inputs is never gone on with.
+    """
 
     def __init__(self, out: Path, stages: Stages):
         self.out, self.stages = out, stages

@@ -33,9 +33,13 @@ def run_recipe(
     result) and artefacts (see `artefacts`).
 
     out: the run folder (default: the recipe's `out`, else its name without .yaml, in the current folder); `stages/` in
-    it holds the record, recipe.yaml the recipe as it was run. until: the last step to make. overwrite: take a folder
-    that is no run folder. Raises SQFTError before the first step for whatever can be known to be wrong by then.
+        it holds the record, recipe.yaml the recipe as it was run.
+    until: the last step to make.
+    overwrite: take a folder that is no run folder.
+
+    Raises SQFTError before the first step for whatever can be known to be wrong by then.
     """
+    # everything that can be refused
     out = run_folder(recipe, out)
     steps = steps_until(wire(recipe, out, base_of(recipe, out)), until)  # what is wrong with these needs no model
     stages = Stages(out, overwrite, what="run")
@@ -46,6 +50,8 @@ def run_recipe(
     ready = (base.path / "config.json").is_file()
     if ready:
         check_model(recipe.name, steps, base, todo)
+
+    # work
     with stages.alone():
         if recipe.model == GEMMA:
             stages.run(BASE, lambda: _prepare(base.path), **_base_inputs(recipe), output=f"{BASE}/config.json")
@@ -53,6 +59,7 @@ def run_recipe(
             stages.run(BASE, lambda: {"model": recipe.model}, **_base_inputs(recipe))
         if not ready:
             check_model(recipe.name, steps, base, todo)
+
         with write_file(out / "recipe.yaml", overwrite=True) as file:
             file.write_text(recipe.text(out), encoding="utf-8")
         results = {}
@@ -63,6 +70,8 @@ def run_recipe(
                 **_asked(step),
                 place=f"{number}/{len(steps)} ",
             )
+
+    # report
     return {
         "recipe": recipe.name,
         "out": str(out),

@@ -21,6 +21,7 @@ def recipe_schema() -> dict[str, Any]:
     """JSON schema, draft 2020-12. Nothing is required, so that parts of a recipe, too, are valid; `sqft run` asks for
     what is missing."""
     steps = {verb: _section(section) for verb, section in SECTIONS.items()}
+
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sqft recipe",
@@ -43,11 +44,13 @@ def recipe_schema() -> dict[str, Any]:
 def _section(section: type[Section]) -> dict[str, Any]:
     made = section.model_json_schema()
     properties = {name: _property(value) for name, value in made["properties"].items()}
+
     if section is Export:
         properties["format"]["enum"] = sorted(get_manager().collect("sqft_exporters"))
         for format_name in properties["format"]["enum"]:
             for name, parameter in export.parameters(format_name).items():
                 properties.setdefault(name, _option(parameter))
+
     return {
         "description": (_command(section.verb).help or "").partition("\n\n")[0].strip() + f" (sqft {section.verb})",
         "anyOf": [

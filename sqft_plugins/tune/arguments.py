@@ -1,4 +1,4 @@
-"""What Trainer is told: our settings in its words, and its callbacks."""
+"""Our settings in Trainer's words, and its callbacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process, or of several the one that writes and tells."""
+    """Whether this is the one process, or of several the one that writes and reports."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -35,9 +35,13 @@ def examples_at_once(training: TrainSettings) -> int:
 def trainer_arguments(
     training: TrainSettings, folder: Path, dtype: torch.dtype, *, evaluated: bool, begun: bool
 ) -> TrainingArguments:
-    """folder: for checkpoints. evaluated: there are held-out examples. begun: the run goes on from a checkpoint."""
+    """folder: for checkpoints.
+    evaluated: there are held-out examples.
+    begun: the run goes on from a checkpoint.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
+        # what is learned
         max_steps=training.steps,
         per_device_train_batch_size=examples_at_once(training),
         gradient_accumulation_steps=training.gradient_accumulation,
@@ -46,11 +50,13 @@ def trainer_arguments(
         lr_scheduler_type=SCHEDULES[training.schedule],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
+        seed=training.seed,
+        # how it is computed
         bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        seed=training.seed,
+        # what is logged, evaluated and saved
         logging_steps=1,
         logging_nan_inf_filter=False,  # would show a NaN as the mean of the losses before it
         eval_strategy="steps" if evaluated else "no",
@@ -64,6 +70,7 @@ def trainer_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
     )
+
     if arguments.n_gpu > 1:  # Trainer would use DataParallel, and a batch for each of them
         say(f"one of {arguments.n_gpu} GPUs is used: for all of them begin with `torchrun --nproc_per_node`")
         arguments._n_gpu = 1
@@ -71,7 +78,7 @@ def trainer_arguments(
 
 
 def check_tensorboard(folder: str | None) -> None:
-    """Raises DependencyError without the package, SQFTError for a place that is no folder to write to."""
+    """Raises DependencyError without the package, SQFTError where a file is in the way of the folder."""
     if folder is None:
         return
     if find_spec("tensorboard") is None:

@@ -19,9 +19,13 @@ MARKED = re.compile(r"\{%-?\s*generation")
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation as chat templates take it: messages with `role` and `content`, the last one the assistant's; one
-    that calls tools may have None.
-    tools: descriptions of functions, for templates that know them. where: file and line, for errors."""
+    """A conversation as chat templates take it.
+
+    messages: each with `role` and `content`, the last one the assistant's. The content of a message that calls tools
+        may be None.
+    tools: descriptions of functions, for templates that know them.
+    where: file and line, for errors.
+    """
 
     messages: Sequence[Message]
     tools: Sequence[Any] | None = None
@@ -48,6 +52,8 @@ def chat_tokens(chat: Chat, tokenizer: Any, where: str) -> tuple[list[int], list
         )
     if not tokenizer.is_fast:
         raise SQFTError(f"{where} is a conversation, which needs a fast tokenizer (tokenizer.json)")
+
+    # the template marks what the assistant writes, or it is found in the text
     if isinstance(tokenizer.chat_template, str) and MARKED.search(tokenizer.chat_template):
         marked = _render(chat, tokenizer, where, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         tokens, learned = marked["input_ids"], [bool(mark) for mark in marked["assistant_masks"]]
@@ -56,6 +62,7 @@ def chat_tokens(chat: Chat, tokenizer: Any, where: str) -> tuple[list[int], list
         spans = assistant_spans(chat, tokenizer, text, where)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         tokens, learned = encoded.input_ids, [_touches(offset, spans) for offset in encoded.offset_mapping]
+
     if not any(learned):
         raise SQFTError(f"{where} has no token of an assistant to learn: give its answer a text")
     return tokens, learned
@@ -69,6 +76,8 @@ def assistant_spans(chat: Chat, tokenizer: Any, text: str, where: str) -> list[S
             continue
         if index == 0:
             raise SQFTError(f"{where}: the first message is the assistant's: begin with what it answers")
+
+        # the conversation up to the turn, and with it
         before = Chat(chat.messages[:index], chat.tools)
         start = _render(before, tokenizer, where, add_generation_prompt=True)
         turn = _render(Chat(chat.messages[: index + 1], chat.tools), tokenizer, where).rstrip()
@@ -76,6 +85,7 @@ def assistant_spans(chat: Chat, tokenizer: Any, text: str, where: str) -> list[S
         if content and not text.startswith(turn):
             # some templates write the last turn otherwise than those before it (Qwen3: with an empty thought)
             turn = start + content + turn.rpartition(content)[2]
+
         if not (text.startswith(start) and text.startswith(turn) and len(turn) > len(start)):
             raise SQFTError(
                 f"{where}: the chat template writes turn {index + 1} otherwise within the whole conversation, so its "
@@ -87,7 +97,7 @@ def assistant_spans(chat: Chat, tokenizer: Any, text: str, where: str) -> list[S
 
 
 def _touches(token: Span, spans: Sequence[Span]) -> bool:
-    start, end = token  # byte-level tokenizers leave white space out at the start, so of blanks only the end is told
+    start, end = token  # byte-level tokenizers leave white space out at the start, so of blanks only the end is known
     return any(first < end and (start < last or start == end == last) for first, last in spans)
 
 

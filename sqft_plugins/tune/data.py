@@ -48,6 +48,7 @@ def read_examples(path: str | Path, argument: str = "--data") -> list[Example | 
 def _lines(path: str | Path, argument: str) -> list[tuple[dict[str, Any], str]]:
     """The objects of a JSONL, each with its place in words."""
     text = read_text(path, argument, f"give a JSONL, a line such as {FORMS}")
+
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line ends within a text
         if not line.strip():
@@ -61,6 +62,7 @@ def _lines(path: str | Path, argument: str) -> list[tuple[dict[str, Any], str]]:
             raise SQFTError(f"{where} is not an object: write {FORMS}")
         _check_characters(line, row, where)
         rows.append((row, where))
+
     if not rows:
         raise SQFTError(f"{argument} {path} has no examples: write one JSON object a line")
     return rows
@@ -100,12 +102,14 @@ def _conversation(row: Mapping[str, Any], where: str) -> Chat:
     messages, tools = row["messages"], row.get("tools")
     if not isinstance(messages, list) or not messages:
         raise SQFTError(f'{where}: messages is no list: write [{{"role": "user", "content": …}}, …]')
+
     for number, message in enumerate(messages, 1):
         for key in ("role", "content"):
             if key == "content" and _calls_only(message):
                 continue
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
                 raise SQFTError(f'{where}: message {number} has no text {key!r}: write {{"role": …, "content": …}}')
+
     if messages[-1]["role"] != "assistant":
         raise SQFTError(
             f"{where}: the last message is of role {messages[-1]['role']!r}: nothing answers it, so end with one of "
@@ -137,14 +141,19 @@ def tokenize(
     long: Literal["error", "drop"] = "error",
     context: int | None = None,
 ) -> list[Row]:
-    """{input_ids, labels} for each example; a completion ends with the end-of-text token. An example longer than
-    `max_length` tokens or than the model's `context` raises SQFTError, or is left out where `long` is "drop"; one
-    without a token to learn raises SQFTError."""
+    """{input_ids, labels} for each example; a completion ends with the end-of-text token.
+
+    max_length: tokens of the longest example; context: those that the model takes.
+    long: "error": a longer example raises SQFTError; "drop": it is left out.
+
+    Raises SQFTError for an example without a token to learn, too.
+    """
     rows = []
     for number, example in enumerate(examples, 1):
         where = example.where or f"example {number}"
         row = _tokens(example, tokenizer, where)
         length = len(row["input_ids"])
+
         if all(label == IGNORED for label in row["labels"][1:]):  # nothing predicts the first token
             raise SQFTError(f"{where} has no token to learn: give it a completion, or remove it")
         if length > max_length and long == "error":
@@ -153,6 +162,7 @@ def tokenize(
             raise SQFTError(
                 f"{where} has {length} tokens, the model's context is {context}: shorten it or leave it out"
             )
+
         if length <= min(max_length, context or max_length):
             rows.append(row)
     return rows
@@ -226,6 +236,7 @@ def mix(task: Sequence, text: Sequence, text_fraction: float, batch_size: int, s
                 yield rows[index]
 
     task_rows, text_rows = endless(task), endless(text) if texts else None
+
     order = []
     for _ in range(steps):
         batch = [next(task_rows) for _ in range(batch_size - texts)]

@@ -20,17 +20,17 @@ from sqft_plugins.tune.data import IGNORED, Row
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Indices of the examples of each row: the longest first, each into the first row where it finds room."""
+    """Indices of the examples of each row: the longest first, each into the first row that has enough places free."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        place = next((row for row, left in enumerate(room) if left >= lengths[index]), None)
+        place = next((row for row, left in enumerate(free) if left >= lengths[index]), None)
         if place is None:
             rows.append([])
-            room.append(width)
+            free.append(width)
             place = len(rows) - 1
         rows[place].append(index)
-        room[place] -= lengths[index]
+        free[place] -= lengths[index]
     return rows
 
 
@@ -44,6 +44,7 @@ class PackingCollator:
         lengths = [len(row["input_ids"]) for row in rows]
         width = max(lengths)
         packed: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": []}
+
         for indices in fill_rows(lengths, width):
             line: Row = {key: [] for key in packed}
             for index in indices:
@@ -51,12 +52,15 @@ class PackingCollator:
                 line["position_ids"] += range(lengths[index])
                 # the first token follows nothing of its own example
                 line["labels"] += [IGNORED, *rows[index]["labels"][1:]]
+
             rest = width - len(line["input_ids"])
             line["input_ids"] += [self.pad] * rest
             line["position_ids"] += range(rest)  # the padding is one more sequence, which nobody sees
             line["labels"] += [IGNORED] * rest
+
             for key, values in line.items():
                 packed[key].append(values)
+
         return {key: torch.tensor(values) for key, values in packed.items()}
 
 

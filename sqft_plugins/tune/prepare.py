@@ -20,8 +20,11 @@ from sqft_plugins.tune.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Prepared:
-    """rows: `steps * batch_size`, in training order. training: with the steps that the epochs come to, and a number for
-    `eval_every` where there are held-out examples. dropped: examples that were too long."""
+    """rows: `steps * batch_size`, in training order.
+    held_out: rows that are not learned.
+    training: with the steps that the epochs come to, and a number for `eval_every` where there are held-out examples.
+    examples: that are learned; dropped: that were too long.
+    """
 
     rows: Sequence[Row]
     held_out: Sequence[Row]
@@ -47,8 +50,15 @@ def prepare(
     processes: int,
     context: int | None = None,
 ) -> Prepared:
-    """context: tokens of the longest example that the model takes. Raises SQFTError for settings that do not fit the
-    data or the number of processes, and as `tokenize` does."""
+    """The rows of a run.
+
+    text: general text, mixed in; eval_examples: held out.
+    processes: that share each batch.
+    context: tokens of the longest example that the model takes.
+
+    Raises SQFTError for settings that do not fit the data or the number of processes, and as `tokenize` does.
+    """
+    # tokens
     check_training(training, bool(eval_examples), processes)
     if training.eval_fraction:
         examples, eval_examples = split(examples, training.eval_fraction, training.seed)
@@ -59,12 +69,16 @@ def prepare(
     for rows, given, what in ((task_rows, examples, "example"), (held_out, eval_examples, "held-out example")):
         if given and not rows:
             raise SQFTError(f"every {what} is longer than max_length={training.max_length} tokens: raise it")
+
+    # general text of each batch
     texts = texts_of_a_batch(training)
     if texts and not text_rows:
         raise SQFTError(
             f"text_fraction={training.text_fraction:g}, but the general text has no piece of a dozen words: give "
             "another text, with blanks between its words, or leave text_fraction out"
         )
+
+    # lengths that depend on the data
     changes: dict[str, int] = {}
     if training.epochs is not None:
         changes["steps"] = math.ceil(len(task_rows) * training.epochs / (training.batch_size - texts))
@@ -72,6 +86,7 @@ def prepare(
         changes["eval_every"] = math.ceil(changes.get("steps", training.steps) / 10)
     training = training.model_copy(update=changes)
     training.check_size()
+
     rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
     dropped = len(examples) + len(eval_examples) - len(task_rows) - len(held_out)
     return Prepared(rows, held_out, training, len(task_rows), dropped)
@@ -93,12 +108,15 @@ def texts_of_a_batch(training: TrainSettings) -> int:
 
 def check_training(training: TrainSettings, evaluated: bool, processes: int) -> None:
     """What needs no data. evaluated: there are files of held-out examples. Raises SQFTError."""
+    # held-out examples
     if evaluated and training.eval_fraction:
         raise SQFTError(f"eval_fraction={training.eval_fraction:g} beside --eval-data: give one of them")
     if not evaluated and not training.eval_fraction:
         for name, value, default in (("keep", training.keep, "last"), ("eval_every", training.eval_every, None)):
             if value != default:
                 raise SQFTError(f"{name}={value} needs held-out examples: give --eval-data or --eval-fraction")
+
+    # the batch
     parts = training.gradient_accumulation * processes
     if training.batch_size % parts:
         raise SQFTError(

@@ -50,11 +50,12 @@ def alone(out: str | Path) -> Iterator[None]:
 
 
 def last_checkpoint(folder: Path, run: Mapping[str, Any], anew: bool = False) -> Path | None:
-    """The newest finished checkpoint. Where it is of another run: raises MismatchError, naming the setting, or, with
-    `anew`, removes all that are there."""
+    """The newest finished checkpoint, None without one. A checkpoint of another run raises MismatchError, naming the
+    setting; with `anew`, all checkpoints are removed instead."""
     finished = [path.parent for path in folder.glob(f"checkpoint-*/{MARK}")]
     if not finished:
         return None
+
     last = max(finished, key=step_of)
     found, wanted = _flat(_mark(last)["run"]), _flat(json.loads(json.dumps(run)))
     for name in sorted({*found, *wanted}):
@@ -75,8 +76,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 class Checkpoints(TrainerCallback):
-    """Completes Trainer's checkpoints. folder: where they are; scratch: where RankRecorder writes; run: what must be
-    equal in a run that goes on from one."""
+    """Completes Trainer's checkpoints.
+
+    folder: where they are.
+    scratch: where RankRecorder writes.
+    run: what must be equal in a run that goes on from a checkpoint.
+    best: the best adapter so far, None where the last one is kept.
+    """
 
     def __init__(self, folder: Path, scratch: Path, run: Mapping[str, Any], best: Best | None):
         self.folder, self.scratch, self.run, self.best = folder, scratch, run, best
@@ -100,6 +106,7 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
+
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         best = None
         if (self.scratch / HISTORY).is_file():
@@ -107,6 +114,7 @@ class Checkpoints(TrainerCallback):
         if self.best is not None and self.best.step is not None:
             best = [self.best.step, self.best.loss]
             save_file(self.best.tensors, checkpoint / BEST)
+
         mark = {"run": self.run, "seconds": self.seconds, "best": best}
         (checkpoint / f"{MARK}.partial").write_text(json.dumps(mark))
         (checkpoint / f"{MARK}.partial").rename(checkpoint / MARK)

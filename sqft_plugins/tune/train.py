@@ -73,16 +73,12 @@ class Run:
 
     def identity(self, model_path: str | Path) -> dict[str, Any]:
         """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
-        without = {
-            "epochs",
-            "dtype",
-            "checkpoint_every",
-            "chat_template",
-            "tensorboard",
-        }  # said otherwise, or no matter
+        # epochs, dtype and chat_template are in steps, dtype and the rows; the other two do not matter
+        without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}
         adapter = self.adapter.model_dump()
         if adapter["grid"] is not None:
             adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
+
         return {
             "base": content_hash(Path(model_path)),
             "tuner": self.method.name,
@@ -235,6 +231,7 @@ def _report(
     last: Path | None,
 ) -> dict[str, Any]:
     best = checkpoints.best
+
     report = TrainReport(
         out=str(out),
         base=str(model_path),
