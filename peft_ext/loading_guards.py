@@ -27,8 +27,9 @@ from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
-from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, get_pattern_key, hotswap
+from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap
 from peft_ext.unchecked import CONFIG_FILE, FRESH, NOT_CHECKED, checked
+from sqft_plugins.adapter.lora_config import pattern_value
 from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.errors import MismatchError, SQFTError
 
@@ -185,8 +186,8 @@ def _take_over(own: SQFTConfig, coming: SQFTConfig, layers: Mapping[str, Linear]
     ranks, alphas = dict(coming.rank_pattern or {}), dict(coming.alpha_pattern or {})
     own.rank_pattern, own.alpha_pattern = ranks, alphas
     for name, layer in layers.items():
-        layer.r[adapter] = ranks.get(get_pattern_key(list(ranks), name), own.r)
-        layer.lora_alpha[adapter] = alphas.get(get_pattern_key(list(alphas), name), own.lora_alpha)
+        layer.r[adapter] = pattern_value(ranks, name, own.r)
+        layer.lora_alpha[adapter] = pattern_value(alphas, name, own.lora_alpha)
         if own.rank_choices is None:
             layer.elastic[adapter].ranks.fix(layer.r[adapter])
 

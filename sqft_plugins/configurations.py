@@ -25,7 +25,7 @@ _RANK = re.compile(r"r?\d+")
 
 
 def check_configuration_name(name: str) -> str:
-    """The name, or SQFTError for one that is no plain file name or that a rank has already."""
+    """The name as it is. Raises SQFTError for a name that is no plain file name, and for the name of a rank."""
     if not _NAME.fullmatch(name):
         raise SQFTError(
             f"configuration name {name[:80]!r} is not usable: up to 64 letters, digits, '_', '.', '-', a letter or "
@@ -37,7 +37,8 @@ def check_configuration_name(name: str) -> str:
 
 
 def saved_configurations(adapter: str | Path) -> dict[str, Path]:
-    """Name → file of each configuration that an adapter folder carries, in name order. Other files are left alone."""
+    """Name → file of each configuration that an adapter folder carries, in name order. A file with another kind of name
+    is not a configuration."""
     folder = Path(adapter) / FOLDER
     if not folder.is_dir():
         return {}
@@ -54,16 +55,15 @@ def saved_configuration(adapter: str | Path, name: str) -> dict[str, int]:
 
 
 def read_configuration(file: str | Path) -> dict[str, int]:
-    """{module name or pattern: rank} from a JSON file. Raises CheckpointError for what is none."""
+    """{module name or pattern: rank} from a JSON file. Raises CheckpointError for a file of anything else."""
     file = Path(file)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{file} has more than {MAX_BYTES >> 20} MiB and is no configuration of ranks")
-        ranks = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:  # a file that is no UTF-8 or no JSON is a ValueError
-        if isinstance(error, SQFTError):
-            raise
+        size = file.stat().st_size
+        ranks = json.loads(file.read_text()) if size <= MAX_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:  # a file that is not UTF-8 or not JSON is a ValueError
         raise CheckpointError(f"{file} is no JSON file with module name → rank ({error})") from error
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{file} has more than {MAX_BYTES >> 20} MiB and is no configuration of ranks")
     if not isinstance(ranks, Mapping) or not ranks or not all(type(rank) is int for rank in ranks.values()):
         raise CheckpointError(f'{file} is no configuration: write {{"module name or pattern": rank, …}}')
     return dict(ranks)

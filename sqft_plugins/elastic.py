@@ -41,7 +41,7 @@ def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
 
 
 def is_rank(value: Any) -> bool:
-    """A whole number from 1, also NumPy's; True, 6.0 and "6" are none."""
+    """A whole number from 1, also NumPy's; True, 6.0 and "6" are no ranks."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 

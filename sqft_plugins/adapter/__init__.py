@@ -9,6 +9,6 @@ initialisations   which initialisations of a LoRA change the base weight
 Ranks of an elastic adapter are in `sqft_plugins.elastic`, saved ones in `sqft_plugins.configurations`.
 """
 
-from sqft_plugins.adapter.folder import AdapterFolder, AdapterKind, LoraPair
+from sqft_plugins.adapter.folder import AdapterFolder, AdapterKind, LoraPair, is_adapter
 
-__all__ = ["AdapterFolder", "AdapterKind", "LoraPair"]
+__all__ = ["AdapterFolder", "AdapterKind", "LoraPair", "is_adapter"]

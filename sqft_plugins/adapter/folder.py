@@ -33,6 +33,11 @@ AdapterKind = Literal["dense", "masked", "quantization-aware"]
 put on the base's INT4 grid together."""
 
 
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder calls itself an adapter; it may be damaged."""
+    return (Path(path) / CONFIG).is_file()
+
+
 def weights_in(folder: Path) -> Path:
     """The file that PEFT reads: of both the safetensors; its path also where there is none."""
     pickled = folder / PICKLED

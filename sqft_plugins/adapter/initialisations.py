@@ -1,7 +1,7 @@
 """Initialisations of a LoRA that write into the base weight (peft/tuners/lora/layer.py, `update_layer`).
 
-What they leave of the base stands in no adapter: A and B over the untouched base are another model. PEFT makes it again
-when it loads such an adapter, but only some of them come out the same.
+What they leave of the base is saved with no adapter, and A and B over the untouched base are another model. PEFT
+initialises again when it loads such an adapter; only some initialisations then come out the same.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 PLAIN = ("gaussian", "eva", "orthogonal", "mica")
-"""Beside True and False, those that write A and B only; what is none of these is taken to change the base."""
+"""Beside True and False, the initialisations that write A and B only; any other is taken to change the base."""
 REPEATED = ("pissa", "olora", "loftq")
-"""Of the others, those that PEFT makes again over the same base as they were. `pissa_niter_…` draws numbers, `corda`
-and `lora_ga` need data that loading has not."""
+"""Of the others, those that come out the same over the same base. `pissa_niter_…` draws random numbers, `corda` and
+`lora_ga` need data that is not there on loading."""
 CONVERT = (
     "save the trained model again with save_pretrained(DIR, path_initial_model_for_weight_conversion=…), which makes a "
     "plain LoRA of it"

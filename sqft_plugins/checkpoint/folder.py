@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqft_plugins.adapter import is_adapter
 from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
@@ -45,7 +46,7 @@ class ModelFolder(TensorFiles):
             raise CheckpointError(f"model {path} is not a folder: give the path of a model saved by save_pretrained")
         config = self.path / "config.json"
         if not config.is_file():
-            adapter = (self.path / "adapter_config.json").is_file()
+            adapter = is_adapter(self.path)
             hint = "it is an adapter, give its base model" if adapter else "give a model folder"
             raise CheckpointError(f"model {path} has no config.json: {hint}")
         self.config: dict[str, Any] = read_object(config, REMEDY)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from sqft_plugins.adapter import is_adapter
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.inspect.adapter import ADAPTER_CONFIG, inspect_adapter
+from sqft_plugins.inspect.adapter import inspect_adapter
 from sqft_plugins.inspect.model import gguf_type, inspect_layer, inspect_model, layer_names
 from sqft_plugins.inspect.plot import check_plot, plot_sparsity
 from sqft_plugins.inspect.report import asked_patterns, total_of
@@ -37,7 +38,7 @@ def inspect_path(path: str | Path, pattern: str | None = None) -> dict[str, Any]
     path that nobody reads or that is damaged.
     """
     patterns, path = asked_patterns(pattern), Path(path)
-    if (path / ADAPTER_CONFIG).is_file():
+    if is_adapter(path):
         return inspect_adapter(path)
     if not (path / "config.json").is_file():
         from sqft_plugins.plugins import get_manager

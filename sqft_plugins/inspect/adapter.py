@@ -9,23 +9,26 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.adapter import AdapterFolder
-from sqft_plugins.adapter.folder import CONFIG as ADAPTER_CONFIG
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.stamp import read_stamp
 from sqft_plugins.inspect.report import Row, count
 
-__all__ = ["ADAPTER_CONFIG", "TRAINING", "inspect_adapter"]
 TRAINING = "training.json"
 
 
 def inspect_adapter(path: str | Path) -> dict[str, Any]:
-    """path, kind "adapter", type, base, bytes, alpha, stamp (where it carries one), mask_hash and scale_hash (of the
-    base it fits), rank_choices, sparse, quantization_aware, training (what `sqft train` told: tuner, settings, tokens,
-    seconds, first and last loss; else None), total (modules, parameters, not_finite, ranks: rank → how many modules)
-    and layers: name, rank, in, out, dtype, parameters, not_finite. Raises CheckpointError."""
+    """The report of one adapter folder. Raises CheckpointError.
+
+    path, kind ("adapter"), type, base, bytes, alpha, rank_choices, sparse, quantization_aware: of the folder.
+    stamp, mask_hash, scale_hash: of the base that it fits, where the folder has them.
+    training: what `sqft train` recorded: tuner, settings, dtype, tokens, seconds, first and last loss; else None.
+    total: modules, parameters, not_finite, ranks (rank → how many modules).
+    layers: of each, name, rank, in, out, dtype, parameters, not_finite.
+    """
     folder = AdapterFolder(path)
     config, stamp = folder.config, read_stamp(folder.path)
     layers = [_layer(pair.module, A, B) for pair, A, B in folder.read_pairs() if not pair.is_embedding]
+
     return {
         "path": str(path),
         "kind": "adapter",

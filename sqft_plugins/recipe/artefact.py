@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sqft_plugins.adapter import AdapterFolder, is_adapter
 from sqft_plugins.configurations import read_configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
 
@@ -59,7 +60,7 @@ def from_path(path: Path) -> Artefact:
     """An artefact that no step makes. Raises CheckpointError for what is none."""
     if path.is_file() and path.suffix == ".gguf":
         return Artefact(str(path), "file", path, step=False)
-    if (path / "adapter_config.json").is_file():
+    if is_adapter(path):
         return _adapter(path)
     from sqft_plugins.checkpoint import ModelFolder
 
@@ -75,8 +76,6 @@ def ranks_from_file(path: str) -> dict[str, int]:
 
 
 def _adapter(path: Path) -> Artefact:
-    from sqft_plugins.adapter import AdapterFolder
-
     folder = AdapterFolder(path)
     if folder.base is None or not Path(folder.base).is_dir():
         raise CheckpointError(

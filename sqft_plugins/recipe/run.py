@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter import is_adapter
 from sqft_plugins.checkpoint import write_file
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.demo.base import prepare_base
@@ -183,7 +184,7 @@ def _content(value: Any) -> Any:
 
 def _identity(path: Path) -> str:
     """The hash of a model or adapter; value planes, which a step may write into an adapter's folder, are not of it."""
-    if not (path / "adapter_config.json").is_file():
+    if not is_adapter(path):
         return content_hash(path)
     own = [file for file in files_of(path) if file.relative_to(path).parts[0] != "planes"]
     return hash_of_files([file for file in own if file.suffix not in IGNORED], path)

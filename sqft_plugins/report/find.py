@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sqft_plugins.adapter import is_adapter
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.inspect.adapter import ADAPTER_CONFIG
 
 Kind = Literal["run", "model", "adapter", "search", "file", "evaluation", "unknown"]
 LEVELS = 2
@@ -43,7 +43,7 @@ def kind_of(path: Path) -> Kind:
     """By the files that a folder has, and by the content of a JSON file. A damaged JSON file is "evaluation", so that
     reading it tells what is wrong."""
     if path.is_dir():
-        if (path / ADAPTER_CONFIG).is_file():
+        if is_adapter(path):
             return "adapter"
         if (path / "config.json").is_file():
             return "model"

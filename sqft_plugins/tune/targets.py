@@ -11,25 +11,25 @@ from sqft_plugins.tune.settings import ALL_LINEAR
 
 
 def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
-    """Those of `wanted` that are no layer of the model folder, where others are; as PEFT finds them: a name in a list
-    is the end of a layer's, a text that is no list a regular expression. Raises SQFTError where there is no layer."""
+    """The patterns in `wanted` that match no layer of the model folder `base`, while others do. As in PEFT, a text in a
+    list is the end of a layer's name, and a text alone a regular expression. Raises SQFTError where none matches."""
     if wanted == ALL_LINEAR:
         return []
     structure = structure_of_folder(base)
     names = [*structure.shapes, *structure.outside]
+
     try:
-        missing = [one for one in _listed(wanted) if not any(_is_meant(name, one, wanted) for name in names)]
+        patterns = [wanted] if isinstance(wanted, str) else wanted
+        missing = [pattern for pattern in patterns if not any(_matches(name, pattern, wanted) for name in names)]
     except re.error as error:
         raise SQFTError(f"target_modules={wanted!r} is no regular expression ({error}): correct it") from error
-    if len(missing) == len(_listed(wanted)):
+    if len(missing) == len(patterns):
         ends = dict.fromkeys(name.rpartition(".")[2] for name in structure.shapes)
         raise SQFTError(f"target_modules {missing} are none of this model's layers: choose among {', '.join(ends)}")
     return missing
 
 
-def _listed(wanted: list[str] | str) -> list[str]:
-    return [wanted] if isinstance(wanted, str) else wanted
-
-
-def _is_meant(name: str, one: str, wanted: list[str] | str) -> bool:
-    return bool(re.fullmatch(one, name)) if isinstance(wanted, str) else name == one or name.endswith(f".{one}")
+def _matches(name: str, pattern: str, wanted: list[str] | str) -> bool:
+    if isinstance(wanted, str):
+        return bool(re.fullmatch(pattern, name))
+    return name == pattern or name.endswith(f".{pattern}")
