@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
+sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import killing
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.cli import main
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.measure import zeros_kept
-from sqft_plugins.plan import PlanSettings, machine, plan_folder
-from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.plan import PlanSettings, plan_folder
 from sqft_plugins.recipe.dry import plan_recipe
-from sqft_plugins.recipe.make import labels_of
 from sqft_plugins.recipe.read import read_recipe
 from sqft_plugins.recipe.run import run_recipe
 from sqft_plugins.stages import Stages
+
+pytestmark = pytest.mark.usefixtures("quick_machine")
 
 RECIPE = """
 model: {model}
@@ -36,12 +36,6 @@ quantize:
 export:
 eval: {{model: [base, train, merge, export], data: d.jsonl, limit: 3, perplexity: false}}
 """
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(machine, "GEMM_SECONDS", 0.005)
-    monkeypatch.setattr(machine, "SAMPLE_OUTS", (16, 64))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -114,14 +108,6 @@ def test_a_recipe_changed_after_a_kill_starts_its_training_anew(finished, tiny_l
     assert "(learning_rate=0.001, here 0.0003): starting anew" in capsys.readouterr().err.replace("\n", " ")
     weights = "train/adapter_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (finished[1] / weights).read_bytes()
-
-
-def test_scores_of_folders_with_the_same_name_are_told_apart(tmp_path):
-    folders = [Artefact(name, "model", tmp_path / name, step=False) for name in ("a/merge", "b/merge", "c/other")]
-    step = Artefact("merge", "model", tmp_path / "out/merge")
-    assert labels_of([step, folders[2]], {"merge"}) == ["merge", "other"]
-    assert labels_of([step, *folders], {"merge"}) == ["merge", "a-merge", "b-merge", "c-other"]
-    assert labels_of([folders[0]], {"merge"}) == ["a-merge"]  # the table has a row for the step
 
 
 def test_only_what_changed_and_what_follows_is_made_again(finished, tmp_path):

@@ -14,7 +14,7 @@ from sqft_plugins.recipe.run import run_recipe
 from sqft_plugins.recipe.wire import wire
 from sqft_plugins.tune.settings import PAPER_TARGETS
 
-PAPER = Path(__file__).parents[2] / "examples" / "paper"
+PAPER = Path(__file__).parents[3] / "examples" / "paper"
 PIPELINES = ["shears", "sqft", "sparsepeft", "qa-sparsepeft"]
 MODELS = {"llama-3-8b": "llama", "mistral-7b-v0.3": "mistral", "phi-3-mini": "phi3"}
 TASKS = ["gsm8k", "math", "commonsense"]
