@@ -41,7 +41,7 @@ def _package(package: importlib.metadata.Distribution | None) -> dict[str, str |
 )
 @json_option
 def command(as_json: bool) -> None:
-    """List the plug-ins: name, version, hooks. The core's own methods come through the same door and are listed too."""
+    """List the plug-ins: name, version, hooks. The core's own methods are listed, too."""
     found = listing()
     emit(as_json, {"plugins": found}, lambda: _show(found))
 

@@ -1,7 +1,8 @@
 """Recipes: the whole way from prune to export as one file that can be killed and goes on (docs/how-to/recipes.md).
 
-text.py reads YAML, read.py makes a recipe of it, wire.py says which step works on what, inputs.py looks for mistakes,
-make.py calls the verbs, run.py keeps the record, dry.py only plans, schema.py tells editors.
+text.py reads YAML, read.py makes a recipe of it. sections.py has the keys of each step, wire.py says which step works
+on what: above.py finds it, artefact.py is what is known of it. inputs.py looks for mistakes, make.py calls the verbs,
+run.py keeps the record, dry.py only plans, schema.py is for editors.
 """
 
 from __future__ import annotations

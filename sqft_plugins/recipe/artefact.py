@@ -23,12 +23,16 @@ NOUN = {
 
 @dataclass(frozen=True)
 class Artefact:
-    """name: of the step that makes it, or its path. kind: "ranks" is what a search finds; "file" an exported model,
-    "part" an exported adapter. step: whether a step makes it.
+    """A model, an adapter, the ranks of a search, or an exported file.
 
-    Of a model: int4; pruned; source, the model that it was made from. Of an adapter: base, the model it is over; grid,
-    the INT4 folder beside a float base; masked; quantization_aware; choices, the search space, one where the rank is
-    fixed. Of ranks: base, the adapter that they are for.
+    name: of the step that makes it, or its path.
+    kind: "ranks" is what a search finds; "file" an exported model, "part" an exported adapter.
+    step: whether a step makes it.
+
+    source: of a model: the model that it was made from.
+    base: of an adapter: the model that it is over; of ranks: their adapter.
+    grid: of an adapter: the INT4 folder beside a float base.
+    choices: of an adapter: the search space, a single rank where it is fixed.
     """
 
     name: str
@@ -57,7 +61,7 @@ class Artefact:
 
 
 def from_path(path: Path) -> Artefact:
-    """An artefact that no step makes. Raises CheckpointError for what is none."""
+    """An artefact that no step makes. Raises CheckpointError for a path that is no model, adapter or GGUF file."""
     if path.is_file() and path.suffix == ".gguf":
         return Artefact(str(path), "file", path, step=False)
     if is_adapter(path):

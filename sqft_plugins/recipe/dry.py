@@ -23,14 +23,14 @@ from sqft_plugins.recipe.wire import Step, wire
 from sqft_plugins.stages import Stages
 
 CHARACTERS = 4
-"""Of a JSONL line, for one token."""
+"""Characters of a JSONL line for a token."""
 
 
 def plan_recipe(
     recipe: Recipe, out: str | Path | None = None, *, until: str | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
     """The steps of `run_recipe` without running them → recipe, out, steps (name, verb, works_on, done, peak_memory,
-    seconds and bytes, None where nothing is known), machine, disk_needed, fits (of those that are not done).
+    seconds and bytes, None where nothing is known), machine, disk_needed, fits (of the steps that are not done).
 
     Of a model on the hub, config.json alone is fetched. Raises what `run_recipe` raises before its first step.
     """
@@ -165,7 +165,7 @@ class Planner:
 
 
 def _source(recipe: Recipe, base: Artefact) -> FloatModel | None:
-    """What the estimates go by; None where there is nothing to go by: an INT4 model, or one that is not made yet."""
+    """The model that the estimates are of; None for an INT4 model, and for a model that is not made yet."""
     if base.int4 or (recipe.model == GEMMA and not base.path.is_dir()):
         return None
     return open_source(base.path)

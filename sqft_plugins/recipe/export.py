@@ -20,7 +20,7 @@ OWN = ("out", "overwrite", "json")
 
 
 def command_of(name: str) -> click.Command:
-    """The command of a format. Raises SQFTError for one that no plug-in offers."""
+    """The command of a format. Raises SQFTError for a format that no plug-in offers."""
     return get_manager().get("sqft_exporters", name, "format").command
 
 

@@ -111,7 +111,7 @@ def _added(
 
 
 def verb_of(name: str, source: str) -> str:
-    """The verb that a step's name begins with. Raises SQFTError for a name that has none."""
+    """The verb that a step's name begins with. Raises SQFTError for a name that begins with no verb."""
     match = _STEP.fullmatch(name)
     if match and match[1] in SECTIONS:
         return match[1]

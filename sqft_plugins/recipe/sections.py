@@ -49,7 +49,7 @@ class Section(Settings):
 
     @classmethod
     def marks(cls, values: Mapping[str, Any]) -> dict[str, Mark]:
-        """Key → its mark, of those that have one, in a section with these values."""
+        """Key → its mark, of the keys that have a mark, in a section with these values."""
         known = get_args(Mark)
         found = {name: [mark for mark in field.metadata if mark in known] for name, field in cls.model_fields.items()}
         return {name: marks[0] for name, marks in found.items() if marks}

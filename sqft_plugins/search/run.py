@@ -175,7 +175,7 @@ def _check_outputs(
         raise DependencyError("sqft search needs optuna: pip install 'sqft-plugins[search]'")
     if out is None:
         if study is None or save is not None:
-            raise SQFTError("a worker needs --study, the one that it works for, and takes no --save")
+            raise SQFTError("a worker needs --study, where the trials are, and takes no --save")
         return None
     if find_spec("matplotlib") is None:
         raise DependencyError("sqft search draws its front with matplotlib: pip install 'sqft-plugins[search]'")

@@ -1,4 +1,4 @@
-"""Optuna samplers of ours: hill climbing, and one that never proposes what was proposed before.
+"""Optuna samplers of ours: hill climbing, and a sampler that never proposes what was proposed before.
 
 They keep no state of their own: whatever they need is in the study, so that several processes can share one and a
 killed search goes on where it was.
@@ -29,7 +29,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def choice_of(trial: FrozenTrial, space: Space) -> Choice | None:
-    """The configuration of a trial, also of one that only waits; None while it has none yet."""
+    """The configuration of a trial, also of a trial that only waits; None before it has proposed."""
     params = trial.system_attrs.get("fixed_params") or trial.params
     return tuple(params[group] for group in space.groups) if len(params) == len(space.groups) else None
 

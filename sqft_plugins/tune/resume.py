@@ -37,8 +37,8 @@ def checkpoint_folder(out: str | Path) -> Path:
 
 @contextmanager
 def alone(out: str | Path) -> Iterator[None]:
-    """Holds the output, for one run at a time. Raises SQFTError where another process writes it. Leaves no folder where
-    there is no checkpoint."""
+    """Holds the output, for one run at a time. Raises SQFTError where another process writes it. Without a checkpoint,
+    no folder is left behind."""
     folder = checkpoint_folder(out)
     make_folder(folder, out, "--out")
     with held_alone(folder / LOCK, f"--out {out}", "written"):

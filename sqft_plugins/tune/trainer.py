@@ -20,7 +20,8 @@ from sqft_plugins.tune.loss import answer_logits, answer_loss
 class AnswerTrainer(Trainer):
     """A Trainer that computes logits at the answer's tokens only and keeps the order of its data.
 
-    held_out: what `evaluate` measures; best: what is offered its loss.
+    held_out: the examples that `evaluate` measures.
+    best: is offered the adapter of each evaluation with its loss.
     """
 
     def __init__(self, *args: Any, held_out: HeldOut | None = None, best: Best | None = None, **kwargs: Any):
@@ -30,9 +31,8 @@ class AnswerTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, *args: Any) -> SequentialSampler:
-        return SequentialSampler(
-            cast(Sized, self.train_dataset)
-        )  # `mix` has shuffled, the same for every process count
+        # `mix` has shuffled, the same for every process count
+        return SequentialSampler(cast(Sized, self.train_dataset))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -80,8 +80,8 @@ class Watch(TrainerCallback):
 
 
 def stop_at_broken_gradients(model: nn.Module) -> None:
-    """From now on a gradient that is not finite ends the backward pass with SQFTError, naming its parameter: the first
-    one that appears, so the layer where it began."""
+    """From now on a gradient that is not finite ends the backward pass with SQFTError, naming the parameter of
+    the first such gradient, and so the layer where it began."""
 
     def check(name: str, parameter: Tensor) -> None:
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
