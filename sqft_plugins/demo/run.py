@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 
+PRUNED, MERGED, LORA_MERGED = (f"{folder}/config.json" for folder in ("pruned", "merged", "lora_merged"))
+MAKERS = {
+    "dense": ["base"],
+    "pruned": ["prune"],
+    "tuned": ["train", "extract"],
+    "merged": ["merge"],
+    "lora_merged": ["merge_lora", "train_lora"],
+    "int4": ["quantize"],
+    "gguf": ["export"],
+}
+"""Scored stage → the stages that made it, whose seconds count."""
+
 
 def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -> dict[str, Any]:
     """Runs the stages that are not done yet and writes report.json, report.md and report.png under `out`.
@@ -38,11 +50,13 @@ def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -
     Returns the report: `stages` is a list of name, accuracy, accuracy_stderr, perplexity, zeros_kept, bits_per_weight,
     bytes and seconds.
     """
+    # everything that can be refused
     out = Path(out)
     _check_extras()
     training, task = _task(settings)
     if settings.model is not None:
         ModelFolder(settings.model)
+
     demo = Demo(out, settings, training, task, Stages(out, overwrite))
     report = demo.run()
     write_report(out, report)
@@ -50,6 +64,7 @@ def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -
 
 
 def _check_extras() -> None:
+    """Raises SQFTError where a plug-in that the demo needs is not installed."""
     host = get_manager()
     for name in ("sqft", "lora"):
         host.get("sqft_tuners", name, "tuner")
@@ -57,6 +72,7 @@ def _check_extras() -> None:
 
 
 def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
+    """(training examples, the task of the held-out ones). Raises SQFTError for data that are too few."""
     if settings.data is None:
         problems = WordProblems(settings.questions, settings.seed)
         return problems.training(settings.steps * settings.batch_size), problems
@@ -69,7 +85,7 @@ def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
 
 
 class Demo:
-    """One run. Every stage is a method that makes its output, scores it and returns its row."""
+    """One run. A stage is a method that makes an output, or one that scores it and returns its row."""
 
     def __init__(self, out: Path, settings: DemoSettings, training: Sequence[Example], task: Task, stages: Stages):
         self.out, self.settings, self.training, self.task, self.stages = out, settings, training, task, stages
@@ -78,54 +94,54 @@ class Demo:
         self.base = Path(settings.model) if settings.model else out / "base"
 
     def run(self) -> dict[str, Any]:
-        s = self.settings
+        """Makes and scores every stage that is not done yet → the report."""
+        s, out, make = self.settings, self.out, self.stages.run
         data = hashlib.sha256(repr(list(self.training)).encode()).hexdigest()
-        scoring: dict[str, Any] = {"text_tokens": s.text_tokens}
-        scoring["questions"] = hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()
         tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions", "text_tokens"}) | {"training": data}
-        run = self.stages.run
+        questions = hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()
+        scoring = {"text_tokens": s.text_tokens, "questions": questions}
+        rows: dict[str, dict[str, Any]] = {}
+
+        def score(name: str, after: str, row: Callable[[], dict]) -> None:
+            rows[name] = make(name, row, after=[after], settings=scoring)
+
+        # the model as it came, and pruned; the pruned one tells which zeros are counted, also of the dense one
         if s.model is None:
-            run("base", self.make_base, output="base/config.json")
+            make("base", self.make_base, output="base/config.json")
         else:
             about = {"model": s.model, "content": content_hash(self.base)}
-            run("base", lambda: {"model": s.model}, settings=about)
-        prune = run("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output="pruned/config.json")
-        self.masks = ModelFolder(self.out / "pruned").masks
-        rows = [run("dense", lambda: self.folder_row(self.base), after=["prune"], settings=scoring)]
-        rows.append(run("pruned", lambda: self.folder_row(self.out / "pruned"), after=["prune"], settings=scoring))
-        run("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
-        run("extract", self.extract, after=["train"], output="sub_adapter")
-        rows.append(run("tuned", self.tuned, after=["extract"], settings=scoring))
-        merge = run(
-            "merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output="merged/config.json"
-        )
-        rows.append(run("merged", lambda: self.folder_row(self.out / "merged"), after=["merge"], settings=scoring))
-        run("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
-        lora = run(
-            "merge_lora",
-            lambda: self.merge("lora", "lora_merged"),
-            after=["train_lora"],
-            output="lora_merged/config.json",
-        )
-        rows.append(
-            run(
-                "lora_merged", lambda: self.folder_row(self.out / "lora_merged"), after=["merge_lora"], settings=scoring
-            )
-        )
-        run("quantize", self.quantize, after=["merge"], output="int4/config.json")
-        rows.append(run("int4", lambda: self.folder_row(self.out / "int4"), after=["quantize"], settings=scoring))
-        export = run("export", self.export, after=["quantize"], output="model.gguf")
-        rows.append(run("gguf", lambda: self.gguf_row(export), after=["export"], settings=scoring))
-        names = ["dense", "pruned", "tuned", "merged", "lora_merged", "int4", "gguf"]
-        makers = ["base", "prune", "train", "merge", "merge_lora", "quantize", "export"]
+            make("base", lambda: {"model": s.model}, settings=about)
+        prune = make("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output=PRUNED)
+        self.masks = ModelFolder(out / "pruned").masks
+        score("dense", "prune", lambda: self.folder_row(self.base))
+        score("pruned", "prune", lambda: self.folder_row(out / "pruned"))
+
+        # SQFT: the heuristic sub-adapter of an elastic adapter, beside the model and merged
+        make("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
+        make("extract", self.extract, after=["train"], output="sub_adapter")
+        score("tuned", "extract", self.tuned)
+        merge = make("merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output=MERGED)
+        score("merged", "merge", lambda: self.folder_row(out / "merged"))
+
+        # a plain LoRA, merged
+        make("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
+        lora = make("merge_lora", lambda: self.merge("lora", "lora_merged"), after=["train_lora"], output=LORA_MERGED)
+        score("lora_merged", "merge_lora", lambda: self.folder_row(out / "lora_merged"))
+
+        # the merged model as INT4, and its codes as GGUF
+        make("quantize", self.quantize, after=["merge"], output="int4/config.json")
+        score("int4", "quantize", lambda: self.folder_row(out / "int4"))
+        export = make("export", self.export, after=["quantize"], output="model.gguf")
+        score("gguf", "export", lambda: self.gguf_row(export))
+
         if self.stages.reused:
             say(f"reused, inputs unchanged: {', '.join(self.stages.reused)}")
         return {
             "settings": s.model_dump(),
             "task": self.task.name,
             "stages": [
-                {"name": name} | row | {"seconds": row["seconds"] + self.seconds(maker)}
-                for name, maker, row in zip(names, makers, rows, strict=True)
+                {"name": name} | row | {"seconds": row["seconds"] + sum(map(self.stages.seconds, MAKERS[name]))}
+                for name, row in rows.items()
             ],
             "merge": {key: merge[key] for key in ("max_logit_difference", "zeros_lost")},
             "lora_merge": {key: lora[key] for key in ("max_logit_difference", "zeros_lost")},
@@ -133,10 +149,6 @@ class Demo:
             "gguf": {key: value for key, value in export.items() if key != "seconds"},
             "reused": self.stages.reused,
         }
-
-    def seconds(self, stage: str) -> float:
-        extra = {"train": ["extract"], "merge_lora": ["train_lora"]}.get(stage, [])
-        return sum(self.stages.seconds(name) for name in [stage, *extra])
 
     # --- making ---
 

@@ -13,7 +13,7 @@ from sqft_plugins.plugins.protocols import Tuner
 
 
 def grid_of(model: Path, adapter: Path | None) -> Path | None:
-    """The INT4 folder of a quantization-aware adapter of `model`; None for another one, or none."""
+    """The INT4 folder of a quantization-aware adapter of `model`; None for other adapters, and without an adapter."""
     if adapter is None:
         return None
     from sqft_plugins.adapter.saved import SavedAdapter
@@ -22,8 +22,8 @@ def grid_of(model: Path, adapter: Path | None) -> Path | None:
 
 
 def check_packable(model: Path, grid: Path | None) -> None:
-    """Raises KernelError for what has no INT4 layers. grid: of its quantization-aware adapter, None where it has none.
-    Reads config.json alone."""
+    """Raises KernelError for a model without INT4 layers; reads config.json alone. grid: the INT4 folder of the model's
+    quantization-aware adapter, None without one."""
     if grid is None and ModelFolder(model).grid is None:
         raise KernelError(
             f"--accelerate: model {model} has no INT4 layers: leave it out, or give an INT4 folder (`sqft quantize`)"
@@ -31,15 +31,19 @@ def check_packable(model: Path, grid: Path | None) -> None:
 
 
 def accelerate_tuned(model: Any, tuner: Tuner, grid: Path | None) -> Any:
-    """The model with its adapter at the rank in force, its INT4 layers packed. A dense adapter stays beside the packed
-    base. A quantization-aware one (grid: its INT4 folder) is merged: at this rank, the model is INT4."""
+    """The model with its adapter at the rank in force, its INT4 layers packed.
+
+    grid: the INT4 folder of a quantization-aware adapter. Such an adapter is merged, for at this rank the model is
+    INT4. None for a dense adapter, which stays beside the packed base.
+    """
     if grid is None:
         accelerate(model)
         return model
+
     merged, _ = tuner.merge(model)
     folder = ModelFolder(grid)
     assert folder.grid is not None
-    for name in folder.int4.modules:  # over a float base nothing has told the layers their grid yet
+    for name in folder.int4.modules:  # over a float base the layers do not have their grid yet
         layer = merged.get_submodule(name)
         if not has_grid(layer):
             stored = folder.quantized(name)

@@ -27,8 +27,10 @@ def cache_folder() -> Path:
 
 
 class Answers:
-    """The answers of one model. about: what decides them, from `identity`; kept in the file for people to read. Raises
-    SQFTError, whatever it is asked, where the file cannot be used: it is damaged, or the disk is full."""
+    """The answers of one model. about: what decides them, from `identity`; kept in the file for people to read.
+
+    Every method raises SQFTError where the file cannot be used: it is damaged, or the disk is full.
+    """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         self._about = json.dumps(about, sort_keys=True)

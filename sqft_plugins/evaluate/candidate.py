@@ -21,9 +21,15 @@ Pair = tuple[str, str]
 
 
 class Candidate:
-    """name: for messages. opener: loads the model, called when the first answer is needed that `answers` does not have.
-    batch_size: options, or prompts, that go through together. runtime: what computes, for the report: its name, and
-    where they matter dtype and kernel. asked: questions that went to the model itself."""
+    """A model that is loaded when it is first needed, with the memory of what it answered. `asked` counts the questions
+    that went to the model itself.
+
+    name: for messages.
+    opener: loads the model; called when an answer is needed that `answers` does not have.
+    answers: what the model answered before, None to remember nothing.
+    batch_size: options, or prompts, that go through together.
+    runtime: what computes, for the report: its name, and where they matter dtype and kernel.
+    """
 
     def __init__(
         self,
@@ -67,11 +73,14 @@ class Candidate:
     def likelihoods(self, pairs: Sequence[Pair], what: str = "options") -> list[Score]:
         """The score of each continuation. Raises SQFTError for a pair that does not fit the context."""
         found: list[Score | None] = [self._known("likelihood", *pair) for pair in pairs]
+
+        # the pairs of one prompt without an answer are one question
         places: dict[str, list[int]] = {}  # prompt → its pairs
         for place, (score, (context, _)) in enumerate(zip(found, pairs, strict=True)):
             if score is None:
                 places.setdefault(context, []).append(place)
         asked = list(places.values())
+
         questions = [self._question([pairs[place] for place in part]) for part in asked]
         for index, scores in self._scored(questions, what):
             for place, score in zip(asked[index], scores, strict=True):
@@ -88,6 +97,7 @@ class Candidate:
         found: list[str | None] = [self._known("completion", prompt, *how) for prompt in prompts]
         missing = [place for place, text in enumerate(found) if text is None]
         missing.sort(key=lambda place: -len(prompts[place]))
+
         if missing:
             answers = self._completed([prompts[place] for place in missing], max_new_tokens, stop)
             for place, text in zip(missing, track(answers, "completions", len(missing)), strict=True):
@@ -121,9 +131,13 @@ class Candidate:
         return known
 
     def check_new(self, where: str, remedy: str, kind: str, *args: Any) -> bool:
-        """Whether a question has no known answer yet; then the model is loaded. kind: "likelihood" with prompt and
-        continuation, or "completion" with prompt, most new tokens and stops. Raises SQFTError for one that does not
-        fit the context, naming `where` it stands."""
+        """Whether a question has no known answer yet; then the model is loaded.
+
+        where, remedy: of the question, for the message.
+        kind, args: "likelihood" with prompt and continuation, or "completion" with prompt, most new tokens and stops.
+
+        Raises SQFTError for a question that does not fit the context.
+        """
         if self._known(kind, *args) is not None:
             return False
         if kind == "likelihood":

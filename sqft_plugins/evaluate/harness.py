@@ -10,7 +10,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.errors import DependencyError, SQFTError, nearest
+from sqft_plugins.errors import DependencyError, SQFTError, first_line, nearest
 from sqft_plugins.evaluate.candidate import Candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.plugins import get_manager
@@ -50,14 +50,20 @@ def choose_tasks(names: Iterable[str], data: str | Path | None = None) -> list[A
 
 
 def load_tasks(names: Sequence[str], data_dir: str | Path | None = None, shots: int | None = None) -> dict[str, Any]:
-    """The tasks and groups of these names, as lm-eval's TaskDict. shots: examples before each question (default: the
-    task's). Raises SQFTError for bad data, DependencyError without lm-eval."""
+    """The tasks and groups of these names, as lm-eval's TaskDict.
+
+    data_dir: the local data of our tasks; default the hub.
+    shots: examples before each question; default the task's.
+
+    Raises SQFTError for bad data, DependencyError without lm-eval.
+    """
     require_lm_eval()
     from lm_eval.tasks import TaskManager
 
     if data_dir is not None and not Path(data_dir).is_dir():
         raise SQFTError(f"--data-dir {data_dir} is not a folder: give the one that holds arc_easy, gsm8k, …")
     metadata: dict[str, Any] = {} if data_dir is None else {"data_dir": str(data_dir)}
+
     foreign = [name.removeprefix(FOREIGN) for name in names if name.startswith(FOREIGN)]
     loaded: dict[str, Any] = {"tasks": {}}
     if ours := [name for name in names if not name.startswith(FOREIGN)]:
@@ -65,6 +71,7 @@ def load_tasks(names: Sequence[str], data_dir: str | Path | None = None, shots: 
         _add(loaded, _load(manager, ours))
         for name, task in loaded["tasks"].items():
             _check_answers(name, task)
+
     if foreign:
         say("reading the tasks of lm-eval")
         manager = TaskManager()
@@ -74,6 +81,7 @@ def load_tasks(names: Sequence[str], data_dir: str | Path | None = None, shots: 
                 hint = f"did you mean {FOREIGN}{close[0]}?" if close else "`lm-eval ls tasks` lists them"
                 raise SQFTError(f"--task {FOREIGN}{name} is unknown to lm-evaluation-harness: {hint}")
         _add(loaded, _load(manager, foreign))
+
     for name, task in loaded["tasks"].items():
         if shots:
             task.set_config("num_fewshot", _possible(name, task, shots))
@@ -98,9 +106,15 @@ def run_tasks(
     seed: int = SEED,
     samples: bool = False,
 ) -> dict[str, Any]:
-    """Scores, as in lm-eval's report. limit: the first questions of each task. seed: chooses the examples before a
-    question. samples: also `samples`, every question with its answer. All lengths are checked before the first question
-    is asked: raises SQFTError."""
+    """Scores, as in lm-eval's report.
+
+    loaded: of `load_tasks`.
+    limit: only the first questions of each task.
+    seed: chooses the examples before a question.
+    samples: also `samples`, every question with its answer.
+
+    Raises SQFTError, before the first question is asked, for a question that does not fit the context.
+    """
     from lm_eval.evaluator import evaluate
 
     from sqft_plugins.evaluate.lm import CandidateLM
@@ -110,6 +124,7 @@ def run_tasks(
         task.set_fewshot_seed(seed)
         _check(candidate, name, task, limit)
         task.set_fewshot_seed(seed)  # `evaluate` makes the questions once more: draw the same examples
+
     report = evaluate(lm=model, task_dict=dict(loaded), limit=limit, log_samples=samples)
     assert report is not None  # None is for the other processes of a distributed run
     kept = {part: dict(report[part]) for part in PARTS if part in report}
@@ -117,8 +132,8 @@ def run_tasks(
 
 
 def _check(candidate: Candidate, name: str, task: Any, limit: int | None) -> None:
-    """Raises SQFTError for a question that does not fit the context, and a task that this runtime cannot answer. The
-    model is loaded only where an answer is not known."""
+    """Raises SQFTError for a question that does not fit the context, and for a task that this runtime cannot answer.
+    The model is loaded only where an answer is not known."""
     from sqft_plugins.evaluate.lm import question_of
 
     task.build_all_requests(limit=limit)
@@ -127,6 +142,7 @@ def _check(candidate: Candidate, name: str, task: Any, limit: int | None) -> Non
         question, where = question_of(request), f"task {name} question {request.doc_id + 1}"
         if question is not None and candidate.check_new(where, "fewer --shots, or another task", *question):
             unknown = True
+
     if unknown and _needs_greedy(task) and not candidate.tells_greedy:
         raise SQFTError(
             f"task {name} asks whether an answer is the greedy one, which the runtime of {candidate.name} does not "
@@ -135,19 +151,20 @@ def _check(candidate: Candidate, name: str, task: Any, limit: int | None) -> Non
 
 
 def _check_answers(name: str, task: Any) -> None:
-    """Raises SQFTError for a question whose answer is none of its options: lm-eval would count it as wrong, whatever
+    """Raises SQFTError for a question whose answer is not among its options: lm-eval would count it as wrong, whatever
     the model says."""
     judged_by_itself = callable(task.get_config("process_results")) or not hasattr(task, "multiple_input")
     if task.get_config("output_type") != "multiple_choice" or judged_by_itself:
         return
+
     for number, doc in enumerate(task.eval_docs, 1):
         options = task.doc_to_choice(doc)
         answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         for one in answer if isinstance(answer, list) else [answer]:
             if not (0 <= int(one) < len(options) if isinstance(one, Integral) else one in options):
                 raise SQFTError(
-                    f"task {name} question {number}: the answer {one!r} is none of its {len(options)} options (a text, "
-                    "or its number from 0): correct or remove it"
+                    f"task {name} question {number}: the answer {one!r} is not among its {len(options)} options (a "
+                    "text, or its number from 0): correct or remove it"
                 )
 
 
@@ -168,7 +185,7 @@ def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
     except SQFTError:
         raise
     except Exception as error:  # a task file, or a data set on the hub, may be wrong in any way
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        reason = first_line(error, 200)
         if isinstance(error, StopIteration | IndexError):  # datasets and lm-eval look at the first question
             reason = f"{reason}; has its split no questions?"
         raise SQFTError(f"--task {', '.join(names)} cannot be loaded ({type(error).__name__}: {reason})") from error

@@ -19,8 +19,11 @@ PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
 
 
 def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A description that is equal where the answers must be. rank: as asked for. options: those of `open_session`; with
-    `accelerate` the compiled kernels count, too. Reads every file of the model once; loads no weight."""
+    """A description that is equal where the answers must be. Reads every file of the model once; loads no weight.
+
+    rank: as asked for.
+    options: those of `open_session`; with `accelerate` the compiled kernels count, too.
+    """
     about: dict[str, Any] = {"model": content_hash(model), "options": dict(sorted(options.items()))}
     if adapter is not None:
         about |= _adapter(model, adapter, rank)
@@ -43,9 +46,12 @@ def code_hash() -> str:
 
 
 def rank_in_force(adapter: Path, rank: Rank) -> Rank:
-    """Module → rank, what a rank, a name, or patterns mean for an elastic adapter; of patterns the order counts. The
-    rank as it was asked for where the adapter has one. Raises SQFTError for a rank outside the search space, and for a
-    configuration with an unknown module or without one of the adapter's."""
+    """Module → rank: what a rank, a name such as "heuristic", or patterns mean for an elastic adapter. Of patterns the
+    last one that matches a module counts. Of an adapter with one rank: the rank as it was asked for.
+
+    Raises SQFTError for a rank outside the search space, and for a configuration with an unknown module or without one
+    of the adapter's.
+    """
     from sqft_plugins.adapter.saved import SavedAdapter
 
     saved = SavedAdapter(adapter)

@@ -31,10 +31,11 @@ class CandidateLM(LM):
         return [(score, bool(greedy)) for score, greedy in scores]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Requests of one setting go together. Raises SQFTError for one that is not greedy."""
+        """Requests of one setting go together. Raises SQFTError for a request that is not greedy."""
         places: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(settings(request), []).append(place)
+
         found = [""] * len(requests)
         for (new_tokens, stop), part in places.items():
             prompts = [requests[place].args[0] for place in part]
@@ -57,7 +58,7 @@ class CandidateLM(LM):
 
 
 def question_of(request: Instance) -> tuple[str, Any, Any, *tuple[Any, ...]] | None:
-    """A request as `Candidate.length` takes it; None for one that may have any length."""
+    """A request as `Candidate.check_new` takes it; None for a request that may have any length."""
     if request.request_type == "loglikelihood":
         return ("likelihood", *_pair(request))
     if request.request_type == "generate_until":

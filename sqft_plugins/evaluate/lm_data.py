@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.errors import SQFTError, first_line, nearest
 from sqft_plugins.variables import DATA_DIR
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def load(source: str, data_dir: str | None = None, **metadata: Any) -> dict[str,
 
     at, data_dir = SOURCES[source], data_dir or os.environ.get(DATA_DIR)
     found = {}
+
     for split, file in (at.files if data_dir else at.splits).items():
         if data_dir:
             name = str(Path(data_dir) / at.folder / file)
@@ -131,6 +132,7 @@ def load(source: str, data_dir: str | None = None, **metadata: Any) -> dict[str,
         else:
             name = f"{at.hub[0]}, split {file},"
             rows, convert = _hub_rows(at, file), at.remote
+
         docs = list(_converted(rows, convert, name))
         if not docs:
             raise SQFTError(f"{name} is empty: the task {source} needs questions, copy the data again")
@@ -159,6 +161,7 @@ def read_rows(file: Path, data_dir: str | Path) -> list[Any]:
         raise SQFTError(
             f"{file} line {number or error.lineno} is not JSON ({error.msg}): copy the data again"
         ) from error
+
     if not isinstance(rows, list):
         raise SQFTError(f"{file} is no list of rows: copy the data again")
     return rows
@@ -170,9 +173,9 @@ def _hub_rows(at: TaskRows, split: str) -> Iterable[Any]:
     try:
         return load_dataset(*at.hub, split=split)
     except Exception as error:  # the hub, the network and the data set may fail in any way
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise SQFTError(
-            f"{at.hub[0]} cannot be loaded from the hub ({reason}): give local files with --data-dir or {DATA_DIR}"
+            f"{at.hub[0]} cannot be loaded from the hub ({first_line(error)}): give local files with --data-dir or "
+            f"{DATA_DIR}"
         ) from error
 
 
@@ -196,7 +199,7 @@ def _checked(question: str, options: Iterable[str], labels: list[str], answer: s
     if not question.strip() or not all(choices):
         raise ValueError("the question or an option is empty")
     if answer not in labels:
-        raise ValueError(f"answer {answer!r} is none of {', '.join(labels)}")
+        raise ValueError(f"answer {answer!r} is not one of {', '.join(labels)}")
     return {"question": question.strip(), "choices": choices, "gold": labels.index(answer)}
 
 
@@ -205,7 +208,7 @@ def _numbered(question: str, number: Any) -> dict[str, Any]:
     if not question.strip():
         raise ValueError("the question is empty")
     if value is None:
-        raise ValueError(f"answer {number!r} is no number")
+        raise ValueError(f"answer {number!r} is not a number")
     return {"question": question.strip(), "answer": f"{value:.12g}", "number": value}
 
 

@@ -39,18 +39,20 @@ def evaluate_model(
     `METRIC,FILTER` and `METRIC_stderr,FILTER`.
 
     tasks: names of ours, `lm-eval:NAME`, task files, and objects of the protocol Task.
-    data_dir: the local data of our tasks; else the hub.
-    limit: the first questions of each task.
-    shots: examples before each question; seed: chooses them.
-    text: also its perplexity.
-    samples: also every question with its answer.
+    data_dir: the local data of our tasks; default the hub.
+    limit: only the first questions of each task.
+    shots: examples before each question; default the task's.
+    seed: chooses the examples.
+    text: measure its perplexity, too.
+    samples: also report every question with its answer.
 
-    Raises SQFTError, before the first question where it can.
+    Raises SQFTError, before the first question is asked where the mistake can be seen by then.
     """
-    # everything that can be refused
     started, asked = time.monotonic(), candidate.asked
     named = [task for task in tasks if isinstance(task, str)]
     objects = [task for task in tasks if not isinstance(task, str)]
+
+    # everything that can be refused
     harness.check_names(named)
     for task in objects:
         if not task.items()[:1]:
@@ -62,7 +64,7 @@ def evaluate_model(
             where = f"task {task.name} question {number}"
             candidate.check_new(where, "shorten it", "completion", item.prompt, MAX_NEW_TOKENS, [])
 
-    # work
+    # lm-eval's tasks, those of the protocol Task, the text
     report: dict[str, Any] = {part: {} for part in harness.PARTS}
     if named:
         report |= harness.run_tasks(candidate, loaded, limit, seed, samples)
@@ -78,7 +80,6 @@ def evaluate_model(
         _add(report, "perplexity", "perplexity", found.value, found.stderr, False)
         report["n-samples"]["perplexity"] = {"tokens": found.tokens}
 
-    # report
     settings = {"limit": limit, "shots": shots, "seed": seed, "batch_size": candidate.batch_size}
     return {
         **report,
@@ -100,14 +101,19 @@ def open_candidate(
     batch_size: int = BATCH,
     **options: Any,
 ) -> Candidate:
-    """A candidate of a model folder (with an adapter at a rank), a GGUF file or a server; loaded when it is first asked
-    something new. Raises SQFTError.
+    """A candidate, loaded when it is first asked something new.
 
-    server: the address; served: the model that it is asked for.
-    cache: use what it answered before (never for a server, whose model may change).
-    options: of its runtime, such as dtype, or accelerate=True for the packed form of INT4 layers.
+    model: a model folder or a GGUF file.
+    adapter, rank: an adapter folder over the model, and the rank to use it at.
+    server, served: in place of a model the address of a vLLM server, and the name of a model that it offers.
+    cache: use what the model answered before; never for a server, whose model may change.
+    batch_size: prompts, or options of answers, that go through together.
+    options: of the runtime, such as dtype, or accelerate=True for the packed form of INT4 layers.
+
+    Raises SQFTError for options that the runtime does not have, and for what is not there.
     """
     options = {name: value for name, value in options.items() if not (name == "accelerate" and not value)}
+
     if server is not None:
         if options:
             raise SQFTError(f"--{min(options)} is not for a --server, it has its own: leave it out")
@@ -125,6 +131,8 @@ def open_candidate(
     if adapter is not None:
         rank = rank_in_force(adapter, rank)
         asked |= {"adapter": adapter, "rank": rank}
+
+    # what decides the answers, beside model, adapter and rank
     settings = {"runtime": engine.name, **options}
     if engine.name == "transformers":
         settings["dtype"] = str(parse_dtype(options.get("dtype", "fast")))  # "fast" is another one on another machine
@@ -132,9 +140,7 @@ def open_candidate(
         if "accelerate" in options:
             check_packable(path, grid_of(path, adapter))
             settings["kernel"] = library().path
-    answers = None
-    if cache:
-        answers = Answers(cache_folder(), identity(path, adapter, rank, settings))
+    answers = Answers(cache_folder(), identity(path, adapter, rank, settings)) if cache else None
     return Candidate(str(model), _opener(path, asked), answers, batch_size, settings)
 
 

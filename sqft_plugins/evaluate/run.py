@@ -22,7 +22,7 @@ WINDOW = 256
 TOKENS = 8 * WINDOW
 """Tokens of a text that the perplexity goes over."""
 BROKEN = "look for broken tensors with `sqft inspect`, or give --dtype float32"
-"""The remedy where a model's numbers are none: argmax and mean would make a score of them."""
+"""The remedy where a model computes NaN: argmax and mean would make a score of it."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,13 @@ TIMEOUT = 600.0
 
 
 class ServerSession:
-    """url: such as http://localhost:8000, with or without /v1. model: a name that the server offers, such as `base` or
-    `math@heuristic`; None where it offers one. The key, where one is wanted, is OPENAI_API_KEY. Raises SQFTError."""
+    """A model that a vLLM server offers. Where the server wants a key, it is OPENAI_API_KEY.
+
+    url: such as http://localhost:8000, with or without /v1.
+    model: a name that the server offers, such as `base` or `math@heuristic`; None where it offers one.
+
+    Raises SQFTError for a server that does not answer or does not offer the model.
+    """
 
     def __init__(self, url: str, model: str | None = None):
         self.url = url.rstrip("/").removesuffix("/v1")

@@ -38,9 +38,13 @@ class TransformersEngine:
         batch_size: int = BATCH,
         accelerate: bool = False,
     ) -> TransformersSession:
-        """adapter: a folder of any installed tuner, at `rank`. dtype: of the weights, "auto" as stored, "fast" what
-        this machine computes fast in, or a name such as "float32". accelerate: INT4 layers run from their packed form;
-        raises KernelError where there are none."""
+        """Loads a model folder.
+
+        adapter: a folder of any installed tuner, at `rank`.
+        dtype: of the weights, "auto" as stored, "fast" what this machine computes fast in, or a name such as "float32".
+        batch_size: prompts, or options of answers, that go through together.
+        accelerate: INT4 layers run from their packed form; raises KernelError where there are none.
+        """
         number = parse_dtype(dtype)  # an unknown name is told before anything is read
         tokenizer = load_tokenizer(path)
         if adapter is None:

@@ -1,4 +1,5 @@
-"""What is in a path: per layer and in total. Reads headers and one tensor at a time.
+"""What is in a path, per layer and in total (`sqft inspect`). Reads headers and one tensor at a time. Python's module
+of that name is another one.
 
 Model folders, float and INT4, and adapter folders are the core's; other kinds of path, such as `*.gguf`, come through
 the hook `sqft_inspectors`.
@@ -34,10 +35,13 @@ __all__ = [
 def inspect_path(path: str | Path, pattern: str | None = None) -> dict[str, Any]:
     """The report of a model folder (`inspect_model`), an adapter (`inspect_adapter`) or of what a plug-in opens.
 
-    pattern: an N:M to look for beside 2:4, 4:8 and 1:4. Raises SQFTError for one that is none, CheckpointError for a
-    path that nobody reads or that is damaged.
+    pattern: an N:M to look for beside 2:4, 4:8 and 1:4.
+
+    Raises SQFTError for a pattern that is not an N:M, CheckpointError for a path that nothing here reads or that is
+    damaged.
     """
     patterns, path = asked_patterns(pattern), Path(path)
+
     if is_adapter(path):
         return inspect_adapter(path)
     if not (path / "config.json").is_file():

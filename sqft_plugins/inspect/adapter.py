@@ -17,13 +17,17 @@ TRAINING = "training.json"
 
 
 def inspect_adapter(path: str | Path) -> dict[str, Any]:
-    """The report of one adapter folder. Raises CheckpointError.
+    """The report of an adapter folder, as JSON:
 
-    path, kind ("adapter"), type, base, bytes, alpha, rank_choices, sparse, quantization_aware: of the folder.
-    stamp, mask_hash, scale_hash: of the base that it fits, where the folder has them.
-    training: what `sqft train` recorded: tuner, settings, dtype, tokens, seconds, first and last loss; else None.
-    total: modules, parameters, not_finite, ranks (rank → how many modules).
-    layers: of each, name, rank, in, out, dtype, parameters, not_finite.
+        path, kind ("adapter"), type, base, alpha, bytes
+        stamp                    where it carries one
+        mask_hash, scale_hash    of the base that it fits
+        rank_choices, sparse, quantization_aware
+        training                 of `sqft train`, else None: tuner, settings, tokens, seconds, first and last loss
+        total                    modules, parameters, not_finite, ranks (rank → how many modules)
+        layers                   name, rank, in, out, dtype, parameters, not_finite of each
+
+    Raises CheckpointError for a damaged folder.
     """
     folder = AdapterFolder(path)
     config, stamp = folder.config, read_stamp(folder.path)

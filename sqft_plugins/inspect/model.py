@@ -23,18 +23,27 @@ GGUF_FLOAT = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -> dict[str, Any]:
-    """path, kind "model", model_type, bytes, stamp, mask_is_the_stamps (whether the stored masks have the stamp's hash,
-    None without a stamp), grid, total and layers.
+    """The report of a model folder, as JSON: path, kind ("model"), model_type, bytes, stamp, grid, total and layers;
+    mask_is_the_stamps, whether the stored masks have the stamp's hash (None without a stamp). `total` sums up the
+    layers, and a layer has
 
-    A layer has name, shape [out, in], dtype, weights, zeros (fraction exactly 0), patterns (see `zeros_of`), pruned
-    (fraction the mask prunes, None without a mask), violations (pruned weights that are not 0), kept_zero (weights that
-    the mask keeps but that are 0, as INT4 rounding makes them), not_finite, bits_per_weight (on disk, scales and zero
-    points included), gguf (the type it would become, or none) and gguf_exact; INT4 layers also codes (how many weights
-    have each code) and scale (smallest, largest). `total` sums them up.
+        name, shape [out, in], dtype, weights
+        zeros               the fraction that is exactly 0
+        patterns            see `zeros_of`
+        pruned              the fraction that the mask prunes, None without a mask
+        violations          how many pruned weights are not 0
+        kept_zero           how many weights the mask keeps that are 0, as INT4 rounding makes them
+        not_finite          how many
+        bits_per_weight     on disk, with scales and zero points
+        gguf, gguf_exact    the type that it would become, or none
+        codes, scale        INT4 alone: how many weights have each code; the smallest and the largest scale
+
+    Raises CheckpointError for a model without linear layers.
     """
     modules = layer_names(folder)
     if not modules:
         raise CheckpointError(f"model {folder.path} has no linear layers to look at: give a decoder language model")
+
     layers = [inspect_layer(folder, module, patterns) for module in track(modules, "inspect")]
     stamp = folder.stamp
     return {
@@ -63,6 +72,7 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
     quantized = folder.quantized(module) if module in folder.int4 else None
     weight = folder.weight(module) if quantized is None else quantized.dequantize()  # [out, in]
     mask = folder.mask(module)
+
     row: Row = {
         "name": module,
         "shape": list(weight.shape),
@@ -75,6 +85,7 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
         "gguf": float_type(weight) if quantized is None else gguf_type(quantized),
         "gguf_exact": quantized is None or bool((quantized.scale == quantized.scale.to(torch.float16)).all()),
     }
+
     if quantized is not None:
         row["codes"] = torch.bincount(quantized.codes.flatten(), minlength=MAX_CODE + 1).tolist()
         row["scale"] = [float(quantized.scale.min()), float(quantized.scale.max())]
@@ -83,7 +94,7 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
 
 def gguf_type(weight: QuantizedWeight) -> str:
     """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, else
-    Q5_0; none where a row or a group is no multiple of their block of 32, which `sqft export gguf` refuses."""
+    Q5_0; "none" where a row or a group is no multiple of their block of 32, which `sqft export gguf` refuses."""
     if weight.group_size % GGUF_BLOCK:
         return "none"
     return "Q4_0" if weight.fits_signed() else "Q5_0"

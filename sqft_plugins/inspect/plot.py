@@ -25,10 +25,12 @@ def plot_sparsity(report: Mapping[str, Any], file: str | Path, overwrite: bool =
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyError("--plot needs matplotlib: pip install 'sqft-plugins[plot]'") from error
+
     cells = {block_and_kind(row["name"]): row["zeros"] for row in report["layers"]}
     blocks = sorted({block for block, _ in cells})
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     values = [[cells.get((block, kind), float("nan")) for block in blocks] for kind in kinds]
+
     figure = Figure(figsize=(3 + 0.3 * len(blocks), 1.6 + 0.35 * len(kinds)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
@@ -38,6 +40,7 @@ def plot_sparsity(report: Mapping[str, Any], file: str | Path, overwrite: bool =
     axes.set_xlabel("block")
     axes.set_title(f"{Path(report['path']).name}: {report['total']['zeros']:.1%} zeros")
     figure.colorbar(image, ax=axes, label="fraction of zeros")
+
     with write_file(file, overwrite, "--plot") as target:
         figure.savefig(target, dpi=120, format=Path(file).suffix.removeprefix("."))
 

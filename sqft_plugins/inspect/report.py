@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ PATTERNS = (Pattern.parse("1:4"), Pattern.parse("2:4"), Pattern.parse("4:8"))
 
 
 def asked_patterns(pattern: str | None) -> tuple[Pattern, ...]:
-    """`PATTERNS` and the one that was asked for. Raises SQFTError where that is no N:M."""
+    """`PATTERNS` and the pattern that was asked for. Raises SQFTError for a text that is not an N:M."""
     if pattern is None:
         return PATTERNS
     if ":" not in pattern:
@@ -70,9 +71,11 @@ def total_of(layers: Sequence[Row]) -> Row:
         "gguf": count(row["gguf"] for row in layers),
         "gguf_exact": all(row["gguf_exact"] for row in layers),
     }
+
     for name in dict.fromkeys(name for row in layers for name in row["patterns"]):
         judged = [{"weights": row["weights"], **row["patterns"]} for row in layers if name in row["patterns"]]
         total["patterns"][name] = _mean(judged, name)
+
     quantized = [row for row in layers if "scale" in row]
     if quantized:
         total["scale"] = [min(row["scale"][0] for row in quantized), max(row["scale"][1] for row in quantized)]
@@ -82,11 +85,8 @@ def total_of(layers: Sequence[Row]) -> Row:
 
 
 def count(names: Iterable[str]) -> dict[str, int]:
-    """name → how often."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    """name → how often, in the order of the names."""
+    return dict(Counter(names))
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

@@ -1,4 +1,13 @@
-"""Before the long run: what each step will take, what it will leave on disk, and whether it fits (`sqft plan`)."""
+"""Before the long run: what each step will take, what it will leave on disk, and whether it fits (`sqft plan`).
+
+`sqft_plugins.plan` has nothing to do with gguf_ext/plan.py, the layout of a file that is exported.
+
+    run.py        plan_folder: all of it
+    config.py     a model of which only config.json is here
+    sizes.py      bytes on disk, exact
+    costs.py      memory and time, estimated with rates that machine.py measures
+    exports.py    which export formats the model could have
+"""
 
 from __future__ import annotations
 

@@ -25,9 +25,17 @@ from sqft_plugins.plugins import get_manager
 
 
 def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict[str, Any]:
-    """The plan for a float model: model, model_type, modules, weights (of the linear layers that are meant), stages
-    (`sizes.Stage`), steps (see `costs.Cost`, with `fits`), exports (see `exports.exports`), machine, disk_needed (bytes
-    of all stages together) and fits.
+    """The plan for a float model, as JSON:
+
+        model, model_type, settings
+        modules, weights    of the linear layers that are compressed
+        targets             how many layers the adapter is put on
+        stages              what lies on disk after each step (`sizes.Stage`)
+        steps               what each step takes (`costs.Cost`), and whether it fits the memory
+        exports             a row a format (`exports.exports`)
+        machine             (`machine_now`)
+        disk_needed         bytes of all stages together
+        fits                all of it, memory and disk
 
     model: a folder, or a name on the hub; config.json is enough (`config.open_source`).
 
@@ -36,6 +44,8 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     """
     # everything that can be refused
     settings = settings or PlanSettings()
+
+    # everything that can be refused
     pruner = get_manager().get("sqft_pruners", settings.method, "--method")
     quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "--quantize-method")
     source = open_source(model, settings.exclude)
@@ -65,6 +75,8 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     steps = [costs.prune(pruner, patterns), costs.quantize(quantizer)]
     steps += [costs.train(targets), costs.merge()] if targets else []
     steps += [costs.evaluate(), costs.export()]
+
+    # whether it fits this machine
     machine = {**machine_now(costs.rate), "measured_seconds": time.perf_counter() - start}
 
     # does it fit

@@ -27,9 +27,12 @@ Specs = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True)
 class Stage:
-    """What lies on disk after a step. bytes: of the weight files. other: mask, tokenizer and the like. bits_per_weight:
-    of the linear layers, scales included, the mask not; of an adapter, of its parameters. exact: whether `bytes` is to
-    the byte, else it is at most."""
+    """What lies on disk after a step.
+
+    bytes: of the weight files; other: of mask, tokenizer and the like.
+    bits_per_weight: of the linear layers, with scales, without the mask; of an adapter, of its parameters.
+    exact: `bytes` is exact, otherwise the most that it can be.
+    """
 
     stage: str
     bytes: int

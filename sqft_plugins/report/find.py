@@ -50,6 +50,7 @@ def kind_of(path: Path) -> Kind:
         if (path / SEARCH).is_file():
             return "search"
         return "run" if (path / STAGES).is_dir() else "unknown"
+
     if path.suffix == ".gguf":
         return "file"
     if path.suffix != ".json":
@@ -74,9 +75,11 @@ def _below(folder: Path, root: Path, levels: int) -> Iterator[Found]:
         name = path.relative_to(root).as_posix()
         if path.name.startswith(".") or (run and path.name in (STAGES, DEMO, RECIPE)):
             continue
+
         kind = kind_of(path)
         if kind == "unknown" and path.is_file() and path.suffix in COMPANIONS:
             continue
+
         if kind == "run" or (kind == "unknown" and path.is_dir() and levels > 1):
             if kind == "run":
                 yield Found(kind, path, name)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
@@ -19,3 +22,13 @@ def quick_machine(monkeypatch):
 
     monkeypatch.setattr(machine, "GEMM_SECONDS", 0.005)
     monkeypatch.setattr(machine, "SAMPLE_OUTS", (16, 64))
+
+
+@pytest.fixture(scope="session")
+def folders(tiny_gemma, tmp_path_factory):
+    """A tiny Gemma: dense, pruned, int4, and asymmetric with zero points. For all tests: copy one before a change."""
+    root = tmp_path_factory.mktemp("folders")
+    prune_folder(tiny_gemma, root / "pruned", method="magnitude")
+    quantize_folder(root / "pruned", root / "int4")
+    quantize_folder(root / "pruned", root / "asymmetric", group_size=64, symmetric=False)
+    return {"dense": tiny_gemma, **{p.name: p for p in root.iterdir()}}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from helpers_eval import write_data
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.compress.quantize import quantize_folder
@@ -15,10 +13,6 @@ from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
-
-from helpers_eval import write_data
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("peft")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from helpers_eval import write_data
 
 from sqft_plugins.cli import main
 from sqft_plugins.errors import KernelError, SQFTError
@@ -21,10 +21,6 @@ from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune.data import Example
 from sqft_plugins.tune.train import train_adapter
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
-
-from helpers_eval import write_data
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("peft")

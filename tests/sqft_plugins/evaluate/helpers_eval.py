@@ -1,9 +1,13 @@
-"""Small local data for the evaluation tasks, in the form of the real files."""
+"""Small local data for the evaluation tasks, in the form of the real files, and the command line."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import pytest
+
+from sqft_plugins.cli import main
 
 WORDS = ["water", "stone", "light", "engine", "garden", "paper", "metal", "cloud", "river", "table", "window", "bread"]
 
@@ -50,3 +54,19 @@ def write_data(folder: Path, rows: int = 12) -> Path:
     write("mawps/test.json", numbers)
     write("mawps/train.json", train)
     return folder
+
+
+def break_row(data, content) -> None:
+    rows = json.loads((data / "arc_easy/test.json").read_text())
+    rows[2] = content
+    (data / "arc_easy/test.json").write_text(json.dumps(rows))
+
+
+def sqft(*arguments) -> int:
+    with pytest.raises(SystemExit) as done:
+        main([str(argument) for argument in arguments])
+    return int(done.value.code or 0)
+
+
+def by_item(report: dict, task: str) -> list[dict]:
+    return sorted(report["samples"][task], key=lambda sample: sample["doc_id"])

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
+from helpers_eval import write_data
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.evaluate.options import Question
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.server import ServerSession
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
-
-from helpers_eval import write_data
 
 
 @pytest.fixture(scope="module")

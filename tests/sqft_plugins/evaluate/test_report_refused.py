@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from helpers_eval import write_data
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.errors import SQFTError
@@ -14,10 +12,6 @@ from sqft_plugins.evaluate.harness import load_tasks
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.tune.data import Example
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
-
-from helpers_eval import write_data
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -46,7 +40,7 @@ def test_a_wrong_answer_in_a_task_file_of_the_users_is_named(answer, tmp_path) -
     rows = [{"question": f"q{n}", "choices": ["a", "b"], "gold": gold} for n, gold in enumerate(["b", 0, answer])]
     (tmp_path / "rows.py").write_text(f"from datasets import Dataset\nROWS = {rows!r}\n" + LOAD)
     (tmp_path / "mine.yaml").write_text(MINE)
-    with pytest.raises(SQFTError, match=f"task mine question 3: the answer '?{answer}'? is none of its 2 options"):
+    with pytest.raises(SQFTError, match=f"task mine question 3: the answer '?{answer}'? is not among its 2 options"):
         load_tasks([str(tmp_path / "mine.yaml")])
 
 
