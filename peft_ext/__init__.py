@@ -49,7 +49,7 @@ from peft_ext.layer import Linear
 from peft_ext.model import SQFTModel
 
 registry.register(SQFTConfig, SQFTModel)
-registry.after_each_card(complete_card)
+registry.wrap(registry.PeftModel, "create_or_update_model_card", complete_card)
 loading_guards.guard()
 
 __all__ = [

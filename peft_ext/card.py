@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ def write_card(folder: Path, config: Any) -> None:
         adapter.complete_card(folder, _facts(folder, config))
 
 
-def complete_card(model: Any, folder: str) -> None:
-    """Adds our lines to the card in `folder`, as PEFT or Trainer has just written it for `model`."""
+def complete_card(original: Callable[..., None], model: Any, output_dir: str) -> None:
+    """PeftModel.create_or_update_model_card, and our lines added to what it writes: Trainer writes a card of its own,
+    and asks PEFT alone to add to it."""
+    original(model, output_dir)
     active = model.active_adapter
     config = model.peft_config.get(active if isinstance(active, str) else active[0])
     if config is not None and config.peft_type == peft_type():
-        write_card(Path(folder), config)
+        write_card(Path(output_dir), config)
 
 
 def _facts(folder: Path, config: Any) -> adapter.AdapterFacts:

@@ -1,9 +1,17 @@
 """Drawing the ranks of a training step, once for each forward pass, whoever begins it.
 
 A forward pass begins with the outermost call of a module that holds elastic layers: of the whole model, of its backbone
-alone (trainers that compute the loss from hidden states), of one block. Every such module has the two hooks below;
-those inside a pass that has begun do nothing. Gradient checkpointing runs modules a second time within the backward
-pass: they see the ranks of their forward pass.
+alone (trainers that compute the loss from hidden states), of one block. Every such module has a hook before and one
+after its call. In order:
+
+1. The hook before the outermost call draws ranks, or puts those aside that were drawn, where nothing is trained.
+2. The hooks of the modules inside do nothing.
+3. Each layer computes at its rank in force (ranks.py).
+4. The hook after the outermost call takes up the ranks that were put aside.
+5. Gradient checkpointing runs modules once more within the backward pass, where hooks do nothing: the ranks are still
+   those of the forward pass.
+
+In a compiled model only the hooks of the whole model are followed, and the draw is made outside the graph.
 """
 
 from __future__ import annotations
@@ -27,9 +35,12 @@ ENTRY = "_sqft_entry"
 
 @dataclass
 class Entry:
-    """What the hooked modules of one model share. begun: the module whose call began the forward pass that is running.
+    """What the hooked modules of one model share.
+
+    begun: the module whose call began the forward pass that is running.
     outside: elastic layers that only the whole model holds, such as its head, which trainers call after the backbone.
-    rested: whether the running pass is one without gradients, which draws nothing."""
+    rested: whether the running pass is without gradients, so that nothing is drawn.
+    """
 
     begun: nn.Module | None = None
     outside: list[Linear] = field(default_factory=list)
@@ -52,14 +63,14 @@ def hook_model(model: nn.Module) -> None:
 
 
 def unhook_model(model: nn.Module, more: Collection[Callable[..., Any]] = ()) -> None:
-    """Nothing of ours stays behind, nor of `more` hooks."""
+    """Takes out our hooks, and `more` of them."""
     ours = (draw_ranks, draw_ranks_inside, take_up_ranks, take_up_ranks_inside, *more)
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in ours]:
                 del hooks[key]
-                for told in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
-                    told.pop(key, None)
+                for marked in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
+                    marked.pop(key, None)
         module.__dict__.pop(ENTRY, None)
 
 
@@ -117,6 +128,7 @@ def take_up_ranks_inside(module: nn.Module, args: tuple[Any, ...], output: Any) 
 
 
 def _begin(module: nn.Module, entry: Entry, rested: bool) -> None:
+    """Draws or puts aside the ranks of all layers in the pass that `module` begins."""
     trains = module.training and not rested
     for adapter, states in _by_adapter(module, entry):
         if trains and _is_trained(adapter, states):

@@ -12,7 +12,6 @@ functions are wrapped:
 
 from __future__ import annotations
 
-import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,34 +26,18 @@ from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
-from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap
+from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap, wrap
 from peft_ext.unchecked import CONFIG_FILE, FRESH, NOT_CHECKED, checked
 from sqft_plugins.adapter.lora_config import pattern_value
 from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.errors import MismatchError, SQFTError
 
-WRAPPED = "_sqft_wrapped"
-
 
 def guard() -> None:
     """Wraps PEFT's functions. A second call does nothing."""
-    _wrap(PeftModel, "load_adapter", _load_adapter)
-    _wrap(hotswap, "hotswap_adapter_from_state_dict", _hotswap)
-    _wrap(BaseTuner, "__init__", _other_tuner)
-
-
-def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
-    """Has `ours(original, *args)` called in place of `owner.name(*args)`."""
-    original = getattr(owner, name)
-    if getattr(original, WRAPPED, False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return ours(original, *args, **kwargs)
-
-    setattr(wrapped, WRAPPED, True)
-    setattr(owner, name, wrapped)
+    wrap(PeftModel, "load_adapter", _load_adapter)
+    wrap(hotswap, "hotswap_adapter_from_state_dict", _hotswap)
+    wrap(BaseTuner, "__init__", _other_tuner)
 
 
 # --- tensors under a name that is in use ---

@@ -238,11 +238,7 @@ class SQFTModel(LoraModel):
 
         result: dict[str, int] = {}
         for adapter in [adapter_name] if adapter_name else self.active_adapters:
-            layers = dict(sqft_layers(self.model, adapter))
-            if not layers:
-                raise SQFTError(
-                    f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
-                )
+            layers = self._layers_of(adapter)
 
             # module → rank
             choices = {name: layer.elastic[adapter].ranks.choices for name, layer in layers.items()}
@@ -264,6 +260,14 @@ class SQFTModel(LoraModel):
             result.update(ranks)
         return result
 
+    def _layers_of(self, adapter: str) -> dict[str, Linear]:
+        layers = dict(sqft_layers(self.model, adapter))
+        if not layers:
+            raise SQFTError(
+                f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
+            )
+        return layers
+
     def masks(self, adapter_name: str | None = None) -> dict[str, Tensor]:
         """Module name → mask (bool [out, in]) of the unmerged base under the adapter."""
         adapter = adapter_name or self.active_adapters[0]
@@ -273,13 +277,8 @@ class SQFTModel(LoraModel):
         """Module name → INT4 weight of the base with a quantization-aware adapter merged in at its chosen ranks, or,
         with `merged` False, of the base alone. Raises SQFTError for an adapter that is not quantization-aware."""
         adapter = adapter_name or self.active_adapters[0]
-        layers = list(sqft_layers(self.model, adapter))
-        if not layers:
-            raise SQFTError(
-                f"adapter_name={adapter!r} is not an SQFT adapter here: use one of {sorted(self.peft_config)}"
-            )
         weights = {}
-        for name, layer in layers:
+        for name, layer in self._layers_of(adapter).items():
             with layer.at_chosen_rank():
                 weights[name] = layer.quantized(adapter, merged)
         return weights

@@ -7,18 +7,20 @@ nothing here may import PEFT or another module of the package, except inside the
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 from sqft_plugins.plugins import hookimpl, late
 from sqft_plugins.plugins.packages import package_check
+from sqft_plugins.plugins.protocols import Check
 
 
 @hookimpl
-def sqft_tuners():
+def sqft_tuners() -> list[Any]:
     if find_spec("peft") is None:
         return []
     return [late("sqft", "peft_ext.tuner:SQFTTuner"), late("lora", "peft_ext.tuner:LoraTuner")]
 
 
 @hookimpl
-def sqft_checks():
+def sqft_checks() -> list[Check]:
     return [package_check("peft", "pip install 'sqft-plugins[peft]'")]

@@ -6,28 +6,21 @@ one real member to it. Everything private that the other modules need of PEFT co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import wraps
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sqft_plugins.errors import DependencyError
+from sqft_plugins.plugins.packages import package_check
 
 NAME = "SQFT"
-SUPPORTED = ((0, 21), (0, 22))
-"""First supported and first unsupported (major, minor) of PEFT."""
 
 
 def check_version() -> None:
-    """Raises DependencyError where PEFT is missing or outside the supported range."""
-    low, high = ("{}.{}".format(*bound) for bound in SUPPORTED)
-    try:
-        installed = version("peft")
-    except PackageNotFoundError as error:
-        raise DependencyError("peft is not installed: run pip install 'sqft-plugins[peft]'") from error
-    numbers = tuple(int(part) for part in installed.split(".")[:2])
-    if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
-        raise DependencyError(f"peft {installed} is outside the supported range: run pip install 'peft>={low},<{high}'")
+    """Raises DependencyError where PEFT is missing, or outside the versions that pyproject.toml asks for."""
+    peft = package_check("peft", "pip install 'sqft-plugins[peft]'")
+    if peft.status != "ok":
+        raise DependencyError(f"peft: {peft.found}: run {peft.remedy}")
 
 
 check_version()
@@ -59,7 +52,11 @@ __all__ = [
     "hotswap",
     "peft_type",
     "register",
+    "wrap",
 ]
+
+WRAPPED = "_sqft_wrapped"
+"""Set on a function of PEFT that is wrapped already."""
 
 
 def peft_type() -> PeftType:
@@ -88,16 +85,15 @@ def register(config_cls: type, model_cls: type) -> None:
     CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], *ours]
 
 
-def after_each_card(complete_card: Callable[[Any, str], None]) -> None:
-    """Has `complete_card` called with the PeftModel and the folder whenever PEFT has written a README.md: Trainer
-    writes a card of its own, and asks PEFT alone to add to it. A second call does nothing."""
-    write = PeftModel.create_or_update_model_card
-    if hasattr(write, "__wrapped__"):
+def wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    """Has `ours(original, *args, **kwargs)` called in place of `owner.name`. A second call does nothing."""
+    original = getattr(owner, name)
+    if hasattr(original, WRAPPED):
         return
 
-    @wraps(write)
-    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
-        write(self, output_dir)
-        complete_card(self, output_dir)
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return ours(original, *args, **kwargs)
 
-    PeftModel.create_or_update_model_card = create_or_update_model_card  # type: ignore[method-assign]
+    setattr(wrapped, WRAPPED, True)
+    setattr(owner, name, wrapped)

@@ -3,10 +3,10 @@ knows over which base they were trained, and a warning says so."""
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -17,23 +17,17 @@ FRESH = "_no_tensors_came_yet"
 """Set on the configuration of an adapter whose base was looked at just now, when it was added."""
 
 
-class _Checked(threading.local):
-    """Whether the tensors that are loaded in this thread were checked."""
-
-    now = False
-
-
-_checked = _Checked()
+_checked = ContextVar("checked", default=False)
 
 
 @contextmanager
 def checked() -> Iterator[None]:
     """In here tensors are loaded of which the configuration was checked: no warning."""
-    before, _checked.now = _checked.now, True
+    token = _checked.set(True)
     try:
         yield
     finally:
-        _checked.now = before
+        _checked.reset(token)
 
 
 def warn_unchecked(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -44,7 +38,7 @@ def warn_unchecked(module: nn.Module, state_dict: Mapping[str, Any], prefix: str
             vars(config).pop(FRESH, None)
 
     adapted = {key.split(".lora_A.")[0] for key in state_dict if key.startswith(prefix) and ".lora_A." in key}
-    if _checked.now or all(f"{name}.base_layer.weight" in state_dict for name in adapted):
+    if _checked.get() or all(f"{name}.base_layer.weight" in state_dict for name in adapted):
         return
     warnings.warn(
         f"tensors of an adapter came without its {CONFIG_FILE}: {NOT_CHECKED}. load_adapter(FOLDER, NAME) checks it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pickle
 import subprocess
 import sys
@@ -44,6 +45,6 @@ def test_a_pickled_config_registers_the_type_where_it_is_read(tmp_path) -> None:
 
 @pytest.mark.parametrize("found", ["0.20.0", "0.22.0", "1.0"])
 def test_another_version_of_peft_is_refused(monkeypatch, found) -> None:
-    monkeypatch.setattr(registry, "version", lambda name: found)
-    with pytest.raises(DependencyError, match=f"peft {found} is outside the supported range: run pip install"):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    with pytest.raises(DependencyError, match=rf"peft: {found}, outside .*: run pip install"):
         registry.check_version()
