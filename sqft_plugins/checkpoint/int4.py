@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
@@ -62,6 +61,9 @@ def scale_digest(weight: QuantizedWeight) -> str:
 
 def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict:
     """The `quantization_config` of config.json; `ignore` names the linear modules that stay float."""
+    # brings transformers
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
     per_channel = grid.group_size == PER_CHANNEL
     weights = QuantizationArgs(
         num_bits=4,

@@ -166,6 +166,19 @@ def test_tiny_weights_get_the_smallest_scale():
     assert float(scale) == grid.MIN_SCALE
 
 
+@pytest.mark.parametrize(("size", "groups"), [(32, 4), (128, 1), (grid.PER_CHANNEL, 1)])
+def test_groups_are_counted_as_scales_are_made(size, groups):
+    weight = grid.round_to_nearest(torch.ones(3, 128), group_size=size)
+    assert grid.group_count(128, size) == weight.scale.shape[1] == groups
+    assert weight.group_size == 128 // groups
+
+
+@pytest.mark.parametrize("columns", [1, 8, 9, 64])
+def test_words_are_counted_as_codes_are_packed(columns):
+    codes = torch.zeros(2, columns, dtype=torch.uint8)
+    assert grid.pack(codes).shape == (2, grid.packed_words(columns))
+
+
 @pytest.mark.parametrize(("size", "text"), [(32, "use one of \\[-1\\]"), (0, "is not a group"), (-2, "is not a group")])
 def test_group_sizes_that_do_not_fit_are_refused(size, text):
     with pytest.raises(GridError, match=text):
