@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.elastic import is_rank
 from sqft_plugins.errors import SQFTError, nearest
 
 MOST_RANK = 2**16
@@ -18,88 +19,85 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
 
 
+Test = Callable[[Any], bool]
+
+
 def is_whole(value: Any, least: int = 0) -> bool:
-    """A number such as 4, also NumPy's; True is none."""
+    """Whether it is a number such as 4, also NumPy's; True is not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def _is_number(value: Any) -> bool:
+def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, Mapping | str) and all(map(_is_text, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_indices(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, Mapping | str | bytes) and all(map(is_whole, value))
-
-
-def _is_some(value: Any) -> bool:
-    return _is_indices(value) and len(value) > 0
+def _is_positive(value: Any) -> bool:
+    return _is_real(value) and value > 0
 
 
 def _is_replication(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(_is_indices(pair) and len(pair) == 2 for pair in value)
+    return isinstance(value, Sequence) and all(_indices(pair) and len(pair) == 2 for pair in value)
 
 
-def _is_pattern(value: Any, test: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(k, str) and test(v) for k, v in value.items())
+def _is_some(value: Any) -> bool:
+    return _indices(value) and len(value) > 0
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def _kind(*kinds: type) -> Test:
+    return lambda value: isinstance(value, kinds)
 
 
-FLAG = (lambda value: isinstance(value, bool), "True or False")
-NAMES = (lambda value: value is None or _is_text(value) or _is_names(value), "a list of names, or a pattern")
-TEXT = (lambda value: value is None or isinstance(value, str | Path), "a path")
+def _one_of(*values: str) -> Test:
+    return lambda value: value in values
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (lambda value: is_whole(value, 1) and value <= MOST_RANK, f"a whole number from 1 to {MOST_RANK}, such as 16"),
+
+def _list_of(test: Test) -> Test:
+    return lambda value: (
+        isinstance(value, Collection) and not isinstance(value, Mapping | str | bytes) and all(map(test, value))
+    )
+
+
+def _pattern_of(test: Test) -> Test:
+    return lambda value: isinstance(value, Mapping) and all(isinstance(k, str) and test(v) for k, v in value.items())
+
+
+def _optional(*tests: Test) -> Test:
+    return lambda value: value is None or any(test(value) for test in tests)
+
+
+_indices, _names, _text = _list_of(is_whole), _list_of(_kind(str)), _kind(str)
+NAMES = (_optional(_text, _names), "a list of names, or a pattern")
+FILLED_IN = "left out: it is filled in"
+
+RULES: dict[str, tuple[Test, str]] = {
+    "r": (lambda value: is_rank(value) and value <= MOST_RANK, f"a whole number from 1 to {MOST_RANK}, such as 16"),
     "lora_alpha": (_is_positive, "a number above 0, such as 32"),
-    "lora_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0, below 1"),
-    "bias": (lambda value: value in ("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
+    "lora_dropout": (lambda value: _is_real(value) and 0 <= value < 1, "a number from 0, below 1"),
+    "bias": (_one_of("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
     "target_modules": NAMES,
     "exclude_modules": NAMES,
-    "modules_to_save": (lambda value: value is None or _is_names(value), "a list of names"),
-    "layers_to_transform": (
-        lambda value: value is None or is_whole(value) or _is_indices(value),
-        "a list of numbers of layers, from 0",
-    ),
+    "modules_to_save": (_optional(_names), "a list of names"),
+    "layers_to_transform": (_optional(is_whole, _indices), "a list of numbers of layers, from 0"),
     "layers_pattern": NAMES,
-    "layer_replication": (
-        lambda value: value is None or _is_replication(value),
-        "a list of (first layer, the one after the last)",
-    ),
-    "megatron_core": (lambda value: value is None or _is_text(value), "the name of a module"),
-    "rank_pattern": (
-        lambda value: value is None or _is_pattern(value, lambda rank: is_whole(rank, 1)),
-        "{name or pattern: rank}, each rank a whole number from 1",
-    ),
-    "alpha_pattern": (
-        lambda value: value is None or _is_pattern(value, _is_positive),
-        "{name or pattern: alpha}, each alpha a number above 0",
-    ),
+    "layer_replication": (_optional(_is_replication), "a list of (first layer, the one after the last)"),
+    "megatron_core": (_optional(_text), "the name of a module"),
+    "rank_pattern": (_optional(_pattern_of(is_rank)), "{name or pattern: rank}, each rank a whole number from 1"),
+    "alpha_pattern": (_optional(_pattern_of(_is_positive)), "{name or pattern: alpha}, each alpha a number above 0"),
     "trainable_token_indices": (
-        lambda value: value is None or _is_some(value) or _is_pattern(value, _is_some),
+        _optional(_is_some, _pattern_of(_is_some)),
         "a list of token numbers, or {name of an embedding: such a list}",
     ),
-    "init_lora_weights": (lambda value: isinstance(value, bool | str), "True, False, 'gaussian' or 'orthogonal'"),
-    "share_rank": (lambda value: value in ("layer", "module"), "'layer' or 'module'"),
-    "grid": TEXT,
-    "mask_hash": (lambda value: value is None or _is_text(value), "left out: it is filled in"),
-    "grid_stamp": (lambda value: value is None or isinstance(value, Mapping), "left out: it is filled in"),
+    "init_lora_weights": (_kind(bool, str), "True, False, 'gaussian' or 'orthogonal'"),
+    "share_rank": (_one_of("layer", "module"), "'layer' or 'module'"),
+    "grid": (_optional(_kind(str, Path)), "a path"),
+    "mask_hash": (_optional(_text), FILLED_IN),
+    "grid_stamp": (_optional(_kind(Mapping)), FILLED_IN),
     **dict.fromkeys(
         (
             *("sparse", "quantization_aware", "use_rslora", "lora_bias", "fan_in_fan_out", "inference_mode"),
             *("use_dora", "use_qalora", "ensure_weight_tying"),
         ),
-        FLAG,
+        (_kind(bool), "True or False"),
     ),
 }
 """Field → (test of its value, what it takes)."""
