@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 from click.core import ParameterSource
 
@@ -88,7 +91,7 @@ def command(
     emit(as_json, result, lambda: show(result))
 
 
-def _short(report) -> dict:
+def _short(report: Mapping[str, Any]) -> dict[str, Any]:
     """For a single task that is judged by accuracy, its numbers at the top."""
     found = {name: scores for name, scores in report["results"].items() if name != "perplexity"}
     short = {"perplexity": report["results"].get("perplexity", {}).get("perplexity,none")}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
@@ -37,7 +40,7 @@ def command(model: str, settings: PruneSettings, out: str, overwrite: bool, as_j
     emit(as_json, report, lambda: _show(report))
 
 
-def _show(report) -> None:
+def _show(report: Mapping[str, Any]) -> None:
     low, high = (f(layer["sparsity"] for layer in report["layers"]) for f in (min, max))
     click.echo(
         f"{report['out']}: {report['sparsity_reached']:.2%} of {report['weights'] / 1e6:.1f} M weights in "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
@@ -36,7 +39,7 @@ def command(model: str, settings: QuantizeSettings, out: str, overwrite: bool, a
     emit(as_json, report, lambda: _show(report))
 
 
-def _show(report) -> None:
+def _show(report: Mapping[str, Any]) -> None:
     worst = max(report["layers"], key=lambda layer: layer["error"])
     symmetry = "symmetric" if report["symmetric"] else "asymmetric"
     click.echo(

@@ -39,7 +39,15 @@ from sqft_plugins.cli.common import duration, emit, examples, json_option, overw
 )
 @overwrite_option
 @json_option
-def command(recipes, out, settings, until, dry_run, overwrite, as_json) -> None:
+def command(
+    recipes: tuple[str, ...],
+    out: str | None,
+    settings: tuple[str, ...],
+    until: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Run the steps of a recipe, one after the other.
 
     Several files are one recipe: later ones add to earlier ones. Paths are relative to their file, those of --set to

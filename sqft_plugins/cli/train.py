@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
@@ -58,7 +61,7 @@ def command(
         emit(as_json, report, lambda: _show(report))
 
 
-def _show(report) -> None:
+def _show(report: Mapping[str, Any]) -> None:
     click.echo(
         f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters tuned in {report['seconds']:.0f} s, "
         f"loss {report['losses'][0]:.3f} → {report['losses'][-1]:.3f}"

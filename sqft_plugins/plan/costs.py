@@ -61,14 +61,15 @@ class Costs:
         # all tensors
         self.parameters = sum(spec.nbytes // spec.dtype.itemsize for spec in stored.values())
         self.stored_bytes = sum(spec.nbytes for spec in stored.values())
-        self.largest_bytes = max(spec.nbytes for spec in stored.values())
+        self.largest_bytes: int = max(spec.nbytes for spec in stored.values())
 
         # the embedding
         model: Any = source.skeleton.model
         table = model.get_input_embeddings().weight  # [vocabulary, hidden]
-        self.vocabulary, self.hidden = table.shape[0], model.config.get_text_config().hidden_size
-        self.embedding = table.numel()
-        self.embedding_itemsize = stored[source.skeleton.names[_name_of(model, table)]].dtype.itemsize
+        self.vocabulary: int = table.shape[0]
+        self.hidden: int = model.config.get_text_config().hidden_size
+        self.embedding: int = table.numel()
+        self.embedding_itemsize: int = stored[source.skeleton.names[_name_of(model, table)]].dtype.itemsize
 
         # the linear layers, by block
         shapes = source.structure.shapes
@@ -177,4 +178,4 @@ def _statistic(kind: Statistic, columns: int) -> torch.Tensor | None:
 
 
 def _name_of(model: Any, parameter: Any) -> str:
-    return next(name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter)
+    return str(next(name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter))

@@ -21,7 +21,8 @@ OWN = ("out", "overwrite", "json")
 
 def command_of(name: str) -> click.Command:
     """The command of a format. Raises SQFTError for a format that no plug-in offers."""
-    return get_manager().get("sqft_exporters", name, "format").command
+    command: click.Command = get_manager().get("sqft_exporters", name, "format").command
+    return command
 
 
 def parameters(name: str) -> dict[str, click.Parameter]:
@@ -93,7 +94,8 @@ def export(name: str, values: Mapping[str, Any], target: Path) -> dict[str, Any]
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         command_of(name).main(_line(name, values, target), prog_name=f"sqft export {name}", standalone_mode=False)
-    return json.loads(shown.getvalue())
+    result: dict[str, Any] = json.loads(shown.getvalue())
+    return result
 
 
 def _line(name: str, values: Mapping[str, Any], target: Path) -> list[str]:

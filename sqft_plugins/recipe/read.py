@@ -134,9 +134,10 @@ def _setting(text: str) -> Values:
         found: Any = parse_yaml(value)
     except YAMLError as error:
         raise SQFTError(f"--set {text}: {value!r} is no YAML value: put it in quotes") from error
-    for key in (last, *reversed(outer)):
-        found = {key: found}
-    return found
+    setting: Values = {last: found}
+    for key in reversed(outer):
+        setting = {key: setting}
+    return setting
 
 
 def _top(source: str, name: str, value: Any, folder: Path) -> str:

@@ -43,7 +43,7 @@ class Space:
     @property
     def size(self) -> int:
         """How many configurations there are."""
-        return len(self.ordered) ** len(self.members)
+        return int(len(self.ordered) ** len(self.members))
 
     def expand(self, choice: Choice) -> dict[str, int]:
         """Module → rank."""

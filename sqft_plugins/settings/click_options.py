@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 import click
@@ -22,11 +22,16 @@ from pydantic.fields import FieldInfo
 
 from sqft_plugins.settings import Settings, Written
 
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # no generic type before click 8.2
+
 F = TypeVar("F", bound=Callable[..., Any])
 PATHS = ("file", "name or file", "place")
 
 
-class Commas(click.ParamType):
+class Commas(ParamType):
     """A list in one text: 32,24,16."""
 
     name = "list"
@@ -44,7 +49,7 @@ class Commas(click.ParamType):
         return found
 
 
-class Assignment(click.ParamType):
+class Assignment(ParamType):
     """PATTERN=VALUE → both."""
 
     name = "assignment"
@@ -140,7 +145,7 @@ def _type(field: FieldInfo) -> Any:
     return _number(int if int in members else float, field)
 
 
-def _number(kind: type, field: FieldInfo) -> click.ParamType:
+def _number(kind: type, field: FieldInfo) -> ParamType:
     bounds: dict[str, Any] = {}
     for bound in field.metadata:
         match bound:

@@ -60,7 +60,7 @@ class HeldOut:
             logits, targets = answer_logits(model, head, inputs, inputs.pop("labels"))
             total += torch.stack([answer_loss(logits, targets, 1).double(), torch.tensor(targets.numel()).to(total)])
         loss, tokens = accelerator.reduce(total, "sum").tolist()
-        return loss / max(tokens, 1)
+        return float(loss / max(tokens, 1))
 
 
 class Best:
