@@ -14,16 +14,14 @@ from sqft_plugins.hardware import nvidia_gpus, processor
 from sqft_plugins.plugins.packages import asked_range, why_not_imported
 from sqft_plugins.plugins.protocols import Check
 from vllm_ext import version
-from vllm_ext.variables import OPERATOR, forced_operator
+from vllm_ext.variables import OPERATOR, VLLM_PLUGINS, forced_operator
 from vllm_ext.version import INSTALL
 
 GROUP = "vllm.general_plugins"
 NAME = "sqft"
-ALLOWED = "VLLM_PLUGINS"
-"""vLLM's own variable: the names of the plug-ins that it loads, all of them where it is unset."""
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 """What torch.cpu._is_avx512_supported() asks for, as Linux names it."""
-LET_IN = f"unset {ALLOWED}, or add {NAME} to it"
+LET_IN = f"unset {VLLM_PLUGINS}, or add {NAME} to it"
 
 
 def vllm_check() -> Check:
@@ -44,6 +42,8 @@ def plugin_check() -> list[Check]:
     without vLLM."""
     if not version.installed():
         return []
+
+    # would vLLM load it?
     name = "vllm plug-in"
     points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == NAME]
     if not points:
@@ -54,6 +54,8 @@ def plugin_check() -> list[Check]:
     problem = version.why_unsupported(version.installed())
     if problem is not None:
         return [Check(name, "wrong", f"refuses this vLLM: {problem}", INSTALL)]
+
+    # does it load?
     try:
         points[0].load()
         operators = operator_text()
@@ -82,8 +84,8 @@ def processor_check() -> list[Check]:
 
 def left_out(environment: Mapping[str, str]) -> str | None:
     """What in the environment keeps vLLM from loading the plug-in (the remedy is LET_IN), None where nothing does."""
-    allowed = environment.get(ALLOWED)
-    return None if allowed is None or NAME in allowed.split(",") else f"{ALLOWED}={allowed!r} leaves it out"
+    allowed = environment.get(VLLM_PLUGINS)
+    return None if allowed is None or NAME in allowed.split(",") else f"{VLLM_PLUGINS}={allowed!r} leaves it out"
 
 
 def operator_text() -> str:

@@ -13,7 +13,7 @@ NAMES = ("EngineCore", "ApiServer", "VllmWorker")
 
 
 def end_with_parent() -> bool:
-    """In a process of vLLM's that another one started: it is killed when that one ends. Returns whether it is one."""
+    """In a process of vLLM's that another one started: it is killed when that one ends. Returns whether this is one."""
     parent = multiprocessing.parent_process()
     if parent is None or not multiprocessing.current_process().name.startswith(NAMES):
         return False

@@ -1,44 +1,93 @@
-"""Replacing a method of vLLM's, only while it is the one we know."""
+"""Replacing a method of vLLM's, only while it is the one we know.
+
+    @replaces(LoRAModelManager, "slots keep the adapter before")
+    def activate_adapter(self, lora_id):
+        changed = activate_adapter.original(self, lora_id)
+        ...
+
+Below the decorator stands a `Replacement`: nothing is replaced before `apply`. The function has the parameters of
+vLLM's method, by name and in order; in a vLLM where the method takes others it stays as it is. `original` is vLLM's own
+method.
+"""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 logger = logging.getLogger("vllm.sqft")
+MARK = "_sqft_replacement"
 
 
-def replace_method(owner: type, name: str, parameters: Sequence[str], make: Callable[[Any], Any], loss: str) -> bool:
-    """Sets `owner.name` to `make(original)`, once, if the original takes exactly `parameters` (self first).
+@dataclass(eq=False)
+class Replacement:
+    """One method of vLLM's and the function for it.
 
-    Where it does not, nothing is touched and one warning says what is lost (`loss`). Returns whether ours is in place.
+    owner: vLLM's class.
+    name: the method's.
+    function: what takes its place.
+    loss: what does not work without it, for the log.
     """
-    original = inspect.getattr_static(owner, name, None)
-    if getattr(original, "_sqft_original", None) is not None:
-        return True
-    found = list(inspect.signature(original).parameters) if inspect.isfunction(original) else None
-    if found != list(parameters):
+
+    owner: type
+    name: str
+    function: Callable[..., Any]
+    loss: str
+    _original: Any = field(default=None, init=False)
+
+    @property
+    def original(self) -> Any:
+        """vLLM's own method."""
+        return self._original or inspect.getattr_static(self.owner, self.name)
+
+    @property
+    def is_applied(self) -> bool:
+        return getattr(inspect.getattr_static(self.owner, self.name, None), MARK, None) is self
+
+    def fits(self) -> bool:
+        """Whether vLLM's method takes the parameters of ours. Logs a warning where it does not."""
+        found = inspect.getattr_static(self.owner, self.name, None)
+        takes = list(inspect.signature(found).parameters) if inspect.isfunction(found) else None
+        known = list(inspect.signature(self.function).parameters)
+        if takes == known:
+            return True
+        where = f"{self.owner.__name__}.{self.name}"
         logger.warning(
-            "sqft: %s.%s of this vLLM takes %s, not %s, and stays as it is: %s",
-            owner.__name__,
-            name,
-            found,
-            list(parameters),
-            loss,
+            "sqft: %s takes %s in this vLLM, not %s, and is not replaced: %s", where, takes, known, self.loss
         )
         return False
-    replacement = make(original)
-    replacement.__name__, replacement.__qualname__ = name, f"{owner.__qualname__}.{name}"
-    replacement.__doc__ = original.__doc__
-    replacement._sqft_original = original
-    setattr(owner, name, replacement)
+
+    def put(self) -> None:
+        self._original = inspect.getattr_static(self.owner, self.name)
+        self.function.__name__, self.function.__qualname__ = self.name, f"{self.owner.__qualname__}.{self.name}"
+        self.function.__doc__, self.function.__dict__[MARK] = self._original.__doc__, self
+        setattr(self.owner, self.name, self.function)
+
+    def restore(self) -> None:
+        """vLLM's own method again; for tests and for a comparison in one process."""
+        if self.is_applied:
+            setattr(self.owner, self.name, self._original)
+
+
+def replaces(owner: type, loss: str, name: str = "") -> Callable[[Callable[..., Any]], Replacement]:
+    """Makes a function the replacement of `owner`'s method of the same name, or of `name`."""
+    return lambda function: Replacement(owner, name or function.__name__, function, loss)
+
+
+def apply(*replacements: Replacement) -> bool:
+    """Puts all of them in place, or none where one does not fit. Idempotent. Returns whether ours are in place."""
+    missing = [replacement for replacement in replacements if not replacement.is_applied]
+    if not all(replacement.fits() for replacement in missing):
+        return False
+
+    for replacement in missing:
+        replacement.put()
     return True
 
 
-def restore_method(owner: type, name: str) -> None:
-    """Undoes `replace_method`; for tests and for a comparison in one process."""
-    original = getattr(inspect.getattr_static(owner, name), "_sqft_original", None)
-    if original is not None:
-        setattr(owner, name, original)
+def restore(*replacements: Replacement) -> None:
+    for replacement in replacements:
+        replacement.restore()

@@ -1,4 +1,17 @@
-"""The environment variables of this package. Imports neither torch nor vLLM: `sqft doctor` reads them, too."""
+"""The environment variables of this plug-in, and those of vLLM's that it reads or sets.
+
+| variable | holds | where it is not set | read in |
+|---|---|---|---|
+| SQFT_ADAPTERS_DIR | the folder whose subfolders are adapters | adapters have no names | API server |
+| SQFT_ADAPTER_COPIES | the folder for private copies of adapters | the system's temporary folder | API server |
+| SQFT_LORA_CPU | 0: vLLM's own LoRA on the CPU | ours | worker |
+| SQFT_VLLM_OPERATOR | sparse, vllm or torch: how INT4 layers are computed | the fastest that fits | worker |
+| SQFT_PLANE_CACHE_BYTES | bytes of memory for value planes, in each worker | 1 GiB | worker |
+| SQFT_PLANE_DIR | the folder for built value planes | a temporary folder, gone with the server | API server, worker |
+
+`sqft serve` sets them from its options; children of a process inherit them. Workers on other machines must see the same
+folders. Imports neither torch nor vLLM: `sqft doctor` reads them, too.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +19,40 @@ import os
 
 from sqft_plugins.errors import SQFTError, nearest
 
+ADAPTERS_DIR = "SQFT_ADAPTERS_DIR"
+ADAPTER_COPIES = "SQFT_ADAPTER_COPIES"
+LORA_CPU = "SQFT_LORA_CPU"
 OPERATOR = "SQFT_VLLM_OPERATOR"
-"""The operator of sparse INT4 layers, one of OPERATORS. Unset: the fastest that fits."""
 OPERATORS = ("sparse", "vllm", "torch")
 """The fastest first, where zeros pay."""
-LORA_CPU = "SQFT_LORA_CPU"
-"""0 leaves vLLM's own LoRA on the CPU in place."""
-ADAPTERS_DIR = "SQFT_ADAPTERS_DIR"
-"""The directory of the adapters that are served by name."""
-ADAPTER_COPIES = "SQFT_ADAPTER_COPIES"
-"""Where the copies go that vLLM reads. Default: the system's temporary folder. Workers on other machines must see it
-too."""
 PLANE_CACHE_BYTES = "SQFT_PLANE_CACHE_BYTES"
-"""The memory that value planes may take."""
 PLANE_DIR = "SQFT_PLANE_DIR"
-"""The private folder of the value planes. Default: a temporary one for each server. Workers on other machines must see
-it too."""
+
+DEFAULT_PLANE_BYTES = 1 << 30
+
+VLLM_PLUGINS = "VLLM_PLUGINS"
+"""The names of the plug-ins that vLLM loads, all of them where it is unset."""
+VLLM_KEY = "VLLM_API_KEY"
+VLLM_W4A8 = "VLLM_CPU_INT4_W4A8"
+"""1, vLLM's default, rounds activations to 8 bits where the CPU has AMX."""
+VLLM_RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""1: vLLM resolves names of adapters, and opens /v1/load_lora_adapter."""
+VLLM_UNCHECKED_NAMES = "VLLM_SKIP_MODEL_NAME_VALIDATION"
+"""1: every model name that is not loaded yet means the base."""
+VLLM_SOCKETS = "VLLM_RPC_BASE_PATH"
+"""Where the sockets between vLLM's processes lie, which a killed server leaves behind."""
+PROMETHEUS = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the processes of a server leave their counters; it must be empty at the start."""
+
+
+def plane_bytes() -> int:
+    """The budget of SQFT_PLANE_CACHE_BYTES. Raises SQFTError for a value that is no number of bytes."""
+    text = os.environ.get(PLANE_CACHE_BYTES)
+    if not text:
+        return DEFAULT_PLANE_BYTES
+    if not text.isdigit():
+        raise SQFTError(f"{PLANE_CACHE_BYTES}={text} is no number of bytes: write such as {DEFAULT_PLANE_BYTES}")
+    return int(text)
 
 
 def forced_operator() -> str | None:

@@ -160,9 +160,3 @@ class AdapterDirectory:
             return sorted(os.listdir(self.root))
         except OSError:
             return []
-
-
-def directory_from_environment() -> AdapterDirectory | None:
-    """The directory that `SQFT_ADAPTERS_DIR` names, None where it is not set. Raises SQFTError where it is none."""
-    root = os.environ.get(ADAPTERS_DIR)
-    return AdapterDirectory(root) if root else None

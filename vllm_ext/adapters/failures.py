@@ -1,8 +1,13 @@
 """An adapter that cannot be loaded fails its own requests, not the engine.
 
 A worker loads adapters while it prepares a step; in vLLM 0.32 an exception there ends the engine and every request.
-Here the step runs, with an adapter that adds nothing in its place; the worker tells which ids that were, and the
-scheduler ends their requests with an error before anything of them is answered or found in the prefix cache.
+Here the step runs, with an adapter that adds nothing in its place:
+
+1. worker, `_apply_adapters`: notes which adapters of the step failed, and why; each gets an empty one
+2. worker, `execute_model` and `sample_tokens`: hand the note on with what the step has computed
+3. engine core, `update_from_output`: ends their requests with an error, before anything of them is answered or found in
+   the prefix cache
+4. API server, `_new_completion_output` and `_raise_if_error`: the client gets a 503 with the reason
 """
 
 from __future__ import annotations
@@ -25,10 +30,11 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_ext.patching import replace_method
+from vllm_ext.patching import apply, replaces
 
 FAILED = "_sqft_failed"
 """In a worker's manager and in its ModelRunnerOutput: {id of an adapter: why it was not loaded}, of this step."""
+NO_REASON = "an adapter's error has no reason"
 OTHER_WORKER = "it was not loaded in another worker, whose log says why"
 LOST = "an adapter that cannot be loaded when its turn comes ends the engine"
 logger = logging.getLogger("vllm.sqft")
@@ -41,53 +47,40 @@ def nothing_to_add(lora_int_id: int) -> LoRAModel:
 
 
 def patch_failures() -> bool:
-    """In the worker, the scheduler and the API server. Idempotent."""
-    output = ["self", "scheduler_output"]
-    return (
-        replace_method(LRUCacheWorkerLoRAManager, "_apply_adapters", ["self", "lora_requests"], _make_apply, LOST)
-        and replace_method(Worker, "execute_model", output, _make_telling, LOST)
-        and replace_method(Worker, "sample_tokens", ["self", "grammar_output"], _make_telling, LOST)
-        and replace_method(Scheduler, "update_from_output", [*output, "model_runner_output"], _make_update, LOST)
-        and patch_reason()
-    )
-
-
-def patch_reason() -> bool:
-    """Hands the reason on to the client: vLLM says `Internal server error` for whatever it is."""
-    parameters, lost = ["self", "token_ids", "finish_reason", "stop_reason"], "an adapter's error has no reason"
-    return replace_method(RequestState, "_new_completion_output", parameters, _make_completion, lost) and (
-        replace_method(
-            GenerateBaseServing, "_raise_if_error", ["self", "finish_reason", "request_id"], _make_raise, lost
-        )
+    """In the worker, the engine core and the API server. Idempotent."""
+    return apply(
+        _apply_adapters, execute_model, sample_tokens, update_from_output, _new_completion_output, _raise_if_error
     )
 
 
 # --- in the worker ---
 
 
-def _make_apply(original):
-    def _apply_adapters(self, lora_requests):
-        failed: dict[int, str] = {}
-        setattr(self, FAILED, failed)
-        empty: set[int] = self.__dict__.setdefault("_sqft_empty", set())
-        requests = {request.lora_int_id: request for request in lora_requests if request}
-        for number in empty & requests.keys():  # perhaps it can be loaded now
-            self.remove_adapter(number)
-        empty -= requests.keys()
-        if len(requests) > self._adapter_manager.lora_slots:
-            return original(self, lora_requests)
-        for number, request in requests.items():
-            try:
-                self.add_adapter(request)
-            except Exception as error:
-                failed[number] = str(error).split("\n")[0] or repr(error)
-                logger.warning("sqft: adapter %s cannot be loaded: %s", request.lora_name, failed[number])
-                _add_empty(self, number)
-                empty.add(number)
-        if requests:
-            failed |= dict.fromkeys(failed_elsewhere(failed.keys(), sorted(requests)), OTHER_WORKER)
+@replaces(LRUCacheWorkerLoRAManager, LOST)
+def _apply_adapters(self, lora_requests):
+    failed: dict[int, str] = {}
+    setattr(self, FAILED, failed)
+    empty: set[int] = self.__dict__.setdefault("_sqft_empty", set())
+    requests = {request.lora_int_id: request for request in lora_requests if request}
 
-    return _apply_adapters
+    # those that could not be loaded before: perhaps they can now
+    for number in empty & requests.keys():
+        self.remove_adapter(number)
+    empty -= requests.keys()
+    if len(requests) > self._adapter_manager.lora_slots:
+        return _apply_adapters.original(self, lora_requests)
+
+    for number, request in requests.items():
+        try:
+            self.add_adapter(request)
+        except Exception as error:
+            failed[number] = str(error).split("\n")[0] or repr(error)
+            logger.warning("sqft: adapter %s cannot be loaded: %s", request.lora_name, failed[number])
+            _add_empty(self, number)
+            empty.add(number)
+
+    if requests:
+        failed |= dict.fromkeys(failed_elsewhere(failed.keys(), sorted(requests)), OTHER_WORKER)
 
 
 def _add_empty(worker: Any, number: int) -> None:
@@ -110,85 +103,87 @@ def failed_elsewhere(failed: Any, numbers: list[int]) -> list[int]:
     return [number for number, flag in zip(numbers, flags.tolist(), strict=True) if flag and number not in failed]
 
 
-def _make_telling(original):
-    def step(self, argument):
-        output = original(self, argument)
-        failed = getattr(getattr(self.model_runner, "lora_manager", None), FAILED, None)
-        return told(output, dict(failed)) if failed else output
-
-    return step
+@replaces(Worker, LOST)
+def execute_model(self, scheduler_output):
+    return _with_failures(self, execute_model.original(self, scheduler_output))
 
 
-def told(output: Any, failed: dict[int, str]) -> Any:
+@replaces(Worker, LOST)
+def sample_tokens(self, grammar_output):
+    return _with_failures(self, sample_tokens.original(self, grammar_output))
+
+
+def _with_failures(worker: Any, output: Any) -> Any:
+    failed = getattr(getattr(worker.model_runner, "lora_manager", None), FAILED, None)
+    return noted(output, dict(failed)) if failed else output
+
+
+def noted(output: Any, failed: dict[int, str]) -> Any:
     """A ModelRunnerOutput, or one to come, that says which adapters were not loaded."""
     if output is None:
         return None
     if isinstance(output, AsyncModelRunnerOutput):
         get_output = output.get_output
-        output.get_output = lambda: told(get_output(), failed)  # type: ignore[method-assign]
+        output.get_output = lambda: noted(get_output(), failed)  # type: ignore[method-assign]
         return output
     output = copy(output)  # vLLM has one empty output for all
     setattr(output, FAILED, failed)
     return output
 
 
-# --- in the scheduler ---
+# --- in the engine core ---
 
 
-def _make_update(original):
-    def update_from_output(self, scheduler_output, model_runner_output):
-        failed: dict[int, str] = getattr(model_runner_output, FAILED, {})
-        requests = [self.requests.get(number) for number in scheduler_output.num_scheduled_tokens] if failed else []
-        lost = {
-            request.request_id: failed[request.lora_request.lora_int_id]
-            for request in requests
-            if request is not None and request.lora_request and request.lora_request.lora_int_id in failed
-        }
-        for name in lost:  # what was computed without the adapter must not be found by the next request
-            self.kv_cache_manager.evict_blocks(
-                {b for group in self.kv_cache_manager.get_block_ids(name) for b in group}
-            )
-        ended = self.finish_requests(lost, RequestStatus.FINISHED_ERROR) if lost else []
-        outputs = original(self, scheduler_output, model_runner_output)
-        for request in ended:
-            output = EngineCoreOutput(
-                request_id=request.request_id,
-                new_token_ids=[],
-                finish_reason=FinishReason.ERROR,
-                stop_reason=f"adapter {request.lora_request.lora_name}: {lost[request.request_id]}",
-                events=request.take_events(),
-                trace_headers=request.trace_headers,
-            )
-            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
-        return outputs
+@replaces(Scheduler, LOST)
+def update_from_output(self, scheduler_output, model_runner_output):
+    failed: dict[int, str] = getattr(model_runner_output, FAILED, {})
+    requests = [self.requests.get(number) for number in scheduler_output.num_scheduled_tokens] if failed else []
+    lost = {
+        request.request_id: failed[request.lora_request.lora_int_id]
+        for request in requests
+        if request is not None and request.lora_request and request.lora_request.lora_int_id in failed
+    }
 
-    return update_from_output
+    # what was computed without the adapter must not be found by the next request
+    for name in lost:
+        blocks = {block for group in self.kv_cache_manager.get_block_ids(name) for block in group}
+        self.kv_cache_manager.evict_blocks(blocks)
+    ended = self.finish_requests(lost, RequestStatus.FINISHED_ERROR) if lost else []
 
-
-# --- in the API server ---
+    outputs = update_from_output.original(self, scheduler_output, model_runner_output)
+    for request in ended:
+        output = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=FinishReason.ERROR,
+            stop_reason=f"adapter {request.lora_request.lora_name}: {lost[request.request_id]}",
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+    return outputs
 
 
-class Told(str):
+# --- in the API server: vLLM says `Internal server error` for whatever it is ---
+
+
+class Reasoned(str):
     """vLLM's finish reason "error", which knows why."""
 
     reason = ""
 
 
-def _make_completion(original):
-    def _new_completion_output(self, token_ids, finish_reason, stop_reason):
-        output = original(self, token_ids, finish_reason, stop_reason)
-        if finish_reason == FinishReason.ERROR and isinstance(stop_reason, str):
-            output.finish_reason = Told(output.finish_reason)
-            output.finish_reason.reason = stop_reason
-        return output
-
-    return _new_completion_output
+@replaces(RequestState, NO_REASON)
+def _new_completion_output(self, token_ids, finish_reason, stop_reason):
+    output = _new_completion_output.original(self, token_ids, finish_reason, stop_reason)
+    if finish_reason == FinishReason.ERROR and isinstance(stop_reason, str):
+        output.finish_reason = Reasoned(output.finish_reason)
+        output.finish_reason.reason = stop_reason
+    return output
 
 
-def _make_raise(original):
-    def _raise_if_error(self, finish_reason, request_id):
-        if isinstance(finish_reason, Told):
-            raise RetryableRequestError(finish_reason.reason)
-        original(self, finish_reason, request_id)
-
-    return _raise_if_error
+@replaces(GenerateBaseServing, NO_REASON)
+def _raise_if_error(self, finish_reason, request_id):
+    if isinstance(finish_reason, Reasoned):
+        raise RetryableRequestError(finish_reason.reason)
+    _raise_if_error.original(self, finish_reason, request_id)

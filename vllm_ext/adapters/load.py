@@ -24,13 +24,12 @@ from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from sqft_plugins.elastic import slice_lora
 from sqft_plugins.errors import MismatchError, SQFTError
-from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.checks import check_base, check_values, open_weights
 from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter, version_of
 from vllm_ext.adapters.header import PREFIX
 from vllm_ext.adapters.kinds import check_parallel, handler
-from vllm_ext.adapters.path import Variant, parse_path
-from vllm_ext.adapters.values import check_values, open_weights
-from vllm_ext.patching import replace_method
+from vllm_ext.adapters.names import Variant, parse_path
+from vllm_ext.patching import apply, replaces
 
 Shape = tuple[int, int]
 MAX_RANK = 512
@@ -54,10 +53,12 @@ class LoraHandler:
         check_limit(folder, rank, worker.lora_config.max_lora_rank)
         check_values(folder, worker.lora_config.lora_dtype)
         names = vllm_names(folder, worker)
+
         if folder.rank_choices is None:
-            return upstream_load(worker, msgspec.structs.replace(request, lora_path=str(folder.path)))
+            return _load_adapter.original(worker, msgspec.structs.replace(request, lora_path=str(folder.path)))
         whole = PEFTHelper.from_dict(dict(folder.config))
         check_features(folder, ranks, worker.lora_config)
+
         loras = {}
         with open_weights(folder) as handle:
             for module, name in names.items():
@@ -103,6 +104,7 @@ def vllm_names(folder: AdapterFolder, worker: WorkerLoRAManager) -> dict[str, st
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
     mapper = mapper.get_rename_mapper() if mapper is not None else None
     shapes = _layer_shapes(manager)
+
     names = {}
     for module, (_, inputs, outputs) in folder.modules.items():
         name, _ = parse_fine_tuned_lora_name(f"{PREFIX}{module}.lora_A.weight", mapper)
@@ -113,6 +115,7 @@ def vllm_names(folder: AdapterFolder, worker: WorkerLoRAManager) -> dict[str, st
                 f"adapter {folder.path.name} adapts {module}, which the served model does not have or this server does "
                 "not adapt: it is an adapter for another base"
             )
+
         found = shapes[name]
         if found is not None and found != (inputs, outputs):
             raise MismatchError(
@@ -135,6 +138,7 @@ def _layer_shapes(manager: Any) -> dict[str, Shape | None]:
         if isinstance(layer, VocabParallelEmbeddingWithLoRA):
             shapes[name] = (base.org_vocab_size, base.embedding_dim)
             continue
+
         inputs, sizes = getattr(base, "input_size", None), _part_sizes(base)
         parts = manager.packed_modules.get(name)
         if inputs is None or not sizes or (parts and len(parts) != len(sizes)):
@@ -157,7 +161,7 @@ def _part_sizes(layer: Any) -> list[int]:
 
 
 def variant_of(lora_path: str) -> Variant | None:
-    """The variant behind a path: ours (path.py), or the plain folder of an SQFT adapter, which vLLM would read as a
+    """The variant behind a path: ours (names.py), or the plain folder of an SQFT adapter, which vLLM would read as a
     LoRA of the largest rank. None where it is vLLM's own matter."""
     variant = parse_path(lora_path)
     if variant is not None:
@@ -179,55 +183,19 @@ def check_plain(lora_path: str, dtype: Any) -> None:
         check_values(open_adapter(folder), dtype)
 
 
-def upstream_load(worker: WorkerLoRAManager, request: LoRARequest) -> LoRAModel:
-    """vLLM's own loader."""
-    original = getattr(WorkerLoRAManager._load_adapter, "_sqft_original", WorkerLoRAManager._load_adapter)
-    return original(worker, request)
+@replaces(WorkerLoRAManager, "no adapter can be served at a rank")
+def _load_adapter(self, lora_request):
+    variant = variant_of(lora_request.lora_path)
+    if variant is None:
+        check_plain(lora_request.lora_path, self.lora_config.lora_dtype)
+        return _load_adapter.original(self, lora_request)
+
+    folder = open_adapter(variant.folder)
+    if variant.version and variant.version != version_of(variant.folder):
+        raise MismatchError(f"adapter {folder.path.name} has changed since this request was made")
+    return handler(folder).load(folder, variant.rank, lora_request, self)
 
 
-def patch_worker() -> bool:
-    """WorkerLoRAManager loads our variants. Without it, names with a rank fail when they are first asked for."""
-
-    def make(original):
-        def _load_adapter(self, lora_request):
-            variant = variant_of(lora_request.lora_path)
-            if variant is None:
-                check_plain(lora_request.lora_path, self.lora_config.lora_dtype)
-                return original(self, lora_request)
-            folder = open_adapter(variant.folder)
-            if variant.version and variant.version != version_of(variant.folder):
-                raise MismatchError(f"adapter {folder.path.name} has changed since this request was made")
-            return handler(folder).load(folder, variant.rank, lora_request, self)
-
-        return _load_adapter
-
-    return replace_method(
-        WorkerLoRAManager, "_load_adapter", ["self", "lora_request"], make, "no adapter can be served at a rank"
-    )
-
-
-def patch_identity() -> bool:
-    """Two versions of an adapter under one name are two adapters. vLLM 0.32 collects the LoRARequests of a batch in a
-    set and compares them by name: of an adapter that was replaced while requests ran, one version was left out, and the
-    engine ended with a KeyError."""
-
-    def make_eq(_):
-        def __eq__(self, value):  # noqa: N807
-            return isinstance(value, LoRARequest) and _identity(self) == _identity(value)
-
-        return __eq__
-
-    def make_hash(_):
-        def __hash__(self):  # noqa: N807
-            return hash(_identity(self))
-
-        return __hash__
-
-    lost = "an adapter that is replaced while requests run ends the engine"
-    return replace_method(LoRARequest, "__eq__", ["self", "value"], make_eq, lost) and replace_method(
-        LoRARequest, "__hash__", ["self"], make_hash, lost
-    )
-
-
-def _identity(request: LoRARequest) -> tuple[str, int]:
-    return request.lora_name, request.lora_int_id
+def patch_load() -> bool:
+    """In the worker. Without it, names with a rank fail when they are first asked for. Idempotent."""
+    return apply(_load_adapter)

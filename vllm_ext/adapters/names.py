@@ -1,7 +1,13 @@
-"""The names that requests give: `NAME` or `NAME@RANK`. They come from the network, so they are data, never paths.
+"""The names that requests give, `NAME` or `NAME@RANK`, and the paths that vLLM carries for them.
+
+Names come from the network, so they are data, never paths.
 
 RANK is max, heuristic (or median), min, r16 and its like, or a configuration saved in the adapter's folder. NAME alone
 is the saved configuration `default`, where there is one, else heuristic; an adapter with a fixed rank has NAME only.
+
+A variant (an adapter at a rank) as a path, `FOLDER?sub=r16`, is what vLLM carries as `lora_path` from the API server to
+its workers. It is a part of the key of cached prefixes, too: `FOLDER?sub=r16&v=1a2b3c4d` tells an adapter from what was
+there before.
 """
 
 from __future__ import annotations
@@ -9,9 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqft_plugins.errors import SQFTError
 
+MARK, VERSION = "?sub=", "&v="
 MAX_LENGTH = 200
 """Characters of a whole name."""
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -72,3 +80,25 @@ def why_not_served(folder: str, served: Collection[str] = ()) -> str | None:
 def shown(name: str) -> str:
     """A name for messages and logs: quoted, escaped, at most 60 characters of it."""
     return ascii(name if len(name) <= 60 else f"{name[:60]}...")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """folder: the adapter. rank: as in AdapterName, None for the default. version: of its files, or empty."""
+
+    folder: Path
+    rank: str | None = None
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.folder}{MARK}{self.rank or ''}{VERSION + self.version if self.version else ''}"
+
+
+def parse_path(lora_path: str) -> Variant | None:
+    """The variant behind a `lora_path`, None where it is a plain folder. Raises AdapterNameError for a rank that cannot
+    be one."""
+    folder, mark, rest = lora_path.rpartition(MARK)
+    if not mark:
+        return None
+    rank, _, version = rest.partition(VERSION)
+    return Variant(Path(folder), parse_name(str(AdapterName("x", rank))).rank if rank else None, version)

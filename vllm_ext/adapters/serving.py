@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Mapping, Set
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
 from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.exceptions import VLLMNotFoundError
@@ -23,126 +20,105 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.identity import is_settled
+from vllm_ext.adapters.admission import one_line, refused
 from vllm_ext.adapters.copies import BusyError, Copy
 from vllm_ext.adapters.directory import UnknownAdapterError
-from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError, open_adapter
-from vllm_ext.adapters.invocations import patch_invocations
-from vllm_ext.adapters.kinds import HANDLERS, check_parallel, handler
-from vllm_ext.adapters.load import variant_of
+from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError
+from vllm_ext.adapters.kinds import HANDLERS, check_parallel
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
-from vllm_ext.adapters.resolver import NAME, AdapterResolver
-from vllm_ext.adapters.table import Locks, VariantTable
-from vllm_ext.patching import replace_method
+from vllm_ext.adapters.resolver import NAME, AdapterResolver, Locks, VariantTable
+from vllm_ext.patching import MARK, apply, replaces
 
 logger = logging.getLogger("vllm.sqft")
 GAP_SECONDS = 0.5
 """An adapter that is swapped for another is gone for less."""
-WRAPPED = (
-    re.compile(r"Call to add_lora method failed: (.*)", re.DOTALL),
-    re.compile(r"Worker failed with error '(.*)', please check the stack trace.*", re.DOTALL),
-)
-"""What vLLM 0.32 puts around the message of an exception in a worker: the engine core, and the executor of several."""
+HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
+LOST = "answers about adapters do not say why they were refused"
 
 
 def patch_serving() -> bool:
-    """Patches OpenAIServingModels; an instance goes by the resolver that is registered when it is made. Idempotent."""
-    lost = "answers about adapters do not say why they were refused"
-
-    def make_init(original):
-        def __init__(self, engine_client, base_model_paths, *, lora_modules=None):  # noqa: N807
-            original(self, engine_client, base_model_paths, lora_modules=lora_modules)
-            resolver = LoRAResolverRegistry.resolvers.get(NAME)
-            self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
-            if self._sqft_resolver is not None:
-                check_parallel(engine_client.vllm_config)
-                patch_invocations()
-                self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
-                self.lora_requests = VariantTable(self._sqft_resolver.directory, self._sqft_resolver.copies)
-                self.lora_resolver_lock = Locks()
-
-        return __init__
-
-    def make_resolve(original):
-        async def resolve_lora(self, lora_name):
-            if self._sqft_resolver is None:
-                return await original(self, lora_name)
-            try:
-                parse_name(lora_name)
-                async with self.lora_resolver_lock[lora_name]:
-                    if lora_name in self.lora_requests:
-                        return self.lora_requests[lora_name]
-                    return await _resolve(self, self._sqft_resolver, lora_name)
-            except (AdapterNameError, UnknownAdapterError) as error:
-                if len(self.lora_resolvers) > 1:
-                    return await original(self, lora_name)
-                # raised, not returned: vLLM replaces the message of an answer with this status by one of its own
-                raise VLLMNotFoundError(f"The model {shown(lora_name)} does not exist: {one_line(error)}") from error
-
-        return resolve_lora
-
-    def make_list(original):
-        async def show_available_models(self):
-            listed = await original(self)
-            if self._sqft_resolver is not None:
-                listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
-                known = {card.id for card in listed.data}
-                served = self.lora_requests.adapters()
-                broken = {name for name in served if self.lora_requests.is_refused(name)}
-                names = await asyncio.to_thread(offered, self._sqft_resolver, served, broken)
-                listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
-            return listed
-
-        return show_available_models
-
-    def make_defaults(original):
-        def _get_active_default_mm_loras(self, request):
-            table = self.models.lora_requests
-            if not isinstance(table, VariantTable):
-                return original(self, request)
-            kinds = self._get_message_types(request)  # ours are served to who asks for them by name, whatever that is
-            found = [lora for name, lora in table.items() if name in kinds and not table.is_ours(name)]
-            return found[0] if len(found) == 1 else None
-
-        return _get_active_default_mm_loras
-
-    parameters = ["self", "engine_client", "base_model_paths", "lora_modules"]
-    return (
-        replace_method(OpenAIServingModels, "__init__", parameters, make_init, lost)
-        and replace_method(OpenAIServingModels, "resolve_lora", ["self", "lora_name"], make_resolve, lost)
-        and replace_method(OpenAIServingModels, "show_available_models", ["self"], make_list, "names are not listed")
-        and replace_method(
-            BaseServing, "_get_active_default_mm_loras", ["self", "request"], make_defaults, "a chat may get an adapter"
-        )
-    )
+    """Idempotent. An OpenAIServingModels goes by the resolver that is registered when it is made."""
+    return apply(made_with_resolver, resolve_lora, show_available_models, _get_active_default_mm_loras)
 
 
-def patch_loading() -> bool:
-    """/v1/load_lora_adapter and --lora-modules: what is wrong with an adapter of ours is the client's error, 400, and
-    told before a worker is asked; vLLM makes 500 of whatever a worker says. Idempotent."""
-
-    def make(original):
-        async def load_lora_adapter(self, request, base_model_name=None):
-            try:
-                settings = self.engine_client.vllm_config
-                await asyncio.to_thread(check_path, request.lora_path, Path(self.model_config.model), settings)
-            except SQFTError as error:
-                return refused(one_line(error))
-            return await original(self, request, base_model_name)
-
-        return load_lora_adapter
-
-    parameters = ["self", "request", "base_model_name"]
-    return replace_method(
-        OpenAIServingModels, "load_lora_adapter", parameters, make, "a wrong rank is answered with 500"
-    )
+@replaces(OpenAIServingModels, LOST, "__init__")
+def made_with_resolver(self, engine_client, base_model_paths, *, lora_modules=None):
+    made_with_resolver.original(self, engine_client, base_model_paths, lora_modules=lora_modules)
+    resolver = LoRAResolverRegistry.resolvers.get(NAME)
+    self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
+    if self._sqft_resolver is not None:
+        check_parallel(engine_client.vllm_config)
+        patch_invocations()
+        self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
+        self.lora_requests = VariantTable(self._sqft_resolver.directory, self._sqft_resolver.copies)
+        self.lora_resolver_lock = Locks()
 
 
-def check_path(lora_path: str, base: Path, settings: Any) -> None:
-    """Raises SQFTError for a variant, or the folder of an SQFT adapter, that cannot be served here."""
-    variant = variant_of(lora_path) if lora_path else None
-    if variant is not None:
-        folder = open_adapter(variant.folder)
-        handler(folder).check(folder, variant.rank, base if base.is_dir() else None, settings)
+@replaces(OpenAIServingModels, LOST)
+async def resolve_lora(self, lora_name):
+    if self._sqft_resolver is None:
+        return await resolve_lora.original(self, lora_name)
+    try:
+        parse_name(lora_name)
+        async with self.lora_resolver_lock[lora_name]:
+            if lora_name in self.lora_requests:
+                return self.lora_requests[lora_name]
+            return await _resolve(self, self._sqft_resolver, lora_name)
+    except (AdapterNameError, UnknownAdapterError) as error:
+        if len(self.lora_resolvers) > 1:
+            return await resolve_lora.original(self, lora_name)
+        # raised, not returned: vLLM replaces the message of an answer with this status by one of its own
+        raise VLLMNotFoundError(f"The model {shown(lora_name)} does not exist: {one_line(error)}") from error
+
+
+@replaces(OpenAIServingModels, "names are not listed")
+async def show_available_models(self):
+    listed = await show_available_models.original(self)
+    if self._sqft_resolver is not None:
+        listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
+        known = {card.id for card in listed.data}
+
+        served = self.lora_requests.adapters()
+        broken = {name for name in served if self.lora_requests.is_refused(name)}
+        names = await asyncio.to_thread(offered, self._sqft_resolver, served, broken)
+        listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
+    return listed
+
+
+@replaces(BaseServing, "a chat may get an adapter")
+def _get_active_default_mm_loras(self, request):
+    table = self.models.lora_requests
+    if not isinstance(table, VariantTable):
+        return _get_active_default_mm_loras.original(self, request)
+    kinds = self._get_message_types(request)  # ours are served to who asks for them by name, whatever that is
+    found = [lora for name, lora in table.items() if name in kinds and not table.is_ours(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def patch_invocations() -> bool:
+    """`/invocations` answers for the model that its body names. In the API server, once its routes are made: Amazon's
+    package sets up logging when it is imported first. Idempotent. Returns False where the package is not installed, and
+    so there is no such route.
+
+    vLLM 0.32 hands that route's requests through that package, which puts a header, the SageMaker adapter's name, in
+    the place of the body's `model`: also where there is no such header, so that every request, an adapter's and one
+    for a model that does not exist, was answered by the base.
+    """
+    try:
+        from model_hosting_container_standards.sagemaker.lora.models import BaseLoRATransformRequestOutput
+        from model_hosting_container_standards.sagemaker.lora.transforms import InjectToBodyApiTransform
+    except ImportError:
+        return False
+    if getattr(InjectToBodyApiTransform.transform_request, MARK, None) is not None:
+        return True
+
+    @replaces(InjectToBodyApiTransform, "/invocations answers for adapters with the base")
+    async def transform_request(self, raw_request):
+        if raw_request.headers.get(HEADER):
+            return await transform_request.original(self, raw_request)
+        return BaseLoRATransformRequestOutput(request=None, raw_request=raw_request)
+
+    return apply(transform_request)
 
 
 async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> Any:
@@ -203,19 +179,6 @@ def _lasting(records: Records | None) -> Records | None:
     return records if records is not None and is_settled(records, time.time_ns()) else None
 
 
-def one_line(error: Exception) -> str:
-    """The reason, as it was where it was raised."""
-    return (unwrapped(str(error)) or repr(error)).split("\n")[0][:500]
-
-
-def unwrapped(message: str) -> str:
-    """The message of an exception in a worker, as it was there."""
-    for pattern in WRAPPED:
-        match = pattern.fullmatch(message)
-        message = match[1] if match else message
-    return message
-
-
 def offered(
     resolver: AdapterResolver, served: Mapping[str, Copy], broken: Set[str] = frozenset()
 ) -> list[tuple[str, AdapterFolder]]:
@@ -235,11 +198,6 @@ def offered(
         (str(AdapterName(name, rank)), folder)
         for name, folder in folders for rank in folder.variants
     ]  # fmt: skip
-
-
-def refused(reason: str) -> Any:
-    """400 with the reason."""
-    return create_error_response(message=reason, status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _card(models: Any, name: str, folder: AdapterFolder) -> ModelCard:

@@ -17,8 +17,8 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
 from sqft_plugins.tune.merge_int4 import FEW, codes_changed
+from vllm_ext.adapters.checks import check_values
 from vllm_ext.adapters.folder import PLANES, open_adapter
-from vllm_ext.adapters.values import check_values
 from vllm_ext.planes.format import SUFFIX, PlaneStamp, adapter_identity, base_identity, write_plane
 
 FOLDER = PLANES

@@ -1,4 +1,4 @@
-"""Planes in memory: least recently used first out, within a budget of bytes. Knows nothing of vLLM."""
+"""Value planes in memory: least recently used first out, within a budget of bytes. Knows nothing of vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Quantization-aware adapters, served as value planes: checked in the API server, loaded in the worker."""
+"""Quantization-aware adapters, served as value planes (the codes of one rank over the base's): checked in the API
+server, loaded in the worker."""
 
 from __future__ import annotations
 
@@ -12,16 +13,15 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import MismatchError, SQFTError
-from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.failures import nothing_to_add
 from vllm_ext.adapters.folder import AdapterFolder, Kind
 from vllm_ext.adapters.kinds import check_parallel
-from vllm_ext.adapters.values import check_values
-from vllm_ext.patching import replace_method
+from vllm_ext.metrics import count_joining
+from vllm_ext.patching import MARK, apply, replaces
 from vllm_ext.planes.loaded import load_plane, sqft_layers
 from vllm_ext.planes.store import find_plane
 from vllm_ext.planes.switch import PlaneSwitch
-from vllm_ext.serve.variants import count_joining
 
 KIND: Kind = "quantization-aware"
 
@@ -56,6 +56,7 @@ class PlaneHandler:
         check_eager(folder, method.vllm_config)
         check_values(folder)
         check_base(folder, base.path)
+
         file = find_plane(base, folder.path, folder.ranks(rank), trained_over(folder))
         name = f"{folder.path.name}{f'@{rank}' if rank else ''}"
         whole = get_pp_group().world_size == 1
@@ -97,19 +98,16 @@ def trained_over(folder: AdapterFolder) -> str | None:
 
 
 def patch_steps(switch: PlaneSwitch) -> bool:
-    """Has vLLM tell the switch of each batch."""
+    """Has vLLM announce each batch to the switch. Idempotent."""
+    if getattr(WorkerLoRAManager.set_active_adapters, MARK, None) is not None:
+        return True
 
-    def make(original):
-        def set_active_adapters(self, requests, mapping):
-            ids = {request.lora_int_id for request in requests if request}
-            count_joining(self, ids - switch.running)
-            switch.before_step(self, ids)
-            original(self, requests, mapping)
-            switch.step(mapping)
+    @replaces(WorkerLoRAManager, "quantization-aware adapters are refused")
+    def set_active_adapters(self, requests, mapping):
+        ids = {request.lora_int_id for request in requests if request}
+        count_joining(self, ids - switch.running)
+        switch.before_step(self, ids)
+        set_active_adapters.original(self, requests, mapping)
+        switch.step(mapping)
 
-        return set_active_adapters
-
-    parameters = ["self", "requests", "mapping"]
-    return replace_method(
-        WorkerLoRAManager, "set_active_adapters", parameters, make, "quantization-aware adapters are refused"
-    )
+    return apply(set_active_adapters)

@@ -1,4 +1,5 @@
-"""In a worker: the planes in memory, and which tokens of the running batch are computed with which.
+"""In a worker: the value planes (the codes of one rank each) in memory, and which tokens of the
+running batch are computed with which.
 
 A quantization-aware variant is a LoRA request like any other to vLLM: its scheduler, its slots and its prefix cache
 know it by its id. Its LoRA weights are empty; what it changes are the codes, here. vLLM tells before each step which
@@ -8,20 +9,17 @@ ids the batch has and which token belongs to which (`WorkerLoRAManager.set_activ
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sqft_plugins.errors import SQFTError
+from vllm_ext import metrics
 from vllm_ext.planes.cache import ByteBudget
 from vllm_ext.planes.loaded import LoadedPlane
-from vllm_ext.serve import metrics
 from vllm_ext.variables import PLANE_CACHE_BYTES
 
-DEFAULT_BYTES = 1 << 30
 logger = logging.getLogger("vllm.sqft")
 
 
@@ -46,6 +44,7 @@ class PlaneSwitch:
         listed = worker.list_adapters()
         self._keys = {known: own for known, own in self._keys.items() if known in listed}
         self._gone &= self.running
+
         if key in self.cache:
             self.cache.get(key)
             metrics.count("plane_cache_hits")
@@ -56,6 +55,7 @@ class PlaneSwitch:
             self.cache.put(key, plane, name)
             metrics.count("plane_cache_loads")
             logger.info("sqft: plane of %s is loaded, %.1f MiB", name, plane.nbytes / 2**20)
+
         self._keys[lora_int_id] = key
         self._gone.discard(lora_int_id)
         if lora_int_id in self.running:  # loaded for the batch that comes now: the next one loaded must not push it out
@@ -154,13 +154,3 @@ def group(
     return [
         (torch.isin(own, torch.tensor(members)).nonzero().squeeze(1), plane) for plane, members in by_plane.values()
     ]
-
-
-def budget_from_environment() -> int:
-    """Raises SQFTError for a value that is no number of bytes."""
-    text = os.environ.get(PLANE_CACHE_BYTES)
-    if not text:
-        return DEFAULT_BYTES
-    if not text.isdigit():
-        raise SQFTError(f"{PLANE_CACHE_BYTES}={text} is no number of bytes: write such as {DEFAULT_BYTES}")
-    return int(text)

@@ -1,11 +1,8 @@
-"""Quantization `sqft`: stamped INT4 folders in vLLM, with mask and codes kept after loading."""
+"""Quantization `sqft`: stamped INT4 folders in vLLM, with mask and codes kept after loading.
 
-from __future__ import annotations
-
-
-def register() -> None:
-    """Makes `sqft` known to vLLM as a quantization method. Idempotent."""
-    from vllm_ext.quantization import config, loading
-
-    config.register()
-    loading.register()
+1. method.py   in vLLM's registry: whose folder is this (claim.py)?
+2. config.py   the configuration of one of ours, pickled to every worker; which layers are ours
+3. loading.py  the compact form, unpacked on its way through vLLM's loader
+4. linear.py   a layer after loading: its shard goes to an operator (sources.py: which modules and rows it holds)
+5. choice.py   which operator that is: sparse_, vllm_ or torch_operator.py (interface: operators.py)
+"""

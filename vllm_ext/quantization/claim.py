@@ -27,12 +27,15 @@ def claims(quantization: Mapping[str, Any], user_quant: str | None, hf_config: A
         return True
     if (quantization.get("quant_method"), quantization.get("format")) != STOCK:
         return False
+
+    # a name on a hub has no stamp to read
     name = str(getattr(hf_config, "_name_or_path", None) or "")
     flag = quantization.get("sqft")
     if not name or not Path(name).is_dir():
         if flag is not None:
             parse_stamp(flag, f"the config.json of {name or 'the model'}")
         return flag is not None
+
     if read_stamp(Path(name)) is not None:
         return True
     if flag is not None:

@@ -1,4 +1,4 @@
-"""Quantization `sqft` as vLLM sees it: which folders it claims, and which method each layer gets."""
+"""One of our folders as vLLM sees it: what it holds, and which method each layer gets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
     CompressedTensorsConfig,
@@ -23,7 +22,7 @@ from sqft_plugins.checkpoint.int4 import quantization_config
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import BITS
 from sqft_plugins.identity import State
-from vllm_ext.quantization.claim import claims
+from vllm_ext.met import meet
 from vllm_ext.quantization.linear import SQFTLinearMethod
 from vllm_ext.quantization.loading import check_compact
 from vllm_ext.quantization.sources import check_folder, weights_state
@@ -32,7 +31,7 @@ from vllm_ext.variables import forced_operator
 logger = init_logger("vllm.sqft")
 
 
-class SQFTConfig(CompressedTensorsConfig):
+class SQFTQuantizationConfig(CompressedTensorsConfig):
     """vLLM's compressed-tensors configuration, with a linear method of ours. It is pickled to every worker.
 
     folder: the model, known after `maybe_update_config`. sources: vLLM's name of a module → its name in the folder.
@@ -47,13 +46,7 @@ class SQFTConfig(CompressedTensorsConfig):
         return METHOD
 
     @classmethod
-    def override_quantization_method(  # type: ignore[override]
-        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
-    ) -> str | None:
-        return METHOD if claims(hf_quant_cfg, user_quant, hf_config) else None
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> SQFTConfig:
+    def from_config(cls, config: dict[str, Any]) -> SQFTQuantizationConfig:
         """config: the `quantization_config` of a pack-quantized folder, or of the compact form."""
         if config.get("quant_method") == METHOD:
             grid = GridStamp(**{field: config[field] for field in GridStamp.model_fields})
@@ -67,7 +60,10 @@ class SQFTConfig(CompressedTensorsConfig):
         here, in one line. Raises SQFTError."""
         from sqft_plugins.checkpoint.hub import local_folder
 
+        meet()
         forced_operator()
+
+        # the folder, and what is wrong with it
         if revision is not None and not Path(model_name).is_dir():
             raise SQFTError(f"revision={revision} of {model_name}: download it, and give vLLM the folder")
         self.folder = local_folder(model_name)
@@ -95,6 +91,10 @@ class SQFTConfig(CompressedTensorsConfig):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        meet()
+
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         super().apply_vllm_mapper(hf_to_vllm_mapper)
         renamed = ((hf_to_vllm_mapper._map_name(name), source) for name, source in self.sources.items())
@@ -110,11 +110,3 @@ class SQFTConfig(CompressedTensorsConfig):
             kind = type(layer).__name__
             logger.warning_once("sqft: %s (%s) stays with vLLM's own %s, dense", prefix, kind, type(method).__name__)
         return method
-
-
-def register() -> None:
-    """Idempotent."""
-    from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_CONFIG
-
-    if _CUSTOMIZED_METHOD_TO_QUANT_CONFIG.get(METHOD) is not SQFTConfig:
-        register_quantization_config(METHOD)(SQFTConfig)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,14 +18,13 @@ from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
 
+from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import GridError, MismatchError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, symmetric_zero_point, unpack, unpack_zero_point
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
-from vllm_ext.quantization.operators import Operator, Problem, check_pruned, choose
+from vllm_ext.quantization.choice import choose
+from vllm_ext.quantization.operators import Operator, Problem, check_pruned
 from vllm_ext.quantization.sources import Part, parts_of, shard_of
-
-if TYPE_CHECKING:
-    from vllm_ext.quantization.config import SQFTConfig
 
 logger = init_logger("vllm.sqft")
 MULTIPLE = 32
@@ -44,8 +44,18 @@ class LoadedLinear:
     density: float
 
 
+class FolderConfig(Protocol):
+    """What a layer asks of the configuration of its folder (config.py)."""
+
+    folder: Path
+    sources: dict[str, str]
+    packed_modules_mapping: dict[str, list[str]]
+
+    def model_folder(self) -> ModelFolder: ...
+
+
 class PlaneSwitch(Protocol):
-    """Which tokens of the running batch are computed with which plane."""
+    """Which tokens of the running batch are computed with which value plane (the codes of one rank)."""
 
     def groups(self, layer: torch.nn.Module, tokens: int) -> Sequence[tuple[Tensor | None, Any]] | None:
         """For a batch of `tokens`: pairs of token indices (int64; None for all of them) and the layer's plane (None for
@@ -66,7 +76,7 @@ def set_plane_switch(switch: PlaneSwitch | None) -> None:
 class SQFTLinearMethod(LinearMethodBase):
     """One object a layer. prefix: vLLM's name of the layer."""
 
-    def __init__(self, config: SQFTConfig, prefix: str):
+    def __init__(self, config: FolderConfig, prefix: str):
         self.config, self.prefix = config, prefix
 
     def create_weights(
@@ -113,8 +123,11 @@ class SQFTLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: Any) -> None:
         if hasattr(layer, "sqft"):
             return
+
         weight = _loaded(layer)
         parts, mask = self._mask(layer, weight)
+
+        # the operator takes the shard over
         density = float(mask.double().mean())
         device = str(weight.codes.device.type)
         problem = Problem(
@@ -124,10 +137,11 @@ class SQFTLinearMethod(LinearMethodBase):
         operator, reason = choose(problem)
         logger.info_once("sqft: operator %s (%s)", operator.name, reason)
         state = operator.prepare(weight, mask, layer.params_dtype)
+
+        # what was loaded goes; vLLM's LoRA layers look for a parameter `weight_packed`, to learn the device
         for name in ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"):
             if hasattr(layer, name):
                 delattr(layer, name)
-        # vLLM's LoRA layers look for a parameter of this name, to learn the device.
         layer.weight_packed = Parameter(torch.empty(0, dtype=torch.int32, device=device), requires_grad=False)
         layer.sqft = LoadedLinear(self.prefix, parts, operator, state, density)
         self._salt(operator)

@@ -6,7 +6,7 @@ tensors have other names, that stream is ours: the same tensors as in the INT4 f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +17,7 @@ from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.errors import DependencyError
-from vllm_ext.patching import replace_method
-
-METHOD_NAME = "get_all_weights"
-PARAMETERS = ("self", "model_config", "model")
-Stream = Callable[..., Iterator[tuple[str, Tensor]]]
+from vllm_ext.patching import apply, replaces
 
 
 def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
@@ -38,26 +34,24 @@ def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
             yield name, folder.tensor(name)
 
 
-def register() -> None:
+@replaces(DefaultModelLoader, "compact folders are refused")
+def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
+    if model_config.quantization == METHOD:
+        folder = ModelFolder(local_folder(model_config.model))
+        if folder.int4.name == Compact.name:
+            return int4_stream(folder)
+    return get_all_weights.original(self, model_config, model)
+
+
+def patch() -> bool:
     """Puts `int4_stream` in place of the default loader's stream for compact folders. Idempotent."""
-    replace_method(DefaultModelLoader, METHOD_NAME, PARAMETERS, _with_compact, "compact folders are refused")
+    return apply(get_all_weights)
 
 
 def check_compact() -> None:
     """Raises DependencyError where compact folders cannot be loaded."""
-    if not hasattr(DefaultModelLoader.get_all_weights, "_sqft_original"):
+    if not get_all_weights.is_applied:
         raise DependencyError(
             "this vLLM loads weights in another way: give it the INT4 folder, "
             "`sqft compact --expand MODEL --out FOLDER`"
         )
-
-
-def _with_compact(original: Stream) -> Stream:
-    def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-        if model_config.quantization == METHOD:
-            folder = ModelFolder(local_folder(model_config.model))
-            if folder.int4.name == Compact.name:
-                return int4_stream(folder)
-        return original(self, model_config, model)
-
-    return get_all_weights

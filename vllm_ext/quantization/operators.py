@@ -1,7 +1,8 @@
-"""How one INT4 linear is computed: the interface, and how its implementation is chosen.
+"""The interface of an operator: how one INT4 linear is computed.
 
-A layer hands its shard over once, after loading (`prepare`), and keeps the state. A *value plane* is the same weight
-with other codes at kept places: mask, scales and zero points are shared, only the codes differ.
+A layer hands its shard over once, after loading (`prepare`), and keeps the state. A value plane (the codes of one rank
+of a quantization-aware adapter over its base) is the same weight with other codes at kept places: mask, scales and zero
+points are shared.
 
 | name | where | after loading | a plane |
 |---|---|---|---|
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.errors import MismatchError
 from sqft_plugins.grid import QuantizedWeight, steps
 from sqft_plugins.mask import lost_zeros
-from vllm_ext.variables import OPERATOR, OPERATORS, forced_operator
 
 MAX_DENSITY = 0.75
 """Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
@@ -86,51 +86,6 @@ class Problem(NamedTuple):
     density: float
     dtype: torch.dtype
     device: str = "cpu"
-
-
-class Choice(NamedTuple):
-    """reason: why this one and not a faster one, for the log."""
-
-    operator: Operator
-    reason: str
-
-
-def operators() -> dict[str, Operator]:
-    """All of them, the fastest first."""
-    from vllm_ext.quantization.sparse_operator import SparseOperator
-    from vllm_ext.quantization.torch_operator import TorchOperator
-    from vllm_ext.quantization.vllm_operator import VllmOperator
-
-    return {operator.name: operator for operator in (SparseOperator(), VllmOperator(), TorchOperator())}
-
-
-def choose(problem: Problem) -> Choice:
-    """The fastest operator that takes the shard, or the one that SQFT_VLLM_OPERATOR names.
-
-    A shard of a density above MAX_DENSITY goes to vLLM's dense kernel. Where vLLM has none for this processor (without
-    AVX-512) the sparse kernel still is the fastest that keeps INT4 in memory, at 5 bits a weight.
-
-    Raises SQFTError where the named one is unknown or cannot.
-    """
-    known = operators()
-    forced = forced_operator()
-    if forced is not None:
-        why_not = known[forced].why_not(problem)
-        if why_not is not None:
-            raise SQFTError(f"{OPERATOR}={forced}: {why_not}: unset it")
-        return Choice(known[forced], f"{OPERATOR}={forced}")
-    reasons: list[str] = []
-    order = list(OPERATORS)
-    if problem.density > MAX_DENSITY:
-        order = ["vllm", "sparse", "torch"]
-        reasons.append(f"more than {MAX_DENSITY:.0%} of the layer is kept")
-
-    for operator in (known[name] for name in order):
-        why_not = operator.why_not(problem)
-        if why_not is None:
-            return Choice(operator, "; ".join(reasons) or "the fastest that fits")
-        reasons.append(f"not {operator.name}: {why_not}")
-    raise AssertionError("the torch operator takes every shard")
 
 
 def check_pruned(codes: Tensor, zero_point: Tensor, mask: Tensor, name: str = "the weight") -> None:

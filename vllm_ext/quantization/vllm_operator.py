@@ -33,6 +33,8 @@ class DenseWeight(nn.Module):
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype):
         super().__init__()
+
+        # vLLM's kernel for such a shard
         out_features, in_features = weight.codes.shape
         symmetric = bool((weight.zero_point == SYMMETRIC_ZERO_POINT).all())
         per_channel = weight.scale.shape[1] == 1
@@ -41,6 +43,8 @@ class DenseWeight(nn.Module):
             config, w_q_param_name="weight_packed", w_s_param_name="weight_scale", w_zp_param_name="weight_zero_point"
         )
         self.register_parameter("bias", None)  # the kernel asks for it
+
+        # the parameters that it takes
         rows_and_columns: dict[str, Any] = {"output_dim": 0, "weight_loader": None}
         scale_type: Any = ChannelQuantScaleParameter if per_channel else GroupQuantScaleParameter
         zero_point_type: Any = PackedColumnParameter if per_channel else PackedvLLMParameter
@@ -55,6 +59,7 @@ class DenseWeight(nn.Module):
             self.weight_zero_point = zero_point_type(
                 data=pack_zero_point(weight.zero_point), packed_dim=0, packed_factor=PACK_FACTOR, **rows_and_columns
             )
+
         self.kernel.process_weights_after_loading(self)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,16 +12,21 @@ from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import CONFIG
 from vllm_ext.adapters.kinds import NO_PIPELINE, full_rank
 from vllm_ext.checks import LET_IN, left_out
-from vllm_ext.serve.options import given, option_of, words_of
-from vllm_ext.serve.server import DEFAULT_SLOTS, Server
-from vllm_ext.variables import ADAPTERS_DIR, PLANE_CACHE_BYTES, PLANE_DIR
+from vllm_ext.serve.server import DEFAULT_SLOTS, Server, given, option_of, words_of
+from vllm_ext.variables import (
+    ADAPTERS_DIR,
+    PLANE_CACHE_BYTES,
+    PLANE_DIR,
+    VLLM_KEY,
+    VLLM_RUNTIME_LORA,
+    VLLM_UNCHECKED_NAMES,
+    VLLM_W4A8,
+)
 from vllm_ext.version import INSTALL, installed, why_unsupported
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 DEFAULT_RANK = 32
-UNCHECKED = "VLLM_SKIP_MODEL_NAME_VALIDATION"
-"""vLLM's own variable: every model name that is not loaded yet means the base."""
 GUARD = "vllm_ext.serve.guard.NoRuntimeLoading"
 KEY_GUARD = "vllm_ext.serve.guard.KeyEverywhere"
 PIPELINE = ("--pipeline-parallel-size", "-pp")
@@ -60,19 +65,21 @@ def build(
     if not given(passed, "--served-model-name"):
         command += ["--served-model-name", name]
     command += ["--middleware", KEY_GUARD]
-    if host not in LOOPBACK and not (given(passed, "--api-key") or present.get("VLLM_API_KEY")):
-        page = "docs/how-to/serve-vllm.md, Exposing"
-        notes.append(f"--host {host}: whoever reaches it may use it; set VLLM_API_KEY, and read {page}")
-    if folder.grid is not None and "VLLM_CPU_INT4_W4A8" not in present:
-        own["VLLM_CPU_INT4_W4A8"] = "0"
-        notes.append("VLLM_CPU_INT4_W4A8=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
+    if host not in LOOPBACK and not (given(passed, "--api-key") or present.get(VLLM_KEY)):
+        notes.append(
+            f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and read docs/how-to/serve-vllm.md, Exposing"
+        )
+    if folder.grid is not None and VLLM_W4A8 not in present:
+        own[VLLM_W4A8] = "0"
+        notes.append(f"{VLLM_W4A8}=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
     if adapters is not None:
         check_adapters(adapters, passed)
         AdapterDirectory(adapters, words_of(passed, "--served-model-name") or [name]).check_names()
-        if present.get(UNCHECKED, "").strip().lower() in ("1", "true"):
-            raise SQFTError(f"{UNCHECKED}={present[UNCHECKED]}: vLLM would answer for adapters with the base: unset it")
+        if present.get(VLLM_UNCHECKED_NAMES, "").strip().lower() in ("1", "true"):
+            value = f"{VLLM_UNCHECKED_NAMES}={present[VLLM_UNCHECKED_NAMES]}"
+            raise SQFTError(f"{value}: vLLM would answer for adapters with the base: unset it")
         rank = max_rank(adapters)
-        own |= {ADAPTERS_DIR: str(adapters.resolve()), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        own |= {ADAPTERS_DIR: str(adapters.resolve()), VLLM_RUNTIME_LORA: "1"}
         command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]
         notes += [f"adapter {reason}" for reason in not_served(adapters)]
         notes.append(f"adapters up to rank {rank}, {slots} of them in one batch: --max-lora-rank and --max-loras")

@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from vllm_ext.variables import VLLM_KEY
+
 CLOSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters")
 """The last is the same by Amazon SageMaker's name, which vLLM serves as well."""
 MESSAGE = "adapters are served by name from the directory that the server was started with (sqft serve --adapters)"
@@ -73,7 +75,7 @@ def is_open(scope: Message) -> bool:
 def keys_of(scope: Message) -> list[str]:
     """The keys that vLLM was started with, by its own rule: --api-key, wherever it was given, else VLLM_API_KEY."""
     arguments = getattr(getattr(scope.get("app"), "state", None), "args", None)
-    given = getattr(arguments, "api_key", None) or [os.environ.get("VLLM_API_KEY")]
+    given = getattr(arguments, "api_key", None) or [os.environ.get(VLLM_KEY)]
     return [key for key in given if key]
 
 

@@ -19,8 +19,7 @@ from sqft_plugins.cli.common import emit
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.progress import PLAIN_SECONDS, say
 from vllm_ext.private import make_private, remove_private
-from vllm_ext.serve.options import option_of
-from vllm_ext.serve.server import Server
+from vllm_ext.serve.server import Server, option_of
 from vllm_ext.serve.supervise import (
     FORWARDED,
     NO_ANSWER,
@@ -31,14 +30,12 @@ from vllm_ext.serve.supervise import (
     started,
     wait_healthy,
 )
-from vllm_ext.variables import ADAPTER_COPIES, PLANE_DIR
+from vllm_ext.variables import ADAPTER_COPIES, PLANE_DIR, PROMETHEUS, VLLM_KEY, VLLM_SOCKETS
 
-PRIVATE = ("PROMETHEUS_MULTIPROC_DIR", ADAPTER_COPIES, PLANE_DIR)
+PRIVATE = (PROMETHEUS, ADAPTER_COPIES, PLANE_DIR)
 """Variables of folders that go with the server: counters (vLLM wants that folder empty), adapters, planes."""
-SOCKETS = "VLLM_RPC_BASE_PATH"
-"""vLLM's own: where the sockets between its processes lie, which a killed server leaves behind."""
 MAX_SOCKETS = 60
-"""Characters of the folder they lie in: a socket's path may have 107, of which vLLM takes 37."""
+"""Characters of the folder that the sockets lie in: a socket's path may have 107, of which vLLM takes 37."""
 
 
 def main(what: str) -> int:
@@ -107,8 +104,8 @@ def private_root() -> Iterator[Path]:
 def private_folders(root: Path) -> dict[str, str]:
     """Variable → folder below `root`, of those in PRIVATE that are not set."""
     folders = {name: root / name.lower() for name in PRIVATE if name not in os.environ}
-    if SOCKETS not in os.environ and len(str(root)) <= MAX_SOCKETS:
-        folders[SOCKETS] = root / "s"
+    if VLLM_SOCKETS not in os.environ and len(str(root)) <= MAX_SOCKETS:
+        folders[VLLM_SOCKETS] = root / "s"
     for folder in folders.values():
         folder.mkdir()
     return {name: str(folder) for name, folder in folders.items()}
@@ -123,7 +120,7 @@ def shutdown_timeout(server: Server) -> float:
 
 def _names(server: Server) -> list[str]:
     """What /v1/models lists; a server that does not let us look is served all the same."""
-    key = option_of(server.command, "--api-key") or os.environ.get("VLLM_API_KEY")
+    key = option_of(server.command, "--api-key") or os.environ.get(VLLM_KEY)
     try:
         return served_names(server.url, key)
     except (*NO_ANSWER, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ from helpers_adapters import write_adapter
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "real"))
 
 from serving import Served, descendants, serve
 

@@ -17,9 +17,8 @@ from vllm.lora.request import LoRARequest
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.extract import extract_adapter
-from vllm_ext.adapters import kinds, lora_cpu, lora_request, offline, register
+from vllm_ext.adapters import admission, kinds, load, lora_cpu, lora_request, offline, patch
 from vllm_ext.adapters.folder import open_adapter
-from vllm_ext.patching import restore_method
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[2, 17, 100, 45, 300, 9], [2, 64, 64, 3, 12], [2, 500, 401, 33, 8, 19, 77, 5]]
@@ -73,16 +72,13 @@ def difference(one, other) -> float:
 @contextmanager
 def stock_vllm():
     """vLLM's own methods, none of ours: what a server without the plug-in runs on a float model."""
-    from vllm.lora.worker_manager import WorkerLoRAManager
-    from vllm.v1.engine.input_processor import InputProcessor
-
     lora_cpu.restore_lora_cpu()
-    restore_method(WorkerLoRAManager, "_load_adapter")
-    restore_method(InputProcessor, "_validate_lora")
+    load._load_adapter.restore()
+    admission._validate_lora.restore()
     try:
         yield
     finally:
-        register()
+        patch()
 
 
 EXTRACTED = {"math@r8": 8, "math": "heuristic", "math@max": "max", "math@searched": None, "law@r12": 12}

@@ -24,14 +24,13 @@ from vllm.exceptions import VLLMNotFoundError
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolverRegistry
 
-from vllm_ext.adapters import register
+from vllm_ext.adapters import patch
+from vllm_ext.adapters.admission import unwrapped
 from vllm_ext.adapters.copies import AdapterCopies
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.kinds import HANDLERS
-from vllm_ext.adapters.path import Variant, parse_path
-from vllm_ext.adapters.resolver import NAME, VariantRequest
-from vllm_ext.adapters.serving import unwrapped
-from vllm_ext.adapters.table import VariantTable
+from vllm_ext.adapters.names import Variant, parse_path
+from vllm_ext.adapters.resolver import NAME, VariantRequest, VariantTable
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def models(root, monkeypatch):
     """vLLM's object, made as its server makes it, after the plug-in was registered for `root`."""
     monkeypatch.setenv("SQFT_ADAPTERS_DIR", str(root))
     monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
-    register()
+    patch()
     loaded: list[LoRARequest] = []
 
     async def add_lora(request):

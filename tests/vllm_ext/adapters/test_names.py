@@ -12,11 +12,12 @@ from vllm_ext.adapters.names import (
     MODALITIES,
     AdapterName,
     AdapterNameError,
+    Variant,
     parse_name,
+    parse_path,
     shown,
     why_not_served,
 )
-from vllm_ext.adapters.path import Variant, parse_path
 
 HOSTILE = [
     "", "@", "@max", "math@", "math@@max", "math@max@min", "..", ".", "../math", "math/../x", "/etc/passwd", "a/b",

@@ -13,8 +13,7 @@ from helpers_adapters import write_adapter
 from sqft_plugins.errors import SQFTError
 from vllm_ext.serve.command import api_server, build, check_adapters, not_served
 from vllm_ext.serve.guard import OPEN, KeyEverywhere
-from vllm_ext.serve.secrets import hide, hide_variables
-from vllm_ext.serve.server import Server
+from vllm_ext.serve.server import Server, hide, hide_variables
 
 # --- secrets ---
 

@@ -18,7 +18,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters import lora_request
-from vllm_ext.adapters.path import Variant
+from vllm_ext.adapters.names import Variant
 
 pytestmark = pytest.mark.vllm
 LORA = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 16, "max_cpu_loras": 4, "block_size": 32}

@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.lora import is_adapted
-from vllm_ext.adapters.base import check_base
+from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.folder import open_adapter
-from vllm_ext.adapters.values import check_values
 
 Q0, DOWN, Q1 = MODULES
 NAN, INFINITY = float("nan"), float("inf")

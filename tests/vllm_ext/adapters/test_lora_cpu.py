@@ -16,7 +16,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_ext.adapters import lora_cpu
-from vllm_ext.adapters.groups import group_tokens
+from vllm_ext.adapters.low_rank import group_tokens
 
 SLOTS, MAX_RANK, IN = 3, 16, 64
 RANKS = [(16, 8, 4), (2, 0, 16), (1, 16, 16)]
@@ -26,7 +26,7 @@ RANKS = [(16, 8, 4), (2, 0, 16), (1, 16, 16)]
 @contextmanager
 def path(ours: bool):
     """Our path, or vLLM's own; afterwards the one that was there before."""
-    before = hasattr(PunicaWrapperCPU.add_lora_linear, "_sqft_original")
+    before = lora_cpu.add_lora_linear.is_applied
     lora_cpu.restore_lora_cpu()
     assert not ours or lora_cpu.patch_lora_cpu()
     try:
@@ -167,7 +167,7 @@ def test_shrink_and_expand_alone_are_the_layer_of_fully_sharded_adapters(ours):
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-3)
 
 
-def test_another_adapter_in_a_slot_is_seen(ours):
+def test_another_adapter_in_a_slot_is_seen(ours, monkeypatch):
     A, B = stacks((96,))
     step, x = wrapper([1, 1]), torch.randn(2, IN)
     step.add_lora_linear(torch.zeros(2, 96), x, A, B, 1.0, (96,))
@@ -176,8 +176,8 @@ def test_another_adapter_in_a_slot_is_seen(ours):
 
     # what `activate_adapter` looks at; a whole manager needs a model
     manager = SimpleNamespace(punica_wrapper_mapping={"language_model": step}, lora_index_to_id=[1, 7, 3])
-    make = next(make for _, name, _, make in lora_cpu._METHODS if name == "activate_adapter")
-    make(lambda self, lora_id: True)(manager, 7)
+    monkeypatch.setattr(lora_cpu.activate_adapter, "_original", lambda self, lora_id: True)
+    lora_cpu.activate_adapter.function(manager, 7)
     y = torch.zeros(2, 96)
     step.add_lora_linear(y, x, A, B, 1.0, (96,))
     torch.testing.assert_close(y.double(), formula(torch.zeros(2, 96), x, A, B, [1, 1], (96,)), rtol=1e-5, atol=1e-3)
@@ -210,13 +210,17 @@ def test_it_steps_aside_whole_when_a_signature_has_changed(stock, monkeypatch, c
         pass
 
     monkeypatch.setattr(PunicaWrapperCPU, "add_lora_logits", add_lora_logits)
-    before = {name: inspect.getattr_static(owner, name) for owner, name, _, _ in lora_cpu._METHODS}
+
+    def methods():
+        return [inspect.getattr_static(one.owner, one.name) for one in lora_cpu.REPLACEMENTS]
+
+    before = methods()
     logger = logging.getLogger("vllm.sqft")
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger=logger.name):
         assert not lora_cpu.patch_lora_cpu()
-    assert {name: inspect.getattr_static(owner, name) for owner, name, _, _ in lora_cpu._METHODS} == before
-    assert [record for record in caplog.records if "stays as it is" in record.getMessage()]
+    assert methods() == before
+    assert [record for record in caplog.records if "is not replaced" in record.getMessage()]
 
 
 def test_the_switch_leaves_vllms_own_path(stock, monkeypatch):

@@ -62,7 +62,7 @@ def layers(llm) -> dict[str, torch.nn.Module]:
 
 def use(llm, name: str) -> None:
     """Puts another operator in place of each layer's own."""
-    from vllm_ext.quantization.operators import operators
+    from vllm_ext.quantization.choice import operators
 
     for layer in layers(llm).values():
         weight, mask = layer.sqft.operator.unpack(layer.sqft.state)

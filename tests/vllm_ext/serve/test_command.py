@@ -21,7 +21,7 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext import version
 from vllm_ext.serve.command import api_server, build, find_launcher, max_rank, vllm_serve
 from vllm_ext.serve.guard import NoRuntimeLoading, closed
-from vllm_ext.serve.options import given, option_of, words_of
+from vllm_ext.serve.server import given, option_of, words_of
 from vllm_ext.serve.supervise import served_names, started, wait_healthy
 
 
@@ -288,7 +288,7 @@ def test_a_server_that_ends_or_is_never_ready_is_told(server) -> None:
 def test_counters_of_several_processes_add_up(tmp_path) -> None:
     pytest.importorskip("prometheus_client")
     code = """
-from vllm_ext.serve import metrics
+from vllm_ext import metrics
 metrics.count("plane_cache_loads", 3)
 metrics.count("plane_cache_loads")
 metrics.gauge("plane_cache_bytes", 100)
@@ -312,7 +312,7 @@ def test_counting_needs_no_prometheus() -> None:
     code = """
 import sys
 sys.modules["prometheus_client"] = None
-from vllm_ext.serve import metrics
+from vllm_ext import metrics
 metrics.count("plane_cache_hits")
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

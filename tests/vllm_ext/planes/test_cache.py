@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sqft_plugins.errors import SQFTError
 from vllm_ext.planes.cache import ByteBudget
 from vllm_ext.planes.loaded import LoadedPlane
-from vllm_ext.planes.switch import PlaneSwitch, budget_from_environment, group
+from vllm_ext.planes.switch import PlaneSwitch, group
+from vllm_ext.variables import plane_bytes
 
 
 @dataclass
@@ -69,12 +70,12 @@ def test_one_plane_above_the_budget_is_refused_with_the_remedy() -> None:
 
 
 def test_a_budget_that_is_no_number_is_an_error(monkeypatch) -> None:
-    assert budget_from_environment() == 1 << 30
+    assert plane_bytes() == 1 << 30
     monkeypatch.setenv("SQFT_PLANE_CACHE_BYTES", "12345")
-    assert budget_from_environment() == 12345
+    assert plane_bytes() == 12345
     monkeypatch.setenv("SQFT_PLANE_CACHE_BYTES", "1GB")
     with pytest.raises(SQFTError, match="SQFT_PLANE_CACHE_BYTES=1GB is no number"):
-        budget_from_environment()
+        plane_bytes()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))

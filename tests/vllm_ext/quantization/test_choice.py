@@ -9,7 +9,8 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import round_to_nearest
 from vllm_ext import variables
 from vllm_ext.checks import has_int4_kernel
-from vllm_ext.quantization.operators import Problem, check_pruned, choose
+from vllm_ext.quantization.choice import choose
+from vllm_ext.quantization.operators import Problem, check_pruned
 from vllm_ext.quantization.sparse_operator import SparseOperator
 from vllm_ext.quantization.torch_operator import TorchOperator
 
