@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import shutil
 import threading
 import time
@@ -12,69 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers_adapters import change, write_adapter, write_configuration
+from helpers_adapters import change, write_adapter
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from helpers_serving import resolve
 from starlette.requests import Request
-from vllm.entrypoints.openai.models.protocol import BaseModelPath
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.serving import BaseServing
-from vllm.exceptions import VLLMNotFoundError
 from vllm.lora.request import LoRARequest
-from vllm.lora.resolver import LoRAResolverRegistry
 
-from vllm_ext.adapters import patch
 from vllm_ext.adapters.admission import unwrapped
-from vllm_ext.adapters.copies import AdapterCopies
-from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.kinds import HANDLERS
-from vllm_ext.adapters.names import Variant, parse_path
-from vllm_ext.adapters.resolver import NAME, VariantRequest, VariantTable
-
-
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "adapters"
-    write_adapter(root / "math")
-    write_configuration(root / "math", "searched", {".*": 4})
-    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
-    return root
-
-
-@pytest.fixture
-def models(root, monkeypatch):
-    """vLLM's object, made as its server makes it, after the plug-in was registered for `root`."""
-    monkeypatch.setenv("SQFT_ADAPTERS_DIR", str(root))
-    monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
-    patch()
-    loaded: list[LoRARequest] = []
-
-    async def add_lora(request):
-        if "refuses" in request.lora_name:
-            raise Exception("Call to add_lora method failed: adapter refuses: it is an adapter for another base")
-        loaded.append(request)
-        return True
-
-    lora_config = SimpleNamespace(max_lora_rank=8, lora_dtype=torch.float16)
-    engine = SimpleNamespace(
-        model_config=SimpleNamespace(model="/nowhere", max_model_len=128), renderer=None, input_processor=None,
-        add_lora=add_lora, vllm_config=SimpleNamespace(lora_config=lora_config), loaded=loaded,
-    )  # fmt: skip
-    made = OpenAIServingModels(engine, [BaseModelPath(name="base", model_path="/nowhere")])
-    made._sqft_resolver.copies.quiet_seconds = 0.0
-    made._sqft_resolver.copies.gone_seconds = 0.3
-    yield made
-    shutil.rmtree(LoRAResolverRegistry.resolvers[NAME].copies.root, ignore_errors=True)
-
-
-def resolve(models, name):
-    """The LoRARequest, or (status, message)."""
-    try:
-        answer = asyncio.run(models.resolve_lora(name))
-    except VLLMNotFoundError as error:
-        return 404, str(error)
-    return answer if isinstance(answer, LoRARequest) else (answer.error.code, answer.error.message)
+from vllm_ext.adapters.names import parse_path
 
 
 def test_every_listed_name_is_served_under_an_id_and_a_path_of_its_own(models):
@@ -229,154 +177,6 @@ def goes(path):
     return False
 
 
-# --- an adapter that is replaced ---
-
-
-def test_whom_a_version_was_given_to_has_it_for_the_whole_of_his_request(models, root):
-    """vLLM asks whether a name is there, and once more for what stands behind it."""
-
-    async def replaced_meanwhile():
-        request = await models.resolve_lora("math@r4")
-        write_adapter(root / "math", seed=1)
-        assert "math@r4" in models.lora_requests
-        return request, models.lora_requests["math@r4"]
-
-    request, again = asyncio.run(replaced_meanwhile())
-    assert again is request
-    assert "math@r4" not in models.lora_requests  # to the next one
-    assert resolve(models, "math@r4") is not request
-
-
-BREAKS = {
-    "cut off": lambda folder: _cut(folder / "adapter_model.safetensors"),
-    "without weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
-    "no configuration": lambda folder: (folder / "adapter_config.json").unlink(),
-    "damaged configuration": lambda folder: (folder / "adapter_config.json").write_text("{"),
-    "too large a rank": lambda folder: write_adapter(folder, r=64, choices=(64, 4)),
-    "no LoRA": lambda folder: write_adapter(folder, sparse=True),
-    "refused by the worker": lambda folder: write_adapter(folder, seed=9, lora_alpha=666),
-}
-
-
-def _cut(file):
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize("broken", BREAKS)
-def test_after_a_broken_replacement_the_version_before_answers_on_and_the_log_says_so(
-    models, root, broken, monkeypatch, caplog
-):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    add_lora = models.engine_client.add_lora
-
-    async def refuses(request):
-        if b"666" in (parse_path(request.lora_path).folder / "adapter_config.json").read_bytes():
-            raise Exception("Call to add_lora method failed: not finite")
-        return await add_lora(request)
-
-    models.engine_client.add_lora = refuses
-    models._sqft_resolver.copies.patience_seconds = 0.2
-    before = resolve(models, "math@max")
-    names = [card.id for card in asyncio.run(models.show_available_models()).data]
-    BREAKS[broken](root / "math")
-    _age(root / "math")
-    with caplog.at_level(logging.WARNING):
-        assert resolve(models, "math@max") is before
-    assert "the version before answers on" in caplog.text
-    other = resolve(models, "math@r4")  # one that was not asked for before
-    assert parse_path(other.lora_path).folder == parse_path(before.lora_path).folder
-    listed = [card.id for card in asyncio.run(models.show_available_models()).data]
-    assert set(names) >= set(listed)
-    assert any(name.startswith("math") for name in listed)
-    shutil.rmtree(root / "math")
-    write_adapter(root / "math", seed=1)
-    assert resolve(models, "math@max") is not before  # mended
-
-
-def test_a_broken_version_is_tried_once_not_at_every_request(models, root, monkeypatch):
-    resolve(models, "math@r4")
-    _cut(root / "math" / "adapter_model.safetensors")
-    _age(root / "math")
-    resolve(models, "math@r4")
-    monkeypatch.setattr(models._sqft_resolver.copies, "take", None)
-    assert isinstance(resolve(models, "math@r4"), LoRARequest)
-    assert isinstance(resolve(models, "math@min"), LoRARequest)
-
-
-def _age(folder):
-    """Until a later writing must show: see sqft_plugins.identity."""
-    time.sleep(0.2)
-
-
-def test_a_version_without_a_rank_answers_for_itself(models, root):
-    resolve(models, "math@r4")
-    write_adapter(root / "math", choices=(8, 6), seed=1)
-    assert resolve(models, "math@r4")[0] == 400
-    assert isinstance(resolve(models, "math@r6"), LoRARequest)
-
-
-SWAPS = ("rename", "link", "files", "anew")
-
-
-@pytest.mark.parametrize("how", SWAPS)
-def test_replacing_an_adapter_all_the_time_is_never_seen(models, root, tmp_path, how):
-    models._sqft_resolver.copies.patience_seconds = 0.5
-    for number in (0, 1):
-        write_adapter(root / f"v{number}", seed=number)
-    contents = {(root / f"v{number}" / "adapter_model.safetensors").read_bytes() for number in (0, 1)}
-    stop = threading.Event()
-
-    def swap(number):
-        source = root / f"v{number % 2}"
-        if how == "rename":
-            shutil.copytree(source, tmp_path / "next")
-            (root / "math").rename(tmp_path / "old")
-            (tmp_path / "next").rename(root / "math")
-            shutil.rmtree(tmp_path / "old")
-        elif how == "link":
-            (root / "math").unlink() if (root / "math").is_symlink() else shutil.rmtree(root / "math")
-            (root / "math").symlink_to(source)
-        else:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy(source / name, root / f"math.{name}")
-                (root / f"math.{name}").rename(root / "math" / name)
-
-    def swaps():
-        number = 0
-        while not stop.wait(0.01):
-            swap(number)
-            number += 1
-
-    assert isinstance(resolve(models, "math"), LoRARequest)
-    first = (parse_path(resolve(models, "math").lora_path).folder / "adapter_model.safetensors").read_bytes()
-    writer = threading.Thread(target=swaps)
-    writer.start()
-    try:
-        for number in range(40):
-            answer = resolve(models, ("math", "math@max", "math@r4")[number % 3])
-            assert isinstance(answer, LoRARequest), answer
-            weights = parse_path(answer.lora_path).folder / "adapter_model.safetensors"
-            assert weights.read_bytes() in contents | {first}
-            assert any(card.id == "math" for card in asyncio.run(models.show_available_models()).data)
-    finally:
-        stop.set()
-        writer.join()
-    swap(1)
-    time.sleep(0.6)
-    weights = parse_path(resolve(models, "math").lora_path).folder / "adapter_model.safetensors"
-    assert weights.read_bytes() == (root / "v1" / "adapter_model.safetensors").read_bytes()
-
-
-def test_two_versions_of_one_name_are_two_adapters_in_a_batch(models, root):
-    before = resolve(models, "math@r4")
-    write_adapter(root / "math", seed=1)
-    after = resolve(models, "math@r4")
-    assert before.lora_name == after.lora_name
-    assert len({before, after}) == 2
-    engines = [LoRARequest("a", 1, "/x"), LoRARequest("a", 2, "/y"), LoRARequest("a", 2, "/y")]
-    assert len(set(engines)) == 2
-
-
 def test_a_wrong_rank_in_a_path_is_the_clients_error(models, root):
     from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
@@ -463,42 +263,6 @@ def test_what_vllm_puts_around_the_message_of_a_worker_is_taken_off():
         f"Worker failed with error '{inner}', please check the stack trace above for the root cause",
     ):
         assert unwrapped(f"Call to add_lora method failed: {message}") == unwrapped(message) == inner
-
-
-def test_the_table_forgets_the_name_not_asked_for_longest(root):
-    directory = AdapterDirectory(root)
-    table = VariantTable(directory, AdapterCopies(directory), limit=2, grace_seconds=5.0)
-    table.copies.quiet_seconds = 0.0
-    now = [0.0]
-    table.clock = lambda: now[0]
-    table["static"] = "vLLM's own"
-    taken = {}
-    for name in "abcd":
-        write_adapter(root / name)
-        taken[name] = table.copies.take(name)
-    time.sleep(0.2)  # until a later writing must show
-
-    def add(name):
-        copy, records = taken[name]
-        table.add(name, VariantRequest(name, 1, str(Variant(copy.folder.path))), records)
-
-    for name in "abc":
-        add(name)
-        now[0] += 1
-    assert set(table) == {"static", "a", "b", "c"}  # asked for a moment ago: kept beyond the limit
-    now[0] += 10
-    assert "a" in table  # asked for again
-    add("d")
-    assert set(table) == {"static", "a", "d"}
-    shutil.rmtree(root / "a")
-    now[0] += 1
-    add("d")
-    assert set(table) == {"static", "a", "d"}  # gone, perhaps for a moment
-    now[0] += 10
-    add("d")
-    assert set(table) == {"static", "d"}
-    del table["d"]
-    assert set(table) == {"static"}
 
 
 @pytest.mark.parametrize(("header", "model"), [(None, "math"), ("plain", "plain")])
