@@ -37,7 +37,8 @@ SIZES = {
 }
 GOALS = {"prefill": 0.1, "decode 8": 0.5}
 """Ours / stock in seconds: prefill ten times faster at least, decoding of eight requests twice."""
-PROCESSES = {"stock": {"VLLM_PLUGINS": "none"}, "ours": {}}
+PROCESSES = {"stock": {"VLLM_PLUGINS": "none"}, "ours": {"SQFT_ADAPTERS_DIR": tempfile.gettempdir()}}
+"""The plug-in leaves adapters alone that are not ours, unless a directory of adapters is served."""
 COMMON = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",

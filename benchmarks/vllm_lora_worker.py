@@ -16,13 +16,15 @@ def main() -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
     from vllm.lora.request import LoRARequest
 
+    from vllm_ext.patching import MARK
+
     model, *adapters = sys.argv[1:]
     llm = LLM(
         model=model, dtype="bfloat16", enforce_eager=True, max_model_len=1024, max_num_seqs=8, enable_lora=True,
         max_loras=4, max_lora_rank=64, enable_prefix_caching=False, disable_log_stats=True,
     )  # fmt: skip
     loras = [LoRARequest(f"adapter-{n}", n + 1, path) for n, path in enumerate(adapters)]
-    answer(plugin=hasattr(PunicaWrapperCPU.add_lora_linear, "_sqft_original"))
+    answer(plugin=hasattr(PunicaWrapperCPU.add_lora_linear, MARK))
     for line in sys.stdin:
         question = json.loads(line)
         chosen = [None if number is None else loras[number] for number in question["adapters"]]

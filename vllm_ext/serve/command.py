@@ -66,9 +66,8 @@ def build(
         command += ["--served-model-name", name]
     command += ["--middleware", KEY_GUARD]
     if host not in LOOPBACK and not (given(passed, "--api-key") or present.get(VLLM_KEY)):
-        notes.append(
-            f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and read docs/how-to/serve-vllm.md, Exposing"
-        )
+        page = "docs/how-to/serve-vllm.md, Exposing"
+        notes.append(f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and read {page}")
     if folder.grid is not None and VLLM_W4A8 not in present:
         own[VLLM_W4A8] = "0"
         notes.append(f"{VLLM_W4A8}=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
