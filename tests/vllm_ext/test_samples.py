@@ -16,6 +16,7 @@ from sqft_plugins.errors import CheckpointError
 from vllm_ext.adapters.folder import open_adapter
 from vllm_ext.planes import store
 from vllm_ext.planes.format import KEY, PlaneFile
+from vllm_ext.variables import PLANE_DIR
 
 PAIRS = [("adapter-qa", "int4", "merged-qa", "float"), ("adapter-qa-int4", "int4-asymmetric", "merged-qa-int4", "int4")]
 
@@ -33,7 +34,7 @@ def test_a_plane_holds_the_codes_of_the_merged_folder(samples: Path, adapter, in
 
 @pytest.mark.parametrize(("adapter", "int4", "merged", "kind"), PAIRS)
 def test_a_server_finds_the_plane_and_builds_none(samples: Path, monkeypatch, adapter, int4, merged, kind) -> None:
-    monkeypatch.setenv(store.VARIABLE, str(samples / "store"))
+    monkeypatch.setenv(PLANE_DIR, str(samples / "store"))
     monkeypatch.setattr(store, "_build", None)
     exported = PlaneFile(samples / adapter / "planes/r4.safetensors")
     found = store.find_plane(ModelFolder(int4), samples / adapter, exported.stamp.ranks, kind)
@@ -44,7 +45,7 @@ def test_a_server_reads_adapters_and_their_configurations(samples: Path) -> None
     searched, plain = open_adapter(samples / "adapter-searched"), open_adapter(samples / "extracted-dense")
     ranks = json.loads((samples / "search/configuration.json").read_text())
     assert (searched.kind, searched.rank_choices, searched.ranks("searched")) == ("masked", [4, 3, 2], ranks)
-    assert (plain.kind, plain.rank_choices, set(plain.ranks(None).values())) == ("lora", None, {3})
+    assert (plain.kind, plain.rank_choices, set(plain.ranks(None).values())) == ("dense", [3], {3})
 
 
 def test_a_newer_plane_is_refused_with_the_remedy(samples: Path) -> None:

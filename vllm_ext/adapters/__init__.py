@@ -5,7 +5,7 @@ The walk of one request, `model="math@r16"`:
 API server
  1. serving.py     `resolve_lora`: vLLM does not know the name, so ours is asked. names.py: NAME@RANK, or 404
  2. resolver.py    is the name in the table, and its folder as it was? Then the request has its variant
- 3. directory.py   else the folder of `math` is looked for below SQFT_ADAPTERS_DIR, and opened (folder.py, header.py)
+ 3. directory.py   else the folder of `math` is looked for below SQFT_ADAPTERS_DIR, and opened (folder.py)
  4. copies.py      its files are copied to a private folder, in a thread, and checked; one that is written to is
                    waited for
  5. kinds.py       who serves this kind of adapter: load.py, or the value planes (planes/handler.py)? `check` refuses,
@@ -44,7 +44,7 @@ def patch() -> None:
     from vllm_ext.adapters.load import LoraHandler, patch_load
     from vllm_ext.adapters.lora_cpu import patch_lora_cpu
 
-    HANDLERS.setdefault("lora", LoraHandler())
+    HANDLERS.setdefault("dense", LoraHandler())
     patch_load()
     patch_failures()
     patch_isolation()

@@ -64,7 +64,7 @@ def _validate_lora(self, lora_request):
 def _check(variant: Variant, settings: Any) -> None:
     folder = open_adapter(variant.folder)
     if variant.version not in ("", version_of(variant.folder)):
-        raise SQFTError(f"adapter {folder.path.name} has changed since: ask lora_request for it again")
+        raise SQFTError(f"adapter {folder.name} has changed since: ask lora_request for it again")
     handler(folder).check(folder, variant.rank, _base(settings), settings)
 
 

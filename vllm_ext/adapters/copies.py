@@ -18,7 +18,7 @@ import time
 import uuid
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, Records, Signature, open_adapter, signature
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS, Records, ServedAdapter, Signature, open_adapter, signature
 from vllm_ext.private import make_private
 from vllm_ext.variables import ADAPTER_COPIES
 
@@ -44,7 +44,7 @@ GONE_SECONDS = 1.0
 class Copy:
     """One version of an adapter. folder: the copy. signature: of its contents."""
 
-    folder: AdapterFolder
+    folder: ServedAdapter
     signature: Signature
 
 
@@ -188,8 +188,9 @@ class AdapterCopies:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _keep(self, folder: AdapterFolder, source: Path, now: Signature) -> Copy:
-        copy = Copy(replace(folder, source=source), now)
+    def _keep(self, folder: ServedAdapter, source: Path, now: Signature) -> Copy:
+        folder.source = source
+        copy = Copy(folder, now)
         self._copies[folder.path] = copy
         gone = weakref.finalize(copy, self._is_unneeded, folder.path)
         gone.atexit = False

@@ -12,8 +12,8 @@ from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 from vllm_ext.adapters.folder import (
     CONFIG,
     WEIGHTS,
-    AdapterFolder,
     Records,
+    ServedAdapter,
     Signature,
     changed,
     open_adapter,
@@ -45,7 +45,7 @@ class AdapterDirectory:
             raise SQFTError(
                 f"adapters directory {root} is an adapter itself: give the folder it lies in, {self.root.parent}"
             )
-        self._opened: dict[str, tuple[Signature, AdapterFolder | SQFTError]] = {}
+        self._opened: dict[str, tuple[Signature, ServedAdapter | SQFTError]] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The names of the adapter folders, in order; whether they are whole is not looked at."""
@@ -117,7 +117,7 @@ class AdapterDirectory:
         """As `folder.changed`: None where the adapter is gone."""
         return changed(self.root / name)
 
-    def open(self, name: str) -> AdapterFolder:
+    def open(self, name: str) -> ServedAdapter:
         """The adapter, checked; the checks run again only when a file has changed. Raises as `find` and `open_adapter`
         do."""
         folder = self.find(name)
@@ -134,7 +134,7 @@ class AdapterDirectory:
             raise known[1]
         return known[1]
 
-    def folders(self) -> Iterator[tuple[str, AdapterFolder]]:
+    def folders(self) -> Iterator[tuple[str, ServedAdapter]]:
         """(name, folder) of every adapter, in order. Those that are not whole are left out."""
         for name in self:
             with suppress(SQFTError):

@@ -1,7 +1,7 @@
 """What can be done with each kind of adapter: judged in the API server, loaded in the worker.
 
-`lora` is at home here (load.py). The value planes register themselves for the others; until then those are refused with
-the way out, because a masked delta has full rank and no LoRA kernel can serve it.
+Dense ones are at home here (load.py). The value planes (planes/handler.py) serve quantization-aware ones. A masked
+delta has full rank, which no LoRA kernel can serve: it is refused with the way out.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from sqft_plugins.adapter.folder import AdapterKind
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.folder import AdapterFolder, Kind
+from vllm_ext.adapters.folder import ServedAdapter
 
 NO_PIPELINE = "adapters are not served with pipeline parallelism yet, use --tensor-parallel-size"
 
@@ -18,36 +19,36 @@ NO_PIPELINE = "adapters are not served with pipeline parallelism yet, use --tens
 class Handler(Protocol):
     """How one kind is served."""
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
+    def check(self, folder: ServedAdapter, rank: str | None, base: Path | None, settings: Any = None) -> None:
         """Before a request is admitted: raises SQFTError for what this server cannot serve. base: the model's folder,
         None where it is not a folder of this machine. settings: vllm's VllmConfig, None where no engine is known."""
         ...
 
-    def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: Any) -> Any:
+    def load(self, folder: ServedAdapter, rank: str | None, request: Any, worker: Any) -> Any:
         """In each worker: vllm's LoRAModel with the id `request.lora_int_id` for vllm's WorkerLoRAManager `worker`."""
         ...
 
 
-HANDLERS: dict[Kind, Handler] = {}
+HANDLERS: dict[AdapterKind, Handler] = {}
 
 
-def handler(folder: AdapterFolder) -> Handler:
+def handler(folder: ServedAdapter) -> Handler:
     """Raises SQFTError with the way out where the kind is not served."""
-    if "lora" not in HANDLERS:
+    if "dense" not in HANDLERS:
         raise SQFTError(
-            f"adapter {folder.path.name}: the plug-in is not loaded in this process: make the LLM first, and leave "
+            f"adapter {folder.name}: the plug-in is not loaded in this process: make the LLM first, and leave "
             "VLLM_PLUGINS unset or name sqft in it"
         )
     if folder.kind not in HANDLERS:
-        raise SQFTError(f"adapter {folder.path.name} is {full_rank(folder)}")
+        raise SQFTError(f"adapter {folder.name} is {full_rank(folder)}")
     return HANDLERS[folder.kind]
 
 
-def full_rank(folder: AdapterFolder) -> str:
+def full_rank(folder: ServedAdapter) -> str:
     """Why an adapter of a kind without a handler, masked ones among them, is not served, and the way out."""
     return (
         f"{folder.kind}: what it adds has full rank and cannot be served as a LoRA. "
-        f"Merge it (sqft merge BASE {folder.path.name} --rank heuristic --out DIR) and serve DIR"
+        f"Merge it (sqft merge BASE {folder.name} --rank heuristic --out DIR) and serve DIR"
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from vllm.lora.layers import LogitsProcessorWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
@@ -22,11 +21,10 @@ from vllm.lora.utils import parse_fine_tuned_lora_name
 from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
-from sqft_plugins.elastic import slice_lora
+from sqft_plugins.adapter.tensor_names import in_file
 from sqft_plugins.errors import MismatchError, SQFTError
-from vllm_ext.adapters.checks import check_base, check_values, open_weights
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, AdapterFolder, open_adapter, version_of
-from vllm_ext.adapters.header import PREFIX
+from vllm_ext.adapters.checks import check_base, check_values
+from vllm_ext.adapters.folder import CONFIG, WEIGHTS, ServedAdapter, open_adapter, version_of
 from vllm_ext.adapters.kinds import check_parallel, handler
 from vllm_ext.adapters.names import Variant, parse_path
 from vllm_ext.patching import apply, replaces
@@ -39,7 +37,7 @@ MAX_RANK = 512
 class LoraHandler:
     """Adapters that are added as they are: sliced here where the rank is elastic, else read by vLLM itself."""
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
+    def check(self, folder: ServedAdapter, rank: str | None, base: Path | None, settings: Any = None) -> None:
         folder.ranks(rank)
         check_base(folder, base)
         check_values(folder, None if settings is None else settings.lora_config.lora_dtype)
@@ -48,56 +46,46 @@ class LoraHandler:
             check_limit(folder, rank, settings.lora_config.max_lora_rank)
             check_features(folder, folder.ranks(rank), settings.lora_config)
 
-    def load(self, folder: AdapterFolder, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:
+    def load(self, folder: ServedAdapter, rank: str | None, request: LoRARequest, worker: WorkerLoRAManager) -> Any:
         ranks = folder.ranks(rank)
         check_limit(folder, rank, worker.lora_config.max_lora_rank)
         check_values(folder, worker.lora_config.lora_dtype)
         names = vllm_names(folder, worker)
 
-        if folder.rank_choices is None:
+        if not folder.is_elastic:
             return _load_adapter.original(worker, msgspec.structs.replace(request, lora_path=str(folder.path)))
-        whole = PEFTHelper.from_dict(dict(folder.config))
         check_features(folder, ranks, worker.lora_config)
 
-        loras = {}
-        with open_weights(folder) as handle:
-            for module, name in names.items():
-                _, scaling = whole.get_rank_and_scaling(module)  # of the super-adapter: alpha / r_max
-                A, B = read_sliced(handle, module, ranks[module])
-                B = (B.float() * scaling).to(worker.lora_config.lora_dtype)
-                A = A.to(worker.lora_config.lora_dtype)
-                loras[name] = LoRALayerWeights(name, ranks[module], 1, A, B, scaling=1.0)
+        loras, dtype = {}, worker.lora_config.lora_dtype
+        for pair, A, B in folder.read_pairs({module: ranks[module] for module in names}):
+            name, scaling = names[pair.module], folder.scaling(pair.module)  # of the super-adapter: alpha / r_max
+            B = (B.float() * scaling).to(dtype)
+            loras[name] = LoRALayerWeights(name, ranks[pair.module], 1, A.to(dtype), B, scaling=1.0)
         return LoRAModel(request.lora_int_id, max(ranks.values()), loras)
 
 
-def check_features(folder: AdapterFolder, ranks: Mapping[str, int], lora_config: Any) -> None:
+def check_features(folder: ServedAdapter, ranks: Mapping[str, int], lora_config: Any) -> None:
     """Raises SQFTError for what vLLM's LoRA cannot do: DoRA, biases, trained layers, ..."""
-    sliced = {} if folder.rank_choices is None else {"r": max(ranks.values()), "rank_pattern": {}}
+    sliced = {} if not folder.is_elastic else {"r": max(ranks.values()), "rank_pattern": {}}
     try:
         PEFTHelper.from_dict({**folder.config, **sliced}).validate_legal(lora_config)
         for tensor in folder.others:
             parse_fine_tuned_lora_name(tensor)
     except (ValueError, TypeError, AttributeError) as error:
-        raise SQFTError(f"adapter {folder.path.name} cannot be served by vLLM: {error}") from error
+        raise SQFTError(f"adapter {folder.name} cannot be served by vLLM: {error}") from error
 
 
-def check_limit(folder: AdapterFolder, rank: str | None, limit: int) -> None:
+def check_limit(folder: ServedAdapter, rank: str | None, limit: int) -> None:
     """Raises SQFTError for a rank above --max-lora-rank."""
     most = folder.max_rank(rank)
     if most > limit:
-        fits = [choice for choice in folder.rank_choices or [] if choice <= limit]
-        other = f", or ask for {folder.path.name}@r{fits[0]}" if fits else ""
+        fits = [choice for choice in folder.rank_choices if choice <= limit] if folder.is_elastic else []
+        other = f", or ask for {folder.name}@r{fits[0]}" if fits else ""
         way = f"start it with --max-lora-rank {most} or more" if most <= MAX_RANK else "merge it (`sqft merge`)"
-        raise SQFTError(f"adapter {folder.path.name} has rank {most}, this server allows {limit}: {way}{other}")
+        raise SQFTError(f"adapter {folder.name} has rank {most}, this server allows {limit}: {way}{other}")
 
 
-def read_sliced(handle: Any, module: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, in], B [out, rank] of one module: only this much is read."""
-    A, B = (handle.get_slice(f"{PREFIX}{module}.lora_{part}.weight") for part in "AB")
-    return slice_lora(A, B, rank)
-
-
-def vllm_names(folder: AdapterFolder, worker: WorkerLoRAManager) -> dict[str, str]:
+def vllm_names(folder: ServedAdapter, worker: WorkerLoRAManager) -> dict[str, str]:
     """{module in the adapter: module in vLLM} of this worker's part of the model. Raises MismatchError for a module
     that the model does not have, or has in another shape: vLLM itself leaves out or crops such ones and is silent."""
     manager = worker._adapter_manager
@@ -106,20 +94,20 @@ def vllm_names(folder: AdapterFolder, worker: WorkerLoRAManager) -> dict[str, st
     shapes = _layer_shapes(manager)
 
     names = {}
-    for module, (_, inputs, outputs) in folder.modules.items():
-        name, _ = parse_fine_tuned_lora_name(f"{PREFIX}{module}.lora_A.weight", mapper)
+    for module, pair in folder.pairs.items():
+        name, _ = parse_fine_tuned_lora_name(in_file(f"{module}.lora_A.weight"), mapper)
         if name not in shapes:
             if is_pp_missing_parameter(f"{name}.", manager.model):
                 continue
             raise MismatchError(
-                f"adapter {folder.path.name} adapts {module}, which the served model does not have or this server does "
+                f"adapter {folder.name} adapts {module}, which the served model does not have or this server does "
                 "not adapt: it is an adapter for another base"
             )
 
         found = shapes[name]
-        if found is not None and found != (inputs, outputs):
+        if found is not None and found != (pair.inputs, pair.outputs):
             raise MismatchError(
-                f"adapter {folder.path.name} has [in, out] = [{inputs}, {outputs}] at {module}, the served model "
+                f"adapter {folder.name} has [in, out] = [{pair.inputs}, {pair.outputs}] at {module}, the served model "
                 f"{list(found)}: it is an adapter for another base"
             )
         names[module] = name
@@ -170,7 +158,7 @@ def variant_of(lora_path: str) -> Variant | None:
     if not (folder / CONFIG).is_file():
         return None
     try:
-        return Variant(folder) if str(open_adapter(folder).config.get("peft_type")).upper() == "SQFT" else None
+        return Variant(folder) if open_adapter(folder).method == "SQFT" else None
     except SQFTError:
         return None
 
@@ -192,7 +180,7 @@ def _load_adapter(self, lora_request):
 
     folder = open_adapter(variant.folder)
     if variant.version and variant.version != version_of(variant.folder):
-        raise MismatchError(f"adapter {folder.path.name} has changed since this request was made")
+        raise MismatchError(f"adapter {folder.name} has changed since this request was made")
     return handler(folder).load(folder, variant.rank, lora_request, self)
 
 

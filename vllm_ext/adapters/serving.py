@@ -23,7 +23,7 @@ from sqft_plugins.identity import is_settled
 from vllm_ext.adapters.admission import one_line, refused
 from vllm_ext.adapters.copies import BusyError, Copy
 from vllm_ext.adapters.directory import UnknownAdapterError
-from vllm_ext.adapters.folder import AdapterFolder, Records, UnknownRankError
+from vllm_ext.adapters.folder import Records, ServedAdapter, UnknownRankError
 from vllm_ext.adapters.kinds import HANDLERS, check_parallel
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
 from vllm_ext.adapters.resolver import NAME, AdapterResolver, Locks, VariantTable
@@ -181,7 +181,7 @@ def _lasting(records: Records | None) -> Records | None:
 
 def offered(
     resolver: AdapterResolver, served: Mapping[str, Copy], broken: Set[str] = frozenset()
-) -> list[tuple[str, AdapterFolder]]:
+) -> list[tuple[str, ServedAdapter]]:
     """(name, folder) of what can be asked for here. served: the adapters of which a version is served, which may be
     there again in a moment. broken: those of them that cannot be served as they are now."""
     folders_now = resolver.directory.folders()
@@ -200,6 +200,6 @@ def offered(
     ]  # fmt: skip
 
 
-def _card(models: Any, name: str, folder: AdapterFolder) -> ModelCard:
+def _card(models: Any, name: str, folder: ServedAdapter) -> ModelCard:
     parent = models.base_model_paths[0].name
     return ModelCard(id=name, root=str(folder.source or folder.path), parent=parent, permission=[ModelPermission()])

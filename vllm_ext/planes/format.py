@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
+from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
 from sqft_plugins.checkpoint.int4 import combined_hash
@@ -32,7 +33,6 @@ from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, steps
 from sqft_plugins.identity import file_hash, while_unchanged
 from sqft_plugins.mask import lost_zeros
-from sqft_plugins.tune.adapter_weights import weights_file
 
 PLANE_VERSION = 1
 KEY = "sqft_plane"
@@ -87,13 +87,13 @@ def code_hash(folder: Path) -> str:
 def adapter_identity(adapter: Path) -> str:
     """SHA-256 of an adapter's weights and of what its configuration says on ranks and scaling; its path, and that of
     its base, may change. Raises CheckpointError."""
+    folder = AdapterFolder(adapter)
     try:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        weights = file_hash(weights_file(adapter))
-    except (OSError, ValueError) as error:
+        weights = file_hash(folder.weights)
+    except OSError as error:
         raise CheckpointError(f"adapter {adapter} cannot be read ({error}): copy it again") from error
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "mask_hash", "grid_stamp")
-    return _digest({"weights": weights, "config": {field: config.get(field) for field in fields}})
+    return _digest({"weights": weights, "config": {field: folder.config.get(field) for field in fields}})
 
 
 def write_plane(

@@ -11,11 +11,12 @@ from vllm.distributed import get_pp_group
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.worker_manager import WorkerLoRAManager
 
+from sqft_plugins.adapter.folder import AdapterKind
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import MismatchError, SQFTError
 from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.failures import nothing_to_add
-from vllm_ext.adapters.folder import AdapterFolder, Kind
+from vllm_ext.adapters.folder import ServedAdapter
 from vllm_ext.adapters.kinds import check_parallel
 from vllm_ext.metrics import count_joining
 from vllm_ext.patching import MARK, apply, replaces
@@ -23,7 +24,7 @@ from vllm_ext.planes.loaded import load_plane, sqft_layers
 from vllm_ext.planes.store import find_plane
 from vllm_ext.planes.switch import PlaneSwitch
 
-KIND: Kind = "quantization-aware"
+KIND: AdapterKind = "quantization-aware"
 
 
 class PlaneHandler:
@@ -32,7 +33,7 @@ class PlaneHandler:
     def __init__(self, switch: PlaneSwitch):
         self.switch = switch
 
-    def check(self, folder: AdapterFolder, rank: str | None, base: Path | None, settings: Any = None) -> None:
+    def check(self, folder: ServedAdapter, rank: str | None, base: Path | None, settings: Any = None) -> None:
         """Finds or builds the plane, so that a worker only has to read it. Raises SQFTError with the way out."""
         ranks = folder.ranks(rank)
         if settings is not None:
@@ -43,14 +44,14 @@ class PlaneHandler:
         if base is not None:
             find_plane(ModelFolder(base), folder.path, ranks, trained_over(folder), folder.source)
 
-    def load(self, folder: AdapterFolder, rank: str | None, request: Any, worker: WorkerLoRAManager) -> LoRAModel:
+    def load(self, folder: ServedAdapter, rank: str | None, request: Any, worker: WorkerLoRAManager) -> LoRAModel:
         """A LoRA that adds nothing; the plane is in the switch."""
         model = worker._adapter_manager.model
         method = served_by(model, folder)
         base = method.config.model_folder()
         if not method.config.is_unchanged():
             raise MismatchError(
-                f"adapter {folder.path.name}: {base.path} has changed since this server loaded it, a plane would be of "
+                f"adapter {folder.name}: {base.path} has changed since this server loaded it, a plane would be of "
                 "another model: start the server again"
             )
         check_eager(folder, method.vllm_config)
@@ -58,7 +59,7 @@ class PlaneHandler:
         check_base(folder, base.path)
 
         file = find_plane(base, folder.path, folder.ranks(rank), trained_over(folder))
-        name = f"{folder.path.name}{f'@{rank}' if rank else ''}"
+        name = f"{folder.name}{f'@{rank}' if rank else ''}"
         whole = get_pp_group().world_size == 1
         self.switch.activate(
             worker, request.lora_int_id, file.path.stem, name, lambda grow: load_plane(file, base, model, whole, grow)
@@ -66,35 +67,33 @@ class PlaneHandler:
         return nothing_to_add(request.lora_int_id)
 
 
-def check_eager(folder: AdapterFolder, settings: Any) -> None:
+def check_eager(folder: ServedAdapter, settings: Any) -> None:
     """Raises SQFTError where the model is compiled or recorded in CUDA graphs, as on a GPU by default: which plane a
     token gets is decided in Python at each step, and what was traced would answer with the base. settings: VllmConfig.
     """
     compilation = settings.compilation_config
     if compilation.mode != CompilationMode.NONE or compilation.cudagraph_mode != CUDAGraphMode.NONE:
         raise SQFTError(
-            f"adapter {folder.path.name} is quantization-aware: codes cannot be switched in a compiled model; start "
+            f"adapter {folder.name} is quantization-aware: codes cannot be switched in a compiled model; start "
             "the server with --enforce-eager, or merge the adapter (`sqft merge`)"
         )
 
 
-def served_by(model: Any, folder: AdapterFolder) -> Any:
+def served_by(model: Any, folder: ServedAdapter) -> Any:
     """The SQFTLinearMethod of a layer that this worker has loaded; it knows the INT4 folder and vLLM's settings. Raises
     SQFTError where none was loaded by quantization `sqft`."""
     layers = sqft_layers(model)
     if not layers:
         raise SQFTError(
-            f"adapter {folder.path.name} is quantization-aware, and the served model is not one of our sparse INT4 "
+            f"adapter {folder.name} is quantization-aware, and the served model is not one of our sparse INT4 "
             "folders: serve the INT4 folder that it was trained through"
         )
     return layers[0].quant_method
 
 
-def trained_over(folder: AdapterFolder) -> str | None:
+def trained_over(folder: ServedAdapter) -> str | None:
     """ "int4" where the adapter was trained over the dequantized codes, "float" where over the float base."""
-    if folder.config.get("grid"):
-        return "float"
-    return (folder.config.get("grid_stamp") or {}).get("base")
+    return "float" if folder.config.get("grid") else (folder.grid_stamp or {}).get("base")
 
 
 def patch_steps(switch: PlaneSwitch) -> bool:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sqft_plugins.checkpoint.compact_folder import METHOD
-
+from sqft_plugins.checkpoint.formats.compact import METHOD
 from sqft_plugins.errors import DependencyError
 from vllm_ext.quantization.claim import claims
 from vllm_ext.version import INSTALL, SUPPORTED

@@ -108,7 +108,7 @@ def not_served(adapters: Path) -> list[str]:
             folder = directory.open(name)
             if folder.kind == "masked":  # never served, whatever the base
                 reasons.append(f"{name} is not served: it is {full_rank(folder)}")
-            if folder.kind == "lora" and folder.max_rank(None) > RANKS[-1]:
+            if folder.kind == "dense" and folder.max_rank(None) > RANKS[-1]:
                 reasons.append(f"{name} is not served: it has rank {folder.max_rank(None)}, vLLM takes {RANKS[-1]}")
         except SQFTError as error:
             reasons.append(f"{name} is not served: {error}")
@@ -139,7 +139,7 @@ def max_rank(adapters: Path) -> int:
     """The --max-lora-rank for the adapters that are there now: of the ranks that vLLM takes the smallest that holds
     them all, at least 32, so that others may be added. Value planes need none. What is no adapter is left to its first
     request."""
-    loras = [folder for _, folder in AdapterDirectory(adapters).folders() if folder.kind == "lora"]
-    ranks = [shape[0] for folder in loras for shape in folder.modules.values()]
+    loras = [folder for _, folder in AdapterDirectory(adapters).folders() if folder.kind == "dense"]
+    ranks = [pair.rank for folder in loras for pair in folder.pairs.values()]
     most = max([DEFAULT_RANK, *ranks, *(folder.config["r"] for folder in loras)])  # vLLM looks at `r`, too
     return next((rank for rank in RANKS if rank >= most), RANKS[-1])

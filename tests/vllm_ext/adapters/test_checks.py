@@ -123,14 +123,14 @@ AGREEMENTS = {
 
 @pytest.mark.parametrize("case", AGREEMENTS)
 def test_a_configuration_of_the_same_file_is_read(tmp_path, case):
-    assert set(open_adapter(change(plain(tmp_path / "math"), **AGREEMENTS[case])).modules) == set(MODULES)
+    assert set(open_adapter(change(plain(tmp_path / "math"), **AGREEMENTS[case])).pairs) == set(MODULES)
 
 
 def test_half_a_pair_and_a_module_twice_are_refused(tmp_path):
     key = f"base_model.model.{Q0}.lora_"
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="has lora_A of .* but no lora_B"):
         open_adapter(change(plain(tmp_path / "a"), lambda tensors: tensors.pop(f"{key}B.weight")))
-    with pytest.raises(CheckpointError, match="without its A"):
+    with pytest.raises(CheckpointError, match="has lora_B of .* but no lora_A"):
         open_adapter(change(plain(tmp_path / "b"), lambda tensors: tensors.pop(f"{key}A.weight")))
 
     def twice(tensors):
@@ -181,8 +181,8 @@ def head(tiny_float, tmp_path):
 def test_an_adapter_of_the_output_head_is_served_at_every_rank(head):
     base, path = head
     folder = open_adapter(path)
-    assert folder.kept == {"lm_head": "base_model.model.lm_head.base_layer.weight"}
-    assert {"lm_head", Q0} == set(folder.modules)
+    assert folder.base_weights == {"lm_head": "base_model.model.lm_head.base_layer.weight"}
+    assert {"lm_head", Q0} == set(folder.pairs)
     assert folder.ranks("r4") == {"lm_head": 4, Q0: 4}
     check_base(folder, base)
     check_values(folder)
@@ -224,7 +224,7 @@ def test_what_sqft_train_saves_of_an_output_head_is_served(tiny_float, tmp_path)
         tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
         tuned.save_pretrained(str(tmp_path / f"head-{tied}"))
         folder = open_adapter(tmp_path / f"head-{tied}")
-        assert list(folder.kept) == ["lm_head"]
+        assert list(folder.base_weights) == ["lm_head"]
         check_base(folder, base)
 
 

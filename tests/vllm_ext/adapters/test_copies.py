@@ -71,7 +71,7 @@ def test_a_copy_that_was_tidied_away_in_part_is_made_again(root, copies):
     (copy.folder.path / "adapter_config.json").unlink()
     assert not copies.is_whole(copy)
     again = copies.take("math")[0]
-    assert again.folder.modules == open_adapter(root / "math").modules
+    assert again.folder.pairs == open_adapter(root / "math").pairs
     assert copies.of(again.folder.path) is again
 
 
@@ -147,7 +147,7 @@ def test_a_folder_that_is_written_to_for_ever_is_told_where_an_older_version_can
     with pytest.raises(BusyError):
         copies.take("math", served=True)
     assert time.monotonic() - begun < 0.2  # nobody waits a second time
-    assert copies.take("math", served=False)[0].folder.modules  # whole, as far as anybody can see
+    assert copies.take("math", served=False)[0].folder.pairs  # whole, as far as anybody can see
 
 
 def test_an_adapter_that_is_gone_for_a_moment_is_waited_for(root, copies):
@@ -155,7 +155,7 @@ def test_an_adapter_that_is_gone_for_a_moment_is_waited_for(root, copies):
     copies.take("math")
     shutil.move(root / "math", root / ".aside")
     threading.Timer(0.3, shutil.move, (root / ".aside", root / "math")).start()
-    assert copies.take("math")[0].folder.modules
+    assert copies.take("math")[0].folder.pairs
     begun = time.monotonic()
     with pytest.raises(UnknownAdapterError):
         copies.take("never")

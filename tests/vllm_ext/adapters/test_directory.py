@@ -91,7 +91,7 @@ def test_a_repaired_folder_is_served_at_once(root):
     with pytest.raises(CheckpointError):
         directory.open("bad")
     write_adapter(root / "bad")
-    assert directory.open("bad").kind == "lora"
+    assert directory.open("bad").kind == "dense"
 
 
 def test_a_folder_that_may_not_be_read_is_one_line_and_leaves_the_others(root, monkeypatch):
@@ -162,7 +162,7 @@ def test_links_out_of_the_directory_are_not_followed(root, tmp_path):
 
 def test_a_link_within_the_directory_is_another_name(root):
     (root / "alias").symlink_to(root / "math")
-    assert AdapterDirectory(root).open("alias").modules == open_adapter(root / "math").modules
+    assert AdapterDirectory(root).open("alias").pairs == open_adapter(root / "math").pairs
 
 
 @pytest.mark.parametrize("name", ["../secret", "/tmp", "math/../../secret", "..", ".", "math@max"])

@@ -58,7 +58,7 @@ def test_kinds_are_told_apart(root):
     write_adapter(root / "masked", sparse=True)
     write_adapter(root / "qa", sparse=True, quantization_aware=True)
     kinds = {name: open_adapter(root / name).kind for name in ("math", "plain", "masked", "qa")}
-    assert kinds == {"math": "lora", "plain": "lora", "masked": "masked", "qa": "quantization-aware"}
+    assert kinds == {"math": "dense", "plain": "dense", "masked": "masked", "qa": "quantization-aware"}
 
 
 def test_configurations_that_do_not_fit_are_errors_of_that_name_only(root):

@@ -198,7 +198,7 @@ def spoiled(root, tmp_path, how):
 
 
 def open_modules(root):
-    return {module: shape[1:] for module, shape in open_adapter(root / "math").modules.items()}
+    return {module: (pair.inputs, pair.outputs) for module, pair in open_adapter(root / "math").pairs.items()}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_variant_that_is_gone_or_damaged_is_refused_before_it_is_queued(adapte
 
 def test_masked_and_quantization_aware_adapters_are_never_served_as_loras(adapters, tmp_path, monkeypatch):
     _, root = adapters()
-    monkeypatch.setattr("vllm_ext.adapters.kinds.HANDLERS", {"lora": kinds.HANDLERS["lora"]})  # without the planes
+    monkeypatch.setattr("vllm_ext.adapters.kinds.HANDLERS", {"dense": kinds.HANDLERS["dense"]})  # without the planes
     for name, config in {"masked": {"sparse": True}, "qa": {"sparse": True, "quantization_aware": True}}.items():
         folder = write_adapter(tmp_path / name, open_modules(root), **config)
         with pytest.raises(SQFTError, match="sqft merge"):
@@ -279,7 +279,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_requests_alone(engine, adapt
     llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
     alone = [llm.generate(prompt, wanted, lora_request=one, use_tqdm=False)[0].outputs[0] for one in (math, None)]
     llm.llm_engine.engine_core.engine_core.scheduler.reset_prefix_cache()
-    load = kinds.HANDLERS["lora"].load
+    load = kinds.HANDLERS["dense"].load
 
     def fails(folder, *rest):
         if folder.path.name == "law":
@@ -287,7 +287,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_requests_alone(engine, adapt
         return load(folder, *rest)
 
     with monkeypatch.context() as broken:
-        broken.setattr(kinds.HANDLERS["lora"], "load", fails)
+        broken.setattr(kinds.HANDLERS["dense"], "load", fails)
         batch = llm.generate([prompt] * 4, wanted, lora_request=[law, math, None, law], use_tqdm=False)
     outputs = [request.outputs[0] for request in batch]
     for index in (0, 3):
