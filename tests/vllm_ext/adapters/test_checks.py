@@ -128,9 +128,9 @@ def test_a_configuration_of_the_same_file_is_read(tmp_path, case):
 
 def test_half_a_pair_and_a_module_twice_are_refused(tmp_path):
     key = f"base_model.model.{Q0}.lora_"
-    with pytest.raises(CheckpointError, match="has lora_A of .* but no lora_B"):
+    with pytest.raises(CheckpointError, match=r"has lora_A of .* but no lora_B"):
         open_adapter(change(plain(tmp_path / "a"), lambda tensors: tensors.pop(f"{key}B.weight")))
-    with pytest.raises(CheckpointError, match="has lora_B of .* but no lora_A"):
+    with pytest.raises(CheckpointError, match=r"has lora_B of .* but no lora_A"):
         open_adapter(change(plain(tmp_path / "b"), lambda tensors: tensors.pop(f"{key}A.weight")))
 
     def twice(tensors):
