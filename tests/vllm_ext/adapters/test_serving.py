@@ -89,7 +89,7 @@ def test_an_unknown_name_is_404_and_leaves_nothing_behind(models):
         ("math@searchd", "is not served at 'searchd'"),
         ("plain@max", "fixed rank: ask for plain"),
         ("big", "--max-lora-rank 12 or more, or ask for big@r8"),
-        ("broken", "missing, damaged or cut off"),
+        ("broken", "adapter broken has no adapter_model.safetensors"),
         ("refuses", "adapter refuses: it is an adapter for another base"),
         ("masked", "sqft merge"),
         (
