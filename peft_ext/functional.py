@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from peft_ext.formula import Block, masked_sum, merged_blocks
-from peft_ext.layer_grid import LayerGrid
-from peft_ext.requantize import fake_quantized_blocks
+from sqft_plugins.formula import Block, masked_sum, merged_blocks
+from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.requantize import fake_quantized_blocks
 
 
 def masked_delta(A: Tensor, B: Tensor, scaling: float, mask: Tensor | None) -> Tensor:

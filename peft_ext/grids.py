@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from peft_ext.checks import holds_codes
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear, unmerged_weights
-from peft_ext.layer_grid import LayerGrid
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
@@ -26,6 +25,7 @@ from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
 
 

@@ -19,15 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import check_merge
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
-from peft_ext.layer_grid import LayerGrid
 from peft_ext.merged_cache import CachedWeight
 from peft_ext.registry import LoraLayer, LoraLinear, check_adapters_to_merge
-from peft_ext.requantize import requantized
 from peft_ext.saved_base import SavedBase, is_fsdp_managed
 from peft_ext.variant import AdapterState, ElasticMaskedVariant
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import nonzero_mask
+from sqft_plugins.requantize import requantized
 
 
 class Linear(LoraLinear):

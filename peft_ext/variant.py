@@ -10,10 +10,10 @@ from torch import Tensor
 
 from peft_ext.checks import OFFLOADED, is_offloaded, works_alone
 from peft_ext.functional import masked_delta
-from peft_ext.layer_grid import LayerGrid
 from peft_ext.ranks import Ranks
 from peft_ext.registry import LoraVariant
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.layer_grid import LayerGrid
 
 
 @dataclass

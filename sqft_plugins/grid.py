@@ -183,11 +183,13 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """The inverse of `pack`: int32 [out, ceil(in / 8)] → uint8 codes [out, in]."""
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    """The inverse of `pack`: int32 [out, ceil(in / 8)] → uint8 codes [out, in].
 
-    shape = torch.Size((packed.shape[0], in_features))
-    return (unpack_from_int32(packed, BITS, shape) + SYMMETRIC_ZERO_POINT).to(torch.uint8)
+    Not by the library: reading a folder would wait seconds for transformers.
+    """
+    shifts = torch.arange(0, 32, BITS, dtype=torch.int32, device=packed.device)
+    codes = (packed.unsqueeze(-1) >> shifts) & MAX_CODE  # [out, words, 8]
+    return codes.to(torch.uint8).flatten(1)[:, :in_features].contiguous()
 
 
 def pack_zero_point(zero_point: Tensor) -> Tensor:

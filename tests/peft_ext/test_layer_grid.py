@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from peft_ext.layer_grid import LayerGrid
 from sqft_plugins.grid import dequantize, make_scale, quantize
+from sqft_plugins.layer_grid import LayerGrid
 
 
 def test_rows_have_the_codes_of_the_whole() -> None:

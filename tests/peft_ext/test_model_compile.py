@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 
 from peft_ext import SQFTConfig
 from peft_ext.functional import masked_linear
-from peft_ext.layer_grid import LayerGrid
 from sqft_plugins.grid import make_scale
+from sqft_plugins.layer_grid import LayerGrid
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_ext import formula
 from peft_ext.functional import masked_linear
-from peft_ext.layer_grid import LayerGrid
-from peft_ext.requantize import requantized
+from sqft_plugins import formula
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import MAX_CODE, QuantizedWeight, dequantize, make_scale, quantize
+from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.requantize import requantized
 
 OUT, IN, R, SCALING = 96, 128, 6, 1.7
 GRIDS = [(32, True), (64, True), (128, False), (-1, False), (32, False)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from peft_ext.layer_grid import LayerGrid
+from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import numeric_mask
 
 BLOCK = 2**20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_ext import formula
-from peft_ext.layer_grid import LayerGrid
+from sqft_plugins import formula
+from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import numeric_mask
 
 OUT, IN, R, SCALING = 200, 24, 3, 0.7
