@@ -188,7 +188,7 @@ def test_doctor_says_that_every_process_loads_the_plug_in(with_vllm):
 
 def test_doctor_promises_no_sparse_kernel_on_a_gpu(with_vllm, monkeypatch):
     dense = "operator vllm (dense; the sparse kernels are for the CPU)"
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(checks, "nvidia_gpus", lambda: ["H100"])
     assert dense not in checks.plugin_check()[0].found  # the CPU build
     monkeypatch.setattr(version, "version_of", {"vllm": "0.32.0"}.get)
     assert dense in checks.plugin_check()[0].found
