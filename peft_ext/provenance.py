@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from peft_ext.config import SQFTConfig
+from sqft_plugins.adapter.trained_over import check_grid_stamp, check_mask_hash
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
 
@@ -106,12 +107,7 @@ def check_base(weights: Mapping[str, Tensor], config: SQFTConfig, adapter: str) 
 
 def check_mask(trained: SQFTConfig, found: str, adapter: str) -> None:
     """Raises MismatchError where an adapter was trained over other zeros than those `found` here."""
-    if trained.mask_hash not in (None, found):
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over a base with other zeros (mask {str(trained.mask_hash)[:12]}, "
-            f"this base {found[:12]}): load it on {trained.base_model_name_or_path or 'its own base'}. A new adapter "
-            "with the same settings has mask_hash=None and grid_stamp=None"
-        )
+    check_mask_hash(adapter, trained.base_model_name_or_path, trained.mask_hash, found)
 
 
 def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: Mapping[str, Any], path: Path | str) -> None:
@@ -121,33 +117,11 @@ def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: Mapping[str
     masks, found: the mask hash and the grid stamp of this base.
     path: the INT4 folder, for messages.
     """
-    trained = config.grid_stamp
-    if trained is None:
-        return
-
-    own = config.base_model_name_or_path or "its own base"
-    kind = {
-        "int4": "the dequantized codes of an INT4 folder",
-        "float": "the sparse float base beside its INT4 folder (grid='…')",
-    }
-    if trained["base"] != found["base"]:
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over {kind[trained['base']]}, this base is {kind[found['base']]}: "
-            f"load it on {own}"
-        )
-    check_mask(config, masks, adapter)
-    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
-        if trained[key] != found[key]:
-            raise MismatchError(
-                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
-                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
-            )
-    if trained["code_hash"] != found["code_hash"]:
-        raise MismatchError(
-            f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "
-            f"{_short(trained['code_hash'])}; this base {found['dtype']}, {_short(found['code_hash'])}; a model that "
-            f"was merged into has other codes, too): load it on {own} in its own dtype"
-        )
+    trained, own = config.grid_stamp, config.base_model_name_or_path
+    if trained is not None:
+        if trained["base"] == found["base"]:
+            check_mask(config, masks, adapter)
+        check_grid_stamp(adapter, own, trained, found, path)
 
 
 def check_settings(own: SQFTConfig, coming: SQFTConfig, adapter: str, source: str, swapped: bool = False) -> None:
@@ -169,7 +143,3 @@ def _other(adapter: str, source: str, key: str, here: object, there: object) -> 
         f"{source} has {key}={there!r}, and adapter {adapter!r} here {key}={here!r}: its tensors would mean something "
         "else. Load it under a name of its own, or attach the adapter with the settings it was trained with"
     )
-
-
-def _short(value: object) -> str:
-    return str(value)[:12]

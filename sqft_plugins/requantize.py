@@ -6,7 +6,8 @@ Training, evaluation and merging all make their codes here, so that they agree t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from torch import Tensor
 from sqft_plugins.errors import GridError
 from sqft_plugins.formula import Block, merged_blocks
 from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.mask import unpack_mask
+from sqft_plugins.progress import say
+
+FEW = 1e-3
+"""A merge that changes fewer of the kept codes than this is said to have changed nothing."""
 
 
 def requantized(weight: Tensor, A: Tensor, B: Tensor, scaling: float, grid: LayerGrid) -> Tensor:
@@ -43,3 +49,25 @@ def _exact_blocks(weight: Tensor, A: Tensor, B: Tensor, scaling: float, grid: La
     exact = torch.promote_types(weight.dtype, torch.float32)
     wide = exact if weight.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     return merged_blocks(weight, A.to(wide), B.to(wide) * scaling, True, exact, grid)
+
+
+def say_if_hardly_trained(adapter: Path, changed: float) -> None:
+    """changed: the fraction of kept codes that differ."""
+    if changed < FEW:
+        say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
+
+
+def codes_changed(
+    merged: Mapping[str, Tensor], plain: Mapping[str, Tensor], packed_masks: Mapping[str, Tensor]
+) -> float:
+    """The fraction of kept codes that differ.
+
+    merged, plain: module → codes [out, in], with the adapter and without.
+    packed_masks: module → packed mask; all weights are kept where a module has none.
+    """
+    different = kept = 0
+    for module, codes in merged.items():
+        different += int((codes != plain[module]).sum())
+        packed = packed_masks.get(module)
+        kept += codes.numel() if packed is None else int(unpack_mask(packed, codes.shape[1]).sum())
+    return different / max(kept, 1)

@@ -3,6 +3,9 @@
 Each holds a lock for as long as its process lives: what tidies /tmp (systemd-tmpfiles) leaves a locked folder alone,
 and whoever makes the next one sees which folders nobody holds any more, and removes them: a process that was killed
 cannot do so itself.
+
+The lock is flock's, on the folder itself: that is what systemd-tmpfiles looks at, and what filelock, which locks files
+of its own, cannot give.
 """
 
 from __future__ import annotations

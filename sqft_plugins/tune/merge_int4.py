@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
@@ -17,12 +16,10 @@ from sqft_plugins.checkpoint.recode import check_recodable, write_codes
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.mask import mask_hash, unpack_mask
-from sqft_plugins.progress import say
+from sqft_plugins.mask import mask_hash
+from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
 from sqft_plugins.tune.merge_report import MergeReport, Probe
 
-FEW = 1e-3
-"""A merge that changes fewer of the kept codes than this is said to have changed nothing."""
 SUMMATION = 1e-3
 """Of the largest logit: more than float32 sums in another order make (2e-6 seen), less than a weight that is lost."""
 
@@ -48,11 +45,12 @@ def merge_quantized(
         tuned, ranks = saved.load(load_model(base.path, dtype=torch.float32), rank, given)
         probe = Probe(tokenizer, tuned)
         merged, plain = saved.tuner.quantized(tuned), saved.tuner.quantized(tuned, merged=False)
-        changed = codes_changed(merged, plain, int4.masks)
+        codes = {module: weight.codes for module, weight in merged.items()}
+        changed = codes_changed(codes, {module: weight.codes for module, weight in plain.items()}, int4.masks)
         del tuned, plain
 
         # write
-        write_codes(int4, folder, {m: q.codes for m, q in merged.items()}, _stamp(int4, saved.tuner.name, ranks))
+        write_codes(int4, folder, codes, _stamp(int4, saved.tuner.name, ranks))
         saved.copy_chat_template(folder)
         write_model_card(folder)
 
@@ -80,25 +78,6 @@ def merge_quantized(
             codes_changed=changed,
         )
         return report.as_dict()
-
-
-def say_if_hardly_trained(adapter: Path, changed: float) -> None:
-    """changed: the fraction of kept codes that differ."""
-    if changed < FEW:
-        say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
-
-
-def codes_changed(
-    merged: Mapping[str, QuantizedWeight], plain: Mapping[str, QuantizedWeight], packed_masks: Mapping[str, Tensor]
-) -> float:
-    """The fraction of kept codes that differ; packed_masks: module → packed mask (all kept where it has none)."""
-    different = kept = 0
-    for module, weight in merged.items():
-        different += int((weight.codes != plain[module].codes).sum())
-        packed = packed_masks.get(module)
-        width = weight.codes.shape[1]
-        kept += weight.codes.numel() if packed is None else int(unpack_mask(packed, width).sum())
-    return different / max(kept, 1)
 
 
 def _stamp(int4: ModelFolder, tuner: str, ranks: Mapping[str, int]) -> Stamp:

@@ -1,25 +1,26 @@
-"""Making planes: the very codes that `sqft merge` would write."""
+"""Making value planes (the codes of one rank over the base's): the very codes that `sqft merge` would write."""
 
 from __future__ import annotations
 
 import json
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+from torch import Tensor
 
-from sqft_plugins.checkpoint import ModelFolder, check_output, load_model
+from sqft_plugins.adapter.folder import AdapterFolder
+from sqft_plugins.checkpoint import ModelFolder, check_output
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import DependencyError, SQFTError
-from sqft_plugins.progress import say
-from sqft_plugins.tune.adapters import check_adapter, choose_rank, tuner_of
-from sqft_plugins.tune.merge_int4 import FEW, codes_changed
+from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
 from vllm_ext.adapters.checks import check_values
 from vllm_ext.adapters.folder import PLANES, open_adapter
 from vllm_ext.planes.format import SUFFIX, PlaneStamp, adapter_identity, base_identity, write_plane
+from vllm_ext.planes.over_int4 import OverInt4
 
 FOLDER = PLANES
 """The subfolder of an adapter in which a server looks for its planes."""
@@ -33,64 +34,116 @@ def export_planes(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Writes the planes of a quantization-aware adapter over the INT4 folder `model`, one a rank.
+    """Writes the planes of a quantization-aware adapter, one a rank → a report of each.
 
-    base: the float model that the adapter was trained over, where it was not `model` itself. out: a folder (default:
-    `planes` in the adapter's, where servers look), or a file name ending in .safetensors for a single rank. Raises
-    SQFTError for an adapter of another kind, MismatchError for one of another base.
+    model: the INT4 folder that is served.
+    adapter: the adapter's folder.
+    ranks: as `sqft merge --rank` takes them.
+    base: the float model that the adapter was trained over, where it was not `model` itself.
+    out: a folder (default: `planes` in the adapter's, where servers look), or a file name ending in .safetensors for a
+    single rank.
+
+    Raises SQFTError for an adapter of another kind, MismatchError for an adapter of another base.
     """
-    if find_spec("peft") is None:
-        raise DependencyError(
-            "making a value plane needs PEFT: pip install 'sqft-plugins[peft]', or make it where that is installed, "
-            "with `sqft export plane`"
-        )
-    int4, adapter = ModelFolder(model), check_adapter(adapter)
+    # everything that can be refused
+    int4, folder = ModelFolder(model), AdapterFolder(adapter)
     identity = base_identity(int4)
-    tuner = tuner_of(adapter)
-    if tuner.grid_of(adapter, int4.path) is None:
+    if folder.kind != "quantization-aware":
         raise SQFTError(f"adapter {adapter} is not quantization-aware, only such a one has value planes")
     check_values(open_adapter(adapter))
-    over = ModelFolder(base) if base is not None else int4
     single = out is not None and str(out).endswith(SUFFIX)
     if single and len(ranks) > 1:
         raise SQFTError(f"--out {out} is one file, for {len(ranks)} ranks: name a folder")
-    target = Path(out) if out is not None else adapter / FOLDER
+    target = Path(out) if out is not None else folder.path / FOLDER
     if single:
         check_output(target, overwrite)
-    tuned = tuner.load(
-        load_model(over.path, dtype=torch.float32), adapter, None if over.path == int4.path else int4.path
-    )
-    plain = tuner.quantized(tuned, merged=False)
-    adapted = adapter_identity(adapter)
+
+    # the codes of the base alone
+    over_int4 = base is None and (folder.grid_stamp or {}).get("base") == "int4" and not folder.config.get("grid")
+    source: Source = OverInt4(int4, folder) if over_int4 else ByTuner(int4, folder.path, base)
+    plain = source.plain()
+    adapted = adapter_identity(folder.path)
+
     reports: dict[Path, dict[str, Any]] = {}
     for rank in ranks:
-        numbers = dict(tuner.set_rank(tuned, choose_rank(rank, tuner, adapter)))
+        numbers = source.ranks(rank)
         file = target if single else target / f"{_name(numbers)}{SUFFIX}"
         if file in reports:  # two names of one rank
             continue
-        merged = tuner.quantized(tuned)
+
+        # the codes with the adapter
+        merged = source.merged(numbers)
         changed = codes_changed(merged, plain, int4.masks)
-        if changed < FEW:
-            say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
+        say_if_hardly_trained(folder.path, changed)
         stamp = PlaneStamp(base=identity, adapter=adapted, ranks=numbers, codes_changed=changed)
-        write_plane(file, stamp, {name: weight.codes.cpu() for name, weight in merged.items()}, int4, overwrite)
-        weights = sum(weight.codes.numel() for weight in merged.values())
+        write_plane(file, stamp, merged, int4, overwrite)
+
         size = file.stat().st_size
         reports[file] = {
             "out": str(file),
             "rank": rank,
             "modules": len(merged),
             "bytes": size,
-            "bits_per_weight": 8 * size / weights,
+            "bits_per_weight": 8 * size / sum(codes.numel() for codes in merged.values()),
             "codes_changed": changed,
         }
     return list(reports.values())
 
 
+class Source(Protocol):
+    """Where the codes come from."""
+
+    def ranks(self, rank: Rank) -> dict[str, int]:
+        """Module → rank, of what `--rank` says."""
+        ...
+
+    def plain(self) -> Mapping[str, Tensor]:
+        """Module → codes uint8 [out, in] of the base alone."""
+        ...
+
+    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
+        """Module → codes uint8 [out, in] with the adapter at these ranks."""
+        ...
+
+
+class ByTuner:
+    """The codes by the tuner that trained the adapter, which has the model in memory: for one over a float base."""
+
+    def __init__(self, int4: ModelFolder, adapter: Path, base: str | Path | None):
+        if find_spec("peft") is None:
+            raise DependencyError(
+                "making the value plane of an adapter over a float base needs PEFT: pip install 'sqft-plugins[peft]', "
+                "or make it where that is installed, with `sqft export plane`"
+            )
+        import torch
+
+        from sqft_plugins.checkpoint import load_model
+        from sqft_plugins.tune.adapters import tuner_of
+
+        self.adapter, self.tuner = adapter, tuner_of(adapter)
+        over = int4.path if base is None else Path(base)
+        model = load_model(over, dtype=torch.float32)
+        self.model = self.tuner.load(model, adapter, None if over == int4.path else int4.path)
+
+    def ranks(self, rank: Rank) -> dict[str, int]:
+        from sqft_plugins.tune.adapters import choose_rank
+
+        return dict(self.tuner.set_rank(self.model, choose_rank(rank, self.tuner, self.adapter)))
+
+    def plain(self) -> Mapping[str, Tensor]:
+        return self._codes(merged=False)
+
+    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
+        return self._codes(merged=True)  # at the ranks that were set
+
+    def _codes(self, merged: bool) -> dict[str, Tensor]:
+        return {name: weight.codes.cpu() for name, weight in self.tuner.quantized(self.model, merged).items()}
+
+
 def base_of(adapter: Path) -> Path:
     """The INT4 folder that an adapter remembers: its grid, or its base."""
-    config = json.loads((check_adapter(adapter) / "adapter_config.json").read_text())
-    return Path(config.get("grid") or config.get("base_model_name_or_path") or "")
+    folder = AdapterFolder(adapter)
+    return Path(folder.config.get("grid") or folder.base or "")
 
 
 def _name(ranks: dict[str, int]) -> str:
@@ -99,3 +152,17 @@ def _name(ranks: dict[str, int]) -> str:
     if len(numbers) == 1:
         return f"r{numbers[0]}"
     return f"r{numbers[0]}-{numbers[-1]}-{zlib.crc32(json.dumps(ranks, sort_keys=True).encode()):08x}"
+
+
+def main(words: str) -> int:
+    """What a server runs in a process of its own (store.py). words: the arguments of `export_planes`, as JSON."""
+    try:
+        export_planes(**json.loads(words))
+        return 0
+    except SQFTError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

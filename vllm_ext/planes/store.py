@@ -1,4 +1,5 @@
-"""Where a server finds the file of a plane: exported into the adapter's folder, or built on first use.
+"""Where a server finds the file of a value plane (the codes of one rank): exported into the adapter's folder, or built
+on first use.
 
 Both end in one private folder, under a name that follows from the contents (`format.plane_key`), written once and never
 changed: workers read there while adapters come and go.
@@ -6,16 +7,16 @@ changed: workers read there while adapters come and go.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
@@ -95,23 +96,22 @@ def _stale(adapter: Path) -> str:
 
 
 def _build(base: Path, adapter: Path, ranks: Mapping[str, int], file: Path) -> None:
-    """Runs `sqft export plane`: what it loads is gone afterwards, and whoever asked can answer others meanwhile."""
-    with tempfile.TemporaryDirectory() as folder:
-        configuration = Path(folder) / "ranks.json"
-        configuration.write_text(json.dumps(dict(ranks)))
-        words = ["export", "plane", str(base), str(adapter), "--rank", str(configuration), "--out", str(file)]
-        command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", *words]
-        # not the preloaded libraries of vLLM's workers, with the plug-in that trains, and not on a GPU that is full
-        inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SQFT_PLUGINS")}
-        inherited["CUDA_VISIBLE_DEVICES"] = ""
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=inherited, timeout=BUILD_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise SQFTError(
-                f"the plane of {adapter.name} took more than {BUILD_SECONDS} s: export it beforehand"
-            ) from error
+    """Makes the plane in a process of its own: what that loads is gone afterwards, and whoever asked can answer others
+    meanwhile."""
+    what = {"model": str(base), "adapter": str(adapter), "ranks": [dict(ranks)], "out": str(file)}
+    command = [sys.executable, "-m", "vllm_ext.planes.build", json.dumps(what)]
+
+    # not the preloaded libraries of vLLM's workers, and not on a GPU that is full
+    inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    inherited["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=inherited, timeout=BUILD_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise SQFTError(
+            f"the plane of {adapter.name} took more than {BUILD_SECONDS} s: export it beforehand"
+        ) from error
     if done.returncode:
-        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1].removeprefix("sqft: ")
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise SQFTError(f"the plane of adapter {adapter.name} cannot be built: {last}")
 
 
@@ -132,15 +132,15 @@ def _copy(source: Path, file: Path) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time makes a plane; the others then find it."""
+    lock = FileLock(file.with_suffix(".lock"))
     try:
-        lock = os.open(file.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT)
+        lock.acquire()
     except OSError as error:
         raise SQFTError(f"planes cannot be written to {file.parent} ({error.strerror}): see {PLANE_DIR}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _shown(ranks: Mapping[str, int]) -> str:

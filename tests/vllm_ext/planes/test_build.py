@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,12 +279,33 @@ def test_codes_go_to_the_device_of_their_layer(monkeypatch) -> None:
     assert seen == ["meta"]
 
 
-def test_without_peft_the_message_tells_where_to_build(int4, adapter, monkeypatch) -> None:
+def test_without_peft_an_adapter_over_the_codes_has_its_planes_and_one_over_a_float_base_a_message(
+    int4, adapter, float_adapter, tmp_path, monkeypatch
+) -> None:
     import vllm_ext.planes.build as build
 
     monkeypatch.setattr(build, "find_spec", lambda name: None)
+    assert export_planes(int4, adapter, out=tmp_path / "planes")
     with pytest.raises(SQFTError, match=r"needs PEFT: pip install 'sqft-plugins\[peft\]'"):
-        export_planes(int4, adapter)
+        export_planes(int4, float_adapter, base=int4.with_name("pruned"))
+
+
+def test_an_adapter_over_other_codes_is_refused_without_its_model(tiny_int4, adapter) -> None:
+    with pytest.raises(MismatchError, match="was trained through other scales"):
+        export_planes(tiny_int4("llama", initializer_range=0.2), adapter)
+
+
+def test_a_server_makes_a_plane_without_peft_and_transformers(int4, adapter, tmp_path) -> None:
+    """They take most of a minute on a busy machine; all that this takes is torch and the folders."""
+    what = {"model": str(int4), "adapter": str(adapter), "ranks": ["max"], "out": str(tmp_path / "r8.safetensors")}
+    code = (
+        "import sys; from vllm_ext.planes.build import main; status = main(sys.argv[1])\n"
+        "assert not {'peft', 'transformers', 'vllm', 'peft_ext'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(what)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    export_planes(int4, adapter, ["max"], out=tmp_path / "here.safetensors")
+    assert (tmp_path / "r8.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
 
 
 def _exported(int4, adapter, folder, rank, base=None):

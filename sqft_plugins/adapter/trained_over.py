@@ -1,0 +1,63 @@
+"""Was an adapter trained over this base? By the hash of its masks, and where it is quantization-aware by its grid
+stamp: the hashes of the grid and the codes under it (docs/formats.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqft_plugins.errors import MismatchError
+
+KINDS = {
+    "int4": "the dequantized codes of an INT4 folder",
+    "float": "the sparse float base beside its INT4 folder (grid='…')",
+}
+
+
+def check_mask_hash(adapter: str, own: str | None, trained: str | None, found: str) -> None:
+    """Raises MismatchError where an adapter was trained over other zeros.
+
+    adapter: its name, for messages.
+    own: the base that it remembers.
+    trained: the hash of that base's masks (none: nothing to compare). found: of this base's.
+    """
+    if trained not in (None, found):
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over a base with other zeros (mask {_short(trained)}, this base "
+            f"{_short(found)}): load it on {own or 'its own base'}. A new adapter with the same settings has "
+            "mask_hash=None and grid_stamp=None"
+        )
+
+
+def check_grid_stamp(
+    adapter: str, own: str | None, trained: Mapping[str, Any], found: Mapping[str, Any], path: Path | str
+) -> None:
+    """Raises MismatchError where an adapter was trained over another base, or through another grid.
+
+    adapter, own: as above.
+    trained: the grid stamp of its configuration (docs/formats.md). found: that of this base.
+    path: the INT4 folder, for messages.
+    """
+    own = own or "its own base"
+    if trained["base"] != found["base"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over {KINDS[trained['base']]}, this base is {KINDS[found['base']]}: "
+            f"load it on {own}"
+        )
+    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
+        if trained[key] != found[key]:
+            raise MismatchError(
+                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
+                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
+            )
+    if trained["code_hash"] != found["code_hash"]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "
+            f"{_short(trained['code_hash'])}; this base {found['dtype']}, {_short(found['code_hash'])}; a model that "
+            f"was merged into has other codes, too): load it on {own} in its own dtype"
+        )
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]

@@ -1,0 +1,109 @@
+"""The codes of an adapter that was trained over the served INT4 folder itself, from its tensors and the folder's codes.
+
+One module at a time, by the formula of the merge (sqft_plugins/requantize.py). No model is built, and neither PEFT nor
+transformers is imported: a server that is asked for a rank for the first time need not wait for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.adapter.folder import AdapterFolder
+from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
+from sqft_plugins.adapter.trained_over import check_grid_stamp, check_mask_hash
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.int4 import combined_hash
+from sqft_plugins.configurations import saved_configuration, saved_configurations
+from sqft_plugins.elastic import Rank, configuration
+from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.mask import mask_hash, pack_mask
+from sqft_plugins.requantize import requantized
+
+
+class OverInt4:
+    """Raises MismatchError for an adapter that was trained over another folder."""
+
+    def __init__(self, int4: ModelFolder, folder: AdapterFolder):
+        self.int4, self.folder = int4, folder
+        init = folder.config.get("init_lora_weights", True)
+        if not is_repeated(init):
+            raise SQFTError(
+                f"adapter {folder.name} has init_lora_weights={init!r}, which changed the base weight as loading does "
+                f"not repeat: {CONVERT}"
+            )
+        self._check_base()
+
+    def ranks(self, rank: Rank) -> dict[str, int]:
+        pairs, fixed = self.folder.pairs, not self.folder.is_elastic
+        own = {module: pair.rank for module, pair in pairs.items()}
+        if isinstance(rank, str) and rank in saved_configurations(self.folder.path):
+            rank = saved_configuration(self.folder.path, rank)
+        if fixed and isinstance(rank, str):
+            return own
+
+        found = configuration(rank, pairs, sorted(set(own.values())) if fixed else self.folder.rank_choices)
+        if fixed and found != own:
+            raise SQFTError(f"adapter {self.folder.name} has a fixed rank, which cannot be set: leave --rank out")
+        return found
+
+    def plain(self) -> Mapping[str, Tensor]:
+        return {module: self.int4.quantized(module).codes for module in self.folder.pairs}
+
+    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
+        codes = {}
+        for pair, A, B in self.folder.read_pairs(ranks):
+            stored, mask = self._stored(pair.module)
+            weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.scale, stored.zero_point, mask, True)
+            codes[pair.module] = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
+        return codes
+
+    def _stored(self, module: str) -> tuple[QuantizedWeight, Tensor]:
+        """The INT4 weight of a module, and its mask."""
+        if module not in self.int4.int4.modules:
+            raise MismatchError(
+                f"adapter {self.folder.name} adapts {module}, which is not INT4 in {self.int4.path}: it is an adapter "
+                "for another base"
+            )
+        mask = self.int4.kept(module)
+        if mask is None:
+            raise MismatchError(
+                f"{self.int4.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not tell which weights "
+                "were pruned: make it with `sqft quantize`"
+            )
+        return self.int4.quantized(module), mask
+
+    def _check_base(self) -> None:
+        folder, grid = self.folder, self.int4.grid
+        assert grid is not None
+        assert folder.grid_stamp is not None
+
+        # what the stamp says of the adapted modules
+        masks, scales, codes = {}, {}, {}
+        for module in folder.pairs:
+            stored, mask = self._stored(module)
+            masks[module] = pack_mask(mask)
+            scales[module], codes[module] = _digest(stored.scale, stored.zero_point), _digest(stored.codes)
+        found = {
+            "base": "int4",
+            "group_size": grid.group_size,
+            "symmetric": grid.symmetric,
+            "scale_hash": combined_hash(scales),
+            "code_hash": combined_hash(codes),
+            "dtype": "INT4",
+        }
+
+        check_mask_hash(folder.name, folder.base, folder.mask_hash, mask_hash(masks))
+        check_grid_stamp(folder.name, folder.base, folder.grid_stamp, found, self.int4.path)
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
