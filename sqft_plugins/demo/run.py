@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.compress.calibration import builtin_text
 from sqft_plugins.compress.prune import prune_folder
@@ -201,7 +202,7 @@ class Demo:
 
     def tuned(self) -> dict:
         pruned, adapter = ModelFolder(self.out / "pruned"), self.out / "sub_adapter"
-        added = (adapter / "adapter_model.safetensors").stat().st_size
+        added = AdapterFolder(adapter).weight_bytes
         weights = sum(math.prod(pruned.weight_shape(module)) for module in self.masks)
         return self.scores(pruned.path, adapter=adapter, rank="max") | {
             "zeros_kept": zeros_kept(pruned, self.masks),  # the adapter is not merged: these are the stored weights
