@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from peft import get_peft_model
+
+from peft_ext import SQFTConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -24,3 +27,23 @@ def fill_adapter(model, scale: float = 0.05):
             noise = torch.randn(parameter.shape, generator=generator) * scale
             parameter.data.copy_(noise)
     return model
+
+
+def config(**changes) -> SQFTConfig:
+    return SQFTConfig(**{"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **changes})
+
+
+def elastic(**changes) -> SQFTConfig:
+    return config(rank_choices=[8, 6, 4], **changes)
+
+
+def logits(model, tokens) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+def two_adapters(base, first: SQFTConfig, second: SQFTConfig):
+    """Both active in turn, with random factors."""
+    model = get_peft_model(base, first)
+    model.add_adapter("second", second)
+    return fill_adapter(model).eval()

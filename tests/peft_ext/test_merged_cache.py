@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from helpers_peft import fill_adapter
+from helpers_peft import fill_adapter, logits
+from helpers_training import make_config
 from peft import get_peft_model
 from torch import nn
 
@@ -266,3 +267,11 @@ def test_generating_looks_at_the_base_once(sparse_llama, tokens, monkeypatch) ->
     for _ in range(2):
         model.generate(input_ids=tokens, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     assert len(looks) == 2 * layers
+
+
+def test_a_base_made_in_inference_mode_is_evaluated(sparse_llama, tokens) -> None:
+    with torch.inference_mode():
+        base = sparse_llama()
+    model = fill_adapter(get_peft_model(base, make_config())).eval()
+    expected = fill_adapter(get_peft_model(sparse_llama(), make_config())).eval()
+    assert torch.equal(logits(model, tokens), logits(expected, tokens))

@@ -7,30 +7,12 @@ import pickle
 
 import pytest
 import torch
-from helpers_peft import TARGETS, fill_adapter, sparsify
+from helpers_peft import TARGETS, config, elastic, fill_adapter, logits, sparsify
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 
 from peft_ext import Linear, SQFTConfig
 from peft_ext.model import sqft_layers
 from sqft_plugins.errors import MismatchError, SQFTError
-
-
-def config(**changes) -> SQFTConfig:
-    return SQFTConfig(**{"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **changes})
-
-
-def elastic(**changes) -> SQFTConfig:
-    return config(rank_choices=[8, 6, 4], **changes)
-
-
-def logits(model, tokens):
-    with torch.no_grad():
-        return model(input_ids=tokens).logits
-
-
-def zeros(model) -> dict[str, torch.Tensor]:
-    return {name: p == 0 for name, p in model.named_parameters() if "layers." in name and p.ndim == 2}
-
 
 # --- against upstream ---
 
@@ -51,70 +33,7 @@ def test_without_zeros_it_is_peft_lora(tiny_model, tokens) -> None:
         torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_evaluation_equals_the_naive_formula(sparse_llama, tokens, sparse, dropout) -> None:
-    model = fill_adapter(get_peft_model(sparse_llama(), elastic(sparse=sparse, lora_dropout=dropout)))
-    model.set_active_rank(6)
-    naive = sparse_llama()
-    modules = dict(naive.named_modules())
-    for name, layer in sqft_layers(model.base_model.model, "default"):
-        A, B = layer.lora_A["default"].weight[:6], layer.lora_B["default"].weight[:, :6]
-        weight = modules[name].weight
-        delta = 16 / 8 * (B @ A)  # alpha over the largest rank, whatever the active one
-        weight.data += (delta * (weight != 0) if sparse else delta).detach()
-    torch.testing.assert_close(logits(model.eval(), tokens), logits(naive, tokens), rtol=1e-5, atol=1e-5)
-
-
 # --- merging ---
-
-
-def test_merge_keeps_zeros_and_logits_and_unmerge_restores_every_bit(sparse_llama, tokens) -> None:
-    base = sparse_llama()
-    before, pruned = {n: p.clone() for n, p in base.named_parameters()}, zeros(base)
-    model = fill_adapter(get_peft_model(base, elastic())).eval()
-    model.set_active_rank("median")
-    unmerged = logits(model, tokens)
-    training_path = model(input_ids=tokens).logits  # with gradients on: the one that is trained
-    torch.testing.assert_close(training_path, unmerged, rtol=1e-6, atol=1e-6)
-    model.merge_adapter()
-    torch.testing.assert_close(logits(model, tokens), unmerged, rtol=1e-6, atol=1e-6)
-    model.unmerge_adapter()
-    restored = {
-        n.replace(".base_layer", ""): p for n, p in model.base_model.model.named_parameters() if "lora_" not in n
-    }
-    assert all(torch.equal(restored[name], before[name]) for name in before)
-    merged = model.merge_and_unload(safe_merge=True)
-    assert torch.equal(logits(merged, tokens), unmerged)
-    changed = zeros(merged)
-    assert all(torch.equal(changed[name], pruned[name]) for name in pruned)
-    assert any(not torch.equal(p, before[n]) for n, p in merged.named_parameters())
-    assert not merged._forward_pre_hooks
-    assert not list(sqft_layers(merged, "default"))
-
-
-def test_a_dense_merge_fills_the_zeros(sparse_llama) -> None:
-    base = sparse_llama()
-    pruned = zeros(base)
-    merged = fill_adapter(get_peft_model(base, config(sparse=False))).merge_and_unload()
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not (zeros(merged)[name] & pruned[name]).any()
-
-
-def test_the_mask_is_that_of_the_unmerged_base(sparse_llama) -> None:
-    model = fill_adapter(get_peft_model(sparse_llama(), config()))
-    before = model.base_model.masks()
-    model.merge_adapter()
-    layer = dict(sqft_layers(model.base_model.model, "default"))["model.layers.0.self_attn.q_proj"]
-    layer.get_base_layer().weight.data[before["model.layers.0.self_attn.q_proj"]] *= 0  # a merge may hit zero
-    after = model.base_model.masks()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_bfloat16_merges_to_what_it_evaluates(sparse_llama, tokens) -> None:
-    model = fill_adapter(get_peft_model(sparse_llama().to(torch.bfloat16), config())).eval()
-    unmerged = logits(model, tokens)
-    assert torch.equal(logits(model.merge_and_unload(), tokens), unmerged)
 
 
 # --- elastic ranks ---
@@ -316,56 +235,7 @@ def test_several_adapters_switch_disable_mix_and_go(sparse_llama, tokens) -> Non
     assert torch.equal(logits(model, tokens), alone["default"])
 
 
-def test_conv1d_models(tiny_model, tokens) -> None:
-    base = tiny_model("gpt2")
-    for name, parameter in base.named_parameters():
-        if "c_attn.weight" in name or "c_proj.weight" in name:
-            parameter.data[::2] = 0
-    pruned = {n: p == 0 for n, p in base.named_parameters() if "c_attn.weight" in n}
-    model = fill_adapter(get_peft_model(base, elastic(target_modules=["c_attn", "c_proj"]))).eval()
-    model.set_active_rank(4)
-    unmerged = logits(model, tokens)
-    merged = model.merge_and_unload()
-    torch.testing.assert_close(logits(merged, tokens), unmerged, rtol=1e-6, atol=1e-6)
-    assert all(torch.equal(p == 0, pruned[n]) for n, p in merged.named_parameters() if n in pruned)
-
-
-def test_a_training_step_under_autocast(sparse_llama, tokens) -> None:
-    model = get_peft_model(sparse_llama().to(torch.bfloat16), elastic(lora_dropout=0.1)).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=tokens, labels=tokens).loss.backward()
-    gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
-    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
-    assert any(g.abs().sum() > 0 for g in gradients)
-
-
 # --- refusals ---
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rank_choices": [8, 4], "r": 16}, r"rank_choices=\[8, 4\] has the maximum 8 but r=16: make them equal"),
-        ({"rank_choices": []}, r"rank_choices=\[\] is not a search space"),
-        ({"rank_choices": [8, 4], "rank_pattern": {"q_proj": 4}}, "rank_pattern cannot be used with rank_choices"),
-        ({"share_rank": "block"}, "share_rank='block' is unknown"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base weight"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changes the base weight"),
-        (
-            {"init_lora_weights": "eva", "rank_choices": [8, 4]},
-            "init_lora_weights='eva' cannot be used with rank_choic",
-        ),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters=.* is not supported"),
-    ],
-)
-def test_what_cannot_work_is_refused_by_name(changes, message) -> None:
-    with pytest.raises(SQFTError, match=message):
-        config(**changes)
-
-
-def test_an_unknown_field_names_the_nearest() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'rank_choice': did you mean 'rank_choices'"):
-        config(rank_choice=[8])
 
 
 def test_other_layers_and_variants_are_refused(sparse_llama) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers_peft import TARGETS, fill_adapter, sparsify
+from helpers_peft import config, elastic, fill_adapter, logits, sparsify, two_adapters
 from peft import PeftModel, get_peft_model
 
 from peft_ext import SQFTConfig
@@ -15,19 +15,6 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.extract import extract_adapter
 
 UP, DOWN, QUERY = (f"model.layers.0.{name}" for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"))
-
-
-def config(**changes) -> SQFTConfig:
-    return SQFTConfig(**{"r": 8, "lora_alpha": 16, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **changes})
-
-
-def elastic(**changes) -> SQFTConfig:
-    return config(rank_choices=[8, 6, 4], **changes)
-
-
-def logits(model, tokens):
-    with torch.no_grad():
-        return model(input_ids=tokens).logits
 
 
 def layers(model, adapter: str = "default") -> dict:
@@ -139,100 +126,7 @@ def test_a_tied_head_is_adapted_with_a_word_about_merging(tiny_model, tokens) ->
 # --- precisions ---
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_training_step_in_each_precision(sparse_llama, tokens, dtype, sparse) -> None:
-    base = sparse_llama().to(dtype)
-    model = get_peft_model(base, elastic(sparse=sparse)).train()
-    adapter_dtypes = {p.dtype for n, p in model.named_parameters() if "lora_" in n}
-    assert adapter_dtypes == {torch.float32}  # as LoRA does: adapters of a half-precision base train in float32
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        model(input_ids=tokens, labels=tokens).loss.backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if "lora_B" in n}
-    assert all(torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_merge_in_each_precision_is_what_was_evaluated(sparse_llama, tokens, dtype) -> None:
-    base = sparse_llama().to(dtype)
-    zeros = {n: p == 0 for n, p in base.named_parameters()}
-    original = {n: p.clone() for n, p in base.named_parameters()}
-    model = fill_adapter(get_peft_model(base, elastic(), autocast_adapter_dtype=False)).eval()
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    unmerged = logits(model, tokens)
-    model.merge_adapter(safe_merge=True)
-    assert torch.equal(logits(model, tokens), unmerged)
-    model.unmerge_adapter()
-    for name, p in base.named_parameters():
-        if "lora_" not in name:
-            assert torch.equal(p, original[name.replace(".base_layer", "")])
-    merged = model.merge_and_unload()
-    assert torch.equal(logits(merged, tokens), unmerged)
-    assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
-
-
-def test_an_adapter_of_other_layers_keeps_no_copy_of_this_one(sparse_llama) -> None:
-    model = two_adapters(sparse_llama(), config(target_modules=["q_proj"]), config(target_modules=["up_proj"]))
-    model.merge_adapter(["second"])
-    layer = layers(model)["model." + QUERY]
-    layer.get_base_layer().weight.data.mul_(2)  # a weight loaded into the base after it, say
-    assert torch.equal(layer.unmerged_weight(), layer.get_base_layer().weight)
-
-
-def test_safe_merge_refuses_a_broken_adapter(sparse_llama) -> None:
-    model = fill_adapter(get_peft_model(sparse_llama(), config()))
-    weight = layers(model)["model.model.layers.0.mlp.up_proj"].lora_B["default"].weight
-    weight.data[0, 0] = float("nan")
-    base = layers(model)["model.model.layers.0.mlp.up_proj"].get_base_layer().weight.clone()
-    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
-        model.merge_adapter(safe_merge=True)
-    layer = layers(model)["model.model.layers.0.mlp.up_proj"]
-    assert torch.equal(layer.get_base_layer().weight, base)
-    layer.get_base_layer().weight.data.mul_(2)
-    assert torch.equal(layer.unmerged_weight(), base * 2)  # no copy is left that a later unmerge would put back
-
-
 # --- several adapters ---
-
-
-def two_adapters(base, first: SQFTConfig, second: SQFTConfig):
-    model = get_peft_model(base, first)
-    model.add_adapter("second", second)
-    return fill_adapter(model).eval()
-
-
-def test_merging_two_adapters_and_back_restores_every_bit(sparse_llama, tokens) -> None:
-    base = sparse_llama()
-    original = {n: p.clone() for n, p in base.named_parameters()}
-    zeros = {n: p == 0 for n, p in original.items()}
-    model = two_adapters(base, elastic(), config(r=4, lora_alpha=4, target_modules=["q_proj", "gate_proj"]))
-    model.base_model.set_adapter(["default", "second"])
-    both = logits(model, tokens)
-    model.merge_adapter(["default"])
-    model.merge_adapter(["second"])
-    torch.testing.assert_close(logits(model, tokens), both, rtol=1e-5, atol=1e-5)
-    model.unmerge_adapter()
-    for name, p in base.named_parameters():
-        if "lora_" not in name:
-            assert torch.equal(p, original[name.replace(".base_layer", "")])
-    merged = model.merge_and_unload(adapter_names=["default", "second"])
-    assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
-
-
-@pytest.mark.parametrize("merged", ["default", "second"])
-def test_the_other_of_two_active_adapters_acts_on_beside_a_merged_one(sparse_llama, tokens, merged) -> None:
-    """PEFT's own layers fall silent: https://github.com/huggingface/peft, LoraLayer.forward where `self.merged`."""
-    model = two_adapters(sparse_llama(), elastic(), config(r=4, sparse=False, target_modules=["q_proj", "gate_proj"]))
-    model.base_model.set_adapter(["default", "second"])
-    both = logits(model, tokens)
-    model.merge_adapter([merged])
-    torch.testing.assert_close(logits(model, tokens), both, rtol=1e-5, atol=1e-5)
-    model.train()
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    trained = {n for n, p in model.named_parameters() if p.grad is not None and "lora_B" in n and "q_proj" in n}
-    assert {name.split(".")[-2] for name in trained} == {"default", "second"} - {merged}
-    model.eval().unmerge_adapter()
-    assert torch.equal(logits(model, tokens), both)
 
 
 def test_disabling_unmerges_and_deleting_the_last_leaves_the_base(sparse_llama, tokens) -> None:
@@ -296,19 +190,6 @@ def test_concatenating_adapters_is_their_exact_weighted_sum(sparse_llama, tokens
     assert all(bool((p == 0)[zeros[n]].all()) for n, p in merged.named_parameters())
 
 
-def test_a_delta_is_that_of_the_chosen_rank_also_after_a_training_step(sparse_llama, tokens) -> None:
-    """Which `add_weighted_adapter` combines; the step has drawn another rank."""
-    model = fill_adapter(get_peft_model(sparse_llama(), elastic())).train()
-    layer = layers(model)["model.model.layers.0.mlp.up_proj"]
-    whole = layer.get_delta_weight("default")
-    for seed in range(10):
-        torch.manual_seed(seed)
-        model(input_ids=tokens)
-        assert torch.equal(layer.get_delta_weight("default"), whole)
-    model.set_active_rank(4)
-    assert not torch.equal(layer.get_delta_weight("default"), whole)
-
-
 def test_svd_of_full_rank_is_the_weighted_sum(sparse_llama, tokens) -> None:
     """A masked delta has full rank, so only an SVD of full rank keeps all of it; smaller ones approximate."""
     model = two_adapters(sparse_llama(), config(target_modules=["q_proj"]), config(target_modules=["q_proj"]))
@@ -316,21 +197,6 @@ def test_svd_of_full_rank_is_the_weighted_sum(sparse_llama, tokens) -> None:
     model.set_adapter("sum")
     by_hand = weights_by_hand(sparse_llama(), model, {"default": 0.5, "second": 0.5})
     torch.testing.assert_close(logits(model, tokens), logits(by_hand, tokens), rtol=1e-4, atol=1e-4)
-
-
-def test_what_cannot_be_combined_is_refused_by_name(sparse_llama) -> None:
-    model = two_adapters(sparse_llama(), elastic(), config(sparse=False))
-    with pytest.raises(SQFTError, match=r"adapters \['default', 'second'\] are masked and dense ones: combine"):
-        model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "sum", combination_type="cat")
-    model.add_adapter("third", config(sparse=False, lora_bias=True))
-    with pytest.raises(
-        SQFTError, match=r"adapters \['second', 'third'\] have lora_bias, which a combination would lose"
-    ):
-        model.add_weighted_adapter(["second", "third"], [1.0, 1.0], "sum", combination_type="cat")
-    model.set_active_rank(4, "default")
-    with pytest.raises(SQFTError, match=r"adapter 'default' is at rank 4, .* run set_active_rank\('max', 'default'\)"):
-        model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="linear")
-    assert set(model.peft_config) == {"default", "second", "third"}
 
 
 # --- transformers' own API ---

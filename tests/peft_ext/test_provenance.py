@@ -130,3 +130,12 @@ def test_a_failed_attempt_leaves_the_configuration_as_it_was(sparse_llama) -> No
     with pytest.raises(SQFTError, match="linear layers only"):
         get_peft_model(sparse_llama(), given)
     assert {**given.to_dict(), "base_model_name_or_path": None} == {**before, "base_model_name_or_path": None}
+
+
+def test_one_configuration_serves_for_several_bases(sparse_llama, tiny_model) -> None:
+    settings = make_config()
+    models = [get_peft_model(base, settings) for base in (sparse_llama(), sparsify(tiny_model("llama"), 0.3))]
+    hashes = [model.active_peft_config.mask_hash for model in models]  # each its own
+    alone = [get_peft_model(base, make_config()) for base in (sparse_llama(), sparsify(tiny_model("llama"), 0.3))]
+    assert hashes == [model.active_peft_config.mask_hash for model in alone]
+    assert hashes[0] != hashes[1]
