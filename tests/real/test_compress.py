@@ -53,7 +53,7 @@ def test_gptqs_output_error_is_below_roundings_and_no_zero_is_lost(demo) -> None
     assert len(visited(source, one)) == 14
 
 
-@pytest.mark.slow  # a minute, two without AVX-512; tests/sqft_plugins/test_sparsegpt.py asks the same of a small layer
+@pytest.mark.slow  # a minute or two; tests/sqft_plugins/compress/test_sparsegpt.py asks the same of a small layer
 def test_sparsegpt_disturbs_the_outputs_less_than_wanda_does(gemma) -> None:
     def one(module: str, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
         norm = hessian.diagonal().sqrt()

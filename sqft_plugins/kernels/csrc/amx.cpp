@@ -1,6 +1,6 @@
 /* AMX: 16 tokens x 16 rows x 64 inputs in one instruction. Sapphire Rapids and later. For few tokens, where a tile
- * would stay mostly empty, AVX-512. Tested on emulated tiles (tests/sqft_plugins/test_kernels_amx.py), not yet run on a
- * processor that has them: right, its speed and FEW are not measured. */
+ * would stay mostly empty, AVX-512. Tested on emulated tiles (tests/sqft_plugins/kernels/test_build_amx.py), not yet
+ * run on a processor that has them: right, its speed and FEW are not measured. */
 #if defined(__x86_64__)
 #include "avx512.h"
 

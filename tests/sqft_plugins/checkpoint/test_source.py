@@ -1,0 +1,35 @@
+"""Every `WeightSource` answers alike: weights and masks are [out, in], whatever the files hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.compact_convert import compact_folder
+from sqft_plugins.checkpoint.source import WeightSource
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import CheckpointError
+from sqft_plugins.structure import structure_of_folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_float_int4_and_compact_folders_answer_alike(tiny_model, tmp_path, family):
+    tiny_model(family).save_pretrained(tmp_path / "float")
+    prune_folder(tmp_path / "float", tmp_path / "pruned", method="magnitude")
+    quantize_folder(tmp_path / "pruned", tmp_path / "int4", symmetric=False)
+    compact_folder(tmp_path / "int4", tmp_path / "compact")
+
+    sources: list[WeightSource] = [ModelFolder(tmp_path / name) for name in ("pruned", "int4", "compact")]
+    for module, shape in structure_of_folder(tmp_path / "float").shapes.items():
+        exact = sources[0].weight(module)
+        for source in sources:
+            assert source.weight_shape(module) == source.weight(module).shape == shape
+            mask = source.mask(module)
+            assert mask is not None
+            assert torch.equal(mask, exact != 0)
+            assert not source.weight(module)[~mask].any()
+        assert all(map(torch.equal, sources[1].quantized(module), sources[2].quantized(module)))
+        with pytest.raises(CheckpointError, match="no INT4 weight"):
+            sources[0].quantized(module)
