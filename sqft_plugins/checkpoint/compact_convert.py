@@ -40,6 +40,8 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
     stamp's or that prunes a weight that is not zero.
     """
     start = time.perf_counter()
+
+    # everything that can be refused
     check_output(out, overwrite)
     source = ModelFolder(model)
     if source.grid is None or source.int4.name != PackQuantized.name:
@@ -50,6 +52,8 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
         raise SQFTError(f"model {model} has no masks of INT4 weights: prune it first, or ship it as it is")
     if mask_hash(source.masks) != source.stamp.mask_hash:
         raise MismatchError(f"{model}/{FOLDER}/{MASK_FILE} has not the mask_hash of the stamp: copy the model again")
+
+    # work
     kept = {module: _mask(source, module).sum(1) for module in modules}  # int64 [out]
     with write_folder(out, overwrite) as target:
         shards = _compact_shards(source, target, kept)
@@ -65,6 +69,8 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
             if module not in kept:
                 where[f"{module}{BITMASK}"].write(f"{module}{BITMASK}", source.masks[module])
         _compact_side(source, target)
+
+    # report
     weights = sum(math.prod(source.int4.shape(module)) for module in modules)
     mask_bytes = sum(source.masks[module].numel() for module in modules)
     done = ModelFolder(out)
@@ -88,6 +94,8 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     CheckpointError for one that is damaged.
     """
     start = time.perf_counter()
+
+    # everything that can be refused
     check_output(out, overwrite)
     source = ModelFolder(model)
     if source.grid is None or source.int4.name != Compact.name:
@@ -97,6 +105,8 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     if not headers or MASK_FILE not in headers or not (original / "config.json").is_file():
         raise CheckpointError(f"{original} lacks headers or config.json: copy the whole compact folder again")
     modules = [module for module in source.int4.modules if f"{module}{BITMASK}" in source.files]
+
+    # work
     with write_folder(out, overwrite) as target:
         copy_side_files(source, target)
         shutil.copytree(source.path / FOLDER, target / FOLDER, ignore=shutil.ignore_patterns(original.name))
@@ -106,6 +116,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
         }
         masks = files.pop(MASK_FILE)
         where = {name: file for file in files.values() for name in file.specs}
+
         packed: set[str] = set()
         for module in track(modules, "expand"):
             dtype = source.int4.scale_spec(module).dtype
@@ -120,6 +131,8 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
         for file in original.iterdir():
             if not file.name.endswith(HEADER):
                 shutil.copyfile(file, target / file.name)
+
+    # report
     done = ModelFolder(out)
     return {
         "out": str(out),
@@ -145,10 +158,13 @@ def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
             f"model {source.path}: {broken} weights of {module} are nonzero although its mask prunes them: "
             f"merge a masked adapter, or ship the folder as it is"
         )
+
+    # what `expand_folder` will make of it
     again = int4_tensors(module, weight, grid, source.int4.scale_spec(module).dtype)
     for name, tensor in again.items():
         if not torch.equal(tensor, source.tensor(name)):
             raise CheckpointError(f"{name} of {source.files[name]} could not be restored: quantize the model again")
+
     bitmask, values, row_offsets = compact_pack(weight.codes, mask)
     tensors = {
         "bitmask": bitmask,
@@ -174,10 +190,12 @@ def _compact_shards(source: ModelFolder, target: Path, kept: Mapping[str, Tensor
             inside.update(parts)
         else:
             specs[f"{module}{BITMASK}"] = TensorSpec.of(source.masks[module])
+
     for name, file in source.files.items():
         if name not in inside:
             layouts[file.name][name] = source.spec(name)
     shards = [ShardFile(target / f"{PREFIX}{name}", specs) for name, specs in layouts.items()]
+
     if set(layouts) != {SINGLE}:
         names = {name: shard.path.name for shard in shards for name in shard.specs}
         total = sum(spec.nbytes for shard in shards for spec in shard.specs.values())
@@ -190,6 +208,7 @@ def _compact_side(source: ModelFolder, target: Path) -> None:
     """All but the weights: what INT4 has in their place goes where `expand_folder` finds it."""
     copy_side_files(source, target)
     shutil.copytree(source.path / FOLDER, target / FOLDER, ignore=shutil.ignore_patterns(MASK_FILE))
+
     original = target / ORIGINAL
     original.mkdir()
     for name in ("config.json", INDEX):
@@ -197,6 +216,7 @@ def _compact_side(source: ModelFolder, target: Path) -> None:
             shutil.copyfile(source.path / name, original / name)
     for file in (*set(source.files.values()), source.path / FOLDER / MASK_FILE):
         (original / f"{file.name}{HEADER}").write_bytes(_header(file))
+
     config = source.config["quantization_config"]
     quantization = {
         "quant_method": METHOD,

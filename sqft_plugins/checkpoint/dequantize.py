@@ -78,12 +78,15 @@ def load_filled(
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     layers = _int4_layers(empty, folder)
+
+    # INT4 weights from `fill`, everything else as it is stored
     state: dict[str, Lazy] = {}
     for name, path in layers.items():
         state[f"{name}.weight"] = Lazy(partial(fill, name, isinstance(empty.get_submodule(path), Conv1D)))
     stored = {part for name in layers for part in folder.parts(name)}
     rest = [name for name in folder.tensor_names if name not in stored]
     state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
+
     model, info = type(empty).from_pretrained(
         None,
         config=config,
@@ -94,6 +97,7 @@ def load_filled(
         **kwargs,
     )
     _check(folder, info)
+
     model.name_or_path = model.config._name_or_path = str(folder.path)  # PEFT writes it into the adapter
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
@@ -122,6 +126,7 @@ def _check(folder: ModelFolder, info: Mapping[str, Any]) -> None:
             say(f"{folder.path}: {name} is zero and the model has no such bias: left out")
         else:
             left_over.append(name)
+
     problems = {
         "lacks": sorted(info["missing_keys"]),
         "has, but the model does not know,": left_over,

@@ -72,6 +72,7 @@ def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict:
         strategy="channel" if per_channel else "group",
         group_size=None if per_channel else grid.group_size,
     )
+
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     config = QuantizationConfig(
         config_groups={"group_0": scheme},
@@ -109,6 +110,7 @@ def write_int4(
         stored = source.spec(f"{module}.weight")
         dtypes[module] = stored.dtype
         specs[f"{module}.weight"] = int4_specs(module, stored.shape, grid, stored.dtype)
+
     writer = FolderWriter(source, target, specs)
     writer.copy_rest()
     scales: dict[str, str] = {}
@@ -117,6 +119,7 @@ def write_int4(
         scales[module] = scale_digest(quantized)
         for name, tensor in int4_tensors(module, quantized, grid, dtype).items():
             writer.write(name, tensor)
+
     copy_side_files(source, target)
     write_config(target, int4_config(source.config, grid, ignore))
     stamp = stamp.model_copy(update={"grid": grid, "scale_hash": combined_hash(scales)})

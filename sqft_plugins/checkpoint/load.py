@@ -41,6 +41,7 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
             own = why_not_stock(folder)
             if own is None:
                 kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+
     with as_checkpoint_error(path):
         if own is not None:
             say(f"{path}: read by sqft-plugins, {own}")

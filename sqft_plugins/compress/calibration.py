@@ -81,6 +81,7 @@ def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
         raise DependencyError(
             f"{argument} {name} is no file, and a data set by name needs: pip install 'sqft-plugins[data]'"
         ) from error
+
     path, config, split = [*name.split(":"), "", ""][:3]
     try:
         rows = load_dataset(path, config or None, split=split or "train", streaming=True)
@@ -111,6 +112,7 @@ def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, lengt
         raise SQFTError(
             f"sequences={sequences} of length={length} are no calibration batch: use at least 1 of length 2"
         )
+
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     piece = length - len(start)
     tokens: list[int] = []
@@ -119,12 +121,15 @@ def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, lengt
         tokens += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(tokens) >= SPREAD * sequences * piece:
             break
+
     pieces = len(tokens) // piece
     if pieces < sequences:
         raise SQFTError(
             f"calibration text has {len(tokens)} tokens but sequences={sequences} of length={length} need "
             f"{sequences * piece}: give more text, or fewer or shorter sequences"
         )
+
+    # spread evenly
     first = torch.tensor([index * pieces // sequences * piece for index in range(sequences)])
     rows = torch.tensor(tokens)[first[:, None] + torch.arange(piece)]  # [sequences, piece]
     return torch.cat([torch.tensor([start] * sequences, dtype=torch.int64).reshape(sequences, -1), rows], dim=1)

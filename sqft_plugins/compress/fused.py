@@ -33,6 +33,8 @@ def fused_weights(model: nn.Module, anywhere: bool = False) -> Fused:
         if not anywhere:
             return {}
         prefix, blocks = "", model
+
+    # a smaller side than these is that of a router or a table
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     width = embedding.weight.shape[-1] if isinstance(embedding, nn.Embedding) else 64
     found: Fused = {}

@@ -89,17 +89,20 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     work = path.with_name(f".{path.name}.sqft-job")
     make_folder(work, shown, argument)
     asked = json.dumps({"version": VERSION, **request})
+
     with held_alone(work / "lock", f"{argument} {shown}", "written"):
         left_behind = work / REQUEST
         job = Job(work)
         if left_behind.is_file() and left_behind.read_text() != asked:
             say(f"{work} is of another command or another model: starting anew")
             left_behind.unlink()
+
         try:
             if not left_behind.is_file() or not job.folder.is_dir():  # without either, what is there is a remainder
                 _empty(work)
                 job.folder.mkdir()
                 _write(left_behind, asked)
+
             job.load()
             with translate_full_disk(path, argument, f"{job.done} finished blocks stay, run the same command to go on"):
                 yield job
@@ -109,6 +112,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
         except SQFTError:
             _remove(work)
             raise
+
         _remove(work)
 
 

@@ -87,11 +87,13 @@ def stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
                 tied.setdefault(id(parameter), candidate)
                 result[name] = candidate
                 break
+
     missing = [name for name, _ in model.named_parameters() if name not in result]
     head = model.get_output_embeddings()
     if missing and head is not None:  # nothing here runs the head
         own = {id(parameter) for parameter in head.parameters()}
         missing = [name for name in missing if id(model.get_parameter(name)) not in own]
+
     if missing:
         why = lacks_fused(model)
         if why is not None:

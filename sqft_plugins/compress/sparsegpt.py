@@ -50,19 +50,25 @@ def sparsegpt(weight: Tensor, factor: Tensor, pattern: Pattern, unseen: Tensor) 
     zero = ~nonzero_mask(weight)
     first = zero | unseen
     mask = torch.empty_like(zero)
+
     width = pattern.group or BLOCK  # columns that are chosen together
     block = max(BLOCK // width, 1) * width
     for start in range(0, in_features, block):
         stop = min(start + block, in_features)
         errors = remaining.new_empty(out_features, stop - start)
+
         for column in range(start, stop):
             if column % width == 0:
                 chosen = slice(column, min(column + width, stop))
                 mask[:, chosen] = choose(remaining, factor, mask, first, pattern, chosen) & ~zero[:, chosen]
+
+            # pruned, and the error into the columns to the right in this block
             error = remaining[:, column].masked_fill(mask[:, column], 0) / factor[column, column]
             remaining[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
             remaining[:, column].masked_fill_(~mask[:, column], 0)
             errors[:, column - start] = error
+
+        # and into those behind the block
         remaining[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
     return remaining.to(weight.dtype), mask
 

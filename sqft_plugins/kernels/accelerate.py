@@ -94,6 +94,7 @@ def accelerate(model: nn.Module) -> Acceleration:
             f"model {type(model).__name__} has no INT4 layers: load an INT4 folder (`sqft quantize` makes one) with "
             "sqft_plugins.checkpoint.load_model"
         )
+
     done = Acceleration(model)
     uses = uses_of(model)
     kept = total = 0.0
@@ -113,9 +114,11 @@ def accelerate(model: nn.Module) -> Acceleration:
     except BaseException:
         done.undo()
         raise
+
     if not done._swapped:
         name, why = next(iter(done.skipped.items()))
         raise KernelError(f"none of {len(layers)} INT4 layers can be swapped: {name}, for one: {why}")
+
     done.density = kept / total
     release_memory()
     say(f"accelerate: {done}")

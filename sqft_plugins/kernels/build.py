@@ -64,6 +64,7 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
     compiler = find_compiler()
     machine = machine or platform.machine().lower()
     machine = ARCHITECTURES.get(machine, machine)
+
     sets = []
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
@@ -71,6 +72,7 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
             architecture, flags = FLAGS.get(source.stem, (machine, ()))
             if architecture != machine:
                 continue
+
             made = Path(scratch) / f"{source.stem}.o"
             command = [*compiler, *COMMON, *flags, *extra, "-c", str(source), "-o", str(made)]
             problem = _run(command)
@@ -81,10 +83,12 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
                 notice(f"{source.name} is left out, {compiler[0]} does not compile it: {problem}")
             else:
                 raise BuildError(f"{compiler[0]} does not compile {source.name}: {problem}")
+
         linked = Path(scratch) / LIBRARY
         problem = _run([*compiler, "-shared", *extra, *objects, "-o", str(linked)])
         if problem is not None:
             raise BuildError(f"{compiler[0]} does not link {LIBRARY}: {problem}")
+
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.copyfile(linked, beside)

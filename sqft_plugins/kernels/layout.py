@@ -95,6 +95,7 @@ def pack_values(codes: Tensor, masks: Tensor, block_offsets: Tensor) -> Tensor:
     _check_codes(codes)
     if blocks_of(codes.shape[0]) != masks.shape[0] or chunks_of(codes.shape[1]) != masks.shape[1]:
         raise KernelError(f"codes {tuple(codes.shape)} are not of the weight with masks {tuple(masks.shape)}")
+
     values = torch.zeros(int(block_offsets[-1]) + END, dtype=torch.uint8)
     compiled = library().handle
     if compiled is not None:
@@ -102,6 +103,7 @@ def pack_values(codes: Tensor, masks: Tensor, block_offsets: Tensor) -> Tensor:
         pointers = (masks.data_ptr(), offsets.data_ptr(), values.data_ptr())
         compiled.sqft_pack_values(codes.data_ptr(), *codes.shape, *pointers)
         return values
+
     for slab in _slabs(masks, block_offsets):
         ordered = _to_chunks(codes[slab.rows].cpu())  # [blocks, chunks, 64]
         stored = values[slab.first : slab.last]
@@ -116,6 +118,7 @@ def unpack(packed: Packed, zero_points: Tensor | None, out: int, in_features: in
 
     zero_points: uint8 [blocks, groups, 16], None = 8 everywhere.
     """
+
     codes = torch.empty(out, in_features, dtype=torch.uint8)
     mask = torch.empty(out, in_features, dtype=torch.bool)
     compiled = library().handle
@@ -132,6 +135,7 @@ def unpack(packed: Packed, zero_points: Tensor | None, out: int, in_features: in
             mask.data_ptr(),
         )
         return codes, mask
+
     for rows, some_codes, some_mask in unpack_slabs(packed, zero_points, out, in_features):
         codes[rows], mask[rows] = some_codes, some_mask
     return codes, mask
@@ -181,6 +185,7 @@ def check(packed: Packed, out: int, in_features: int) -> None:
     where they say. Reads the masks once, and the streams' ends."""
     masks, values, block_offsets = packed
     blocks, chunks = blocks_of(out), chunks_of(in_features)
+
     wanted = {
         "masks": (masks, torch.int64, (blocks, chunks)),
         "block_offsets": (block_offsets, torch.int64, (blocks + 1,)),
@@ -189,11 +194,14 @@ def check(packed: Packed, out: int, in_features: int) -> None:
     for name, (tensor, dtype, shape) in wanted.items():
         if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
             raise KernelError(f"{name} is {_what(tensor)}, expected contiguous {dtype} {shape}: pack the weight again")
+
     if not torch.equal(block_offsets.cpu(), offsets_of(masks.cpu())):
         raise KernelError("block_offsets are not those of the masks: pack the weight again")
     if values.numel() != int(block_offsets[-1]) + END:
         wanted_bytes = int(block_offsets[-1]) + END
         raise KernelError(f"values has {values.numel()} bytes, the masks ask for {wanted_bytes}: pack the weight again")
+
+    # the padding keeps nothing
     last_row, last_input = out % ROWS, in_features % (2 * INPUTS)
     if last_row and bool((masks[-1] >> (INPUTS * last_row)).any()):  # arithmetic: all that is left of the high bits
         raise KernelError(f"masks keep weights of rows above out={out}: pack the weight again")

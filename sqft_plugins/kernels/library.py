@@ -128,6 +128,7 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{FILE.name} cannot be loaded ({error})"
     if not hasattr(handle, "sqft_interface") or handle.sqft_interface() != INTERFACE:
         return None, f"{FILE.name} was built from other sources"
+
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     handle.sqft_pack_masks.argtypes = [pointer, number, number, pointer, pointer]
     handle.sqft_pack_masks.restype = number

@@ -54,6 +54,7 @@ def check_call(
         raise KernelError(f"x is {x.dtype} {tuple(x.shape)}: give float32, bfloat16 or float16 [..., in]")
     if activation_bits not in (8, 16):
         raise KernelError(f"activation_bits={activation_bits}: give 16 or 8")
+
     blocks, in_features = layout.blocks_of(out_features), x.shape[-1]
     groups = scales.shape[1] if scales.dim() == 3 else 0
     wanted = (

@@ -52,8 +52,12 @@ def _stream(
     count = tl.sum(kept, axis=1)  # [PAIRS]
     before = tl.cumsum(count, axis=0) - count
     rank = tl.cumsum(kept, axis=1) - kept
+
+    # the codes, which stand one after the other
     at = begin + (before[:, None] + rank).to(tl.int64)
     code = (tl.load(values + at, mask=kept != 0, other=0).to(tl.int32) >> SHIFT) & 15
+
+    # their scales and zero points
     column = 4 * chunk[:, None] + (position % 4)[None, :]  # [PAIRS, 64]: the input of each weight
     grid = (column // group_size) * 16 + (position // 4)[None, :]
     real = column < in_features
@@ -61,6 +65,8 @@ def _stream(
     zero = tl.full((PAIRS, 64), 8, tl.int32)
     if ASYMMETRIC:
         zero = tl.load(zero_points + grid, mask=real, other=0).to(tl.int32)
+
+    # the weights [16, inputs], and the product
     weight = tl.where(kept != 0, (code - zero).to(tl.float32) * scale, 0.0)
     weight = tl.reshape(weight, (PAIRS, 16, 4)).permute(1, 0, 2)
     weight = tl.reshape(weight, (16, PAIRS * 4))  # [rows, inputs]
@@ -100,6 +106,7 @@ def _linear(
     scales += block * groups * 16
     zero_points += block * groups * 16
     masks += block * chunks
+
     accumulator = tl.zeros((16, TOKENS), tl.float32)
     for first in range(0, chunks, 2 * PAIRS):
         chunk = first + 2 * tl.arange(0, PAIRS)
@@ -114,6 +121,7 @@ def _linear(
             accumulator, odd_masks, chunk + 1, odd, values, scales, zero_points, x, token, x_stride, tokens,
             in_features, group_size, 4, ASYMMETRIC, PAIRS,
         )  # fmt: skip
+
     row = block * 16 + tl.arange(0, 16)
     if BIAS:
         accumulator += tl.load(bias + row, mask=row < out, other=0.0).to(tl.float32)[:, None]
@@ -133,13 +141,16 @@ def linear(
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     tokens = flat.shape[0]
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
+
     width = min(max(16, triton.next_power_of_2(max(tokens, 1))), MOST_TOKENS)
     blocks, chunks = packed.masks.shape
     groups = scales.shape[1]
     constants: dict[str, Any] = {"ASYMMETRIC": zero_points is not None, "BIAS": bias is not None, "TOKENS": width}
+
     kernel: Any = _tuned
     if triton.knobs.runtime.interpret:  # nothing to measure
         kernel, constants["PAIRS"] = _linear, TABLE[0].kwargs["PAIRS"]
+
     if tokens:
         kernel[(blocks, triton.cdiv(tokens, width))](
             flat,

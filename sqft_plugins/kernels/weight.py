@@ -67,6 +67,7 @@ class SparseInt4Weight:
         if codes.dim() != 2 or scale.dim() != 2 or scale.shape[0] != codes.shape[0]:
             shapes = f"codes {tuple(codes.shape)} and scale {tuple(scale.shape)}"
             raise KernelError(f"{shapes} do not fit: give [out, in] and [out, groups]")
+
         out, in_features = codes.shape
         groups = scale.shape[1]
         if not groups or in_features % groups:
@@ -77,12 +78,14 @@ class SparseInt4Weight:
             zero_point = symmetric_zero_point(scale)
         if zero_point.shape != scale.shape or zero_point.dtype != torch.uint8:
             raise KernelError(f"zero_point is not uint8 {tuple(scale.shape)}, the shape of scale: give it so, or None")
+
         if mask is None:
             mask = nonzero_mask(steps(codes, zero_point))
         elif mask.shape != codes.shape or mask.dtype != torch.bool:
             raise KernelError(f"mask is not bool {tuple(codes.shape)}, the shape of codes: give it so, or None")
         elif lost := lost_zeros(steps(codes, zero_point), mask):
             raise KernelError(f"mask drops {lost} weights that are not zero: give the mask of this weight, or None")
+
         packed = operators.pack(codes, mask)
         symmetric = bool((zero_point == SYMMETRIC_ZERO_POINT).all())
         return cls(
