@@ -72,7 +72,7 @@ class Stages:
         """The result of `make`, or of an earlier run with the same settings after the same stages.
 
         output: the file or folder under the run folder that the stage writes; without it the stage is made again.
-        place: such as "3/7 ", told before its name.
+        place: such as "3/7 ", shown before its name.
         """
         known = self.plan(name, after=after, settings=settings, output=output)
         if known is not None:
@@ -80,6 +80,7 @@ class Stages:
             if place:
                 say(f"{place}{name}: done before")
             return known
+
         self.record.mkdir(parents=True, exist_ok=True)
         say(f"{place}{name}", "bold")
         file = self.record / f"{name}.json"
@@ -87,6 +88,7 @@ class Stages:
         start = time.monotonic()
         result = dict(make())
         result.setdefault("seconds", time.monotonic() - start)
+
         partial = file.with_suffix(".partial")
         done = {"key": self.keys[name], "inputs": self._inputs[name], "result": result}
         partial.write_text(json.dumps(done, indent=2, default=str))

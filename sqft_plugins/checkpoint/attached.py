@@ -61,7 +61,8 @@ def has_grid(layer: nn.Module) -> bool:
 
 
 def attached_grid(layer: nn.Module) -> GridStamp:
-    """The grid of a layer that `has_grid`. The scales alone do not tell: one group in a row is a group of `in`, too."""
+    """The grid of a layer that `has_grid`. It does not follow from the scales alone: one group in a row is a group of
+    size `in`, too."""
     weights = cast(Any, layer).quantization_scheme.weights
     size = PER_CHANNEL if weights.strategy == "channel" else weights.group_size
     return GridStamp(group_size=size, symmetric=not hasattr(layer, ZERO_POINT))

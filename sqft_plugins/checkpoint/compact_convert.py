@@ -91,7 +91,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     """Restores the INT4 folder that a compact one was made from, every file byte for byte.
 
     Returns out, modules, bytes (weight and mask files), seconds. Raises SQFTError for a folder that is not compact,
-    CheckpointError for one that is damaged.
+    CheckpointError for a damaged folder.
     """
     start = time.perf_counter()
 

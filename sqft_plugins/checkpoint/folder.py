@@ -176,7 +176,7 @@ class ModelFolder(TensorFiles):
 
     def kept(self, module: str) -> Tensor | None:
         """The mask of an INT4 module, all True for one that pruning has left out; None where the folder has no masks at
-        all, and nothing tells which of its codes were pruned."""
+        all: which of its codes were pruned is then unknown."""
         mask = self.mask(module)
         if mask is not None or not self.masks:
             return mask

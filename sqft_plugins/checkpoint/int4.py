@@ -21,7 +21,7 @@ SCALE_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
 def int4_tensors(module: str, weight: QuantizedWeight, grid: GridStamp, dtype: torch.dtype) -> dict[str, Tensor]:
     """The stored tensors of one module of a model in `dtype`. Our scales, of 8 significant bits, are exact in each;
-    raises GridError for one that is not (AutoGPTQ's have 11 bits, which bf16 does not hold)."""
+    raises GridError for a scale that is not exact (AutoGPTQ's have 11 bits, which bf16 does not hold)."""
     scale = weight.scale.to(scale_dtype(dtype))
     if not torch.equal(scale.to(torch.float32), weight.scale):
         raise GridError(f"the scales of {module} are not exact in {scale.dtype}: save the model in float16")

@@ -97,7 +97,7 @@ def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
 
 
 def calibration_texts(source: str | Path | None) -> Iterable[str]:
-    """The texts of a file or data set, or the built-in training split where there is none."""
+    """The texts of a file or data set, or the built-in training split where `source` is None."""
     if source is None:
         return builtin_text("train")
     if not Path(source).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}", str(source)):

@@ -1,7 +1,7 @@
 """Weights of the decoder blocks that are no linear layers: experts that transformers keep as one parameter
 [experts, out, in], and matrices that a module holds itself (`in_proj_weight` of torch's attention, DBRX's experts).
 
-They are neither pruned, quantized nor adapted. What is left out is told in numbers, from here.
+They are neither pruned, quantized nor adapted. How many weights are left out is counted here, for messages.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Fused = dict[str, tuple[int, ...]]
 
 def fused_weights(model: nn.Module, anywhere: bool = False) -> Fused:
     """Parameter name → shape, of all matrices in the decoder blocks that are in no linear layer; routers, convolutions
-    and other small tables are none. Of a model without a list of equal blocks (Jamba) all of them, if `anywhere`, else
-    none."""
+    and other small tables do not count. anywhere: in a model without a list of equal blocks (Jamba), look at all of it;
+    else such a model has no fused weights."""
     prefix: str
     blocks: nn.Module
     try:

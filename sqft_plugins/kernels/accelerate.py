@@ -59,7 +59,7 @@ class Acceleration:
 
     def __str__(self) -> str:
         text = (
-            f"{told(len(self._swapped), self.density)}, "
+            f"{summary(len(self._swapped), self.density)}, "
             f"{self.float_bytes / 1e6:.0f} MB of weights are {self.packed_bytes / 1e6:.0f} MB"
         )
         for name, why in list(self.skipped.items())[:3]:
@@ -67,7 +67,7 @@ class Acceleration:
         return text + (f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else "")
 
 
-def told(layers: int, density: float) -> str:
+def summary(layers: int, density: float) -> str:
     """How many layers run packed, by which kernel and why, and how sparse they are."""
     return (
         f"{layers} INT4 layers run packed ({library().path} kernel: {library().why}), {density:.0%} of their weights "
@@ -81,7 +81,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     model: loaded from an INT4 folder with `sqft_plugins.checkpoint.load_model` or, with
     `CompressedTensorsConfig(dequantize=True)`, by transformers. What is no INT4 linear stays; an INT4 linear whose
     weight is no longer that of its codes (an adapter was merged into it), whose scales float16 does not hold or that
-    carries hooks stays, too, and is told.
+    carries hooks stays, too, and the result names it (`Acceleration.skipped`).
     The results are those of the float model up to rounding: the error bound is in csrc/kernel.h.
 
     Raises KernelError where there is no INT4 linear, or none can be swapped; then nothing was changed.
@@ -126,7 +126,7 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 
 def _packed(layer: Any, uses: int) -> SparseInt4Weight | str:
-    """The packed weight of an INT4 linear, or why there is none."""
+    """The packed weight of an INT4 linear, or why the layer has to stay."""
     why = why_not(layer, uses)
     if why is not None:
         return why

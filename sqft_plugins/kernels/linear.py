@@ -58,7 +58,7 @@ class SparseInt4Linear(nn.Module):
 
 
 class _NoGradient(torch.autograd.Function):
-    """Outside of `torch.no_grad()` the embeddings make every x ask for a gradient: refuse only one that is taken."""
+    """Refuses a gradient when it is taken: outside of `torch.no_grad()` the embeddings make every x ask for one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: SparseInt4Linear) -> Tensor:

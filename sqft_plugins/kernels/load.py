@@ -14,7 +14,7 @@ from sqft_plugins.checkpoint.dequantize import load_filled
 from sqft_plugins.checkpoint.load import as_checkpoint_error
 from sqft_plugins.errors import KernelError
 from sqft_plugins.hardware import release_memory
-from sqft_plugins.kernels.accelerate import told, uses_of, why_not
+from sqft_plugins.kernels.accelerate import summary, uses_of, why_not
 from sqft_plugins.kernels.linear import SparseInt4Linear
 from sqft_plugins.kernels.weight import SparseInt4Weight
 from sqft_plugins.progress import quiet_libraries, say
@@ -54,5 +54,5 @@ def load_accelerated(path: str | Path, dtype: torch.dtype | str = "auto") -> Pre
         bias = layer.bias if isinstance(layer.bias, Tensor) else None
         model.set_submodule(where, SparseInt4Linear(packed, bias, layer.weight.dtype))
     release_memory()
-    say(f"{path}: {told(len(layers), kept / total)}")
+    say(f"{path}: {summary(len(layers), kept / total)}")
     return model.eval()

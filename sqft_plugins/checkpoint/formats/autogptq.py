@@ -87,7 +87,7 @@ class AutoGPTQ(Int4Format):
         if layout not in FORMATS or config.get("is_marlin_format"):
             raise CheckpointError(f"model {path} has checkpoint_format {layout}: save it as gptq or gptq_v2")
         if config.get("bits") != 4:
-            raise CheckpointError(f"model {path} has bits={config.get('bits')}: give one that is quantized to 4 bits")
+            raise CheckpointError(f"model {path} has bits={config.get('bits')}: give a model of 4 bits")
         if not isinstance(size, int) or (size <= 0 and size != PER_CHANNEL):
             raise CheckpointError(f"model {path} has group_size={size}: give one with groups, or with -1 (per channel)")
 

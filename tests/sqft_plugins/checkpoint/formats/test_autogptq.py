@@ -183,7 +183,7 @@ def test_act_order_without_its_tensor_is_refused(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 8}, "has bits=8: give one that is quantized to 4 bits"),
+        ({"bits": 8}, "has bits=8: give a model of 4 bits"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format marlin: save it as gptq or gptq_v2"),
         ({"is_marlin_format": True}, "save it as gptq or gptq_v2"),
         ({"group_size": None}, "has group_size=None"),
