@@ -21,8 +21,8 @@ from sqft_plugins.checkpoint.formats.compact import BITMASK, COMPACT, COMPACT_VE
 from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.checkpoint.shards import BY_NAME, ShardFile, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp
-from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
-from sqft_plugins.checkpoint.writer import copy_side_files, write_config
+from sqft_plugins.checkpoint.tensors import INDEX
+from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.mask import mask_hash
 from sqft_plugins.progress import track
@@ -56,18 +56,14 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
     # work
     kept = {module: _mask(source, module).sum(1) for module in modules}  # int64 [out]
     with write_folder(out, overwrite) as target:
-        shards = _compact_shards(source, target, kept)
-        where = {name: shard for shard in shards for name in shard.specs}
-        inside = {part for module in modules for part in source.parts(module)}
+        writer = _compact_writer(source, target, kept)
+        writer.copy_rest()
         for module in track(modules, "compact"):
             for name, tensor in compact_tensors(source, module).items():
-                where[name].write(name, tensor)
-        for name in source.files:
-            if name not in inside:
-                where[name].write(name, source.tensor(name))
-        for module in source.masks:
-            if module not in kept:
-                where[f"{module}{BITMASK}"].write(f"{module}{BITMASK}", source.masks[module])
+                writer.write(name, tensor)
+        for module in source.masks.keys() - kept.keys():
+            writer.write(f"{module}{BITMASK}", source.masks[module])
+            writer.write(source.parts(module)[0], source.tensor(source.parts(module)[0]))
         _compact_side(source, target)
 
     # report
@@ -179,29 +175,19 @@ def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
     return {f"{module}.weight.{part}": tensor for part, tensor in tensors.items()}
 
 
-def _compact_shards(source: ModelFolder, target: Path, kept: Mapping[str, Tensor]) -> list[ShardFile]:
-    layouts: dict[str, dict[str, TensorSpec]] = {file.name: {} for file in source.files.values()}
-    inside = set()
+def _compact_writer(source: ModelFolder, target: Path, kept: Mapping[str, Tensor]) -> FolderWriter:
+    """The shards of `source`: an INT4 module of `kept` in the compact form, a masked float module with its mask beside
+    it."""
+    changed: dict[str, dict[str, TensorSpec]] = {}
     for module in sorted({*kept, *source.masks}):
-        parts = source.parts(module)
-        specs = layouts[source.files[parts[0]].name]
+        first, *others = source.parts(module)
         if module in kept:
-            specs.update(masked_specs(source, module, kept[module]))
-            inside.update(parts)
+            changed[first] = masked_specs(source, module, kept[module])
+            changed |= {name: {} for name in others}
         else:
-            specs[f"{module}{BITMASK}"] = TensorSpec.of(source.masks[module])
-
-    for name, file in source.files.items():
-        if name not in inside:
-            layouts[file.name][name] = source.spec(name)
-    shards = [ShardFile(target / f"{PREFIX}{name}", specs) for name, specs in layouts.items()]
-
-    if set(layouts) != {SINGLE}:
-        names = {name: shard.path.name for shard in shards for name in shard.specs}
-        total = sum(spec.nbytes for shard in shards for spec in shard.specs.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-        (target / f"{PREFIX}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
-    return shards
+            mask = TensorSpec.of(source.masks[module])
+            changed[first] = {first: source.spec(first), f"{module}{BITMASK}": mask}
+    return FolderWriter(source, target, changed, prefix=PREFIX)
 
 
 def _compact_side(source: ModelFolder, target: Path) -> None:

@@ -23,7 +23,8 @@ class FolderWriter:
     """The weight files of `target`, with the same shards as `source`, laid out at once and filled in any order.
 
     changed: tensor name in `source` → the tensors that take its place there. renamed: tensor name in `source` → name in
-    `target`, for those that are copied. Opened again on a folder that is half filled, it goes on.
+    `target`, for those that are copied. prefix: of the file names; empty but in the compact form. Opened again on a
+    folder that is half filled, it goes on.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class FolderWriter:
         target: Path,
         changed: Mapping[str, Mapping[str, TensorSpec]],
         renamed: Mapping[str, str] | None = None,
+        prefix: str = "",
     ):
-        self.source, self.target = source, target
+        self.source, self.target, self._prefix = source, target, prefix
         self._copied = {name: (renamed or {}).get(name, name) for name in source.files if name not in changed}
         copied = {name: {here: source.spec(name)} for name, here in self._copied.items()}
         layouts = shard_layouts(source, {**changed, **copied})
-        self._shards = {file: ShardFile(target / file, specs) for file, specs in layouts.items()}
+        self._shards = {file: ShardFile(target / f"{prefix}{file}", specs) for file, specs in layouts.items()}
         self._where = {name: shard for shard in self._shards.values() for name in shard.specs}
         if set(layouts) != {SINGLE}:
             self._write_index()
@@ -53,9 +55,12 @@ class FolderWriter:
     def _write_index(self) -> None:
         weight_map = {name: shard.path.name for name, shard in sorted(self._where.items())}
         total = sum(spec.nbytes for shard in self._shards.values() for spec in shard.specs.values())
-        numbers = sum(math.prod(s.shape) for shard in self._shards.values() for s in shard.specs.values())
-        index = {"metadata": {"total_parameters": numbers, "total_size": total}, "weight_map": weight_map}
-        (self.target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        metadata = {"total_size": total}
+        if not self._prefix:  # the compact form's index has no such count
+            numbers = sum(math.prod(s.shape) for shard in self._shards.values() for s in shard.specs.values())
+            metadata = {"total_parameters": numbers, **metadata}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        (self.target / f"{self._prefix}{INDEX}").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def shard_layouts(
