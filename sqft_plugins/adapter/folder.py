@@ -38,12 +38,6 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def weights_in(folder: Path) -> Path:
-    """The file that PEFT reads: of both the safetensors; its path also where there is none."""
-    pickled = folder / PICKLED
-    return pickled if pickled.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
-
-
 @dataclass(frozen=True)
 class LoraPair:
     """A and B of one module, by their headers. a, b: their names in the file. inputs: of an embedding, the size of the
@@ -100,7 +94,9 @@ class AdapterFolder:
 
     @property
     def weights(self) -> Path:
-        return weights_in(self.path)
+        """The file that PEFT reads: of both the safetensors."""
+        pickled = self.path / PICKLED
+        return pickled if pickled.is_file() and not (self.path / WEIGHTS).is_file() else self.path / WEIGHTS
 
     @property
     def files(self) -> list[Path]:

@@ -117,18 +117,16 @@ class ByTuner:
             )
         import torch
 
+        from sqft_plugins.adapter.saved import SavedAdapter
         from sqft_plugins.checkpoint import load_model
-        from sqft_plugins.tune.adapters import tuner_of
 
-        self.adapter, self.tuner = adapter, tuner_of(adapter)
+        self.saved = SavedAdapter(adapter)
         over = int4.path if base is None else Path(base)
         model = load_model(over, dtype=torch.float32)
-        self.model = self.tuner.load(model, adapter, None if over == int4.path else int4.path)
+        self.model = self.saved.tuner.load(model, adapter, None if over == int4.path else int4.path)
 
     def ranks(self, rank: Rank) -> dict[str, int]:
-        from sqft_plugins.tune.adapters import choose_rank
-
-        return dict(self.tuner.set_rank(self.model, choose_rank(rank, self.tuner, self.adapter)))
+        return dict(self.saved.tuner.set_rank(self.model, self.saved.choose_rank(rank)))
 
     def plain(self) -> Mapping[str, Tensor]:
         return self._codes(merged=False)
@@ -137,7 +135,7 @@ class ByTuner:
         return self._codes(merged=True)  # at the ranks that were set
 
     def _codes(self, merged: bool) -> dict[str, Tensor]:
-        return {name: weight.codes.cpu() for name, weight in self.tuner.quantized(self.model, merged).items()}
+        return {name: weight.codes.cpu() for name, weight in self.saved.tuner.quantized(self.model, merged).items()}
 
 
 def base_of(adapter: Path) -> Path:

@@ -7,8 +7,8 @@ import torch
 from helpers_adapters import MODULES, change, write_adapter
 from safetensors.torch import load_file
 
+from sqft_plugins.adapter.lora_config import is_adapted
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
-from sqft_plugins.lora import is_adapted
 from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.folder import open_adapter
 
