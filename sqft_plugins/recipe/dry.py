@@ -89,15 +89,9 @@ class Planner:
     def of(self, step: Step) -> tuple[Cost | None, int | None]:
         """The estimate of a step, and the bytes that it leaves on disk."""
         verbs = {
-            "prune": self._prune,
-            "quantize": self._quantize,
-            "train": self._train,
-            "search": self._search,
-            "extract": self._extract,
-            "merge": self._merge,
-            "eval": self._eval,
-            "export": self._export,
-        }
+            "prune": self._prune, "quantize": self._quantize, "train": self._train, "search": self._search,
+            "extract": self._extract, "merge": self._merge, "eval": self._eval, "export": self._export,
+        }  # fmt: skip
         return verbs[step.verb](step)
 
     def _prune(self, step: Step) -> tuple[Cost | None, int | None]:

@@ -130,15 +130,9 @@ def _export(step: Step) -> None:
 
 
 VERBS: Mapping[str, Callable[[Step], None]] = {
-    "prune": _prune,
-    "quantize": _quantize,
-    "train": _train,
-    "search": _search,
-    "extract": _extract,
-    "merge": _merge,
-    "eval": _eval,
-    "export": _export,
-}
+    "prune": _prune, "quantize": _quantize, "train": _train, "search": _search,
+    "extract": _extract, "merge": _merge, "eval": _eval, "export": _export,
+}  # fmt: skip
 
 
 def _texts(argument: str, source: str | None) -> None:

@@ -200,12 +200,6 @@ def _exported_adapter(above: Above, section: Export, base: str | None) -> dict[s
 
 
 VERBS: Mapping[str, Callable[[Above, Any], Step]] = {
-    "prune": _prune,
-    "quantize": _quantize,
-    "train": _train,
-    "search": _search,
-    "extract": _extract,
-    "merge": _merge,
-    "eval": _eval,
-    "export": _export,
-}
+    "prune": _prune, "quantize": _quantize, "train": _train, "search": _search,
+    "extract": _extract, "merge": _merge, "eval": _eval, "export": _export,
+}  # fmt: skip

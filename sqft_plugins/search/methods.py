@@ -3,6 +3,7 @@ it go on after a stop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,64 +16,40 @@ RANDOM_FIRST = 10
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """Proposes nothing: the starting configurations (heuristic, max, min, and those recorded in training) alone."""
+class Method:
+    """A `SearchMethod`. proposes: whether it goes on after its starting configurations."""
 
-    name: str = "fixed"
+    name: str
+    sampler: Callable[[Space, int], Any]
     objectives: tuple[int, ...] = (1, 2)
     starts: tuple[str, ...] = ("heuristic", "max", "min", "most-frequent", "lowest-loss")
-    proposes: bool = False
-
-    def sampler(self, space: Space, seed: int) -> Any:
-        import optuna
-
-        return optuna.samplers.RandomSampler(seed)
-
-
-@dataclass(frozen=True)
-class HillClimbing:
-    """From the heuristic to the best neighbour, and on from there (SQFT, arXiv 2410.03750; Shears, arXiv 2404.10934).
-    Follows the score alone, so it takes one objective."""
-
-    name: str = "hill-climbing"
-    objectives: tuple[int, ...] = (1,)
-    starts: tuple[str, ...] = ("heuristic",)
     proposes: bool = True
 
-    def sampler(self, space: Space, seed: int) -> Any:
-        from sqft_plugins.search.samplers import HillClimber
 
-        return HillClimber(space, seed)
+def _hill_climber(space: Space, seed: int) -> Any:
+    from sqft_plugins.search.samplers import HillClimber
+
+    return HillClimber(space, seed)
 
 
-@dataclass(frozen=True)
-class TPE:
-    """Optuna's tree-structured Parzen estimator."""
+def _optuna(name: str, **options: Any) -> Callable[[Space, int], Any]:
+    """Optuna's sampler of that name."""
 
-    name: str = "tpe"
-    objectives: tuple[int, ...] = (1, 2)
-    starts: tuple[str, ...] = Fixed.starts
-    proposes: bool = True
-
-    def sampler(self, space: Space, seed: int) -> Any:
+    def make(space: Space, seed: int) -> Any:
         import optuna
 
-        return optuna.samplers.TPESampler(n_startup_trials=RANDOM_FIRST, seed=seed)
+        return getattr(optuna.samplers, name)(seed=seed, **options)
+
+    return make
 
 
-@dataclass(frozen=True)
-class NSGA2:
-    """Optuna's NSGA-II: the front of score against cost, for `--against`."""
-
-    name: str = "nsga2"
-    objectives: tuple[int, ...] = (1, 2)
-    starts: tuple[str, ...] = Fixed.starts
-    proposes: bool = True
-
-    def sampler(self, space: Space, seed: int) -> Any:
-        import optuna
-
-        return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
-
-
-METHODS = (HillClimbing(), TPE(), NSGA2(), Fixed())
+HILL_CLIMBING = Method("hill-climbing", _hill_climber, objectives=(1,), starts=("heuristic",))
+"""From the heuristic to the best neighbour, and on from there (SQFT, arXiv 2410.03750; Shears, arXiv 2404.10934).
+Follows the score alone, so it takes one objective."""
+TPE = Method("tpe", _optuna("TPESampler", n_startup_trials=RANDOM_FIRST))
+"""Optuna's tree-structured Parzen estimator."""
+NSGA2 = Method("nsga2", _optuna("NSGAIISampler", population_size=POPULATION))
+"""Optuna's NSGA-II: the front of score against cost, for `--against`."""
+FIXED = Method("fixed", _optuna("RandomSampler"), proposes=False)
+"""Proposes nothing: the starting configurations (heuristic, max, min, and those recorded in training) alone."""
+METHODS = (HILL_CLIMBING, TPE, NSGA2, FIXED)

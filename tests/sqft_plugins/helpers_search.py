@@ -36,13 +36,13 @@ def known_best(space: Space, seed: int) -> tuple[Choice, Callable[[Choice], floa
 
 
 def main(study: str, log: str, evaluations: int, seconds: float, seed: int) -> None:
-    from sqft_plugins.search.methods import HillClimbing
+    from sqft_plugins.search.methods import HILL_CLIMBING
     from sqft_plugins.search.samplers import Unseen
     from sqft_plugins.search.study import Budget, Result, open_study, run_trials
 
     space = make_space(5)
     _, loss = known_best(space, 0)
-    opened = open_study(study, IDENTITY, ["minimize"], Unseen(HillClimbing().sampler(space, seed), space, seed))
+    opened = open_study(study, IDENTITY, ["minimize"], Unseen(HILL_CLIMBING.sampler(space, seed), space, seed))
 
     def evaluate(ranks: dict[str, int]) -> Result:
         choice = space.choice(ranks)

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.search.finals import pareto_front
-from sqft_plugins.search.methods import NSGA2, TPE, Fixed, HillClimbing
+from sqft_plugins.search.methods import FIXED, HILL_CLIMBING, NSGA2, TPE
 from sqft_plugins.search.samplers import Unseen, choice_of
 from sqft_plugins.search.study import Budget, Result, finished, open_study, run_trials
 
@@ -50,7 +50,7 @@ def search(method, space, loss, budget, objectives=1, seed=0, target=None):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("method", "groups", "objectives"),
-    [(HillClimbing(), 5, 1), (TPE(), 5, 1), (NSGA2(), 5, 1), (NSGA2(), 6, 2)],
+    [(HILL_CLIMBING, 5, 1), (TPE, 5, 1), (NSGA2, 5, 1), (NSGA2, 6, 2)],
     ids=["hill-climbing", "tpe", "nsga2", "nsga2-against-parameters"],
 )
 def test_the_best_configuration_is_found_with_a_third_of_all_evaluations(method, groups, objectives, seed) -> None:
@@ -64,7 +64,7 @@ def test_the_best_configuration_is_found_with_a_third_of_all_evaluations(method,
     assert best in found
 
 
-@pytest.mark.parametrize("method", [HillClimbing(), TPE(), NSGA2()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [HILL_CLIMBING, TPE, NSGA2], ids=lambda method: method.name)
 def test_a_search_without_end_evaluates_everything_once(method) -> None:
     space = make_space(3)
     study, why = search(method, space, known_best(space, 1)[1], Budget(evaluations=1000))
@@ -77,7 +77,7 @@ def test_a_search_without_end_evaluates_everything_once(method) -> None:
 def test_hill_climbing_begins_at_the_heuristic_and_goes_from_the_best_to_its_neighbours() -> None:
     space = make_space(5)
     _, loss = known_best(space, 2)
-    study, _ = search(HillClimbing(), space, loss, Budget(12))
+    study, _ = search(HILL_CLIMBING, space, loss, Budget(12))
     path = [choice_of(trial, space) for trial in finished(study)]
     assert path[0] == space.choice("heuristic") == (6, 6, 6, 6, 6)
     for place in range(1, len(path)):
@@ -87,14 +87,14 @@ def test_hill_climbing_begins_at_the_heuristic_and_goes_from_the_best_to_its_nei
 
 def test_the_fixed_choices_are_evaluated_and_no_more() -> None:
     space = make_space(4)
-    study, why = search(Fixed(), space, known_best(space, 0)[1], Budget())
+    study, why = search(FIXED, space, known_best(space, 0)[1], Budget())
     assert [trial.user_attrs["origin"] for trial in finished(study)] == ["heuristic", "max", "min"]
     assert why == "all starting configurations are evaluated"
 
 
 def test_the_front_is_what_nobody_beats() -> None:
     space = make_space(4)
-    study, _ = search(NSGA2(), space, known_best(space, 3)[1], Budget(40), objectives=2)
+    study, _ = search(NSGA2, space, known_best(space, 3)[1], Budget(40), objectives=2)
     trials = finished(study)
     front = pareto_front(trials, "minimize", "parameters")
     naive = set()
@@ -116,7 +116,7 @@ def test_a_budget_in_minutes_ends_the_search() -> None:
     space = make_space(6)
     _, loss = known_best(space, 0)
     start = time.monotonic()
-    _, why = search(HillClimbing(), space, lambda choice: time.sleep(0.05) or loss(choice), Budget(minutes=0.01))
+    _, why = search(HILL_CLIMBING, space, lambda choice: time.sleep(0.05) or loss(choice), Budget(minutes=0.01))
     assert why == "0.01 minutes are over"
     assert time.monotonic() - start < 60
 
@@ -131,10 +131,10 @@ def test_a_search_goes_on_where_it_was(tmp_path, name) -> None:
         seen.append(choice)
         return loss(choice)
 
-    search(HillClimbing(), space, counted, Budget(5), target=tmp_path / name)
-    study, _ = search(HillClimbing(), space, counted, Budget(9), target=tmp_path / name)
+    search(HILL_CLIMBING, space, counted, Budget(5), target=tmp_path / name)
+    study, _ = search(HILL_CLIMBING, space, counted, Budget(9), target=tmp_path / name)
     assert len(seen) == len(set(seen)) == len(finished(study)) == 9
-    search(HillClimbing(), space, lambda choice: pytest.fail("evaluated again"), Budget(9), target=tmp_path / name)
+    search(HILL_CLIMBING, space, lambda choice: pytest.fail("evaluated again"), Budget(9), target=tmp_path / name)
 
 
 def test_an_evaluation_that_fails_is_free_to_be_done_again(tmp_path) -> None:
@@ -144,8 +144,8 @@ def test_an_evaluation_that_fails_is_free_to_be_done_again(tmp_path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(HillClimbing(), space, broken, Budget(5), target=tmp_path / "s.journal")
-    study, _ = search(HillClimbing(), space, known_best(space, 0)[1], Budget(5), target=tmp_path / "s.journal")
+        search(HILL_CLIMBING, space, broken, Budget(5), target=tmp_path / "s.journal")
+    study, _ = search(HILL_CLIMBING, space, known_best(space, 0)[1], Budget(5), target=tmp_path / "s.journal")
     assert choice_of(finished(study)[0], space) == space.choice("heuristic")
     assert len(finished(study)) == 5
 
@@ -224,7 +224,7 @@ def test_an_evaluation_that_another_process_gave_up_ends_no_search(tmp_path) -> 
             other.enqueue_trial(running.params)
         return loss(choice)
 
-    study, why = search(HillClimbing(), space, slow, Budget(4), target=tmp_path / "s.journal")
+    study, why = search(HILL_CLIMBING, space, slow, Budget(4), target=tmp_path / "s.journal")
     assert why == "4 evaluations are done"
     assert seen[1] == seen[2]  # its configuration was done again
     assert len(finished(study)) == 4
@@ -240,7 +240,7 @@ def test_fixed_choices_that_another_process_took_are_not_replaced(monkeypatch) -
         return ask(study, given)
 
     monkeypatch.setattr(optuna.study.Study, "ask", late)
-    _, why = search(Fixed(), space, lambda choice: pytest.fail("evaluated one more"), Budget())
+    _, why = search(FIXED, space, lambda choice: pytest.fail("evaluated one more"), Budget())
     assert why == "all starting configurations are evaluated"
 
 
