@@ -9,11 +9,9 @@ Importing this package registers the adapter type with PEFT; it must come before
     variant.py         what PEFT's own loops call for it
     any_model.py       ranks and merging where there is no PeftModel
 
-the mathematics
-    formula.py         W' = W + s · (B @ A) ⊙ M, and its dtypes
+the mathematics (the formula W' = W + s · (B @ A) ⊙ M, with its dtypes, is sqft_plugins/formula.py)
     functional.py      the layer that is trained, with its gradients, and the merge into a float weight
-    requantize.py      the merge into INT4 codes
-    layer_grid.py      scales, zero points and mask of one layer
+    requantize.py      the merge into INT4 codes, by its public name
 
 the state of a layer
     ranks.py           the rank in force, in four situations

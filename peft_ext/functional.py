@@ -1,6 +1,7 @@
 """SparsePEFT as pure functions: the merged weight, and the linear layer that is trained (arXiv 2410.03750, equation 2).
 
-W, M: [out, in]. A: [r, in]. B: [out, r]. x: [..., in]. s: the scaling alpha / r_max. The formula is in formula.py.
+W, M: [out, in]. A: [r, in]. B: [out, r]. x: [..., in]. s: the scaling alpha / r_max. The formula is in
+sqft_plugins/formula.py.
 """
 
 from __future__ import annotations
