@@ -25,6 +25,7 @@ BASES = {
     "adapter-qa-int4": "int4-asymmetric",
     "extracted": "run/prune",
     "extracted-dense": "run/prune",
+    "extracted-mixed": "run/prune",
 }
 TRAINING = (
     "--data", "train.jsonl", "--steps", "4", "--target-modules", "q_proj,v_proj,down_proj", "--rank", "4",
@@ -74,18 +75,23 @@ def test_a_quantization_aware_merge_gives_the_codes_it_gave(samples: Path, adapt
         assert torch.equal(one.zero_point, base.quantized(name).zero_point), name
 
 
-def test_a_killed_training_goes_on(samples: Path, capsys) -> None:
+@pytest.mark.parametrize("name", ["train", "train-best"])
+def test_a_killed_training_goes_on(samples: Path, capsys, name: str) -> None:
     if VERSION != "0.1.0":
         pytest.skip("another version may begin anew")
+    best = ("--eval-data", "test.jsonl", "--eval-every", "1", "--keep", "best") if name == "train-best" else ()
     with pytest.raises(SystemExit) as end:
-        main(["train", "run/prune", *TRAINING, "--checkpoint-every", "2", "--out", "killed/train", "--json"])
+        main(["train", "run/prune", *TRAINING, *best, "--checkpoint-every", "2", "--out", f"killed/{name}", "--json"])
     printed = capsys.readouterr()
     assert end.value.code == 0, printed.err
     assert "going on from step 2 of 4" in printed.err
     undisturbed = json.loads((samples / "run/train/training.json").read_text())
-    report = json.loads((samples / "killed/train/training.json").read_text())
+    report = json.loads((samples / f"killed/{name}/training.json").read_text())
     assert report["losses"] == pytest.approx(undisturbed["losses"], rel=1e-5)
-    assert not (samples / "killed/.train.checkpoints").exists()
+    assert not (samples / f"killed/.{name}.checkpoints").exists()
+    if best:
+        assert [row["step"] for row in report["evaluations"]][-1] == 4
+        return
     for name, tensor in load_file("run/train/adapter_model.safetensors").items():
         torch.testing.assert_close(
             load_file("killed/train/adapter_model.safetensors")[name], tensor, rtol=1e-3, atol=1e-5

@@ -174,6 +174,8 @@ def write_adapters() -> None:
     sqft("train", "run/prune", *how, "--dense", "--out", "adapter-dense")
     sqft("extract", "adapter-dense", "--rank", "heuristic", "--out", "extracted-dense")
     sqft("extract", "run/train", "--rank", "heuristic", "--out", "extracted")
+    Path("ranks.json").write_text(json.dumps({".*layers.0.*": 4, ".*layers.1.*": 2}) + "\n")
+    sqft("extract", "adapter-dense", "--rank", "ranks.json", "--out", "extracted-mixed")
     sqft("export", "gguf-lora", "extracted-dense", "--base", "run/prune", "--out", "lora.gguf")
 
 
@@ -203,6 +205,12 @@ def write_killed() -> None:
         Checkpoints,
         "on_save",
         lambda: sqft("train", "run/prune", *how, "--checkpoint-every", "2", "--out", "killed/train"),
+    )
+    best = ["--eval-data", "test.jsonl", "--eval-every", "1", "--keep", "best"]
+    ending(
+        Checkpoints,
+        "on_save",
+        lambda: sqft("train", "run/prune", *how, *best, "--checkpoint-every", "2", "--out", "killed/train-best"),
     )
 
 
@@ -237,7 +245,7 @@ def expected() -> dict[str, Any]:
     models = ["base", "run/prune", "run/merge", "run/quantize", "int4", "int4-asymmetric", "compact",
               "compact-asymmetric", "merged-qa", "merged-qa-int4"]  # fmt: skip
     adapters = ["run/train", "adapter-searched", "adapter-qa", "adapter-qa-int4", "adapter-dense", "extracted",
-                "extracted-dense"]  # fmt: skip
+                "extracted-dense", "extracted-mixed"]  # fmt: skip
     return {
         "models": {name: model_content(name) for name in models},
         "adapters": {name: tensors_in(Path(name, "adapter_model.safetensors")) for name in adapters},

@@ -180,3 +180,14 @@ def test_ranks_and_headers_are_read_without_transformers_and_peft(tmp_path):
         "print([name for name in ('transformers', 'peft', 'compressed_tensors') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("adapter", ["adapter-dense", "extracted", "extracted-dense", "extracted-mixed"])
+def test_every_sub_adapter_scales_as_its_super_adapter(samples, adapter):
+    folder = AdapterFolder(adapter)
+    folder.check_config()
+    for module, pair in folder.pairs.items():
+        folder.check_pair(pair)
+        assert folder.scaling(module) == 2, module
+    ranks = {pair.rank for pair in folder.pairs.values()}
+    assert ranks == ({4, 2} if adapter == "extracted-mixed" else {4} if folder.is_elastic else {3})
