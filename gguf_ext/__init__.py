@@ -3,14 +3,18 @@
 Importing this package imports neither `gguf` nor `llama_cpp`; both are imported when they are used.
 
     export      `export_gguf`, `export_model`: plan, write, reopen, compare, rename
+    layout      which tensor stands where, by a table or by a template
+    described   what the file says beside its weights
     arch/       the architectures, one short table each: **to add one, copy `arch/qwen.py`**
     tokenizer/  the tokenizer of a model as llama.cpp's
+    hyperparameters/  what llama.cpp reads, with its defaults, and what config.json says of it
     write/      from a model folder to the bytes of a file
     template/   `--template-gguf`: models without a table
     verify/     `sqft verify`: whether a file is the model
     lora/       `sqft export gguf-lora`
     run/        files in llama.cpp: `load`, `LlamaSession`, `sqft chat`
     cli/        the verbs
+    parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
     blocks      Q4_0, Q5_0, Q8_0: steps and scales ↔ raw bytes
     memory      a model in memory, read as if it were a folder

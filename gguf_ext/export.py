@@ -1,11 +1,11 @@
 """`sqft export gguf`: a model as a GGUF file with the very same weights. The order:
 
-1. find the layout: by the table of its class, or by a template (`write.layout`)
-2. read the tokenizer (`write.described`), plan the type of every tensor (`write.plan`), gather the metadata
+1. find the layout: by the table of its class, or by a template (`layout`)
+2. read the tokenizer (`described`), plan the type of every tensor (`write.plan`), gather the metadata
 3. refuse what llama.cpp could not load (`run.loadable`)
 4. write the file beside the target, one tensor after the other (`write.file`), in parts where asked for (`write.split`)
 5. reopen and compare it (`verify.tensors`), then rename it
-6. let llama.cpp cut some hundred texts with it (`tokenizer.trial`)
+6. let llama.cpp cut some hundred texts with it (`verify.trial`)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_ext.arch import Entry
+from gguf_ext.described import describe, file_entries, tokenizer_notes
 from gguf_ext.errors import (
     GGUFError,
     MissingTokenizerError,
@@ -26,18 +27,18 @@ from gguf_ext.errors import (
     VerificationError,
 )
 from gguf_ext.gguf_package import require_gguf
+from gguf_ext.layout import Layout, find_layout
 from gguf_ext.memory import ModelInMemory
+from gguf_ext.parts import COUNT, INDEX, TENSORS
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
 from gguf_ext.template.tensors import EMBEDDING, check_tokens
 from gguf_ext.tokenizer.keys import MODEL, PRE
 from gguf_ext.verify.tensors import VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
-from gguf_ext.write.described import describe, file_entries, tokenizer_notes
 from gguf_ext.write.file import header_bytes, write_tensors
-from gguf_ext.write.layout import Layout, find_layout
 from gguf_ext.write.plan import Planned, plan
-from gguf_ext.write.split import COUNT, INDEX, TENSORS, check_target, parse_size, remove_parts, split_parts, write_parts
+from gguf_ext.write.split import check_target, parse_size, remove_parts, split_parts, write_parts
 from gguf_ext.write.tensors import spare_biases
 from gguf_ext.write.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice
 from sqft_plugins.checkpoint import ModelFolder, write_file

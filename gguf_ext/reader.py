@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
 from gguf_ext.gguf_package import require_gguf
-from gguf_ext.write.split import COUNT, INDEX, TENSORS, shard_names
+from gguf_ext.parts import COUNT, INDEX, TENSORS, part_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -170,7 +170,7 @@ class GGUFFile:
         if not isinstance(count, int) or not isinstance(index, int) or count < 2:
             return []
 
-        named = shard_names(self.path.name)
+        named = part_name(self.path.name)
         if named is None or named.count != count or named.index != index:
             raise GGUFError(
                 f"{self.path} is part {index + 1} of {count} but not called so: give it back its name, "

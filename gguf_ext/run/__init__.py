@@ -6,5 +6,6 @@ adapters     LoRA files over a loaded model
 chat         a conversation, without its terminal
 loadable     files at which llama.cpp would end the process: refused before
 first_load   a file of an unknown architecture, loaded once in a process apart
+vocabulary   the tokenizer of a file alone
 backend      the C library and its log
 """

@@ -16,12 +16,12 @@ import numpy as np
 
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
+from gguf_ext.hyperparameters.compare import SEEN
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.first_load import check_survives
 from gguf_ext.tokenizer.keys import DEFAULT_IDS, MODEL, PREFIX, TOKENS, id_key
 from gguf_ext.tokenizer.stripping import NEEDED, PHI3, rule_in
 from gguf_ext.tokenizer.vocabulary import BYTES
-from gguf_ext.verify.hyperparameters import SEEN
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
 LARGEST = 2**31 - 1

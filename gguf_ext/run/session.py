@@ -22,7 +22,7 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
-from gguf_ext.tokenizer.trial import tokenize
+from gguf_ext.run.vocabulary import tokenize
 
 CONTEXT = 4096
 CHUNK = 64

@@ -17,10 +17,10 @@ from gguf_ext.arch import Entry
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
 from gguf_ext.arch.spec import Config
 from gguf_ext.errors import TemplateError
+from gguf_ext.hyperparameters.compare import DEFAULTS, HARMLESS, PATTERN, SEEN, File, default_of, same
+from gguf_ext.hyperparameters.config import WINDOW, counterparts, has_window, rope_of, sources_of
 from gguf_ext.memory import ModelInMemory
 from gguf_ext.reader import GGUFFile
-from gguf_ext.template.config import WINDOW, counterparts, has_window, rope_of, sources_of
-from gguf_ext.verify.hyperparameters import DEFAULTS, HARMLESS, PATTERN, SEEN, File, default_of, same
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.structure import transformers_config

@@ -15,5 +15,4 @@ Read in this order:
     ending           at which tokens a text ends
     stripping        white space beside special tokens, which llama.cpp derives from `general.name`
     limits           what llama.cpp's tokenizers cannot do as transformers' does, a line each
-    trial            llama.cpp cuts some hundred texts with a file, and the model's own tokenizer does
 """

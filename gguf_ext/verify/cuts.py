@@ -1,7 +1,7 @@
 """The part of `sqft verify` that asks llama.cpp itself: whether it cuts texts with the file as it would with ours.
 
 First the names by which llama.cpp strips white space beside special tokens (`tokenizer.stripping`), then a trial
-(`tokenizer.trial`), both in a file whose tokenizer is equal in all that can be read.
+(`verify.trial`), both in a file whose tokenizer is equal in all that can be read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from gguf_ext.arch import Entry
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.stripping import fitting_name, stripped, stripped_in
-from gguf_ext.tokenizer.trial import tried_otherwise
 from gguf_ext.tokenizer.vocabulary import Vocabulary
+from gguf_ext.verify.trial import tried_otherwise
 
 NAME = "general.name"
 

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from gguf_ext.blocks import TensorType, row_bytes
 from gguf_ext.errors import GGUFError
+from gguf_ext.hyperparameters.compare import compare_entries
+from gguf_ext.hyperparameters.config import counterparts
+from gguf_ext.layout import Layout, find_layout
 from gguf_ext.reader import GGUFFile
-from gguf_ext.template.config import counterparts
-from gguf_ext.verify.hyperparameters import compare_entries
 from gguf_ext.verify.tokenizer import compare_tokenizer
-from gguf_ext.write.layout import Layout, find_layout
+from gguf_ext.write.metadata import EXACT
 from gguf_ext.write.tensors import PlacedTensor
 from gguf_ext.write.transcode import row_slices, stored_floats, stored_steps
 from sqft_plugins.checkpoint import ModelFolder
@@ -32,7 +33,6 @@ from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import lost_zeros
 from sqft_plugins.progress import track
 
-EXACT = "sqft.exact"
 FORMULA = 1e-6
 """How far, relative, two float32 results of one formula may be apart."""
 

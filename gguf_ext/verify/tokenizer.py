@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf_ext.arch import Entry
 from gguf_ext.errors import GGUFError, UnknownPreTokenizerError
+from gguf_ext.layout import Layout
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.ending import END_TOKENS, end_tokens, file_ends
 from gguf_ext.tokenizer.keys import (
@@ -32,7 +33,6 @@ from gguf_ext.tokenizer.pre_names import adds_bos, cuts_alike
 from gguf_ext.tokenizer.read import read_vocabulary
 from gguf_ext.tokenizer.vocabulary import TokenKind, Vocabulary
 from gguf_ext.verify.cuts import compare_cuts
-from gguf_ext.write.layout import Layout
 from sqft_plugins.checkpoint import ModelFolder
 
 DECISIVE = (TOKENS, MERGES, MODEL, PRE)

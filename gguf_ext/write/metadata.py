@@ -20,6 +20,8 @@ from gguf_ext.write.plan import Planned
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder
 
+EXACT = "sqft.exact"
+"""Whether no weight of the file is rounded."""
 QUANTIZATION_VERSION = 2
 """ggml's version of the block formats (GGML_QNT_VERSION)."""
 FILE_TYPES = {TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q5_0: 8, TensorType.BF16: 32}

@@ -1,7 +1,4 @@
-"""A file in parts, as llama.cpp splits and names them: NAME-00001-of-00003.gguf.
-
-Each part is a GGUF file with `split.no` (from 0), `split.count` and `split.tensors.count` (of all parts); the metadata
-stands in the first. llama.cpp is given the first and finds the others by name.
+"""Writing a file in parts: which tensors go into which, and how all of them are published together.
 
 Not by `GGUFWriter(split_max_size=…)`: it counts the tensors without the metadata, so that its parts are larger than
 asked for, and holds all parts open at once.
@@ -15,11 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_ext.errors import GGUFError, TargetExistsError
+from gguf_ext.parts import PartName, part_name
 from sqft_plugins.checkpoint import check_output
 from sqft_plugins.checkpoint.files import translate_full_disk
 from sqft_plugins.errors import OutputExistsError
@@ -27,30 +24,8 @@ from sqft_plugins.errors import OutputExistsError
 if TYPE_CHECKING:
     from gguf_ext.write.plan import Planned
 
-INDEX, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-NAME = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_PARTS = 65535
-
-
-@dataclass(frozen=True)
-class PartName:
-    """NAME-00001-of-00003.gguf: stem NAME, index from 0."""
-
-    stem: str
-    index: int
-    count: int
-
-    def name(self, index: int) -> str:
-        return f"{self.stem}-{index + 1:05}-of-{self.count:05}.gguf"
-
-
-def shard_names(name: str) -> PartName | None:
-    """What the name of a part says; None where it is none."""
-    found = NAME.fullmatch(name)
-    if found is None or not 1 <= int(found["index"]) <= int(found["count"]):
-        return None
-    return PartName(found["stem"], int(found["index"]) - 1, int(found["count"]))
 
 
 def parse_size(text: str) -> int:
@@ -98,7 +73,7 @@ def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Pa
     """The output path. Raises TargetExistsError before any work, also for its parts where it may be `split`; SQFTError
     for a place that cannot be written."""
     path = Path(target)
-    if split and shard_names(path.name):
+    if split and part_name(path.name):
         raise GGUFError(f"--out {target} is the name of a part: give the name without -00001-of-…, parts are added")
     try:
         check_output(path, overwrite)
@@ -164,5 +139,5 @@ def _parts_of(target: Path) -> list[Path]:
     stem = target.name.removesuffix(".gguf")
     if not target.parent.is_dir():
         return []
-    found = ((shard_names(path.name), path) for path in target.parent.iterdir() if path.is_file())
+    found = ((part_name(path.name), path) for path in target.parent.iterdir() if path.is_file())
     return [path for _, path in sorted((name.index, path) for name, path in found if name and name.stem == stem)]

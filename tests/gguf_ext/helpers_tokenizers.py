@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gguf_ext import LlamaSession
 from gguf_ext.reader import GGUFFile
-from gguf_ext.tokenizer.trial import sample_texts
+from gguf_ext.verify.trial import sample_texts
 
 
 def enlarged(tokenizer, tokens, merges=()):

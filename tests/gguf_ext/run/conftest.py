@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gguf_ext import export_gguf
 from gguf_ext.arch import Entry
 from gguf_ext.export import write_tensors
+from gguf_ext.layout import find_layout
 from gguf_ext.reader import GGUFFile
-from gguf_ext.write.layout import find_layout
 from gguf_ext.write.plan import plan
 from sqft_plugins.checkpoint import ModelFolder
 

@@ -7,9 +7,9 @@ import pytest
 import gguf_ext
 from gguf_ext import GGUFError, LlamaSession, export_gguf
 from gguf_ext.errors import RuntimeFailedError
+from gguf_ext.layout import find_layout
 from gguf_ext.run.backend import CONTINUED, ERROR, WARNING, _keep, forget_errors, last_error
 from gguf_ext.write.file import write_tensors
-from gguf_ext.write.layout import find_layout
 from gguf_ext.write.plan import plan
 from sqft_plugins.checkpoint import ModelFolder
 

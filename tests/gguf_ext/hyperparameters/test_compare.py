@@ -12,10 +12,10 @@ from helpers_gguf import rewritten
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.arch.spec import Entry
+from gguf_ext.hyperparameters.compare import DEFAULTS, compare_entries
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.pre_names import ALIKE, BEGINS, SKIPS, cuts_alike
 from gguf_ext.tokenizer.pretokenizer import KNOWN
-from gguf_ext.verify.hyperparameters import DEFAULTS, compare_entries
 from sqft_plugins.cli import main
 
 

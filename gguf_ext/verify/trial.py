@@ -7,19 +7,21 @@ vocabulary. Nothing of the file but its vocabulary is loaded.
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import decoders
+
 from gguf_ext.arch import Entry
 from gguf_ext.errors import RuntimeFailedError
-from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import unloadable
+from gguf_ext.run.vocabulary import LoadedVocabulary
 from gguf_ext.tokenizer.keys import MODEL, TOKENS, TYPES
 from gguf_ext.tokenizer.stripping import SPECIAL_KINDS, SPECIAL_TEXTS
+from gguf_ext.write.file import write_tensors
 from sqft_plugins.errors import DependencyError
 
 PROSE = """The quick brown fox doesn't jump; I'll say it's done! DON'T 'sup?
@@ -40,48 +42,11 @@ ADDED, SEQUENCES, LENGTH, LONGEST = 48, 160, 12, 40
 NOT_TRIED = "llama-cpp-python is not installed, so the tokenizer was not tried in llama.cpp"
 
 
-class Vocabulary:
-    """The tokenizer of a file in llama.cpp, and a context manager. Raises RuntimeFailedError where llama.cpp refuses
-    the file, DependencyError without llama-cpp-python."""
-
-    def __init__(self, path: str | Path):
-        self._c = library()
-        settings = self._c.llama_model_default_params()
-        settings.vocab_only = True
-        forget_errors()
-        self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
-        if not self._model:
-            raise RuntimeFailedError(f"llama.cpp cannot load {path} ({last_error()}): export it again")
-        self._vocab = self._c.llama_model_get_vocab(self._model)
-
-    def __enter__(self) -> Vocabulary:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._c.llama_model_free(self._model)
-
-    def tokenize(self, text: str) -> list[int]:
-        """As `LlamaSession.tokenize`."""
-        return tokenize(self._c, self._vocab, text)
-
-
-def tokenize(c: Any, vocab: Any, text: str) -> list[int]:
-    """Token ids of llama.cpp, with the tokens put around a text, and those that stand in it recognized."""
-    data = text.encode()
-    room = len(data) + 8
-    while True:
-        ids = (c.llama_token * room)()
-        count = c.llama_tokenize(vocab, data, len(data), ids, room, True, True)
-        if count >= 0:
-            return list(ids[:count])
-        room = -count
-
-
 def try_tokenizer(path: str | Path, metadata: Mapping[str, Any], reference: Callable[[str], list[int]]) -> str:
     """A line that tells how many of the texts llama.cpp cuts otherwise than `reference`, "" where none, or that they
     could not be tried. metadata: of the file."""
     try:
-        with Vocabulary(path) as vocabulary:
+        with LoadedVocabulary(path) as vocabulary:
             texts = sample_texts(metadata)
             wrong = [text for text in texts if vocabulary.tokenize(text) != reference(text)]
     except DependencyError:
@@ -107,7 +72,7 @@ def tried_otherwise(
         own = Path(folder) / "vocabulary.gguf"
         _write(own, architecture, wanted)
         try:
-            with Vocabulary(path) as there, Vocabulary(own) as here:
+            with LoadedVocabulary(path) as there, LoadedVocabulary(own) as here:
                 texts = sample_texts(metadata)
                 cuts = [(text, there.tokenize(text), here.tokenize(text)) for text in texts]
         except DependencyError:
@@ -132,8 +97,6 @@ def _told(wrong: Sequence[str], tried: int) -> str:
 
 def _write(path: Path, architecture: str, entries: Sequence[Entry]) -> None:
     """A GGUF file of metadata alone."""
-    from gguf_ext.write.file import write_tensors
-
     write_tensors(path, architecture, entries, [], None)
 
 
@@ -199,17 +162,5 @@ def _said_plainly(token: str) -> str:
 
 def _said_in_bytes(token: str) -> str:
     """Of byte-level BPE; "" where the token is part of a character."""
-    try:
-        return bytes(_BYTES[letter] for letter in token).decode()
-    except (KeyError, UnicodeDecodeError):
-        return ""
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in byte-level BPE (GPT-2's bytes_to_unicode)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTES = _byte_letters()
+    text = decoders.ByteLevel().decode([token])
+    return "" if "\ufffd" in text else text

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gguf_ext.arch import Entry
+from gguf_ext.layout import Layout
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
 from gguf_ext.tokenizer.limits import end_limit
 from gguf_ext.tokenizer.pretokenizer import warn_of_unknown_name
 from gguf_ext.tokenizer.read import from_tokenizer, read_vocabulary
 from gguf_ext.tokenizer.stripping import rule_in
-from gguf_ext.tokenizer.trial import try_tokenizer
-from gguf_ext.verify.tensors import EXACT
-from gguf_ext.write.layout import Layout
-from gguf_ext.write.metadata import general_entries, sqft_entries
+from gguf_ext.verify.trial import try_tokenizer
+from gguf_ext.write.metadata import EXACT, general_entries, sqft_entries
 from gguf_ext.write.plan import Planned
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import say

@@ -6,7 +6,7 @@ from gguf_ext import export_gguf
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.pretokenizer import QWEN2
 from gguf_ext.tokenizer.read import read_vocabulary
-from gguf_ext.tokenizer.trial import sample_texts, tried_otherwise
+from gguf_ext.verify.trial import sample_texts, tried_otherwise
 
 # --- the trial ---
 

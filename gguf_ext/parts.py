@@ -1,0 +1,33 @@
+"""The parts of a file that is split, as llama.cpp names and counts them: NAME-00001-of-00003.gguf.
+
+Each part is a GGUF file with `split.no` (from 0), `split.count` and `split.tensors.count` (of all parts); the metadata
+stands in the first. llama.cpp is given the first and finds the others by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+INDEX, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+NAME = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+@dataclass(frozen=True)
+class PartName:
+    """NAME-00001-of-00003.gguf: stem NAME, index from 0."""
+
+    stem: str
+    index: int
+    count: int
+
+    def name(self, index: int) -> str:
+        return f"{self.stem}-{index + 1:05}-of-{self.count:05}.gguf"
+
+
+def part_name(name: str) -> PartName | None:
+    """What the name of a part says; None where it is none."""
+    found = NAME.fullmatch(name)
+    if found is None or not 1 <= int(found["index"]) <= int(found["count"]):
+        return None
+    return PartName(found["stem"], int(found["index"]) - 1, int(found["count"]))
