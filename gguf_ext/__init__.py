@@ -14,6 +14,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     lora/       `sqft export gguf-lora`
     run/        files in llama.cpp: `load`, `LlamaSession`, `sqft chat`
     cli/        the verbs
+    settings    the options of `sqft export gguf`
     parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
     blocks      Q4_0, Q5_0, Q8_0: steps and scales ↔ raw bytes

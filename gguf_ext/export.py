@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from gguf_ext.arch import Entry
 from gguf_ext.described import describe, file_entries, tokenizer_notes
 from gguf_ext.errors import (
-    GGUFError,
     MissingTokenizerError,
     TemplateError,
     UnsupportedArchitectureError,
@@ -32,18 +31,20 @@ from gguf_ext.memory import ModelInMemory
 from gguf_ext.parts import COUNT, INDEX, TENSORS
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
+from gguf_ext.settings import Options
 from gguf_ext.template.tensors import EMBEDDING, check_tokens
 from gguf_ext.tokenizer.keys import MODEL, PRE
 from gguf_ext.verify.tensors import VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.write.file import header_bytes, write_tensors
 from gguf_ext.write.plan import Planned, plan
-from gguf_ext.write.split import check_target, parse_size, remove_parts, split_parts, write_parts
+from gguf_ext.write.split import check_target, remove_parts, split_parts, write_parts
 from gguf_ext.write.tensors import spare_biases
-from gguf_ext.write.transcode import EMBEDDING_TYPES, FLOAT_TYPES, check_choice
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say
+
+__all__ = ["ExportReport", "Options", "export_gguf", "export_model"]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,41 +85,6 @@ class ExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to export. Raises GGUFError for an unknown value.
-
-    pre: llama.cpp's name of the pre-tokenizer, where it cannot be found from the tokenizer.
-    float_type: what matrices that are not INT4 become: "auto" (the narrowest of F16, BF16, F32 that holds every value),
-        "f32", "f16" or "bf16".
-    embedding_type: the same of the token embedding and the output head, and "q8_0"; "auto" leaves them to float_type.
-    rounding: "allow" rounds INT4 scales that fp16 does not hold, "refuse" refuses them.
-    split_max_size: bytes, or such as "2G"; a larger file is written in parts.
-    template_gguf: a GGUF file of the same base that gives the tokenizer and, for a model that has no table, names,
-        order and hyper-parameters.
-    """
-
-    pre: str | None = None
-    float_type: str = "auto"
-    embedding_type: str = "auto"
-    rounding: str = "refuse"
-    split_max_size: int | str | None = None
-    template_gguf: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("float_type", self.float_type, FLOAT_TYPES)
-        check_choice("embedding_type", self.embedding_type, EMBEDDING_TYPES)
-        check_choice("rounding", self.rounding, ("refuse", "allow"))
-        if self.pre is not None and self.template_gguf is not None:
-            raise GGUFError(f"--pre {self.pre}: the template has a tokenizer with its own: leave one of both out")
-        _ = self.limit
-
-    @property
-    def limit(self) -> int | None:
-        """Bytes of a file, None where there is no limit."""
-        return None if self.split_max_size is None else parse_size(str(self.split_max_size))
 
 
 def export_gguf(model: str | Path, target: str | Path, *, overwrite: bool = False, **options: Any) -> ExportReport:
@@ -248,8 +214,8 @@ def _check_same_base(template: GGUFFile, differences: Sequence[tuple[str, str]])
 
 def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -> None:
     """Raises UnsupportedArchitectureError for a model whose file llama.cpp could not load."""
-    told = {entry.key: entry.value for entry in entries}
-    if reason := unloadable({"general.architecture": layout.architecture, **told}):
+    metadata = {entry.key: entry.value for entry in entries}
+    if reason := unloadable({"general.architecture": layout.architecture, **metadata}):
         raise UnsupportedArchitectureError(f"llama.cpp cannot load model {folder.path}: {reason}")
 
 

@@ -62,8 +62,8 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
     if not layers:
         raise GGUFError(f"{path} has no matrices called {LAYER}*: it holds no decoder model, give another file")
 
-    sqft = {key: _told(file, key, kind) for key, kind in STAMP.items()}
-    group_size, symmetric = _told(file, "group_size", int), _told(file, "symmetric", bool)
+    sqft = {key: _entry(file, key, kind) for key, kind in STAMP.items()}
+    group_size, symmetric = _entry(file, "group_size", int), _entry(file, "symmetric", bool)
     return {
         "path": str(path),
         "kind": "gguf",
@@ -103,7 +103,7 @@ def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row
     return row
 
 
-def _told(file: GGUFFile, key: str, kind: type) -> Any:
+def _entry(file: GGUFFile, key: str, kind: type) -> Any:
     """The entry `sqft.<key>`; None where there is none, or it is of another type than we write."""
     value = file.metadata.get(f"sqft.{key}")
     if isinstance(value, list):

@@ -40,7 +40,7 @@ class GGUFExporter:
         }
 
     def check_options(self, **options: Any) -> None:
-        from gguf_ext.export import Options
+        from gguf_ext.settings import Options
 
         Options(**options)
 
@@ -68,35 +68,35 @@ class LoraExporter:
 
 
 @hookimpl
-def sqft_exporters():
+def sqft_exporters() -> list[Any]:
     return [GGUFExporter(), LoraExporter()]
 
 
 @hookimpl
-def sqft_engines():
+def sqft_engines() -> list[Any]:
     from gguf_ext.run.session import LlamaCpp
 
     return [LlamaCpp()]
 
 
 @hookimpl
-def sqft_inspectors():
+def sqft_inspectors() -> list[Any]:
     from gguf_ext.inspector import GGUFInspector
 
     return [GGUFInspector()]
 
 
 @hookimpl
-def sqft_checks():
+def sqft_checks() -> list[Any]:
     from gguf_ext.checks import checks
 
     return checks()
 
 
 @hookimpl
-def sqft_commands(group):
+def sqft_commands(group: Any) -> None:
     from gguf_ext.cli.chat import chat_command
-    from gguf_ext.cli.export import verify_command
+    from gguf_ext.cli.verify import verify_command
 
     group.add_command(verify_command, section="look")
     group.add_command(chat_command, section="run")

@@ -113,10 +113,12 @@ class GGUFFile:
         if count * width > info.space:
             raise DamagedFileError(f"{part} is cut off within tensor {name}: copy or export it again")
         if not count * width:
-            return np.empty((count, width), np.uint8)[rows]
-
-        # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
-        return np.memmap(part, np.uint8, "r", info.offset, (count, width))[rows]
+            data: NDArray[np.uint8] = np.empty((count, width), np.uint8)
+        else:
+            # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
+            data = np.memmap(part, np.uint8, "r", info.offset, (count, width))
+        found: NDArray[np.uint8] = data[rows]
+        return found
 
     def dequantize(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
         """float32 [rows, in] of a tensor of any type, [1, n] of a vector: types that this package does not write are
@@ -128,12 +130,13 @@ class GGUFFile:
         gguf = require_gguf()
         try:
             kind = gguf.GGMLQuantizationType(info.type)
-            return gguf.quants.dequantize(np.ascontiguousarray(data), kind).astype(np.float32, copy=False)
+            decoded: NDArray[np.float32] = gguf.quants.dequantize(np.ascontiguousarray(data), kind)
         except NotImplementedError as error:
             raise GGUFError(
                 f"{self.path}: tensor {name} is {info.type_name}, which the installed gguf cannot decode: "
                 "upgrade it, or give another file"
             ) from error
+        return decoded.astype(np.float32, copy=False)
 
     def _row_bytes(self, info: TensorInfo) -> int:
         if info.is_ours:
@@ -154,7 +157,7 @@ class GGUFFile:
         return int(info.shape[-1] // block * size)
 
     def kind(self, name: str) -> TensorType:
-        """The type of a tensor. Raises GGUFError for one that this package does not know."""
+        """The type of a tensor. Raises GGUFError for a type that this package does not know."""
         info = self.tensors[name]
         try:
             return TensorType(info.type)

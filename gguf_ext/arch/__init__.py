@@ -67,7 +67,7 @@ def find_architecture(config: dict[str, Any], model: str | Path) -> Architecture
 
 
 def table_of(config: dict[str, Any], model: str | Path) -> Architecture | None:
-    """The table for a config.json, None where there is none: only then may a file of the same base tell the layout.
+    """The table for a config.json, None where there is none: only then may a file of the same base give the layout.
 
     The class that `architectures` names and the one that transformers makes of `model_type` count alike, so that a
     model which a table would refuse is not let in under another name. Raises UnsupportedArchitectureError for a class

@@ -8,7 +8,7 @@ from torch import Tensor
 from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, head_width
 
 CONTEXT = 2048
-"""Bloom's own training length: ALiBi sets no limit, and not every config.json tells."""
+"""Bloom's own training length: ALiBi sets no limit, and not every config.json has one."""
 
 
 def _reason(config: Config) -> str:

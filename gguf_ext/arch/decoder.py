@@ -60,10 +60,10 @@ def windowed_context(name: str, config: Config) -> Entry:
 def decoder_note(config: Config) -> str:
     """For `Architecture.note`: what the user must know of the window and of the rotary positions."""
     size = window(config)
-    told = (
+    windowed = (
         f"sliding_window={size} of the model does not exist in llama.cpp: the file's context is {size} tokens, up to "
         f"which both compute the same"
         if size
         else ""
     )
-    return "; ".join(filter(None, (told, rope_note(config))))
+    return "; ".join(filter(None, (windowed, rope_note(config))))

@@ -1,4 +1,4 @@
-"""Rotary positions: which of transformers' kinds llama.cpp computes alike, and what it must be told for that.
+"""Rotary positions: which of transformers' kinds llama.cpp computes alike, and the entries that it needs for that.
 
 transformers: modeling_rope_utils.py. llama.cpp: the entries are read for every architecture (llama-model.cpp,
 load_hparams), the tensors of factors by those whose graph asks for them, and YaRN is done in llama-context.cpp and

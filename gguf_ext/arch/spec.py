@@ -123,10 +123,10 @@ class Architecture:
 
 
 def _read(key: Key, config: Config) -> Any:
-    read = {"uint32": int, "float32": float, "bool": bool}
+    read: dict[str, Callable[[Any], Any]] = {"uint32": int, "float32": float, "bool": bool}
     value = config.get(key.source)
     try:
-        return read[key.kind](value)  # type: ignore[arg-type]
+        return read[key.kind](value)
     except (TypeError, ValueError, OverflowError) as error:
         raise UnsupportedArchitectureError(
             f"{key.source}={value!r} is no {key.name} that a GGUF file could hold: correct config.json"

@@ -1,1 +1,6 @@
-"""The verbs: `export` has `sqft export gguf`, `sqft export gguf-lora` and `sqft verify`, `chat` has `sqft chat`."""
+"""The verbs.
+
+export   `sqft export gguf`, `sqft export gguf-lora`
+verify   `sqft verify`
+chat     `sqft chat`
+"""

@@ -51,7 +51,7 @@ def chat_command(
 ) -> None:
     """Talk to FILE.gguf.
 
-    Through the chat template of the file, or, where it has none, as plain completion of each text. /help tells the
+    Through the chat template of the file, or, where it has none, as plain completion of each text. /help lists the
     commands. Where stdin is no terminal, all of it is one prompt.
     """
     import os
@@ -106,7 +106,7 @@ def _converse(chat: Chat) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (input() edits lines and remembers them)
     how = "chat template" if chat.templated else "no chat template: each text is completed on its own"
-    click.echo(f"{chat.llm.model_path}: {how}. /help tells the commands.", err=True)
+    click.echo(f"{chat.llm.model_path}: {how}. /help lists the commands.", err=True)
     if chat.llm.adapters:
         click.echo(chat.adapters(), err=True)
     while True:

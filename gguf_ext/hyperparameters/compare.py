@@ -219,7 +219,7 @@ def same(name: str, value: Any, wanted: Any, file: File) -> bool:
     if name == PATTERN:
         return _pattern(value, file) == _pattern(wanted, file)
     if name == "rope.scaling.type" and {value, wanted} <= {"none", "linear"}:
-        return value == wanted or same("rope.scaling.factor", file.get("rope.scaling.factor"), 1.0, file)
+        return bool(value == wanted) or same("rope.scaling.factor", file.get("rope.scaling.factor"), 1.0, file)
 
     if isinstance(value, list) or isinstance(wanted, list):
         value, wanted = (one if isinstance(one, list) else [one] * file.layers for one in (value, wanted))

@@ -15,7 +15,7 @@ from sqft_plugins.adapter.initialisations import CONVERT, changes_base, is_repea
 
 PLAIN_FIELDS = frozenset(
     {
-        # where it comes from and which modules it adapts: the tensors tell
+        # where it comes from and which modules it adapts: the tensors say so
         *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
         *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         *("target_parameters", "megatron_config", "megatron_core"),

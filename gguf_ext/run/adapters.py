@@ -37,8 +37,8 @@ class Adapters:
 
     def add(self, name: str, file: str | Path) -> None:
         """Reads a file; it is off. Raises GGUFError for a name that is taken and a missing or damaged file,
-        AdapterMismatchError for what is no LoRA file of this model, UnloadableFileError for one that llama.cpp would
-        die of."""
+        AdapterMismatchError for a file that is no LoRA of this model, UnloadableFileError for a file that llama.cpp
+        would die of."""
         if name in self.files:
             raise GGUFError(f"adapter {name!r} is there already ({self.files[name]}): give {file} another name")
         if not Path(file).is_file():

@@ -29,7 +29,7 @@ def library() -> Any:
 
         _backend["module"] = llama_cpp
 
-        @llama_cpp.llama_log_callback
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
         def keep(level: int, text: bytes, data: Any) -> None:
             _keep(level, text.decode("utf-8", errors="replace"))
             if logger.level == logging.DEBUG:  # what verbose=True sets
@@ -52,8 +52,8 @@ def last_error() -> str:
     errors = [line for level, line in _log if level == ERROR and line]
     causes = [line for line in errors if OUTCOME not in line] or errors
     warnings = [line for level, line in _log if level != ERROR and line]
-    told = "; ".join(dict.fromkeys(causes)) or (warnings[-1] if warnings else "no reason given")
-    return told if len(told) <= 300 else f"{told[:300]}…"
+    reason = "; ".join(dict.fromkeys(causes)) or (warnings[-1] if warnings else "no reason given")
+    return reason if len(reason) <= 300 else f"{reason[:300]}…"
 
 
 def _keep(level: int, text: str) -> None:

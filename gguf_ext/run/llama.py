@@ -175,8 +175,8 @@ class AdapterLlama(Llama):
         UnknownAdapterError, GGUFError for a scale that is no finite number."""
         wanted = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
         if self._adapters.set(wanted):
-            self.reset()
-            self._ctx.kv_cache_clear()
+            self.reset()  # type: ignore[no-untyped-call]
+            self._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """As `Llama.set_cache`; states are kept apart by the adapters that were active."""
@@ -195,16 +195,17 @@ class AdapterLlama(Llama):
         super().load_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "adapters": self.adapters, "active": self.active_adapters}
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "adapters": self.adapters, "active": self.active_adapters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         active = state.pop("active")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.set_adapters(active)
 
 
 class _Tokenizer(LlamaTokenizer):
-    """llama-cpp-python's own has room for 32 bytes of a token, and drops a longer one, such as a long run of spaces."""
+    """llama-cpp-python's own holds 32 bytes of a token, and drops a longer one, such as a long run of spaces."""
 
     def detokenize(self, tokens: Any, prev_tokens: Any = None, special: bool = False) -> bytes:
         text = b"".join(token_piece(self._model.vocab, token, special) for token in tokens)

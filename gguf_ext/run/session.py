@@ -38,7 +38,7 @@ class LlamaCpp:
         return Path(path).suffix == ".gguf"
 
     def open(self, path: Path, **options: Any) -> LlamaSession:
-        """options: those of LlamaSession. Raises GGUFError for one that a GGUF file cannot have."""
+        """options: those of LlamaSession. Raises GGUFError for an option that a GGUF file cannot have."""
         unknown = sorted(set(options) - set(inspect.signature(LlamaSession).parameters))
         if unknown:
             raise GGUFError(f"--{unknown[0]} cannot be used with {path}: leave it out, a GGUF file is whole")
@@ -50,7 +50,7 @@ class LlamaSession:
 
     threads: None for all. context: the longest text in tokens, no more than the model's. kv_type: "f16" or "f32", the
     type of the attention cache. flash_attention: None lets llama.cpp choose. Raises DependencyError, GGUFError for a
-    missing file, RuntimeFailedError for one that llama.cpp refuses.
+    missing file, RuntimeFailedError for a file that llama.cpp refuses.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LlamaSession:
     def set_adapters(self, adapters: Mapping[str | Path, float]) -> None:
         """Makes these LoRA files (file → scale) the active ones, and no others; `{}` is the bare model. A file is read
         once and stays until the session is closed. Raises GGUFError for a missing or damaged file,
-        AdapterMismatchError for one that does not fit the model."""
+        AdapterMismatchError for a file that does not fit the model."""
         for file in adapters:
             if str(file) not in self._adapters.files:
                 self._adapters.add(str(file), file)

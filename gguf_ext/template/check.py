@@ -1,6 +1,6 @@
 """Whether a model without a table computes what its template's metadata says: config.json against the template.
 
-The weights tell that both are of one base; they do not tell a rotary base, a scale or a window. What a configuration
+The weights show that both are of one base; they do not show a rotary base, a scale or a window. What a configuration
 says of the values that llama.cpp's graphs read is compared with what the template says or leaves to llama.cpp's
 defaults, and what the graph has fixed with what the model asks for. Fields that nobody knows are named.
 """
@@ -60,7 +60,7 @@ LAYERS_OF_27B = 46
 NORMS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
 """A graph reads one of them; converters write both."""
 SHAPES = ("vocab_size", "embedding_length", "feed_forward_length", "block_count")
-"""The shapes of the tensors tell these, which are compared anyway."""
+"""The shapes of the tensors show these, which are compared anyway."""
 PLAIN = frozenset({
     # what it is called and where it comes from
     "_name_or_path", "architectures", "model_type", "transformers_version", "auto_map", "sqft", "quantization_config",
@@ -155,7 +155,7 @@ def _values(file: File, said: Mapping[str, Any], config: Config) -> Iterator[tup
     for name, wanted in said.items():
         key = f"{file.architecture}.{name}"
         if name in NORMS and key not in file.metadata:
-            continue  # the configuration's name of it does not tell which of both it is
+            continue  # the configuration's name of it does not say which of both it is
         if name == PATTERN or name.startswith("attention.sliding_window"):
             continue
         found = file.get(name)
@@ -191,7 +191,7 @@ def _windows(file: File, config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _graph(file: File, config: Config) -> Iterator[tuple[str, str]]:
-    """What llama.cpp's graph has fixed, and no key tells."""
+    """What llama.cpp's graph has fixed, and no key says."""
     name = next((one for one in ACTIVATION_FIELDS if config.get(one) is not None), None)
     allowed = ACTIVATIONS.get(file.architecture)
     if name is not None and allowed is not None and config[name] not in allowed:

@@ -139,13 +139,13 @@ class _Spaces(NamedTuple):
 
 def _spaces(data: Mapping[str, Any], source: str) -> _Spaces:
     """How a text becomes one that is merged. Raises UnsupportedTokenizerError for steps that llama.cpp lacks."""
-    normalizers = [_told(part) for part in _parts(data.get("normalizer"), "normalizers")]
+    normalizers = [_named(part) for part in _parts(data.get("normalizer"), "normalizers")]
     cutters = _parts(data.get("pre_tokenizer"), "pretokenizers")
     replaced, prepended = REPLACE in normalizers, PREPEND in normalizers
     metaspaces = [part for part in cutters if part["type"] == "Metaspace" and part.get("replacement") == SPACE]
     idle = [part for part in cutters if replaced and part["type"] == "Split" and _pattern(part) == " "]
     strange = [part for part in normalizers if part not in (REPLACE, PREPEND)]
-    strange += [_told(part) for part in cutters if part not in metaspaces and part not in idle]
+    strange += [_named(part) for part in cutters if part not in metaspaces and part not in idle]
     if strange or not (replaced or metaspaces):
         why = f"has {', '.join(strange)}, which llama.cpp's has not" if strange else "does not write ▁ for a space"
         raise UnsupportedTokenizerError(f"tokenizer of {source} {why}: use another")
@@ -164,7 +164,7 @@ def _spaces(data: Mapping[str, Any], source: str) -> _Spaces:
 REPLACE, PREPEND = "Replace ' ' by '▁'", "Prepend '▁'"
 
 
-def _told(part: Mapping[str, Any]) -> str:
+def _named(part: Mapping[str, Any]) -> str:
     """A normalizer or pre-tokenizer in words."""
     if part["type"] == "Replace":
         return f"Replace {_pattern(part)!r} by {part.get('content')!r}"

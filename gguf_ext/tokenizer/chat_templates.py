@@ -55,9 +55,9 @@ class ChatTemplates:
                 **{**self.tokens, **variables},
             )
         except Exception as error:  # whatever a template does wrong: jinja2's errors, and Python's own
-            told = " ".join(str(error).split()) or type(error).__name__
+            why = " ".join(str(error).split()) or type(error).__name__
             raise RuntimeFailedError(
-                f"the chat template of {self.path} fails ({told[:200]}): use --plain (create_completion), or another"
+                f"the chat template of {self.path} fails ({why[:200]}): use --plain (create_completion), or another"
             ) from error
         return str(found[0][0])  # one conversation, one prompt
 
@@ -116,7 +116,7 @@ def template_entries(templates: Mapping[str, str]) -> list[Entry]:
 
 
 def metadata_texts(file: GGUFFile) -> dict[str, str]:
-    """What llama.cpp tells of the metadata, whole: arrays left out, everything as text (`gguf_kv_to_str`).
+    """What llama.cpp gives of the metadata, whole: arrays left out, everything as text (`gguf_kv_to_str`).
     llama-cpp-python loses the last byte of a value that just fills its buffer, and all of it where one is no UTF-8."""
     return {key: _text(value) for key, value in file.metadata.items() if not isinstance(value, list)}
 

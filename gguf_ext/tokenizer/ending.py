@@ -49,7 +49,7 @@ def end_tokens(folder: ModelFolder, config: Config) -> list[int]:
 
 def place_ends(wanted: Sequence[int], tokens: Sequence[str], special: Mapping[str, int]) -> dict[str, int]:
     """`special` (names → ids, `eos` among them) with places for those of the `wanted` end tokens that llama.cpp would
-    not stop at. What does not fit, `unplaced` tells."""
+    not stop at. `unplaced` names what does not fit."""
     placed = dict(special)
     for token in wanted:
         free = [name for name in PLACES if name not in placed]

@@ -1,6 +1,6 @@
 """What llama.cpp's tokenizers cannot do as transformers' does, read from tokenizer.json: one line each, for the user.
 
-They are told at every export and by `sqft verify`; what nobody can do right is no difference of the file.
+Every export and `sqft verify` report them; what nobody can do right is no difference of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHOWN = 3
 def added_limits(
     data: Mapping[str, Any], wanted: Stripped, rule: str, tokens: Sequence[str], kinds: Sequence[int]
 ) -> Iterator[str]:
-    """Of the flags of added tokens. wanted: their white space. rule: the name by which llama.cpp is told of it."""
+    """Of the flags of added tokens. wanted: their white space. rule: the name that gives it to llama.cpp."""
     done = stripped(rule, tokens, kinds) or Stripped()
     for side, ours, theirs in (("before", wanted.left, done.left), ("after", wanted.right, done.right)):
         if lost := sorted(ours - theirs):

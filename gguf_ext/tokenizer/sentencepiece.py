@@ -1,7 +1,7 @@
 """A sentencepiece `tokenizer.model` → the `llama` tokenizer of llama.cpp, scores and all.
 
 The file is one protocol buffer, whose definition the sentencepiece package brings along. Its `SentencePieceProcessor`
-does not tell user-defined pieces from normal ones, nor whether a text gets a space in front.
+does not distinguish user-defined pieces from normal ones, nor whether a text gets a space in front.
 """
 
 from __future__ import annotations

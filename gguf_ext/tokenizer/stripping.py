@@ -93,7 +93,8 @@ def best_rule(wanted: Stripped, tokens: Sequence[str], kinds: Sequence[int], jin
     pre-tokenizer may be called so."""
     found = {rule: stripped(rule, tokens, kinds) for rule in ("", PHI3, MODERN_BERT, *((JINA,) if jina else ()))}
     wrong = {rule: len(wanted.differing(done)) for rule, done in found.items() if done is not None}
-    return min(wrong, key=lambda rule: wrong[rule])  # the first of equal ones
+    best: str = min(wrong, key=lambda rule: wrong[rule])  # the first of equal ones
+    return best
 
 
 def fitting_name(name: str, rule: str) -> str:

@@ -18,8 +18,8 @@ LIMIT = "mistral-common takes a special token that stands in a text for letters,
 
 
 def load_mistral(folder: Path) -> tuple[Any, list[str]]:
-    """The tokenizer of a folder as one that has a tokenizer.json, where transformers can make it one, and what is to be
-    told of it. Raises CheckpointError where transformers reads none, UnsupportedTokenizerError for a damaged file."""
+    """The tokenizer of a folder as one that has a tokenizer.json, where transformers can make it one, and its limits, a
+    line each. Raises CheckpointError where transformers reads none, UnsupportedTokenizerError for a damaged file."""
     if not (folder / "tekken.json").is_file():
         return load_tokenizer(folder), []
     try:

@@ -2,7 +2,7 @@
 
 The file is read by our own reader and dequantized by our own code, neither of which wrote it. Equal means equal bits:
 an INT4 weight is compared with fp32 `scale * (code - zero_point)`, a float one with the model's. What is not equal only
-because it was rounded to the type it has in the file (scales to fp16, floats to a narrower type) is told apart from
+because it was rounded to the type it has in the file (scales to fp16, floats to a narrower type) is kept apart from
 what is different.
 """
 
@@ -100,7 +100,7 @@ def verify_gguf(model: str | Path, file: str | Path) -> VerifyReport:
     """Compares every tensor, the metadata that both have, and the tokenizers; of a file in parts `file` is the first.
     Raises a GGUFError or CheckpointError only where one of them cannot be read; a difference is a line in the report.
 
-    Of a model without a table the file itself tells which tensor stands where (see `gguf_ext.template`).
+    Of a model without a table the file itself says which tensor stands where (see `gguf_ext.template`).
     """
     folder, read = ModelFolder(model), GGUFFile(file)
     layout = find_layout(folder, read)

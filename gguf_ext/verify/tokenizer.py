@@ -49,7 +49,7 @@ ANY_KIND = {SCORES: ("floats", "ints")}
 def compare_tokenizer(
     folder: ModelFolder, layout: Layout, read: GGUFFile, tried: bool = True
 ) -> tuple[str, list[tuple[str, str]]]:
-    """What is told of it ("equal", "equal, but" what llama.cpp does otherwise, "different" or "not compared: why"), and
+    """The verdict ("equal", "equal, but" what llama.cpp does otherwise, "different" or "not compared: why"), and
     the differences: metadata key, line. tried: whether llama.cpp is asked as well, see `verify.cuts`."""
     config = layout.config or template_config(folder, read)
     unknown = ""

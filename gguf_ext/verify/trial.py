@@ -43,7 +43,7 @@ NOT_TRIED = "llama-cpp-python is not installed, so the tokenizer was not tried i
 
 
 def try_tokenizer(path: str | Path, metadata: Mapping[str, Any], reference: Callable[[str], list[int]]) -> str:
-    """A line that tells how many of the texts llama.cpp cuts otherwise than `reference`, "" where none, or that they
+    """A line that says how many of the texts llama.cpp cuts otherwise than `reference`, "" where none, or that they
     could not be tried. metadata: of the file."""
     try:
         with LoadedVocabulary(path) as vocabulary:
@@ -53,7 +53,7 @@ def try_tokenizer(path: str | Path, metadata: Mapping[str, Any], reference: Call
         return NOT_TRIED
     except RuntimeFailedError as error:
         return f"its tokenizer could not be tried: {error}"
-    return _told(wrong, len(texts))
+    return _line(wrong, len(texts))
 
 
 def tried_otherwise(
@@ -85,10 +85,10 @@ def tried_otherwise(
     wrong = [(text, ours == wanted) for (text, found, ours), wanted in known if found != wanted]
     different = [text for text, avoidable in wrong if avoidable]
     limited = [text for text, avoidable in wrong if not avoidable]
-    return _told(different, len(texts)), _told(limited, len(texts))
+    return _line(different, len(texts)), _line(limited, len(texts))
 
 
-def _told(wrong: Sequence[str], tried: int) -> str:
+def _line(wrong: Sequence[str], tried: int) -> str:
     if not wrong:
         return ""
     shortest = min(wrong, key=lambda text: (len(text), text))

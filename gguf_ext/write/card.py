@@ -17,7 +17,7 @@ HUB = "https://huggingface.co"
 
 def card_entries(folder: ModelFolder) -> list[Entry]:
     """What llama.cpp and hubs show of a model beside its name. Nothing where it has no card; a card that cannot be read
-    is told and left out. A base that the stamp names comes before that of the card."""
+    is left out with a warning. A base that the stamp names comes before that of the card."""
     read = _read(folder)
     entries = [
         Entry(f"general.{key}", str(read[field]), "string")
@@ -54,7 +54,8 @@ def _read(folder: ModelFolder) -> dict[str, Any]:
     if place is None or not (place.path / CARD).is_file():
         return {}
     try:
-        return ModelCard.load(place.path / CARD, ignore_metadata_errors=True).data.to_dict()
+        head: dict[str, Any] = ModelCard.load(place.path / CARD, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # YAML's and the hub's own kinds
         say(f"{place.path}/{CARD} has no head that can be read ({type(error).__name__}): licence and tags are left out")
         return {}
+    return head

@@ -32,7 +32,7 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     float model folder whose `modules` become INT4 on `grid`.
 
     bytes is at most: an asymmetric layer counts as Q5_0 though it may fit Q4_0, a float32 matrix as F32 though it may
-    be exact in 16 bits; and but for some hundred bytes in which `sqft.*` tells what was done. Raises GGUFError for
+    be exact in 16 bits; and but for some hundred bytes in which `sqft.*` says what was done. Raises GGUFError for
     what cannot be exported.
     """
     folder = ModelFolder(model)

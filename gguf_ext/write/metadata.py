@@ -30,7 +30,7 @@ FILE_TYPES |= {TensorType.Q8_0: 7}
 
 
 def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "") -> list[Entry]:
-    """Name, size, types, and what the model card tells. `general.architecture` is left to the writer. rule: what
+    """Name, size, types, and what the model card says. `general.architecture` is left to the writer. rule: what
     llama.cpp shall find in the name, see `tokenizer.stripping`."""
     name = fitting_name(_name(folder), rule)
     count = sum(_weights(tensor) for tensor in planned)

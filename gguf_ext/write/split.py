@@ -7,7 +7,6 @@ asked for, and holds all parts open at once.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,17 +23,7 @@ from sqft_plugins.errors import OutputExistsError
 if TYPE_CHECKING:
     from gguf_ext.write.plan import Planned
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_PARTS = 65535
-
-
-def parse_size(text: str) -> int:
-    """ "2G", "500M" or a number of bytes → bytes; thousands, as llama.cpp counts. Raises GGUFError."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", str(text).strip().upper())
-    size = int(found[1]) * UNITS[found[2]] if found else 0
-    if size <= 0:
-        raise GGUFError(f"--split-max-size {text} is no size: write such as 2G or 500M")
-    return size
 
 
 def split_parts(planned: list[Planned], head: int, limit: int) -> list[list[Planned]]:

@@ -151,7 +151,7 @@ def find_place(architecture: Architecture, module: str) -> Place:
 
 def place_tensors(folder: ModelFolder, architecture: Architecture, config: Config) -> list[PlacedTensor]:
     """Every tensor of the file, in the order of the table, layer by layer. Raises UnmappedTensorError for a tensor
-    without a place, and for one that is missing."""
+    without a place, and for a tensor that is missing."""
     table = _Table(folder, architecture, config)
     placed: dict[str, PlacedTensor] = {}
 

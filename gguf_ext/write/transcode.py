@@ -3,13 +3,12 @@
 INT4 weights become Q4_0 where all `code - zero_point` of the tensor are within -8..7, else Q5_0; never Q4_1, whose fp16
 minimum breaks the zero of every second pruned weight. Vectors are F32. Other float matrices get the narrowest type in
 which every value is exact: F16, else BF16, else F32. What is rounded is rounded because the user asked for it, and the
-largest error is told.
+largest error is reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,13 +24,7 @@ from gguf_ext.errors import (
     ScaleRangeError,
 )
 from gguf_ext.gguf_package import require_gguf
-from sqft_plugins.errors import nearest
 from sqft_plugins.grid import QuantizedWeight
-
-FloatType = Literal["auto", "f32", "f16", "bf16"]
-"""What matrices that are not INT4 become: the narrowest exact type, or this one, rounded where it must be."""
-Rounding = Literal["refuse", "allow"]
-"""What happens to INT4 scales that fp16 does not hold exactly."""
 
 FLOAT_TYPES = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16}
 EMBEDDING_TYPES = {**FLOAT_TYPES, "q8_0": TensorType.Q8_0}
@@ -41,14 +34,6 @@ LARGEST = {TensorType.F16: FP16_MAX, TensorType.Q8_0: 127 * FP16_MAX}
 """The largest weight that a type holds, where that is less than float32's."""
 CHUNK = 1 << 24
 """Weights looked at in one go, so that float32 copies stay small beside the tensor."""
-
-
-def check_choice(argument: str, value: str, known: dict[str, TensorType] | tuple[str, ...]) -> None:
-    """Raises GGUFError for a value that is none of those known, nor "auto" where they are types."""
-    allowed = ["auto", *known] if isinstance(known, dict) else list(known)
-    if value not in allowed:
-        hint = "; for INT4 run `sqft quantize` first" if value.startswith(("q4", "q5")) else ""
-        raise GGUFError(f"{argument}={value!r} is unknown: {nearest(value, allowed)}{hint}")
 
 
 def row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -153,7 +138,9 @@ def float_bytes(tensor: Tensor, kind: TensorType) -> NDArray[np.uint8]:
     """uint8 [out, row_bytes], or [1, bytes] for a vector; rounded to nearest where `kind` is not exact."""
     if kind is TensorType.Q8_0:
         gguf = require_gguf()
-        return gguf.quants.quantize(tensor.to(torch.float32).numpy(), gguf.GGMLQuantizationType.Q8_0)
+        q8_0 = gguf.GGMLQuantizationType.Q8_0
+        blocks: NDArray[np.uint8] = gguf.quants.quantize(tensor.to(torch.float32).numpy(), q8_0)
+        return blocks
     rows = tensor.shape[0] if tensor.ndim > 1 else 1
     return tensor.to(TORCH_TYPES[kind]).contiguous().view(torch.uint8).reshape(rows, -1).numpy()
 

@@ -226,7 +226,7 @@ def test_in_a_terminal(place):
     )
     try:
         shown = terminal.read_until("> ")
-        assert "chat template. /help tells the commands" in shown
+        assert "chat template. /help lists the commands" in shown
         assert "adapters: math off" in shown
         terminal.type("/adapter math\n")
         terminal.read_until("adapters: math on (1)")

@@ -8,8 +8,10 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import models
+from transformers import PreTrainedTokenizerFast
 
-from gguf_ext import GGUFError, LlamaSession, export_gguf
+from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import UnsupportedTokenizerError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.read import read_vocabulary
@@ -120,3 +122,37 @@ def test_white_space_beside_the_tokens_of_a_sentencepiece_model_goes_by_their_fl
     added["501"]["rstrip"] = added["3"]["rstrip"] = added["2"]["rstrip"] = False
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     assert read_vocabulary(tmp_path, {"vocab_size": 510}).rule == ""
+
+
+def test_a_tokenizer_model_takes_the_place_of_a_json_that_llama_cpp_cannot_follow(
+    make, folder_of, tmp_path, texts, capsys
+):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentences = [line for line in texts[0].split("\n") if line.strip()] * 4
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(sentences), model_prefix=str(tmp_path / "tokenizer"), model_type="bpe", vocab_size=500,
+        byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    vocab = {processor.id_to_piece(token): token for token in range(processor.get_piece_size())}
+    wrapped = make["fallback"](prefix=True, bos=False)
+    backend = wrapped.backend_tokenizer
+    backend.model = models.BPE(vocab, [("▁", "t")] if "▁t" in vocab else [], byte_fallback=True, unk_token="<unk>")
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    model = folder_of(plain, vocab_size=len(plain))
+    with pytest.raises(UnsupportedTokenizerError, match="is missing in the tokenizer"):
+        export_gguf(model, tmp_path / "m.gguf")
+
+    shutil.copy(tmp_path / "tokenizer.model", model)
+    report = export_gguf(model, tmp_path / "m.gguf")
+    assert "is missing in the tokenizer" in (told := capsys.readouterr().err)
+    assert "the file has the tokenizer.model that stands beside it" in told
+    assert any("texts tried" in note for note in report.notes)  # the JSON has other merges: it is not called equal
+    assert verify_gguf(model, tmp_path / "m.gguf").tokenizer.startswith("equal, but of ")
+
+    swapped = {**vocab, "▁t": vocab["e"], "e": vocab["▁t"]}
+    backend.model = models.BPE(swapped, [], byte_fallback=True, unk_token="<unk>")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(model)
+    with pytest.raises(UnsupportedTokenizerError, match="is missing in the tokenizer"):  # not of the same tokens
+        export_gguf(model, tmp_path / "n.gguf")

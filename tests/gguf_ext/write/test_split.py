@@ -17,7 +17,7 @@ from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError, TargetExistsError, VerificationError
 from gguf_ext.inspector import inspect_gguf
 from gguf_ext.reader import GGUFFile
-from gguf_ext.write.split import parse_size
+from gguf_ext.settings import parse_size
 
 LIMIT = 60_000
 

@@ -1,0 +1,82 @@
+"""The options of `sqft export gguf`, described once: the command, `export_gguf` and `export_model` take these."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from gguf_ext.errors import GGUFError
+from sqft_plugins.errors import nearest
+from sqft_plugins.settings import Settings, Written
+
+CHOICES = {
+    "float_type": ("auto", "f32", "f16", "bf16"),
+    "embedding_type": ("auto", "f32", "f16", "bf16", "q8_0"),
+    "rounding": ("refuse", "allow"),
+}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Options(Settings):
+    """How to export. Raises GGUFError for an unknown value."""
+
+    pre: Annotated[str | None, Written(metavar="NAME")] = Field(
+        default=None, description="llama.cpp's name of the pre-tokenizer, where sqft does not know the tokenizer."
+    )
+    float_type: Annotated[str, Written(metavar="TYPE")] = Field(
+        default="auto",
+        description="Of matrices that are not INT4: auto (the narrowest that is exact), f32, f16 or bf16.",
+    )
+    embedding_type: Annotated[str, Written(metavar="TYPE")] = Field(
+        default="auto",
+        description="Of the token embedding and the output head: auto (as --float-type), f32, f16, bf16 or q8_0.",
+    )
+    rounding: Annotated[str, Written(metavar="refuse|allow")] = Field(
+        default="refuse",
+        description="Of INT4 scales that fp16 does not hold exactly; the largest error is reported.",
+    )
+    split_max_size: Annotated[int | str | None, Written(metavar="SIZE")] = Field(
+        default=None, description="Write a larger file in parts, such as 2G or 500M."
+    )
+    template_gguf: Annotated[str | Path | None, "file", Written(metavar="BASE.gguf")] = Field(
+        default=None,
+        description="A file of the same base: its tokenizer and, where sqft has no table for the model, its names and "
+        "metadata.",
+    )
+
+    @field_validator(*CHOICES)
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        check_choice(str(info.field_name), value)
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Options:
+        if self.pre is not None and self.template_gguf is not None:
+            raise GGUFError(f"--pre {self.pre}: the template has a tokenizer with its own: leave one of both out")
+        _ = self.limit
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of a file, None where there is no limit."""
+        return None if self.split_max_size is None else parse_size(str(self.split_max_size))
+
+
+def check_choice(option: str, value: str) -> None:
+    """Raises GGUFError for a value that the option does not have."""
+    if value not in CHOICES[option]:
+        hint = "; for INT4 run `sqft quantize` first" if value.startswith(("q4", "q5")) else ""
+        raise GGUFError(f"{option}={value!r} is unknown: {nearest(value, CHOICES[option])}{hint}")
+
+
+def parse_size(text: str) -> int:
+    """ "2G", "500M" or a number of bytes → bytes; thousands, as llama.cpp counts. Raises GGUFError."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", str(text).strip().upper())
+    size = int(found[1]) * UNITS[found[2]] if found else 0
+    if size <= 0:
+        raise GGUFError(f"--split-max-size {text} is no size: write such as 2G or 500M")
+    return size
