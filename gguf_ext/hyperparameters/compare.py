@@ -217,7 +217,7 @@ def _additional(name: str, value: Any, kind: str, file: File, other: Mapping[str
 def same(name: str, value: Any, wanted: Any, file: File) -> bool:
     """Whether two values of a key are one to llama.cpp: floats are float32, a number may stand for all layers."""
     if name == PATTERN:
-        return _pattern(value, file) == _pattern(wanted, file)
+        return bool(_pattern(value, file) == _pattern(wanted, file))
     if name == "rope.scaling.type" and {value, wanted} <= {"none", "linear"}:
         return bool(value == wanted) or same("rope.scaling.factor", file.get("rope.scaling.factor"), 1.0, file)
 
