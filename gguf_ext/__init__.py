@@ -29,27 +29,22 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from sqft_plugins.lazy import lazy
 
-_PLACES = {
-    "ExportReport": "gguf_ext.export",
-    "compare_logits": "gguf_ext.verify.logits",
-    "export_gguf": "gguf_ext.export",
-    "export_model": "gguf_ext.export",
-    "export_lora": "gguf_ext.lora.export",
-    "GGUFError": "gguf_ext.errors",
-    "GGUFFile": "gguf_ext.reader",
-    "LlamaCpp": "gguf_ext.run.session",
-    "LlamaSession": "gguf_ext.run.session",
-    "load": "gguf_ext.run.llama",
-    "VerifyReport": "gguf_ext.verify.tensors",
-    "verify_gguf": "gguf_ext.verify.tensors",
+_HOMES = {
+    "ExportReport": "export",
+    "compare_logits": "verify.logits",
+    "export_gguf": "export",
+    "export_model": "export",
+    "export_lora": "lora.export",
+    "GGUFError": "errors",
+    "GGUFFile": "reader",
+    "LlamaCpp": "run.session",
+    "LlamaSession": "run.session",
+    "load": "run.llama",
+    "VerifyReport": "verify.tensors",
+    "verify_gguf": "verify.tensors",
 }
-__all__ = sorted(_PLACES)
+__all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'gguf_ext' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+__getattr__ = lazy(__name__, _HOMES)

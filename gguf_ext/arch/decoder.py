@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gguf_ext.arch.rope import rope_note, rope_reason
-from gguf_ext.arch.spec import SILU, Bias, Config, Entry, Rule, rotary
+from gguf_ext.arch.rope import rope_entries, rope_note, rope_reason
+from gguf_ext.arch.spec import DECODER_KEYS, SILU, Bias, Config, Entry, Rule, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -30,13 +30,13 @@ def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias 
     )
 
 
-def why_not(name: str, config: Config, rope_types: Sequence[str], partial: bool = False) -> str:
-    """A line why llama.cpp's architecture `name` cannot run the model, empty where it can. partial: whether it may
-    rotate a part of each head."""
+def why_not(name: str, config: Config, rope_types: Sequence[str], parts: bool = False) -> str:
+    """A line why llama.cpp's architecture `name` cannot run the model, "" where it can. rope_types: the kinds of rotary
+    positions that it has. parts: whether it may rotate a part of each head."""
     rope = config["rope_parameters"]
     if reason := rope_reason(name, rope, rope_types):
         return reason
-    if not partial and float(rope.get("partial_rotary_factor") or 1) != 1:
+    if not parts and float(rope.get("partial_rotary_factor") or 1) != 1:
         return f"partial_rotary_factor has no table for {name}: only models that rotate whole heads"
     if config.get("hidden_act") not in SILU:
         return f"hidden_act={config.get('hidden_act')!r} does not exist in llama.cpp's {name}: only silu"
@@ -52,9 +52,15 @@ def window(config: Config) -> int | None:
     return int(size) if size and int(size) < int(config["max_position_embeddings"]) else None
 
 
-def windowed_context(name: str, config: Config) -> Entry:
-    """The context up to which llama.cpp, which has no window here, computes what the model does."""
-    return Entry(f"{name}.context_length", window(config) or int(config["max_position_embeddings"]), "uint32")
+WINDOWED_KEYS = tuple(key for key in DECODER_KEYS if key.name != "context_length")
+"""Of models with a window, whose context `windowed_entries` has."""
+
+
+def windowed_entries(name: str, config: Config) -> list[Entry]:
+    """As `rope_entries`, and the context up to which llama.cpp, which has no window here, computes what the model
+    does."""
+    context = window(config) or int(config["max_position_embeddings"])
+    return [Entry(f"{name}.context_length", context, "uint32"), *rope_entries(name, config)]
 
 
 def decoder_note(config: Config) -> str:

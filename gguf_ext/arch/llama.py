@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gguf_ext.arch.decoder import decoder_rules, why_not
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_entries, rope_note
-from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry
-
-
-def _reason(config: Config) -> str:
-    return why_not("llama", config, FACTORED)
-
-
-def _entries(config: Config) -> list[Entry]:
-    return rope_entries("llama", config)
-
+from gguf_ext.arch.spec import DECODER_KEYS, Architecture
 
 LLAMA = Architecture(
     name="llama",
     classes=("LlamaForCausalLM",),
     keys=DECODER_KEYS,
     rules=decoder_rules(rotated=True, qkv_bias="optional", bias="optional"),
-    reason=_reason,
-    entries=_entries,
+    reason=partial(why_not, "llama", rope_types=FACTORED),
+    entries=partial(rope_entries, "llama"),
     constants=rope_constants,
     note=rope_note,
 )

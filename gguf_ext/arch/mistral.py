@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.decoder import decoder_note, decoder_rules, why_not, windowed_context
-from gguf_ext.arch.rope import FACTORED, rope_constants, rope_entries
-from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry
+from functools import partial
 
-
-def _reason(config: Config) -> str:
-    return why_not("llama", config, FACTORED)
-
-
-def _entries(config: Config) -> list[Entry]:
-    return [windowed_context("llama", config), *rope_entries("llama", config)]
-
+from gguf_ext.arch.decoder import WINDOWED_KEYS, decoder_note, decoder_rules, why_not, windowed_entries
+from gguf_ext.arch.rope import FACTORED, rope_constants
+from gguf_ext.arch.spec import Architecture
 
 MISTRAL = Architecture(
     name="llama",
     classes=("MistralForCausalLM",),
-    keys=tuple(key for key in DECODER_KEYS if key.name != "context_length"),
+    keys=WINDOWED_KEYS,
     rules=decoder_rules(rotated=True),
-    reason=_reason,
-    entries=_entries,
+    reason=partial(why_not, "llama", rope_types=FACTORED),
+    entries=partial(windowed_entries, "llama"),
     constants=rope_constants,
     note=decoder_note,
 )

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.decoder import decoder_note, why_not, windowed_context
-from gguf_ext.arch.rope import rope_constants, rope_entries
-from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Rule
+from functools import partial
 
-
-def _reason(config: Config) -> str:
-    return why_not("phi3", config, ("default", "longrope"), partial=True)
-
-
-def _entries(config: Config) -> list[Entry]:
-    return [windowed_context("phi3", config), *rope_entries("phi3", config)]
-
+from gguf_ext.arch.decoder import WINDOWED_KEYS, decoder_note, why_not, windowed_entries
+from gguf_ext.arch.rope import rope_constants
+from gguf_ext.arch.spec import Architecture, Rule
 
 PHI3 = Architecture(
     name="phi3",
     classes=("Phi3ForCausalLM",),
-    keys=tuple(key for key in DECODER_KEYS if key.name != "context_length"),
+    keys=WINDOWED_KEYS,
     rules=(
         Rule("model.embed_tokens"),
         Rule("model.norm"),
@@ -30,8 +23,8 @@ PHI3 = Architecture(
         Rule("model.layers.{i}.mlp.gate_up_proj"),
         Rule("model.layers.{i}.mlp.down_proj"),
     ),
-    reason=_reason,
-    entries=_entries,
+    reason=partial(why_not, "phi3", rope_types=("default", "longrope"), parts=True),
+    entries=partial(windowed_entries, "phi3"),
     constants=rope_constants,
     note=decoder_note,
 )

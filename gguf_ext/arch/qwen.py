@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gguf_ext.arch.decoder import decoder_rules, why_not
 from gguf_ext.arch.rope import SCALED, rope_entries, rope_note
-from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Entry, Rule
+from gguf_ext.arch.spec import DECODER_KEYS, Architecture, Config, Rule
 
 
 def _reason(name: str, config: Config) -> str:
@@ -15,29 +17,13 @@ def _reason(name: str, config: Config) -> str:
     return why_not(name, config, SCALED)
 
 
-def _reason2(config: Config) -> str:
-    return _reason("qwen2", config)
-
-
-def _reason3(config: Config) -> str:
-    return _reason("qwen3", config)
-
-
-def _entries2(config: Config) -> list[Entry]:
-    return rope_entries("qwen2", config)
-
-
-def _entries3(config: Config) -> list[Entry]:
-    return rope_entries("qwen3", config)
-
-
 QWEN2 = Architecture(
     name="qwen2",
     classes=("Qwen2ForCausalLM",),
     keys=DECODER_KEYS,
     rules=decoder_rules(qkv_bias="required"),
-    reason=_reason2,
-    entries=_entries2,
+    reason=partial(_reason, "qwen2"),
+    entries=partial(rope_entries, "qwen2"),
     note=rope_note,
 )
 QWEN3 = Architecture(
@@ -49,7 +35,7 @@ QWEN3 = Architecture(
         Rule("model.layers.{i}.self_attn.q_norm"),
         Rule("model.layers.{i}.self_attn.k_norm"),
     ),
-    reason=_reason3,
-    entries=_entries3,
+    reason=partial(_reason, "qwen3"),
+    entries=partial(rope_entries, "qwen3"),
     note=rope_note,
 )

@@ -71,24 +71,18 @@ class Rule:
         return re.compile(re.escape(self.source).replace(re.escape("{i}"), r"(?P<i>\d+)"))
 
 
-def _nothing(config: Config) -> list[Any]:
-    return []
-
-
-def _no_note(config: Config) -> str:
-    return ""
-
-
-def _no_tensors(config: Config) -> dict[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """name: llama.cpp's. classes: the `architectures` of config.json. reason: a line why not, empty where it is fine.
-    note: a line that the user should read although it is fine, empty where there is none.
+    """How models of some classes become files.
 
-    entries: metadata beyond `keys`. constants: tensors that stand in no checkpoint, such as rope factors.
+    name: llama.cpp's.
+    classes: the `architectures` of config.json.
+    keys: hyper-parameters that config.json has.
+    rules: the modules, in the order of the file.
+    reason: a line why a model cannot be exported, "" for a model that can.
+    entries: hyper-parameters beyond `keys`.
+    constants: tensors that stand in no checkpoint, such as rope factors.
+    note: a line that the user should read although the model can be exported, "" for none.
     ignored: tensors of the checkpoint that the file does not need (regular expressions).
     """
 
@@ -97,9 +91,9 @@ class Architecture:
     keys: tuple[Key, ...]
     rules: tuple[Rule, ...]
     reason: Callable[[Config], str]
-    entries: Callable[[Config], list[Entry]] = _nothing
-    constants: Callable[[Config], dict[str, Tensor]] = _no_tensors
-    note: Callable[[Config], str] = _no_note
+    entries: Callable[[Config], list[Entry]] = lambda config: []
+    constants: Callable[[Config], dict[str, Tensor]] = lambda config: {}
+    note: Callable[[Config], str] = lambda config: ""
     ignored: tuple[str, ...] = field(default=(r".*\.rotary_emb\.inv_freq",))
 
     @property

@@ -17,14 +17,7 @@ Config = Mapping[str, Any]
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 NAMES = {
     "vocab_size": ("vocab_size",),
-    "context_length": (
-        "max_position_embeddings",
-        "n_positions",
-        "n_ctx",
-        "max_seq_len",
-        "max_sequence_length",
-        "seq_length",
-    ),
+    "context_length": CONTEXT,
     "embedding_length": ("hidden_size", "n_embd", "d_model"),
     "block_count": ("num_hidden_layers", "n_layer", "n_layers"),
     "feed_forward_length": ("intermediate_size", "n_inner", "ffn_hidden_size"),
