@@ -20,10 +20,17 @@ from sqft_plugins.progress import say
 
 @dataclass(frozen=True)
 class Layout:
-    """architecture: llama.cpp's. tensors: every tensor of the file. entries: what must agree between a model and its
-    file, whenever it was written. described: further metadata, of a template. config: None without a table. note: a
-    line for the user. differences: what config.json and a template say otherwise (key, line); unchecked: what of them
-    was compared with nothing."""
+    """What stands where in the file of a model.
+
+    architecture: llama.cpp's.
+    tensors: every tensor of the file.
+    entries: what must agree between a model and its file, whenever it was written.
+    described: further metadata, of a template.
+    config: the configuration as the table reads it; None without a table.
+    note: a line for the user, "" for none.
+    differences: what config.json and a template say otherwise (key, line).
+    unchecked: fields of config.json and keys of a template that were compared with nothing.
+    """
 
     architecture: str
     tensors: list[PlacedTensor]

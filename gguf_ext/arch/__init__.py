@@ -129,8 +129,13 @@ def read_config(model: str | Path, architecture: Architecture) -> Config:
 
 def normalized(found: Any, model: str | Path, architecture: Architecture) -> Config:
     """What `read_config` gives, of a configuration object of transformers. model: for the message."""
-    common = {name: getattr(found, own) for name, own in found.attribute_map.items() if hasattr(found, own)}
-    config = {**found.to_dict(), **common}
+    config = completed(found)
     if reason := architecture.reason(config):
         raise UnsupportedArchitectureError(f"model {model}: {reason}")
     return config
+
+
+def completed(found: Any) -> Config:
+    """A configuration object of transformers with common names (GPT-2 says `n_layer`) filled in."""
+    common = {name: getattr(found, own) for name, own in found.attribute_map.items() if hasattr(found, own)}
+    return {**found.to_dict(), **common}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gguf_ext.arch import Entry
+from gguf_ext.arch import Entry, completed
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
 from gguf_ext.arch.spec import Config
 from gguf_ext.errors import TemplateError
@@ -86,8 +86,12 @@ PLAIN = frozenset({
 
 @dataclass(frozen=True)
 class Checked:
-    """differences: (key or field, line). unchecked: fields and keys that were compared with nothing. context: of the
-    file, where llama.cpp lacks the model's window."""
+    """What was found.
+
+    differences: (key or field, line).
+    unchecked: fields of config.json and keys of the template that were compared with nothing.
+    context: of the file, where llama.cpp lacks the model's window; else None.
+    """
 
     differences: list[tuple[str, str]] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
@@ -146,8 +150,7 @@ def full_config(folder: ModelFolder) -> tuple[Config, bool]:
             found = transformers_config(folder.path)
         except CheckpointError:
             return folder.config, False
-    common = {name: getattr(found, own) for name, own in found.attribute_map.items() if hasattr(found, own)}
-    return {**found.to_dict(), **common}, True
+    return completed(found), True
 
 
 def _values(file: File, said: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str]]:

@@ -24,9 +24,16 @@ from sqft_plugins.progress import say, track
 
 @dataclass(frozen=True)
 class LogitsReport:
-    """tokens: judged positions. KL divergences are of the file's next-token distribution from the model's, in nats:
-    mean_kl, p99_kl (the 99th percentile) over positions. largest: max |dlogit|. top1: the fraction of positions where
-    both have the same likeliest token. same_tokens: whether llama.cpp cuts the text as transformers does."""
+    """How far the file's logits are from the model's.
+
+    tokens: judged positions.
+    mean_kl, p99_kl: of the KL divergence of the file's next-token distribution from the model's, in nats: the mean and
+        the 99th percentile over positions.
+    largest: max |dlogit|.
+    top1: the fraction of positions where both have the same likeliest token.
+    perplexity_model, perplexity_file: of the text.
+    same_tokens: whether llama.cpp cuts the text as transformers does.
+    """
 
     tokens: int
     mean_kl: float

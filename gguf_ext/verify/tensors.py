@@ -39,7 +39,12 @@ FORMULA = 1e-6
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not equal. name: a tensor or metadata key. what: a line. largest: the largest |difference|."""
+    """One thing that is not equal.
+
+    name: a tensor or a metadata key.
+    what: a line that says in what they differ.
+    largest: the largest |difference| of a weight, 0 where it is no weight.
+    """
 
     name: str
     what: str

@@ -11,9 +11,7 @@ import torch
 from gguf import GGUFReader, quants
 from helpers_template import FAMILIES, as_converted, write_base
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from gguf_ext import GGUFError, LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError, TemplateError, UnmappedTensorError, UnsupportedArchitectureError
@@ -122,3 +120,20 @@ def test_a_template_of_another_architecture_or_size_is_refused(made, llama, gemm
     (tmp_path / "bad.gguf").write_bytes(base.read_bytes()[:5000])
     with pytest.raises(DamagedFileError):
         export_gguf(folder, tmp_path / "m.gguf", template_gguf=tmp_path / "bad.gguf")
+
+
+def test_a_head_that_is_but_a_copy_of_the_embedding_is_left_out(made, tiny_tokenizer, tmp_path):
+    """Its name comes before that of the embedding."""
+    model, folder, _, _ = made("olmo2")
+    base = write_base(model, tiny_tokenizer("byte-level"), "olmo2", tmp_path / "base.gguf", without=["output.weight"])
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    with pytest.raises(
+        UnmappedTensorError, match=r"tensor lm_head\.weight of .* has output\.weight, which the template"
+    ):
+        export_gguf(tmp_path / "model", tmp_path / "m.gguf", template_gguf=base)
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    export_gguf(tmp_path / "model", tmp_path / "m.gguf", template_gguf=base)
+    assert "output.weight" not in GGUFFile(tmp_path / "m.gguf").tensors
