@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from gguf_ext.arch import Architecture, Config, normalized
 from gguf_ext.errors import ModelInMemoryError
@@ -26,6 +25,9 @@ from sqft_plugins.errors import GridError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import unpack_mask
 from sqft_plugins.structure import is_conv1d
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GRID_PARTS = (f".{SCALE}", f".{SHAPE}", f".{ZERO_POINT}")
 
