@@ -17,7 +17,6 @@ from gguf_ext import LlamaSession, export_gguf, verify_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError, TargetExistsError, VerificationError
 from gguf_ext.inspector import inspect_gguf
 from gguf_ext.reader import GGUFFile
-from gguf_ext.settings import parse_size
 
 LIMIT = 60_000
 
@@ -121,17 +120,6 @@ def test_a_small_file_is_not_split(llama_int4, tmp_path):
     report = export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size="1G")
     assert report.parts == []
     assert _names(tmp_path) == ["m.gguf"]
-
-
-@pytest.mark.parametrize(("text", "size"), [("2G", 2 * 10**9), ("500M", 5 * 10**8), ("7kb", 7000), ("12", 12)])
-def test_sizes_are_in_thousands(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1G", "1.5G", "G", "2X"])
-def test_what_is_no_size_is_refused(text, llama_int4, tmp_path):
-    with pytest.raises(GGUFError, match=r"is no size: write such as 2G"):
-        export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size=text)
 
 
 # --- whole or not at all ---
