@@ -2,7 +2,9 @@
 
 A row of a GGUF tensor is cut into blocks of 32 weights, each `d * step` with one fp16 `d`. A weight on our grid is
 `scale * (code - zero_point)`, so `step = code - zero_point` and `d = scale` give the same number, exactly, and a pruned
-weight (`code == zero_point`) is step 0. Layouts, from ggml's `block_q4_0` and `block_q5_0` (ggml-common.h):
+weight (`code == zero_point`) is step 0. The gguf package's quantizers start from floats and choose a `d` of their own.
+
+Layouts, from ggml's `block_q4_0` and `block_q5_0` (ggml-common.h):
 
     Q4_0, 18 bytes: d fp16 | 16 bytes, byte j = (step[j] + 8) | (step[j + 16] + 8) << 4               steps -8..7
     Q5_0, 22 bytes: d fp16 | u32, bit j = fifth bit of step[j] + 16 | 16 bytes of low nibbles as above   steps -16..15

@@ -1,7 +1,8 @@
 """The tokenizer of a model → a `Vocabulary` that gives the token ids which transformers gives.
 
 transformers is asked for its tokenizer as it stands in memory, because classes such as `LlamaTokenizer` put their own
-rules over those in tokenizer.json. A folder with nothing but a sentencepiece tokenizer.model is read without it.
+rules over those in tokenizer.json; the gguf package's `SpecialVocab` reads the files. A folder with nothing but a
+sentencepiece tokenizer.model is read without it.
 """
 
 from __future__ import annotations
