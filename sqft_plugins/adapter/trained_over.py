@@ -45,12 +45,16 @@ def check_grid_stamp(
             f"adapter {adapter!r} was trained over {KINDS[trained['base']]}, this base is {KINDS[found['base']]}: "
             f"load it on {own}"
         )
+
+    # the grid
     for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
         if trained[key] != found[key]:
             raise MismatchError(
                 f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
                 f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
             )
+
+    # the base's own codes on it
     if trained["code_hash"] != found["code_hash"]:
         raise MismatchError(
             f"adapter {adapter!r} was trained over other weights ({trained['dtype']}, codes "

@@ -116,3 +116,11 @@ def write_stamp(folder: Path, stamp: Stamp) -> None:
     else:
         config["sqft"] = flag
     config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def remove_flag(folder: Path) -> None:
+    """Takes the flag out of the `config.json` of a float model that is not pruned any more."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("sqft", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")

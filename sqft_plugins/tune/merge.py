@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from sqft_plugins.checkpoint import (
     write_folder,
     write_sidecar,
 )
+from sqft_plugins.checkpoint.stamp import remove_flag
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
@@ -101,7 +101,7 @@ def merge_folder(
             write_sidecar(folder, before.then(f"{saved.tuner.name}-merge", ranks=dict(ranks)), packed)
         else:
             lost = _count_lost(weights, ((name, base.mask(name)) for name in base.masks))
-            _drop_flag(folder)
+            remove_flag(folder)
             say(
                 f"{adapter} is not masked: {lost:,} zeros of the base are gone, so the result gets no mask and no stamp"
             )
@@ -137,10 +137,3 @@ def _cast_as_stored(model: Any, base: ModelFolder) -> None:
     embedding = next(stored[name] for name, tensor in tensors.items() if tensor is model.get_input_embeddings().weight)
     for name, tensor in tensors.items():
         tensor.data = tensor.data.to(stored[name] or embedding)
-
-
-def _drop_flag(folder: Path) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config.pop("sqft", None)
-    file.write_text(json.dumps(config, indent=2) + "\n")
