@@ -204,7 +204,7 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
 
 def _no_mask(folder: ModelFolder) -> MismatchError:
     return MismatchError(
-        f"{folder.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not tell which weights were "
+        f"{folder.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights were "
         "pruned: train over the sparse float base with grid='…', or quantize it with `sqft quantize`, which stores the "
         "mask"
     )

@@ -1,6 +1,6 @@
 """The merged weight that evaluation caches, and how it is known to be still the right one.
 
-Version counters, ids and data pointers cannot tell: `parameter.data[...] = x` and `parameter.data = x` pass by the
+Version counters, ids and data pointers do not show it: `parameter.data[...] = x` and `parameter.data = x` pass by the
 counter, and a new tensor takes the address of the last one. So the adapter is compared with a copy, and the base weight
 by a fingerprint of every bit. That costs one to two reads of the weight, once per forward of the model; a forward that
 goes on where the one before it left a cache of keys and values (every token of `generate` but the first) trusts that

@@ -1,4 +1,4 @@
-"""The README beside a saved adapter tells how to load it; what it says is executed here."""
+"""The README beside a saved adapter says how to load it; what it says is executed here."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_card_without_a_head_keeps_its_text(saved) -> None:
     assert "library_name: peft" in text
 
 
-def test_the_card_that_trainer_writes_tells_how_to_load(sparse_llama, tmp_path) -> None:
+def test_the_card_that_trainer_writes_says_how_to_load(sparse_llama, tmp_path) -> None:
     model = get_peft_model(sparse_llama(), make_config())
     rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
     arguments = TrainingArguments(tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
@@ -115,7 +115,7 @@ def test_a_base_in_the_hubs_cache_is_named_as_the_hub_does(saved) -> None:
     assert head["tags"] == ["sqft"]
 
 
-def test_a_card_of_somebody_else_is_kept_and_told_how_to_load(saved, sparse_llama) -> None:
+def test_a_card_of_somebody_else_is_kept_and_gets_how_to_load(saved, sparse_llama) -> None:
     folder, _ = saved
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My adapter\n\nIt counts sheep.\n")
     get_peft_model(sparse_llama(), make_config()).save_pretrained(folder)

@@ -158,7 +158,7 @@ TOKENS = [[640], [3, 641], {"embed_tokens": [1000]}]
 
 @pytest.mark.parametrize("kind", [SQFTConfig, LoraConfig])
 @pytest.mark.parametrize("tokens", TOKENS, ids=str)
-def test_tokens_beyond_the_vocabulary_are_refused_at_every_door(sparse_llama, tmp_path, kind, tokens) -> None:
+def test_tokens_beyond_the_vocabulary_are_refused_wherever_they_come_from(sparse_llama, tmp_path, kind, tokens) -> None:
     base = sparse_llama()
     size = base.config.vocab_size
     base.resize_token_embeddings(size + 500)

@@ -58,7 +58,7 @@ def test_a_layer_that_pruning_left_out_keeps_all_its_weights(partly_pruned, toke
 
 
 def test_masks_that_are_all_missing_are_not_taken_for_kept_weights(partly_pruned, tmp_path) -> None:
-    """As of a folder of AutoGPTQ: nothing tells which codes were pruned."""
+    """As of a folder of AutoGPTQ: nothing says which codes were pruned."""
     shutil.copytree(partly_pruned.int4, tmp_path / "int4")
     shutil.rmtree(tmp_path / "int4" / "sqft")
     config = json.loads((tmp_path / "int4" / "config.json").read_text())

@@ -1,5 +1,5 @@
-"""Every door through which tensors come under an adapter's name: what was trained over other zeros, through another
-grid, or with other settings stays out, and what was not checked is told."""
+"""Every way to load tensors under an adapter's name: what was trained over other zeros, through another grid, or with
+other settings is refused, and a warning says what was not checked."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def assert_untouched(model, before) -> None:
 # --- the base ---
 
 
-def test_no_door_lets_in_an_adapter_of_another_base(sparse_llama, other_base, save) -> None:
+def test_no_way_to_load_takes_an_adapter_of_another_base(sparse_llama, other_base, save) -> None:
     folder = save("other", other_base())
     model = get_peft_model(sparse_llama(), make_config())
     before, refused = tensors(model), "was trained over a base with other zeros"
     own = model.peft_config["default"]
-    doors = {
+    ways = {
         "a name in use": lambda: model.load_adapter(folder, "default"),
         "in use, to be trained": lambda: model.load_adapter(folder, "default", is_trainable=True),
         "a new name": lambda: model.load_adapter(folder, "second"),
@@ -69,9 +69,9 @@ def test_no_door_lets_in_an_adapter_of_another_base(sparse_llama, other_base, sa
         "low_cpu_mem_usage": lambda: PeftModel.from_pretrained(sparse_llama(), folder, low_cpu_mem_usage=True),
         "transformers": lambda: sparse_llama().load_adapter(str(folder)),
     }  # fmt: skip
-    for door in doors.values():
+    for load_it in ways.values():
         with pytest.raises(MismatchError, match=refused):
-            door()
+            load_it()
         assert list(model.peft_config) == ["default"]
         assert_untouched(model, before)
 
@@ -159,7 +159,7 @@ def test_types_are_not_taken_for_each_other(sparse_llama, save, tmp_path) -> Non
         plain.load_adapter(save("own"), "default")
     with pytest.raises(MismatchError, match="is a LORA adapter, and 'default' here a SQFT one"):
         get_peft_model(sparse_llama(), make_config()).load_adapter(tmp_path / "lora", "default")
-    plain.load_adapter(tmp_path / "lora", "default")  # LoRA's own doors are as they were
+    plain.load_adapter(tmp_path / "lora", "default")  # LoRA's own loading is as it was
     plain.load_adapter(tmp_path / "lora", "second")
 
 
@@ -196,12 +196,12 @@ def test_a_quantization_aware_name_takes_only_its_own_grid(pairs, tmp_path) -> N
 # --- tensors without a configuration ---
 
 
-def test_what_was_not_checked_is_told(sparse_llama, save) -> None:
+def test_a_warning_says_what_was_not_checked(sparse_llama, save) -> None:
     folder = save("own")
     model, plain = get_peft_model(sparse_llama(), make_config()), load_file(folder / FILE)
-    with pytest.warns(UserWarning, match="came without its adapter_config.json: .* was not checked") as told:
+    with pytest.warns(UserWarning, match="came without its adapter_config.json: .* was not checked") as warned:
         set_peft_model_state_dict(model, plain)
-    assert len([each for each in told if "was not checked" in str(each.message)]) == 1
+    assert len([each for each in warned if "was not checked" in str(each.message)]) == 1
     with pytest.warns(UserWarning, match="was not checked"):
         model.load_state_dict(tensors(model), strict=False)
     with warnings.catch_warnings():
@@ -210,7 +210,7 @@ def test_what_was_not_checked_is_told(sparse_llama, save) -> None:
 
 
 @pytest.mark.parametrize("change", ["mask_hash", "whole"])
-def test_a_folder_that_does_not_say_over_what_is_told(sparse_llama, save, change) -> None:
+def test_a_warning_names_a_folder_that_does_not_say_over_what(sparse_llama, save, change) -> None:
     folder = save("own")
     file = folder / "adapter_config.json"
     if change == "whole":
@@ -222,7 +222,7 @@ def test_a_folder_that_does_not_say_over_what_is_told(sparse_llama, save, change
         model.load_adapter(folder, "default")
 
 
-def test_tensors_that_have_no_place_are_told(sparse_llama, save) -> None:
+def test_a_warning_counts_the_tensors_that_have_no_place(sparse_llama, save) -> None:
     folder = save("more", sparse=False, target_modules=["q_proj", "o_proj"])
     model = get_peft_model(sparse_llama(), make_config(sparse=False, target_modules=["q_proj"]))
     with pytest.warns(UserWarning, match=r"4 tensors of .* have no place in adapter 'default'"):

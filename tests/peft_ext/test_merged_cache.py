@@ -243,7 +243,7 @@ def test_a_cache_that_this_weight_did_not_leave_is_not_trusted(sparse_llama, tok
     with torch.no_grad():
         cache = model(input_ids=tokens[:1, :6], use_cache=True).past_key_values
         model(input_ids=tokens[:1, 6:], past_key_values=copy.deepcopy(cache))
-        layer.base().weight.data.mul_(2)  # no version, id or address tells
+        layer.base().weight.data.mul_(2)  # no version, id or address shows it
         if how == "copied":
             cache = copy.deepcopy(cache)
         elif how == "cropped":

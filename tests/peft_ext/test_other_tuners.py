@@ -88,13 +88,13 @@ def test_sqft_does_not_come_over_another_type(sparse_llama, tokens, other, name)
     model = sparse_llama()
     get_peft_model(model, other)  # a PeftModel around it; the layers are in the model
     before, expected = state(model), logits(model.eval(), tokens)
-    for door in (
+    for attach in (
         lambda: inject_adapter_in_model(ours(), model, name),
         lambda: get_peft_model(model, ours(), name),
         lambda: model.add_adapter(ours(), "third"),
     ):
         with pytest.raises(SQFTError, match=REFUSED):
-            door()
+            attach()
         assert {**state(model), "transformers": before["transformers"]} == before
         assert torch.equal(logits(model, tokens), expected)
 
@@ -104,12 +104,12 @@ def test_sqft_does_not_come_over_another_type(sparse_llama, tokens, other, name)
 def test_no_other_type_comes_over_sqft(sparse_llama, tokens, other, name) -> None:
     model = fill_adapter(inject_adapter_in_model(ours(), sparse_llama())).eval()
     before, expected = state(model), logits(model, tokens)
-    doors = [lambda: get_peft_model(model, other, name)]
+    ways = [lambda: get_peft_model(model, other, name)]
     if not isinstance(other, VeraConfig):  # which PEFT does not inject
-        doors.append(lambda: inject_adapter_in_model(other, model, name))
-    for door in doors:
+        ways.append(lambda: inject_adapter_in_model(other, model, name))
+    for attach in ways:
         with pytest.raises(SQFTError, match=REFUSED):
-            door()
+            attach()
         assert state(model) == before
         assert torch.equal(logits(model, tokens), expected)
 
@@ -169,7 +169,7 @@ def test_what_belongs_to_sqft_itself_is_not_another_type(sparse_llama, tokens) -
     injected.add_adapter(ours(trainable_token_indices=[1, 2]), "first")
     injected.add_adapter(ours(), "second")
     lora = get_peft_model(sparse_llama(), LoraConfig(target_modules=TARGETS, trainable_token_indices=[1]))
-    lora.add_adapter("second", LoraConfig(target_modules=["k_proj"]))  # LoRA's own doors are as they were
+    lora.add_adapter("second", LoraConfig(target_modules=["k_proj"]))  # LoRA itself is as it was
     assert isinstance(lora, PeftModel)
 
 

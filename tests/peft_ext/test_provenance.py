@@ -99,7 +99,7 @@ def test_a_base_without_weights_takes_no_hash_of_another(sparse_llama, tiny_mode
     assert given.mask_hash == hash_over(sparse_llama())
 
 
-def test_a_saved_configuration_still_tells_its_base(sparse_llama, other_base, tmp_path) -> None:
+def test_a_saved_configuration_still_names_its_base(sparse_llama, other_base, tmp_path) -> None:
     get_peft_model(sparse_llama(), make_config()).save_pretrained(tmp_path)
     loaded = SQFTConfig.from_pretrained(tmp_path)
     assert type(loaded.mask_hash) is str

@@ -1,4 +1,4 @@
-"""What `save_pretrained` writes of a model that had an adapter: plain linears, at every door out of the adapter."""
+"""What `save_pretrained` writes of a model that had an adapter: plain linears, however the adapter is left."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def tuned(base, **changes):
     return fill_adapter(get_peft_model(base, SQFTConfig(**settings))).eval()
 
 
-DOORS = {
+EXITS = {
     "merge_and_unload": lambda m: m.merge_and_unload(),
     "safe_merge": lambda m: m.merge_and_unload(safe_merge=True),
     "adapter_names": lambda m: m.merge_and_unload(adapter_names=["default"]),
@@ -59,9 +59,9 @@ def check_plain(folder: Path, tokenizer: Path, tmp_path: Path, expected: torch.T
 
 
 @pytest.mark.parametrize("load", [ours, stock])
-@pytest.mark.parametrize("door", DOORS)
-def test_a_quantization_aware_adapter_leaves_plain_linears(int4, tmp_path, load, door) -> None:
-    model = DOORS[door](tuned(load(int4), quantization_aware=True))
+@pytest.mark.parametrize("leave", EXITS)
+def test_a_quantization_aware_adapter_leaves_plain_linears(int4, tmp_path, load, leave) -> None:
+    model = EXITS[leave](tuned(load(int4), quantization_aware=True))
     with torch.no_grad():
         expected = model(TOKENS).logits
     model.save_pretrained(tmp_path / "out")
@@ -77,9 +77,9 @@ def test_a_dense_adapter_over_int4_leaves_plain_linears_when_unloaded(int4, tmp_
     check_plain(tmp_path / "out", int4, tmp_path, expected)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_masked_adapter_leaves_a_folder_that_can_be_quantized(pruned, tmp_path, door) -> None:
-    model = DOORS[door](tuned(ours(pruned)))
+@pytest.mark.parametrize("leave", EXITS)
+def test_a_masked_adapter_leaves_a_folder_that_can_be_quantized(pruned, tmp_path, leave) -> None:
+    model = EXITS[leave](tuned(ours(pruned)))
     with torch.no_grad():
         expected = model(TOKENS).logits
     model.save_pretrained(tmp_path / "out")

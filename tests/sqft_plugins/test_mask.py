@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,6 +157,14 @@ def test_conformance_is_the_share_of_groups_with_at_most_n_kept():
 
 def test_nonzero_mask_counts_both_zeros_as_pruned():
     assert masks.nonzero_mask(torch.tensor([[0.0, -0.0, 1e-30, -1.0]])).tolist() == [[False, False, True, True]]
+
+
+def test_no_other_file_tests_a_weight_for_zero():
+    root, packages = Path(masks.__file__).parents[1], ("sqft_plugins", "peft_ext", "vllm_ext", "gguf_ext")
+    test = re.compile(r"\bweights?(\[[^\]]*\])? [!=]= 0\b|steps\([^)]*\) [!=]= 0\b|-\(-[^()]+ // 8\)")
+    files = [file for package in packages for file in (root / package).rglob("*.py")]
+    found = {file.relative_to(root).as_posix() for file in files if test.search(file.read_text(encoding="utf-8"))}
+    assert found == {"sqft_plugins/mask.py", "sqft_plugins/grid.py"}  # the zero test and mask bytes; words of codes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
