@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
+sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import EXAMPLES, FILES, TRAINING, killed, train
 
 from sqft_plugins.compress.prune import prune_folder

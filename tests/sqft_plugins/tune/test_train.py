@@ -1,4 +1,4 @@
-"""Training data, the loss at answer tokens, and the steps train → extract → merge on a tiny model."""
+"""The steps train, extract and merge on a tiny model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.compress.prune import prune_folder
@@ -15,108 +14,12 @@ from sqft_plugins.errors import CheckpointError, OutputExistsError, SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import IGNORED, Collator, Example, mix, read_jsonl, text_examples, tokenize
-from sqft_plugins.tune.loss import answer_logits, answer_loss
+from sqft_plugins.tune.data import Example
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(40)]
 SETTINGS = {"rank": 8, "alpha": 16, "rank_choices": [8, 6, 4]}
-
-
-# --- data ---
-
-
-def write_lines(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_jsonl_is_read(tmp_path) -> None:
-    rows = [json.dumps({"prompt": e.prompt, "completion": e.completion, "more": 1}) for e in EXAMPLES]
-    assert read_jsonl(write_lines(tmp_path / "d.jsonl", *rows, "")) == EXAMPLES
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"line 2 is not JSON"),
-        ("[1]", r"line 2 is not an object"),
-        ('{"prompt": "a", "completoin": "b"}', r"line 2 has no text 'completion': did you mean 'completoin'\?"),
-        ('{"prompt": "a", "completion": 3}', r"line 2 has no text 'completion'"),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path, line, message) -> None:
-    good = '{"prompt": "a", "completion": "b"}'
-    with pytest.raises(SQFTError, match=message):
-        read_jsonl(write_lines(tmp_path / "d.jsonl", good, line))
-
-
-def test_no_data_is_refused(tmp_path) -> None:
-    with pytest.raises(SQFTError, match="has no examples"):
-        read_jsonl(write_lines(tmp_path / "d.jsonl", ""))
-    with pytest.raises(SQFTError, match="is not a file"):
-        read_jsonl(tmp_path / "nowhere.jsonl")
-
-
-def test_only_the_completion_is_learned(tiny_tokenizer) -> None:
-    tokenizer = tiny_tokenizer("byte-level")
-    (row,) = tokenize([Example("Two and two:", " four")], tokenizer, 64)
-    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
-    assert tokenizer.decode(learned) == " four<eos>"
-    assert row["input_ids"][0] == tokenizer.bos_token_id
-    assert [label for label in row["labels"] if label != IGNORED] == learned
-    (text,) = tokenize([Example("", "plain text")], tokenizer, 64)
-    assert tokenizer.decode([label for label in text["labels"] if label != IGNORED]) == "plain text"
-    with pytest.raises(SQFTError, match=r"example 1 has \d+ tokens, max_length=8: shorten it or raise max_length"):
-        tokenize([Example("a long prompt " * 9, " end")], tokenizer, 8)
-
-
-def test_mixing_keeps_the_share_of_text_in_every_batch_and_uses_everything() -> None:
-    task, text = [("task", i) for i in range(30)], [("text", i) for i in range(10)]
-    rows = mix(task, text, text_fraction=0.25, batch_size=8, steps=10, seed=1)
-    batches = [rows[i : i + 8] for i in range(0, 80, 8)]
-    assert all(sum(kind == "text" for kind, _ in batch) == 2 for batch in batches)
-    assert set(rows) == set(task) | set(text)
-    assert rows == mix(task, text, 0.25, 8, 10, 1) != mix(task, text, 0.25, 8, 10, 2)
-    assert text_examples(["one two three four"], words=2) == [Example("", "one two"), Example("", "three four")]
-
-
-# --- loss ---
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_the_loss_at_answer_tokens_is_the_loss_over_all_logits(tiny_model, family) -> None:
-    model = tiny_model(family).float()
-    rows = [{"input_ids": [5, 6, 7, 8], "labels": [IGNORED, 6, 7, 8]}, {"input_ids": [9, 10], "labels": [IGNORED, 10]}]
-    batch = Collator(pad=0)(rows)
-    labels = batch.pop("labels")
-    logits, targets = answer_logits(model, model.get_output_embeddings(), batch, labels)
-    full = model(**batch).logits
-    naive = F.cross_entropy(full[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-    assert logits.shape[0] == 4
-    torch.testing.assert_close(answer_loss(logits, targets), naive, rtol=1e-5, atol=1e-6)
-    assert not model.get_output_embeddings()._forward_pre_hooks
-
-
-# --- settings ---
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "message"),
-    [
-        (TrainSettings, {"stepz": 3}, r"TrainSettings has no key 'stepz': did you mean 'steps'\?"),
-        (TrainSettings, {"steps": 0}, r"steps=0: input should be greater than or equal to 1"),
-        (TrainSettings, {"learning_rate": "fast"}, r"learning_rate='fast': input should be a valid number"),
-        (AdapterSettings, {"rank": 8, "rank_choices": [16, 8]}, r"maximum 16 but r=8"),
-    ],
-)
-def test_impossible_settings_are_named(kind, values, message) -> None:
-    with pytest.raises(SQFTError, match=message):
-        kind.make(values)
-
-
-# --- the steps ---
 
 
 @pytest.fixture(scope="module")

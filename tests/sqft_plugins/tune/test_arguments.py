@@ -1,0 +1,43 @@
+"""TensorBoard's log."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
+from helpers_train import train
+
+from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.tune import arguments
+from sqft_plugins.tune import train as training
+
+
+def test_tensorboard_gets_the_losses(pruned, tmp_path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = train(pruned, tmp_path / "out", tensorboard=str(tmp_path / "log"), eval_fraction=0.2, eval_every=5)
+    log = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.value for event in log.Scalars("train/loss")] == pytest.approx(report["losses"])
+    assert [event.step for event in log.Scalars("eval/loss")] == [0, 5, 10]
+
+
+def test_tensorboard_without_its_package_is_refused_at_once(pruned, tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(DependencyError, match=r"--tensorboard log .* pip install 'sqft-plugins\[tensorboard\]'"):
+        train(pruned, tmp_path / "out", tensorboard="log")
+
+
+def test_a_file_is_no_place_for_the_log(pruned, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)  # with or without the package
+    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "log"):
+        with pytest.raises(SQFTError, match=r"--tensorboard .*/file is a file, a folder goes there"):
+            train(pruned, tmp_path / "out", tensorboard=str(place))
