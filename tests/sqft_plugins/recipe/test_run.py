@@ -8,11 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import killing
 
 from sqft_plugins.checkpoint import ModelFolder

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from sqft_plugins.plugins.protocols import Item
 from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.search.space import Space

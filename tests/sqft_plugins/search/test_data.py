@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins.protocols import Item
 from sqft_plugins.search.data import split_items

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import sys
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from sqft_plugins.search.paired import mean, paired_difference
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers_search import make_space
 
 from sqft_plugins.errors import CheckpointError, MismatchError

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers_search import make_space
 
 from sqft_plugins.configurations import read_configuration, write_configuration

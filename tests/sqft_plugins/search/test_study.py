@@ -12,8 +12,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers_search import IDENTITY, known_best, make_space
 from optuna.trial import TrialState
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import train
 
 from sqft_plugins.errors import DependencyError, SQFTError

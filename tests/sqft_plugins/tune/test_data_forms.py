@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.chat import Chat, read_template
 from sqft_plugins.tune.data import Example, read_examples, read_jsonl

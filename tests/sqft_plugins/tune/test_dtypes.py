@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune import dtypes

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from sqft_plugins.tune.loss_plot import smoothed
 
 

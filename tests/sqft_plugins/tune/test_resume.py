@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import EXAMPLES, FILES, TRAINING, killed, train
 
 from sqft_plugins.compress.prune import prune_folder

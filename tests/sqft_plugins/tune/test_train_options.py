@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 from helpers_train import EXAMPLES, FILES, train
 
 from sqft_plugins.checkpoint import load_tokenizer
