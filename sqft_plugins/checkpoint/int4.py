@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def scale_digest(weight: QuantizedWeight) -> str:
     return hashlib.sha256(weight.scale.contiguous().cpu().numpy().tobytes()).hexdigest()
 
 
-def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict:
+def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict[str, Any]:
     """The `quantization_config` of config.json; `ignore` names the linear modules that stay float."""
     # brings transformers
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
@@ -80,10 +81,11 @@ def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict:
         quantization_status="compressed",
         ignore=sorted(ignore),
     )
-    return config.model_dump(mode="json")
+    fields: dict[str, Any] = config.model_dump(mode="json")
+    return fields
 
 
-def int4_config(config: Mapping, grid: GridStamp, ignore: Iterable[str]) -> dict:
+def int4_config(config: Mapping[str, Any], grid: GridStamp, ignore: Iterable[str]) -> dict[str, Any]:
     """The config.json of an INT4 model made from a float one with `config`."""
     kept = {key: value for key, value in config.items() if key != "sqft"}
     return {**kept, "quantization_config": quantization_config(grid, ignore)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -52,13 +53,13 @@ class Stamp(BaseModel):
     scale_hash: str | None = None
     ranks: dict[str, int] | None = None
 
-    def then(self, step: str, **changes) -> Stamp:
+    def then(self, step: str, **changes: Any) -> Stamp:
         """A copy with one more pipeline step."""
         update = {"pipeline": [*self.pipeline, step], "created_by": f"sqft-plugins {VERSION}", **changes}
         return self.model_copy(update=update)
 
 
-def parse_stamp(data: Mapping, source: str) -> Stamp:
+def parse_stamp(data: Mapping[str, Any], source: str) -> Stamp:
     """Raises CheckpointError for a stamp of a newer version or one that does not parse."""
     version = data.get("version")
     if not isinstance(version, int) or version > STAMP_VERSION:

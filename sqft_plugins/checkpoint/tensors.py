@@ -69,7 +69,8 @@ def open_tensors(file: Path) -> Iterator[Any]:
 
 def read_tensor(file: Path, name: str) -> Tensor:
     with open_tensors(file) as handle:
-        return handle.get_tensor(name)
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor
 
 
 def find_tensors(path: Path, prefix: str = "", other: str | None = None) -> dict[str, Path]:

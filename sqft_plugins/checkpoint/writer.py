@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def copy_side_files(source: ModelFolder, target: Path) -> None:
             shutil.copytree(file, target / name, ignore=_ignored, dirs_exist_ok=True)
 
 
-def write_config(target: Path, config: Mapping) -> None:
+def write_config(target: Path, config: Mapping[str, Any]) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -52,7 +52,7 @@ class BlockRun:
     states: its inputs, one a micro-batch; `advance` puts its outputs in their place.
     """
 
-    def __init__(self, block: Callable, states: list[Tensor], args: tuple, kwargs: dict[str, Any]):
+    def __init__(self, block: Callable[..., Any], states: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.states = states
         self.returns_tuple = False
         self._block, self._args, self._kwargs = block, args, kwargs
@@ -96,7 +96,7 @@ def run_blocks(model: PreTrainedModel, tokens: Tensor, on_block: OnBlock, positi
 class Inputs(Exception):  # noqa: N818 (a signal, not an error)
     """The inputs of block 0, which `inputs_of` lets out of the model's forward pass."""
 
-    def __init__(self, state: Tensor, arguments: tuple[tuple, dict]):
+    def __init__(self, state: Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]):
         self.state, self.arguments = state, arguments
 
 
@@ -123,7 +123,7 @@ def go_through(
     """
     start = position.block
 
-    def forward_of(index: int, block: Callable) -> Callable:
+    def forward_of(index: int, block: Callable[..., Any]) -> Callable[..., Any]:
         def forward(state: Tensor, *args: Any, **kwargs: Any) -> Any:
             if index >= start:
                 if position.states is None:  # block 0: here all micro-batches come together
@@ -145,11 +145,11 @@ def go_through(
 
 
 @contextmanager
-def _in_the_place_of(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+def _in_the_place_of(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """In here each module computes the function beside it."""
     with ExitStack() as stack:
         for module, forward in forwards.items():
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
             stack.callback(delattr, module, "forward")  # then the class's own shows again
         yield
 

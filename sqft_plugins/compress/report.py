@@ -67,13 +67,14 @@ def output_error(weight: Tensor, new: Tensor, hessian: Tensor) -> float:
     def energy(w: Tensor) -> float:
         return float(((w @ hessian).double() * w).sum().clamp_min(0))
 
-    return (energy(weight.float() - new.float()) / (energy(weight.float()) or 1.0)) ** 0.5
+    return float((energy(weight.float() - new.float()) / (energy(weight.float()) or 1.0)) ** 0.5)
 
 
 def total(rows: Sequence[Row], key: str) -> float:
     """A fraction over all layers: the mean of `key`, weighted by their sizes, each a whole number of weights."""
     sizes = [row["shape"][0] * row["shape"][1] for row in rows]
-    return sum(round(row[key] * size) for row, size in zip(rows, sizes, strict=True)) / max(sum(sizes), 1)
+    count: int = sum(round(row[key] * size) for row, size in zip(rows, sizes, strict=True))
+    return count / max(sum(sizes), 1)
 
 
 def describe(rows: Sequence[Row]) -> str:

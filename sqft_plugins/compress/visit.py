@@ -103,7 +103,7 @@ def _never_called(names: list[str]) -> None:
 
 @contextmanager
 def _hooked(linears: Mapping[str, nn.Module], arrived: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook_of(name: str):
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             arrived(name, inputs[0])
 

@@ -6,9 +6,11 @@ raises ModuleNotFoundError, and `importlib.util.find_spec` says None, as where i
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +91,13 @@ finally:
     print("LOADED", *{name.split(".")[0] for name in sys.modules})
 """
     assert {"vllm", "llama_cpp", "gguf"} & set(run(code).split("LOADED")[1].split()) == set()
+
+
+@pytest.mark.parametrize("surface", sorted(LIBRARIES.keys() - {"vllm_ext"}))  # vLLM runs on Linux alone
+def test_no_module_begins_by_importing_what_windows_lacks(surface):
+    folder = Path(__file__).parents[2] / surface
+    for file in folder.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not {"fcntl", "grp", "pwd", "resource", "termios"} & set(names), file
