@@ -48,7 +48,7 @@ class EvalSettings(Settings):
     def runtime(self) -> dict[str, Any]:
         """What `open_session` is to be given; a runtime refuses the options that it does not have."""
         asked = {"dtype": self.dtype, "threads": self.threads, "accelerate": self.accelerate}
-        return {name: value for name, value in asked.items() if value}
+        return {name: value for name, value in asked.items() if value is not None and value is not False}
 
     def questions(self) -> dict[str, Any]:
         """The arguments of `evaluate_model` that choose the questions."""

@@ -74,12 +74,12 @@ def open_source(model: str | Path, exclude: Any = ()) -> FloatModel:
     weights = [*path.glob("*.safetensors"), *path.glob(INDEX)]
     if weights or not (path / "config.json").is_file():
         return FloatModel(path, exclude)
-    _told(str(model))
+    _say_once(str(model))
     return ConfigModel(path, exclude)
 
 
 @cache
-def _told(model: str) -> None:
+def _say_once(model: str) -> None:
     say(f"{model} has no weights here: planned from its config.json")
 
 
