@@ -75,6 +75,7 @@ class MaskedLinear(torch.autograd.Function):
         sparse: bool,
         grid: LayerGrid | None,
     ) -> Tensor:
+        """As `masked_linear`."""
         ctx.save_for_backward(x, weight, A, B)
         ctx.scaling, ctx.sparse, ctx.grid = scaling, sparse, grid
 
@@ -87,6 +88,7 @@ class MaskedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """grad_out: g [..., out]."""
         x, weight, A, B = ctx.saved_tensors
         tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
         g = grad_out.to(x.dtype).reshape(-1, len(weight))  # [tokens, out]

@@ -46,6 +46,7 @@ class Linear(LoraLinear):
     other_param_names = (*LoraLayer.other_param_names, "elastic")
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
+        """PEFT's: adds an adapter of rank r to the layer. Raises SQFTError for one of another type."""
         if not hasattr(config, "rank_choices"):
             raise SQFTError(
                 f"adapter {adapter_name!r} is a {type(config).__name__}, and those of this model are SQFT ones, which "
@@ -142,6 +143,7 @@ class Linear(LoraLinear):
         return state.grid
 
     def add_lora_bias(self, adapter: str, output: Tensor) -> Tensor:
+        """`output` [..., out] plus s times the bias of B, where the adapter has one (`lora_bias`)."""
         if not self.lora_bias[adapter]:
             return output
         return output + cast(nn.Linear, self.lora_B[adapter]).bias * self.scaling[adapter]
@@ -149,6 +151,7 @@ class Linear(LoraLinear):
     # --- forward ---
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """y [..., out] of x [..., in], with the active adapters at their ranks in force."""
         # what PEFT's own loops do, or what they leave out
         adapter = self._single_adapter(x, args, kwargs)
         if self.merged and not self.disable_adapters and "adapter_names" not in kwargs:

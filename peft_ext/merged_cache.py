@@ -82,6 +82,7 @@ class CachedWeight:
     def of(
         cls, settings: tuple[Any, ...], state: object, factors: tuple[Tensor, ...], base: Tensor, merged: Tensor
     ) -> CachedWeight:
+        """The cache of `merged`, just made of these A and B (`factors`) and of the weight `base`."""
         copies = tuple(factor.detach().clone() for factor in factors)
         place = _place(base, *factors)
         return cls(settings, state, copies, fingerprint(base), _kind(base), place, merged, _forward.number)

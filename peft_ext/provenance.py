@@ -62,6 +62,7 @@ def take_in(config: SQFTConfig, found: Mapping[str, Any], shared: bool) -> SQFTC
 
 
 def is_found(value: Any) -> bool:
+    """Whether a hash or stamp was made from the base at hand, not read from a saved configuration."""
     return isinstance(value, Found | FoundStamp)
 
 
@@ -125,13 +126,20 @@ def check_stamp(config: SQFTConfig, adapter: str, masks: str, found: Mapping[str
 
 
 def check_settings(own: SQFTConfig, coming: SQFTConfig, adapter: str, source: str, swapped: bool = False) -> None:
-    """Raises MismatchError where tensors of `coming` would mean something else under the adapter `own`."""
+    """Raises MismatchError where tensors would mean something else under the adapter that is here.
+
+    own, coming: the configuration of the adapter here, and that of the tensors.
+    adapter, source: its name, and where the tensors come from, for messages.
+    swapped: whether a hotswap brings alpha and a fixed rank along.
+    """
     for key in MEANING:
         if swapped and key in SWAPPED:
             continue
         here, there = (getattr(config, key) or None for config in (own, coming))
         if here != there:
             raise _other(adapter, source, key, getattr(own, key), getattr(coming, key))
+
+    # a loaded adapter may have fewer ranks, a swapped one takes the place of the whole
     here, there = (set(config.rank_choices or [config.r]) for config in (own, coming))
     elastic = own.rank_choices is not None or coming.rank_choices is not None
     if (swapped and elastic and here != there) or (not swapped and not here <= there):

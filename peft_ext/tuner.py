@@ -1,4 +1,7 @@
-"""PEFT's adapters as `sqft train | extract | merge` use them: `sqft` and, for comparison, plain `lora`."""
+"""PEFT's adapters as `sqft train | extract | merge` use them: `sqft` and, for comparison, plain `lora`.
+
+What each method is for stands in `sqft_plugins.plugins.protocols.Tuner`.
+"""
 
 from __future__ import annotations
 
@@ -89,11 +92,13 @@ class PeftTuner:
 
 
 class SQFTTuner(PeftTuner):
+    """SQFT adapters: masked or dense, of fixed or elastic rank, over a float base or through an INT4 grid."""
+
     name = "sqft"
 
     def check(self, base: Path, settings: Any) -> None:
-        """Raises SQFTError for a field that cannot work, for quantization_aware without an INT4 folder, and for a
-        masked adapter over one that is not."""
+        """Raises SQFTError for a field that cannot work, for a quantization-aware adapter without an INT4 folder, and
+        for another masked adapter over an INT4 base."""
         config, folder = self._config(settings), ModelFolder(base)
         if config.quantization_aware:
             check_grid(folder, config)
@@ -114,8 +119,8 @@ class SQFTTuner(PeftTuner):
         return self._on_grid(tuned)
 
     def _on_grid(self, model: Any) -> nn.Module:
-        """The model with all that is INT4 in the adapter's grid put there: what is tuned and judged is what a merge
-        gives."""
+        """The model, with the modules that are INT4 in the grid's folder but not adapted put on the grid, too: what is
+        tuned and judged is what a merge gives."""
         if model.active_peft_config.quantization_aware:
             rest = model.base_model.put_rest_on_grid()
             if rest:
@@ -140,15 +145,14 @@ class SQFTTuner(PeftTuner):
         return model.set_active_rank(rank)
 
     def drawn_ranks(self, model: Any) -> Mapping[str, int]:
-        """Those of the training step that was begun last; empty where none was drawn."""
+        """Module name → rank of the training step that was begun last; empty where none was drawn."""
         layers = sqft_layers(model.base_model.model, model.active_adapter)
         drawn = {name: layer.elastic[model.active_adapter].ranks.drawn for name, layer in layers}
         return {name: rank for name, rank in drawn.items() if rank is not None}
 
     def merge(self, model: Any) -> tuple[Any, Mapping[str, Tensor]]:
         tuner: SQFTModel = model.base_model
-        sparse = model.active_peft_config.sparse
-        masks = tuner.masks() if sparse else {}
+        masks = tuner.masks() if model.active_peft_config.sparse else {}
         return model.merge_and_unload(), masks
 
     def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
@@ -156,6 +160,8 @@ class SQFTTuner(PeftTuner):
 
 
 class LoraTuner(PeftTuner):
+    """A plain LoRA: dense and of one rank."""
+
     name = "lora"
 
     def check(self, base: Path, settings: Any) -> None:

@@ -41,6 +41,7 @@ class ElasticMaskedVariant(LoraVariant):
 
     @staticmethod
     def init(module: Any, adapter_name: str, config: Any = None, **kwargs: Any) -> None:
+        """Gives the layer its state of a new adapter; config: an `SQFTConfig`."""
         elastic = config.rank_choices is not None
         choices = list(config.rank_choices) if elastic else [module.r[adapter_name]]
         ranks = Ranks(choices, max(choices), config.share_rank if elastic else None)

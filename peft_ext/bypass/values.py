@@ -89,6 +89,7 @@ def members(values: Values) -> Values:
 
 
 def holds_modules(given: Iterable[Values]) -> bool:
+    """Whether one of the arguments may be a module."""
     return any(isinstance(value, nn.Module) for values in given for value in values)
 
 
