@@ -19,6 +19,7 @@ from torch import Tensor
 from gguf_ext.arch import Architecture, Config, Rule
 from gguf_ext.errors import ScaleRangeError, UnmappedTensorError
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.source import WeightSource
 from sqft_plugins.errors import CheckpointError, GridError
 from sqft_plugins.grid import QuantizedWeight
 
@@ -51,11 +52,11 @@ class PlacedTensor:
     def is_weight(self) -> bool:
         return self.constant is None and self.name.endswith(".weight")
 
-    def quantized(self, folder: ModelFolder) -> QuantizedWeight:
+    def quantized(self, source: WeightSource) -> QuantizedWeight:
         """Codes, scales and zero points in the order of the file. Raises ScaleRangeError."""
         assert self.module is not None
         try:
-            weight = folder.quantized(self.module)
+            weight = source.quantized(self.module)
         except GridError as error:
             if "outside the exact range" not in str(error):
                 raise
@@ -71,9 +72,9 @@ class PlacedTensor:
             tensor = tensor.to(torch.float32) + self.add
         return self.reorder(tensor)
 
-    def mask(self, folder: ModelFolder) -> Tensor | None:
+    def mask(self, source: WeightSource) -> Tensor | None:
         """bool [out, in] in the order of the file, True = kept; None where there is none."""
-        mask = folder.mask(self.owner) if self.is_weight else None
+        mask = source.mask(self.owner) if self.is_weight else None
         return None if mask is None else self.reorder(mask)
 
     def reorder(self, part: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 
 import pytest
 import torch
+from helpers_compress import SMALL
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.compress import blocks
@@ -17,24 +17,6 @@ from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import SQFTError
-
-SMALL = {"sequences": 4, "length": 32}
-
-
-@pytest.fixture(scope="module")
-def folder_of(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """folder_of(family, **changes) → a tiny model's folder, made once."""
-    made = {}
-
-    def make(family: str, **changes):
-        key = family, json.dumps(changes, sort_keys=True)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("models") / family
-            tiny_model(family, **changes).save_pretrained(made[key])
-            tiny_tokenizer("byte-level").save_pretrained(made[key])
-        return made[key]
-
-    return make
 
 
 def contents(folder) -> dict[str, bytes]:

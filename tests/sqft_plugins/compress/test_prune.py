@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers_compress import tokens
 from torch import nn
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
@@ -15,10 +16,6 @@ from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import GridError, OutputExistsError, SQFTError
 from sqft_plugins.mask import Pattern, mask_hash, nonzero_mask, unpack_mask
 from sqft_plugins.structure import find_linears, structure_of_folder
-
-
-def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:
-    return torch.randint(4, 640, (sequences, length), generator=torch.Generator().manual_seed(0))
 
 
 def naive_wanda(model: nn.Module, batch: torch.Tensor, sparsity: float) -> dict[str, torch.Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from helpers_compress import SMALL, tokens
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
@@ -13,28 +12,6 @@ from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.structure import find_blocks
-
-SMALL = {"sequences": 4, "length": 32}
-
-
-def tokens(sequences: int = 4, length: int = 32) -> torch.Tensor:
-    return torch.randint(4, 640, (sequences, length), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def folder_of(tiny_model, tiny_tokenizer, tmp_path_factory):
-    """folder_of(family, **changes) → a tiny model's folder, made once."""
-    made = {}
-
-    def make(family: str, **changes):
-        key = family, json.dumps(changes, sort_keys=True)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("models") / family
-            tiny_model(family, **changes).save_pretrained(made[key])
-            tiny_tokenizer("byte-level").save_pretrained(made[key])
-        return made[key]
-
-    return make
 
 
 def test_a_skeleton_computes_what_the_model_computes(folder_of, family) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_gptq import pack_down, write_gptq
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, load_model
 from sqft_plugins.errors import CheckpointError, GridError, SQFTError
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # importlib mode keeps test folders off the path
-
-from helpers_gptq import pack_down, write_gptq
 
 MODULE = "model.layers.0.mlp.up_proj"
 
