@@ -189,8 +189,8 @@ class AdapterFolder:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name → shape, in name order; of a safetensors file only the header is read."""
         with self._open() as file:
-            slices = {name: file.get_slice(name) for name in sorted(file.keys())}
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
+            parts = {name: file.get_slice(name) for name in sorted(file.keys())}
+            return {n: tuple(p.get_shape() if hasattr(p, "get_shape") else p.shape) for n, p in parts.items()}
 
     @cached_property
     def pairs(self) -> dict[str, LoraPair]:
@@ -319,16 +319,4 @@ class _Unpickled(dict):
     def get_tensor(self, name: str) -> Tensor:
         return self[name]
 
-    def get_slice(self, name: str) -> Any:
-        return _Slice(self[name])
-
-
-class _Slice:
-    def __init__(self, tensor: Tensor):
-        self._tensor = tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self._tensor.shape)
-
-    def __getitem__(self, part: Any) -> Tensor:
-        return self._tensor[part]
+    get_slice = get_tensor

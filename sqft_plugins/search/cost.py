@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.inspect.adapter import inspect_adapter
 from sqft_plugins.search.space import Space
 
 REPEATS, CALLS = 15, 20
@@ -55,13 +55,13 @@ class Latency:
 
 def adapter_shapes(adapter: Path) -> dict[str, tuple[int, int]]:
     """Module → (in, out)."""
-    return {row["name"]: (row["in"], row["out"]) for row in inspect_adapter(adapter)["layers"]}
+    folder = AdapterFolder(adapter)
+    return {module: (folder.pairs[module].inputs, folder.pairs[module].outputs) for module in folder.linears}
 
 
 def check_latency(adapter: Path) -> None:
     """Raises SQFTError for an adapter whose rank changes no runtime."""
-    config = inspect_adapter(adapter)
-    if config["quantization_aware"] or config["sparse"]:
+    if AdapterFolder(adapter).kind != "dense":
         raise SQFTError(
             f"--against latency: {adapter} is masked, it is merged before it is served and then as fast at every rank: "
             "use --against parameters"
