@@ -14,10 +14,10 @@ from vllm_ext.patching import MARK, apply, replaces
 COUNTERS = {
     "plane_cache_hits": "Requests for a value plane that was in memory",
     "plane_cache_loads": "Value planes that were loaded into memory",
-    "plane_cache_evictions": "Value planes that were put out of memory for want of room",
+    "plane_cache_evictions": "Value planes that were put out of memory for others",
     "variant_cache_hits": "Batches joined by an adapter that was in memory",
     "variant_cache_loads": "Adapters at a rank that were loaded into memory",
-    "variant_cache_evictions": "Adapters that were put out of memory for want of room",
+    "variant_cache_evictions": "Adapters that were put out of memory for others",
 }
 GAUGES = {
     "plane_cache_bytes": "Memory of the value planes, all workers together",

@@ -31,7 +31,7 @@ from vllm_ext.private import make_private
 from vllm_ext.variables import ADAPTER_COPIES
 
 LINGER_SECONDS = 10.0
-"""A copy that nobody needs any more stays this long: the engine may still be told that its last request has ended."""
+"""A copy that nobody needs any more stays this long: the engine may not know yet that its last request has ended."""
 QUIET_SECONDS = 1.0
 """A folder to which nobody has written for so long is taken for whole: `rsync` and `cp` replace file after file."""
 PATIENCE_SECONDS = 3.0
@@ -92,6 +92,7 @@ class AdapterCopies:
         begun = time.monotonic()
         patience = 0.0 if served and begun < self._busy_until.get(name, 0.0) else self.patience_seconds
         seen, since, gone_since = self.directory.records(name), begun, None
+
         while True:
             now = time.monotonic()
             late = now - begun >= patience
@@ -115,6 +116,8 @@ class AdapterCopies:
             except BusyError:
                 if late:
                     raise
+
+            # what has changed meanwhile
             time.sleep(0.05)
             records = self.directory.records(name)
             if records != seen:
@@ -156,6 +159,8 @@ class AdapterCopies:
         source, now = self.directory.find(name), self.directory.signature(name)
         if now is None:
             raise BusyError(f"adapter {name} was removed while it was read")
+
+        # a copy that is there
         version = hashlib.sha256(repr((name, now)).encode()).hexdigest()[:16]  # a link is another name of one file
         target = self.root / version / name  # the folder keeps the adapter's name: messages speak of it
         with self._lock:
@@ -164,6 +169,8 @@ class AdapterCopies:
                 return known
             with suppress(SQFTError):
                 return self._keep(open_adapter(target), source, now)
+
+            # a new one
             shutil.rmtree(target.parent, ignore_errors=True)  # somebody tidied a part of it away
             self._write(name, source, target)
             if signature(target) != now:

@@ -6,8 +6,8 @@ RANK is max, heuristic (or median), min, r16 and its like, or a configuration sa
 is the saved configuration `default`, where there is one, else heuristic; an adapter with a fixed rank has NAME only.
 
 A variant (an adapter at a rank) as a path, `FOLDER?sub=r16`, is what vLLM carries as `lora_path` from the API server to
-its workers. It is a part of the key of cached prefixes, too: `FOLDER?sub=r16&v=1a2b3c4d` tells an adapter from what was
-there before.
+its workers. It is a part of the key of cached prefixes, too: `FOLDER?sub=r16&v=1a2b3c4d` is another adapter than
+what was there before.
 """
 
 from __future__ import annotations

@@ -129,8 +129,12 @@ async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> An
     try:
         if models.engine_client.vllm_config.lora_config is None:
             raise SQFTError(f"adapter {lora_name}: this server was started without --enable-lora")
+
+        # as it was when it could not be served
         if served is not None and table.is_refused(adapter):
             return await _load(models, resolver, served, lora_name, None)
+
+        # as it is now
         records = resolver.directory.records(adapter)
         newest = None
         try:

@@ -58,7 +58,7 @@ class PlaneStamp(BaseModel):
 
 
 def plane_key(base: Mapping[str, Any], adapter: str, ranks: Mapping[str, int]) -> str:
-    """What tells one plane from another: 32 hexadecimal digits."""
+    """The name of a plane by its contents: 32 hexadecimal digits."""
     return _digest({"base": base, "adapter": adapter, "ranks": ranks})[:32]
 
 
@@ -69,7 +69,7 @@ def base_identity(folder: ModelFolder) -> dict[str, Any]:
         raise MismatchError(f"model {folder.path} is float: value planes are of its INT4 folder, name that one")
     if folder.stamp is None:
         raise MismatchError(
-            f"model {folder.path} has no stamp (sqft/stamp.json), so nothing tells that a plane is its own: "
+            f"model {folder.path} has no stamp (sqft/stamp.json), so a plane cannot be known for its own: "
             "make it with `sqft quantize`"
         )
     stamp = folder.stamp.model_dump(mode="json", exclude={"base", "created_by"}, exclude_none=True)
@@ -130,6 +130,7 @@ class PlaneFile:
             text = (handle.metadata() or {}).get(KEY)
         if text is None:
             raise CheckpointError(f"{self.path} is no value plane: write it with `sqft export plane`")
+
         try:
             data = json.loads(text)
             version = data["version"]

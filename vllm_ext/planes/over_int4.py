@@ -73,7 +73,7 @@ class OverInt4:
         mask = self.int4.kept(module)
         if mask is None:
             raise MismatchError(
-                f"{self.int4.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not tell which weights "
+                f"{self.int4.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights "
                 "were pruned: make it with `sqft quantize`"
             )
         return self.int4.quantized(module), mask

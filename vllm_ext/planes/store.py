@@ -7,19 +7,23 @@ changed: workers read there while adapters come and go.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.identity import is_settled, state_of
 from vllm_ext.planes.build import FOLDER
 from vllm_ext.planes.format import SUFFIX, PlaneFile, adapter_identity, base_identity, plane_key
 from vllm_ext.private import make_private
@@ -48,16 +52,22 @@ def find_plane(
 ) -> PlaneFile:
     """The plane of `adapter` at `ranks` over the INT4 folder `base`, built in a process of its own where it is missing.
 
-    kind: what the adapter was trained over, "int4" or "float" (`grid_stamp` in its configuration). exported: the folder
-    with the planes that were exported, where `adapter` is a copy without them. Raises SQFTError,
-    with the way out, where it is neither there nor can be built: a plane is exact only with the weights it was trained
-    over.
+    base: the folder that is served.
+    adapter: the adapter's folder.
+    ranks: module → rank.
+    kind: what the adapter was trained over, "int4" or "float" (`grid_stamp` in its configuration).
+    exported: the folder with the planes that were exported, where `adapter` is a copy without them.
+
+    Raises SQFTError, with the way out, where the plane is neither there nor can be built: it is exact only with the
+    weights that the adapter was trained over.
     """
-    key = plane_key(base_identity(base), adapter_identity(adapter), ranks)
+    key = plane_key(known_identity(base), adapter_identity(adapter), ranks)
     file = store_folder() / f"{key}{SUFFIX}"
     with _locked(file):
         if not _holds(file, key):
             file.unlink(missing_ok=True)
+
+            # exported, or made here
             found = _exported(exported or adapter, key)
             if found is not None:
                 _copy(found, file)
@@ -70,6 +80,26 @@ def find_plane(
                     f"{_shown(ranks)}`{_stale(exported or adapter)}"
                 )
     return PlaneFile(file)
+
+
+def known_identity(base: ModelFolder) -> dict[str, Any]:
+    """`base_identity`, whose hash of all codes takes seconds for a large model: made by the API server, and remembered
+    in the private folder for the workers, which ask between two steps of the engine."""
+    now, state = time.time_ns(), state_of(base.path)
+    file = store_folder() / f"base-{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.json"
+    if not is_settled(state, now):
+        return base_identity(base)
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text())
+
+    found = base_identity(base)
+    partial = file.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        partial.write_text(json.dumps(found))
+        if state_of(base.path) == state:
+            partial.rename(file)
+        partial.unlink(missing_ok=True)
+    return found
 
 
 def _holds(file: Path, key: str) -> bool:

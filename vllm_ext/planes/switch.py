@@ -2,7 +2,7 @@
 running batch are computed with which.
 
 A quantization-aware variant is a LoRA request like any other to vLLM: its scheduler, its slots and its prefix cache
-know it by its id. Its LoRA weights are empty; what it changes are the codes, here. vLLM tells before each step which
+know it by its id. Its LoRA weights are empty; what it changes are the codes, here. vLLM says before each step which
 ids the batch has and which token belongs to which (`WorkerLoRAManager.set_active_adapters`).
 """
 

@@ -54,6 +54,8 @@ def build(
     for word, ours in (("--host", "--host"), ("--port", "--port"), ("--model", "MODEL"), ("--uds", "--host")):
         if given(passed, word):
             raise SQFTError(f"{word} behind -- is not read by sqft serve: give it as {ours}, before the --")
+
+    # what is served
     folder, present = ModelFolder(model), environment or {}
     hidden = left_out(present)
     if hidden:
@@ -64,13 +66,19 @@ def build(
     command = [*(launcher or find_launcher())(str(folder.path)), "--host", host, "--port", str(port)]
     if not given(passed, "--served-model-name"):
         command += ["--served-model-name", name]
+
+    # who may ask
     command += ["--middleware", KEY_GUARD]
     if host not in LOOPBACK and not (given(passed, "--api-key") or present.get(VLLM_KEY)):
         page = "docs/how-to/serve-vllm.md, Exposing"
         notes.append(f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and read {page}")
+
+    # exact activations
     if folder.grid is not None and VLLM_W4A8 not in present:
         own[VLLM_W4A8] = "0"
         notes.append(f"{VLLM_W4A8}=0: activations stay 16 bits; =1 is vLLM's own default, faster and rounded")
+
+    # adapters, and value planes (the codes of one rank) of them
     if adapters is not None:
         check_adapters(adapters, passed)
         AdapterDirectory(adapters, words_of(passed, "--served-model-name") or [name]).check_names()

@@ -55,7 +55,7 @@ def _kill(processes: Iterable[int]) -> None:
 def main(leader: int, folders: list[str]) -> None:
     """Waits until stdin is closed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # for `sqft serve`, which tells us when the server has ended
+        signal.signal(number, signal.SIG_IGN)  # for `sqft serve`, which ends us when the server has ended
     sys.stdin.buffer.read()
     end_session(leader)
     for folder in folders:

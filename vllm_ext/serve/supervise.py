@@ -1,4 +1,4 @@
-"""A server process: started, waited for, told of signals, ended with all it started."""
+"""A server process: started, waited for, handed signals, ended with all it started."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def _kept(process: subprocess.Popen, folders: Sequence[str], ending: Ending) -> 
             keeper.kill()
 
 
-def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], None], timeout: float) -> bool:
+def wait_healthy(process: subprocess.Popen, url: str, notify: Callable[[float], None], timeout: float) -> bool:
     """Asks `url`/health until it answers → True; False where the process ended first.
 
-    tell: called about once a second with the seconds since the start. Raises SQFTError after `timeout` seconds.
+    notify: called about once a second with the seconds since the start. Raises SQFTError after `timeout` seconds.
     """
     start = time.monotonic()
     while process.poll() is None:
@@ -163,7 +163,7 @@ def wait_healthy(process: subprocess.Popen, url: str, tell: Callable[[float], No
             raise SQFTError(
                 f"the server is not healthy after {timeout:.0f} s: see its log, or wait longer by --timeout"
             )
-        tell(waited)
+        notify(waited)
         time.sleep(1)
     return False
 

@@ -49,19 +49,22 @@ def main(what: str) -> int:
 
 
 def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
-    """Starts the server, tells when it is ready, and stays until it ends → its exit code; 128 + the signal's number
+    """Starts the server, says when it is ready, and stays until it ends → its exit code; 128 + the signal's number
     where a signal to this process had to be enforced."""
     for note in server.notes:
         say(note)
     say(server.shell())
     check_port(server.host, server.port)
     ending = Ending(PATIENCE + shutdown_timeout(server))
+
     with contextlib.ExitStack() as stack:
+        # everything that goes with the server
         stack.enter_context(exit_at_signals())
         root = stack.enter_context(private_root())
         environment = {**private_folders(root), **server.environment}
         output = stack.enter_context(_log(log))
         process = stack.enter_context(started(server.command, environment, output, ending, [str(root)]))
+
         if wait_healthy(process, server.url, Waiting(log), timeout):
             names = _names(server)
             result = {**server.as_dict(), "names": names, "pid": process.pid}
@@ -69,9 +72,9 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
             sys.stdout.flush()
             process.wait()
             if ending.signal is None:
-                say(f"the server ended by itself, with {exit_code(process)}: {log or 'its log above'} tells why")
+                say(f"the server ended by itself, with {exit_code(process)}: {log or 'its log above'} says why")
         elif ending.signal is None:
-            where = f"{log} tells why:\n{_tail(log)}" if log else "its log above tells why"
+            where = f"{log} says why:\n{_tail(log)}" if log else "its log above says why"
             raise SQFTError(f"the server ended with {exit_code(process)} before it was healthy: {where}")
     return 128 + ending.signal if ending.signal and ending.killed else exit_code(process)
 
@@ -115,7 +118,7 @@ def shutdown_timeout(server: Server) -> float:
     """vLLM's --shutdown-timeout: the seconds in which it finishes running requests at a signal."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(option_of(server.command, "--shutdown-timeout") or 0))
-    return 0.0  # vLLM will tell
+    return 0.0  # vLLM will refuse it
 
 
 def _names(server: Server) -> list[str]:
@@ -129,7 +132,7 @@ def _names(server: Server) -> list[str]:
 
 
 class Waiting:
-    """Tells every 15 seconds that the server is not ready; its own log, where that is on stderr, tells more."""
+    """Says every 15 seconds that the server is not ready; its own log, where that is on stderr, says more."""
 
     def __init__(self, log: str | None):
         self._log, self._last = log, 0.0
@@ -142,7 +145,7 @@ class Waiting:
 
 
 def exit_code(process: subprocess.Popen) -> int:
-    """The server's exit code as a shell tells it: 128 + the signal's number where one ended it."""
+    """The server's exit code as a shell gives it: 128 + the signal's number where one ended it."""
     code = process.poll() or 0
     return 128 - code if code < 0 else code
 

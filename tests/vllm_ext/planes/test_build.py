@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,3 +312,20 @@ def test_a_server_makes_a_plane_without_peft_and_transformers(int4, adapter, tmp
 def _exported(int4, adapter, folder, rank, base=None):
     export_planes(int4, adapter, [rank], base, out=folder / f"r{rank}.safetensors")
     return folder / f"r{rank}.safetensors"
+
+
+def test_the_identity_of_a_base_is_made_once_for_all_processes(int4, store, tmp_path, monkeypatch) -> None:
+    from vllm_ext.planes import store as module
+
+    base = tmp_path / "int4"
+    shutil.copytree(int4, base)
+    time.sleep(0.2)  # until a later writing must show
+    found = module.known_identity(ModelFolder(base))
+    assert found == base_identity(ModelFolder(base))
+    monkeypatch.setattr(module, "base_identity", lambda folder: pytest.fail("hashed again"))
+    assert module.known_identity(ModelFolder(base)) == found
+    monkeypatch.undo()
+    monkeypatch.setenv(PLANE_DIR, str(store))
+    (base / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    monkeypatch.setattr(module, "base_identity", lambda folder: "hashed again")
+    assert module.known_identity(ModelFolder(base)) == "hashed again"
