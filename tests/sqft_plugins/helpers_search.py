@@ -1,7 +1,8 @@
 """A search space whose best configuration is known, and a process that searches it.
 
-`python helpers_search.py STUDY LOG EVALUATIONS SECONDS SEED` works on a study until its budget is spent; each
-evaluation takes SECONDS and writes a line when it begins and one when it ends.
+`python helpers_search.py STUDY LOG EVALUATIONS SECONDS SEED [TOGETHER]` works on a study until its budget is spent;
+each evaluation takes SECONDS and writes a line when it begins and one when it ends. It begins when TOGETHER processes
+have opened the study, so that the budget is not spent before a slow one has started.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sqft_plugins.search.space import Choice, Space
 
@@ -35,7 +37,7 @@ def known_best(space: Space, seed: int) -> tuple[Choice, Callable[[Choice], floa
     return best, loss
 
 
-def main(study: str, log: str, evaluations: int, seconds: float, seed: int) -> None:
+def main(study: str, log: str, evaluations: int, seconds: float, seed: int, together: int = 1) -> None:
     from sqft_plugins.search.methods import HILL_CLIMBING
     from sqft_plugins.search.samplers import Unseen
     from sqft_plugins.search.study import Budget, Result, open_study, run_trials
@@ -43,6 +45,10 @@ def main(study: str, log: str, evaluations: int, seconds: float, seed: int) -> N
     space = make_space(5)
     _, loss = known_best(space, 0)
     opened = open_study(study, IDENTITY, ["minimize"], Unseen(HILL_CLIMBING.sampler(space, seed), space, seed))
+
+    Path(f"{log}.{seed}").touch()
+    while len(list(Path(log).parent.glob(f"{Path(log).name}.*"))) < together:
+        time.sleep(0.02)
 
     def evaluate(ranks: dict[str, int]) -> Result:
         choice = space.choice(ranks)
@@ -56,4 +62,4 @@ def main(study: str, log: str, evaluations: int, seconds: float, seed: int) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), *map(int, sys.argv[5:]))

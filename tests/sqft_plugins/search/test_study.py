@@ -148,8 +148,8 @@ def test_an_evaluation_that_fails_is_free_to_be_done_again(tmp_path) -> None:
     assert len(finished(study)) == 5
 
 
-def start_process(target, log, evaluations, seconds, seed):
-    command = [sys.executable, str(HELPER), str(target), str(log), str(evaluations), str(seconds), str(seed)]
+def start_process(target, log, evaluations, seconds, seed, together=1):
+    command = [sys.executable, HELPER, *map(str, (target, log, evaluations, seconds, seed, together))]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
 
@@ -193,7 +193,7 @@ def open_study_storage(target: Path):
 @pytest.mark.parametrize("name", ["study.journal", "study.db"])
 def test_two_processes_share_one_study(tmp_path, name) -> None:
     target, log = tmp_path / name, tmp_path / "log"
-    processes = [start_process(target, log, 24, 0.3, seed) for seed in (1, 2)]
+    processes = [start_process(target, log, 24, 0.3, seed, together=2) for seed in (1, 2)]
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
