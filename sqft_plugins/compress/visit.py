@@ -1,4 +1,18 @@
-"""The linear layers of one block, each visited before it computes for good, so that it sees compressed predecessors."""
+"""The linear layers of one block, each visited before it computes for good, so that it sees compressed predecessors.
+
+With one micro-batch, in a single pass of the block:
+
+1. A hook before a layer sees its inputs, collects their statistic and visits the layer.
+2. The layer computes with the weight that the visit left, and its outputs go on to the next hook.
+
+With more, the statistic needs all micro-batches before the visit, so that the block runs once for each group of layers
+that share an input (q, k and v):
+
+1. `_next_group`: every micro-batch runs until a layer outside the group is reached, where StopBlock ends it; the hooks
+   before the layers of the group collect one statistic.
+2. The layers of the group are visited. From here on they compute with their new weights.
+3. When no layer is left, the whole block runs for its outputs.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +34,8 @@ Visit = Callable[[str, Tensor], None]
 def visit_linears(run: BlockRun, linears: Mapping[str, nn.Module], statistic: Statistic, visit: Visit) -> None:
     """Visits every linear layer of a block in the order in which they are called, and advances the run.
 
-    With one micro-batch a layer is visited when its inputs arrive, in one pass. With more, the layers that share an
-    input (q, k and v) are visited together after a pass over all micro-batches that ends there; the result is the
-    same, up to the order of the sums. Layers that share an input get the same statistic tensor.
+    The result does not depend on the number of micro-batches, up to the order of the sums. Layers that share an input
+    get the same statistic tensor.
 
     Raises GridError for inputs that are not finite, SQFTError for a layer that is never called.
     """
