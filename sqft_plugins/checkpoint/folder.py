@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqft_plugins.adapter import is_adapter
 from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
@@ -46,9 +45,9 @@ class ModelFolder(TensorFiles):
             raise CheckpointError(f"model {path} is not a folder: give the path of a model saved by save_pretrained")
         config = self.path / "config.json"
         if not config.is_file():
-            adapter = is_adapter(self.path)
-            hint = "it is an adapter, give its base model" if adapter else "give a model folder"
-            raise CheckpointError(f"model {path} has no config.json: {hint}")
+            raise CheckpointError(
+                f"model {path} has no config.json: give a model folder; if it is an adapter, give its base model"
+            )
         self.config: dict[str, Any] = read_object(config, REMEDY)
 
     @cached_property
