@@ -27,7 +27,8 @@ from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
 from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap, wrap
-from peft_ext.unchecked import CONFIG_FILE, FRESH, NOT_CHECKED, checked
+from peft_ext.unchecked import FRESH, NOT_CHECKED, checked
+from sqft_plugins.adapter.folder import CONFIG
 from sqft_plugins.adapter.lora_config import pattern_value
 from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.errors import MismatchError, SQFTError
@@ -63,7 +64,7 @@ def _load_adapter(
         coming = _saved_config(model_id, options)
         _check(own, coming, adapter_name, str(model_id), layers)
         vars(own).pop(FRESH, None)
-    elif _is_sqft(Path(model_id, options.get("subfolder") or "") / CONFIG_FILE):
+    elif _is_sqft(Path(model_id, options.get("subfolder") or "") / CONFIG):
         raise _other_type(str(model_id), "SQFT", adapter_name, own)
 
     with checked():
@@ -83,7 +84,7 @@ def _saved_config(model_id: Any, options: Mapping[str, Any]) -> Any:
     try:
         return PeftConfig.from_pretrained(str(model_id), **options)
     except ValueError as error:
-        if CONFIG_FILE not in str(error):
+        if CONFIG not in str(error):
             raise
         return None
 
@@ -111,7 +112,7 @@ def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str
     layers: the adapter's, by their names in the base model.
     """
     if coming is None:
-        warnings.warn(f"{source} has no {CONFIG_FILE}: {NOT_CHECKED}", stacklevel=4)
+        warnings.warn(f"{source} has no {CONFIG}: {NOT_CHECKED}", stacklevel=4)
         return
     if own.peft_type != coming.peft_type:
         raise _other_type(source, coming.peft_type.value, adapter, own)

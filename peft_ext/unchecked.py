@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-CONFIG_FILE = "adapter_config.json"
+from sqft_plugins.adapter.folder import CONFIG
+
 NOT_CHECKED = "whether its tensors were trained over the zeros of this base was not checked"
 FRESH = "_no_tensors_came_yet"
 """Set on the configuration of an adapter whose base was looked at just now, when it was added."""
@@ -41,6 +42,6 @@ def warn_unchecked(module: nn.Module, state_dict: Mapping[str, Any], prefix: str
     if _checked.get() or all(f"{name}.base_layer.weight" in state_dict for name in adapted):
         return
     warnings.warn(
-        f"tensors of an adapter came without its {CONFIG_FILE}: {NOT_CHECKED}. load_adapter(FOLDER, NAME) checks it",
+        f"tensors of an adapter came without its {CONFIG}: {NOT_CHECKED}. load_adapter(FOLDER, NAME) checks it",
         stacklevel=4,
     )

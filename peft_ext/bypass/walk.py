@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -145,11 +145,5 @@ def _tree_of(function: types.FunctionType) -> ast.FunctionDef | None:
 
 def _names(code: types.CodeType) -> set[str]:
     """The names that a function and those defined in it use."""
-
-    def walk(code: types.CodeType) -> Iterator[str]:
-        yield from code.co_names
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                yield from walk(constant)
-
-    return set(walk(code))
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
