@@ -32,7 +32,7 @@ from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
 from peft_ext.unchecked import FRESH, warn_unchecked
 from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
-from sqft_plugins.elastic import Rank, configuration
+from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
 
@@ -243,7 +243,7 @@ class SQFTModel(LoraModel):
             # module → rank
             choices = {name: layer.elastic[adapter].ranks.choices for name, layer in layers.items()}
             fixed = {name: space[0] for name, space in choices.items() if len(space) == 1}
-            if fixed and isinstance(rank, str) and rank in NAMED:
+            if fixed and isinstance(rank, str) and rank in NAMED_RANKS:
                 ranks = fixed  # all of them, each its own (rank_pattern)
             else:
                 ranks = configuration(rank, layers, sorted({r for space in choices.values() for r in space}))
@@ -292,9 +292,6 @@ class SQFTModel(LoraModel):
         rest = rest_off_grid(self.model, folder, dict(sqft_layers(self.model, adapter)))
         put_on_grid(self.model, folder, rest)
         return rest
-
-
-NAMED = ("max", "min", "median", "heuristic")
 
 
 def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:

@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from sqft_plugins.elastic import NAMED_RANKS
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 
 FOLDER = "configurations"
 DEFAULT = "default"
 """The configuration of this name, where a folder carries it, is what the adapter's plain name means."""
-RESERVED = ("max", "min", "median", "heuristic")
-"""Names of ranks (sqft_plugins.elastic.parse_rank), with r16 and its like: no configuration may be called so."""
 MAX_BYTES = 4 << 20
 """Of one file. A configuration of 1,000 layers has 50 kB."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -31,7 +30,7 @@ def check_configuration_name(name: str) -> str:
             f"configuration name {name[:80]!r} is not usable: up to 64 letters, digits, '_', '.', '-', a letter or "
             "digit first"
         )
-    if name in RESERVED or _RANK.fullmatch(name):
+    if name in NAMED_RANKS or _RANK.fullmatch(name):
         raise SQFTError(f"configuration name {name!r} is the name of a rank: choose another")
     return name
 
@@ -70,7 +69,7 @@ def read_configuration(file: str | Path) -> dict[str, int]:
 
 
 def _usable(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) and name not in RESERVED and not _RANK.fullmatch(name)
+    return bool(_NAME.fullmatch(name)) and name not in NAMED_RANKS and not _RANK.fullmatch(name)
 
 
 def write_configuration(

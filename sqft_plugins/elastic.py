@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -51,23 +51,24 @@ def heuristic_rank(rank_choices: Sequence[int]) -> int:
     return choices[len(choices) // 2]
 
 
+NAMED_RANKS: Mapping[str, Callable[[Sequence[int]], int]] = {
+    "max": max, "min": min, "median": heuristic_rank, "heuristic": heuristic_rank,
+}  # fmt: skip
+"""Name → what it chooses from a search space."""
+
+
 def parse_rank(rank: int | str, rank_choices: Sequence[int]) -> int:
     """The number behind a rank's name, checked against the search space (any 1..r_max where it has one choice)."""
-    names = {
-        "max": max(rank_choices),
-        "min": min(rank_choices),
-        "median": heuristic_rank(rank_choices),
-        "heuristic": heuristic_rank(rank_choices),
-    }
+    names = ", ".join(sorted(NAMED_RANKS))
     if isinstance(rank, str):
-        if rank in names:
-            return names[rank]
+        if rank in NAMED_RANKS:
+            return NAMED_RANKS[rank](rank_choices)
         match = re.fullmatch(r"@?r?(\d+)", rank)
         if not match:
-            raise SQFTError(f"rank={rank!r} is not a rank: use a number, r16, {', '.join(sorted(names))}")
+            raise SQFTError(f"rank={rank!r} is not a rank: use a number, r16, {names}")
         rank = int(match[1])
     if not is_rank(rank):
-        raise SQFTError(f"rank={rank!r} is not a rank: use a whole number, r16, {', '.join(sorted(names))}")
+        raise SQFTError(f"rank={rank!r} is not a rank: use a whole number, r16, {names}")
     rank = int(rank)
     if rank not in rank_choices:
         raise SQFTError(f"rank={rank} is outside the search space: use one of {sorted(rank_choices, reverse=True)}")

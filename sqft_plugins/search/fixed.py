@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sqft_plugins.elastic import configuration
+from sqft_plugins.elastic import NAMED_RANKS, configuration
 
 
 def _everywhere(name: str) -> Callable[[Sequence[str], Sequence[int]], dict[str, int]]:
@@ -15,6 +15,6 @@ def _everywhere(name: str) -> Callable[[Sequence[str], Sequence[int]], dict[str,
 
 
 SEARCHERS: Mapping[str, Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]] = {
-    name: _everywhere(name) for name in ("heuristic", "median", "max", "min")
+    name: _everywhere(name) for name in NAMED_RANKS
 }
 """Name → (module names, search space) → module name → rank. "heuristic" is the paper's reference, the median rank."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqft_plugins.adapter.folder import CONFIG, WEIGHTS, AdapterFolder
 from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
-from sqft_plugins.elastic import configuration, parse_rank
+from sqft_plugins.elastic import NAMED_RANKS, configuration, parse_rank
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.identity import file_hash, record_of
 
@@ -71,7 +71,7 @@ class ServedAdapter(AdapterFolder):
         # one rank in every module
         try:
             number = parse_rank(rank, self.rank_choices)
-            if rank not in (*NAMED, "median", f"r{number}"):  # such as @r8, 8, r08: one name for one thing
+            if rank not in (*NAMED_RANKS, f"r{number}"):  # such as @r8, 8, r08: one name for one thing
                 raise SQFTError(f"rank {rank!r} is written r{number}")
         except SQFTError as error:
             known = ", ".join(str(variant) for variant in self.variants if variant)
