@@ -80,11 +80,13 @@ def ranks_from_file(path: str) -> dict[str, int]:
 
 
 def _adapter(path: Path) -> Artefact:
+    """Raises CheckpointError for an adapter whose base is not here."""
     folder = AdapterFolder(path)
     if folder.base is None or not Path(folder.base).is_dir():
         raise CheckpointError(
             f"adapter {path} was trained over {folder.base}, which is no folder here: put it there again"
         )
+
     grid = folder.config.get("grid")
     return Artefact(
         str(path),

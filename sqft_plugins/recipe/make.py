@@ -39,7 +39,11 @@ class Maker:
 
     def make(self, step: Step) -> dict[str, Any]:
         """The result, with what was measured of the output."""
-        return {"verb": step.verb, **getattr(self, step.verb)(step)}
+        verbs = {
+            "prune": self.prune, "quantize": self.quantize, "train": self.train, "search": self.search,
+            "extract": self.extract, "merge": self.merge, "eval": self.eval, "export": self.export,
+        }  # fmt: skip
+        return {"verb": step.verb, **verbs[step.verb](step)}
 
     def prune(self, step: Step) -> dict[str, Any]:
         given = step.section.part(PruneSettings).keywords()
