@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers looks for it first."""
+
+
+def choose_rank(rank: Rank, adapter: Path, search_space: Callable[[], tuple[Sequence[str], Sequence[int]]]) -> Rank:
+    """Module → rank behind the name of a rank that a plug-in offers ("heuristic", "max", …), or of a configuration that
+    the adapter's folder carries; numbers and mappings as they are. search_space: (modules, the ranks of each)."""
+    if not isinstance(rank, str):
+        return rank
+    for searchers in get_manager().hook.sqft_searchers():
+        if rank in searchers:
+            modules, choices = search_space()
+            return rank if len(choices) == 1 else searchers[rank](modules, choices)
+    return saved_configuration(adapter, rank) if rank in saved_configurations(adapter) else rank
 
 
 class SavedAdapter:
@@ -42,15 +54,8 @@ class SavedAdapter:
         return self.tuner.grid_of(self.path, base)
 
     def choose_rank(self, rank: Rank) -> Rank:
-        """Module → rank behind the name of a rank that a plug-in offers ("heuristic", "max", …), or of a configuration
-        that the folder carries; numbers and mappings as they are."""
-        if not isinstance(rank, str):
-            return rank
-        for searchers in get_manager().hook.sqft_searchers():
-            if rank in searchers:
-                modules, choices = self.search_space
-                return rank if len(choices) == 1 else searchers[rank](modules, choices)
-        return saved_configuration(self.path, rank) if rank in saved_configurations(self.path) else rank
+        """As the function of that name."""
+        return choose_rank(rank, self.path, lambda: self.search_space)
 
     def load(self, model: Any, rank: Rank, grid: Path | None = None) -> tuple[Any, Mapping[str, int]]:
         """(`model` with the adapter, at `rank`; module → rank). grid: as for `Tuner.load`."""

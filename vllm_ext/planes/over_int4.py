@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
+from sqft_plugins.adapter.saved import choose_rank
 from sqft_plugins.adapter.trained_over import check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.int4 import combined_hash
-from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -42,8 +42,7 @@ class OverInt4:
     def ranks(self, rank: Rank) -> dict[str, int]:
         pairs, fixed = self.folder.pairs, not self.folder.is_elastic
         own = {module: pair.rank for module, pair in pairs.items()}
-        if isinstance(rank, str) and rank in saved_configurations(self.folder.path):
-            rank = saved_configuration(self.folder.path, rank)
+        rank = choose_rank(rank, self.folder.path, lambda: (self.folder.linears, self.folder.rank_choices))
         if fixed and isinstance(rank, str):
             return own
 
