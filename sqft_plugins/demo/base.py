@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -41,7 +42,7 @@ def prepare_base(target: Path, overwrite: bool = False) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _add_bos(tokenizer) -> None:
+def _add_bos(tokenizer: Any) -> None:
     """The tokenizer read from a GGUF adds no `<bos>`; without it Gemma only repeats itself."""
     from tokenizers.processors import TemplateProcessing
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sqft_plugins.checkpoint.files import write_file
 
 WIDE = 20
 """Perplexities further apart than this factor are drawn on a logarithmic scale."""
@@ -40,9 +41,12 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 def write_report(out: Path, report: Mapping[str, Any]) -> None:
     """Writes the three files, each whole or not at all."""
-    _replace(out / "report.json", lambda file: file.write_text(json.dumps(report, indent=2, default=str) + "\n"))
-    _replace(out / "report.md", lambda file: file.write_text(markdown(report)))
-    _replace(out / "report.png", lambda file: plot(report["stages"], file))
+    with write_file(out / "report.json", overwrite=True) as file:
+        file.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    with write_file(out / "report.md", overwrite=True) as file:
+        file.write_text(markdown(report))
+    with write_file(out / "report.png", overwrite=True) as file:
+        plot(report["stages"], file)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -69,10 +73,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Three bar charts over the stages: accuracy with its standard error, perplexity, zeros kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [stage["name"].replace("_", "\n") for stage in stages]
     colors = ["#c44e52" if stage["name"] == "lora_merged" else "#4c72b0" for stage in stages]
@@ -85,7 +86,8 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
         ("perplexity on other text", [s["perplexity"] for s in stages], None),
         ("pruned weights that are exactly 0, %", [100 * s["zeros_kept"] for s in stages], None),
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, (title, values, errors) in zip(axes, charts, strict=True):
         bars = axis.bar(names, values, yerr=errors, color=colors, capsize=3)
         axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
@@ -98,13 +100,3 @@ def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes[1].set_yscale("log")
         axes[1].set_title("perplexity on other text (log scale)", fontsize=11)
     figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-
-
-def _replace(target: Path, write) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

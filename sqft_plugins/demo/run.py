@@ -32,6 +32,8 @@ from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 
+Row = dict[str, Any]
+"""What a stage keeps, as JSON."""
 PRUNED, MERGED, LORA_MERGED = (f"{folder}/config.json" for folder in ("pruned", "merged", "lora_merged"))
 MAKERS = {
     "dense": ["base"],
@@ -101,12 +103,12 @@ class Demo:
         tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions", "text_tokens"}) | {"training": data}
         questions = hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()
         scoring = {"text_tokens": s.text_tokens, "questions": questions}
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, Row] = {}
 
-        def score(name: str, after: str, row: Callable[[], dict]) -> None:
+        def score(name: str, after: str, row: Callable[[], Row]) -> None:
             rows[name] = make(name, row, after=[after], settings=scoring)
 
-        # the model as it came, and pruned; the pruned one tells which zeros are counted, also of the dense one
+        # the model as it came, and pruned: its masks say which zeros are counted, in the dense model, too
         if s.model is None:
             make("base", self.make_base, output="base/config.json")
         else:
@@ -153,15 +155,15 @@ class Demo:
 
     # --- making ---
 
-    def make_base(self) -> dict:
+    def make_base(self) -> Row:
         prepare_base(self.base, overwrite=True)
         return {}
 
-    def prune(self) -> dict:
+    def prune(self) -> Row:
         report = prune_folder(self.base, self.out / "pruned", sparsity=self.settings.sparsity, overwrite=True)
         return {"sparsity_reached": report["sparsity_reached"]}
 
-    def train(self, target: str, tuner: str) -> dict:
+    def train(self, target: str, tuner: str) -> Row:
         s = self.settings
         elastic = {"rank_choices": s.rank_choices} if tuner == "sqft" else {}
         adapter = AdapterSettings.make(
@@ -175,24 +177,24 @@ class Demo:
         )  # fmt: skip
         return {"losses": report["losses"]}
 
-    def extract(self) -> dict:
+    def extract(self) -> Row:
         return extract_adapter(self.out / "adapter", self.out / "sub_adapter", "heuristic", overwrite=True)
 
-    def merge(self, adapter: str, target: str) -> dict:
+    def merge(self, adapter: str, target: str) -> Row:
         return merge_folder(self.out / "pruned", self.out / adapter, self.out / target, "max", overwrite=True)
 
-    def quantize(self) -> dict:
+    def quantize(self) -> Row:
         quantize_folder(self.out / "merged", self.out / "int4", "gptq", overwrite=True)
         return {}
 
-    def export(self) -> dict:
+    def export(self) -> Row:
         exporter = get_manager().get("sqft_exporters", "gguf", "exporter")
         exporter.export(self.out / "int4", self.out / "model.gguf", overwrite=True)
         return dict(exporter.verify(self.out / "int4", self.out / "model.gguf"))
 
     # --- scoring ---
 
-    def folder_row(self, path: Path) -> dict:
+    def folder_row(self, path: Path) -> Row:
         folder = ModelFolder(path)
         return self.scores(path) | {
             "zeros_kept": zeros_kept(folder, self.masks),
@@ -200,7 +202,7 @@ class Demo:
             "bytes": folder.weight_bytes,
         }
 
-    def tuned(self) -> dict:
+    def tuned(self) -> Row:
         pruned, adapter = ModelFolder(self.out / "pruned"), self.out / "sub_adapter"
         added = AdapterFolder(adapter).weight_bytes
         weights = sum(math.prod(pruned.weight_shape(module)) for module in self.masks)
@@ -210,12 +212,12 @@ class Demo:
             "bytes": pruned.weight_bytes + added,
         }
 
-    def gguf_row(self, export: dict) -> dict:
+    def gguf_row(self, export: Row) -> Row:
         file = self.out / "model.gguf"
         measured = {key: export[key] for key in ("zeros_kept", "bits_per_weight")}
         return self.scores(file) | measured | {"bytes": file.stat().st_size}
 
-    def scores(self, path: Path, **options: Any) -> dict:
+    def scores(self, path: Path, **options: Any) -> Row:
         session = open_session(path, **options)
         try:
             score = accuracy(session, self.task)

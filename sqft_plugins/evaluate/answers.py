@@ -71,5 +71,5 @@ class Answers:
         return opened
 
 
-def _key(question: tuple) -> str:
+def _key(question: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps(question).encode()).hexdigest()

@@ -128,7 +128,7 @@ class Candidate:
             if math.isnan(known):
                 raise SQFTError(f"{self.name} gives a text no number as its log-likelihood: {BROKEN}")
             self._remember(known, "rolling", text)
-        return known
+        return float(known)
 
     def check_new(self, where: str, remedy: str, kind: str, *args: Any) -> bool:
         """Whether a question has no known answer yet; then the model is loaded.

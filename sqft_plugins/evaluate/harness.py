@@ -181,7 +181,7 @@ def _possible(name: str, task: Any, shots: int) -> int:
 
 def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
     try:
-        return manager.load(list(names))
+        return dict(manager.load(list(names)))
     except SQFTError:
         raise
     except Exception as error:  # a task file, or a data set on the hub, may be wrong in any way

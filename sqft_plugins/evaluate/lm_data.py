@@ -171,7 +171,8 @@ def _hub_rows(at: TaskRows, split: str) -> Iterable[Any]:
     from datasets import load_dataset
 
     try:
-        return load_dataset(*at.hub, split=split)
+        rows: Iterable[Any] = load_dataset(*at.hub, split=split)
+        return rows
     except Exception as error:  # the hub, the network and the data set may fail in any way
         raise SQFTError(
             f"{at.hub[0]} cannot be loaded from the hub ({first_line(error)}): give local files with --data-dir or "
@@ -189,9 +190,10 @@ def _converted(rows: Iterable[Any], convert: Callable[[Any], dict[str, Any]], na
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
-    if not isinstance(row, Mapping) or not isinstance(row.get(key), str):
+    text = row.get(key) if isinstance(row, Mapping) else None
+    if not isinstance(text, str):
         raise ValueError(f"no text {key!r}")
-    return row[key]
+    return text
 
 
 def _checked(question: str, options: Iterable[str], labels: list[str], answer: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.plugins import get_manager
@@ -66,7 +66,7 @@ def engine_of(path: Path) -> Engine:
     """The first runtime that opens `path`; nothing is loaded. Raises CheckpointError where there is none."""
     if not path.exists():
         raise CheckpointError(f"model {path} does not exist: give a model folder or a .gguf file")
-    engines: dict[str, Any] = get_manager().collect("sqft_engines")
+    engines = cast(dict[str, Engine], get_manager().collect("sqft_engines"))
     for engine in engines.values():
         if engine.opens(path):
             return engine

@@ -52,7 +52,7 @@ class ServerSession:
         self.context: int | None = None if longest is None else longest - 1  # a request writes at least one token
 
     def tokenize(self, text: str) -> list[int]:
-        return self._call("/tokenize", {"model": self.model, "prompt": text})["tokens"]
+        return list(self._call("/tokenize", {"model": self.model, "prompt": text})["tokens"])
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """The greedy completion of each prompt in order; it ends before the first of the `stop` texts."""

@@ -45,7 +45,7 @@ class TransformersEngine:
         batch_size: prompts, or options of answers, that go through together.
         accelerate: INT4 layers run from their packed form; raises KernelError where there are none.
         """
-        number = parse_dtype(dtype)  # an unknown name is told before anything is read
+        number = parse_dtype(dtype)  # an unknown name is refused before anything is read
         tokenizer = load_tokenizer(path)
         if adapter is None:
             model = load_accelerated(path, number) if accelerate else load_model(path, number)
@@ -79,7 +79,7 @@ class TransformersSession:
             tokenizer.pad_token = tokenizer.eos_token
 
     def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text).input_ids
+        return list(self.tokenizer(text).input_ids)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:

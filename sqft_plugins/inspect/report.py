@@ -47,7 +47,7 @@ def zeros_of(weight: Tensor, patterns: Sequence[Pattern]) -> Row:
 
 
 def conforming(patterns: dict[str, float]) -> str:
-    """The strictest N:M that every group of a layer conforms to, "" where there is none."""
+    """The strictest N:M that every group of a layer conforms to, "" without one."""
     return next((name for name, fraction in patterns.items() if fraction == 1), "")
 
 
@@ -92,5 +92,5 @@ def count(names: Iterable[str]) -> dict[str, int]:
 def _mean(rows: Sequence[Row], key: str) -> float:
     """Over all weights: exact where every row says the same."""
     if len({row[key] for row in rows}) == 1:
-        return rows[0][key]
-    return sum(row[key] * row["weights"] for row in rows) / sum(row["weights"] for row in rows)
+        return float(rows[0][key])
+    return float(sum(row[key] * row["weights"] for row in rows) / sum(row["weights"] for row in rows))

@@ -64,8 +64,8 @@ def loss_chart(
         style: dict[str, Any] = {"color": C2, "marker": "o", "markersize": 6, "markeredgecolor": PAPER, "linewidth": 2}
         axis.plot(*zip(*held_out, strict=True), **style, label=f"held out, {held_out[-1][1]:.2f} at the end")
     if limits is not None and limits[0] < limits[1]:
-        room = 0.06 * (limits[1] - limits[0])
-        axis.set_ylim(limits[0] - room, limits[1] + room)
+        margin = 0.06 * (limits[1] - limits[0])
+        axis.set_ylim(limits[0] - margin, limits[1] + margin)
     axis.legend(loc="upper right")
     whole(axis.xaxis)
 

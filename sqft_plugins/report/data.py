@@ -155,7 +155,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints: a number that is not finite is null, for JSON has none."""
-        return _finite(asdict(self))
+        return {name: _finite(value) for name, value in asdict(self).items()}
 
 
 def _finite(value: Any) -> Any:

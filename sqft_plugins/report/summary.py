@@ -7,7 +7,7 @@ from sqft_plugins.report.read import FRACTIONS
 
 
 def main_scores(artefact: Artefact) -> dict[str, Score]:
-    """Task → the metric that it is told by, its first; the others stand in a table of their own."""
+    """Task → the metric that stands for it, its first; the others stand in a table of their own."""
     found: dict[str, Score] = {}
     for score in artefact.scores:
         if score.metric != "perplexity":

@@ -16,12 +16,10 @@ def plot_losses(losses: Sequence[float], file: Path, evaluations: Sequence[Mappi
     if find_spec("matplotlib") is None:
         say("no loss.png: run pip install 'sqft-plugins[plot]'")
         return
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
     steps = range(1, len(losses) + 1)
     axis.plot(steps, losses, color="#4c72b0", alpha=0.35, linewidth=1, label="a step's batch")
     axis.plot(steps, smoothed(losses), color="#4c72b0", label="smoothed")
@@ -33,7 +31,6 @@ def plot_losses(losses: Sequence[float], file: Path, evaluations: Sequence[Mappi
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

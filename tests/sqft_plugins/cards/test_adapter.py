@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from sqft_plugins.cards.adapter import write_training_card
 
@@ -27,7 +30,6 @@ def report_of(tuner: str = "sqft", base_is_int4: bool = False, **adapter: Any) -
             **adapter,
         },
         "training": {"steps": 10, "batch_size": 4, "learning_rate": 3e-4, "keep": "best"},
-        "trained_parameters": 12345,
         "losses": [3.0, 2.0, 1.0],
         "evaluations": [{"step": 5, "loss": 1.5}, {"step": 10, "loss": 1.75}],
         "held_out": 6,
@@ -37,6 +39,14 @@ def report_of(tuner: str = "sqft", base_is_int4: bool = False, **adapter: Any) -
 
 
 def card_of(folder, report) -> ModelCard:
+    """The card of an adapter whose folder PEFT has written."""
+    adapter, sqft = report["adapter"], {"rank_choices", "sparse", "quantization_aware", "grid"}
+    config = {"peft_type": report["tuner"].upper(), "task_type": "CAUSAL_LM", "r": adapter["rank"]}
+    config |= {"base_model_name_or_path": report["base"], "lora_alpha": adapter["alpha"]}
+    config |= {"target_modules": adapter["target_modules"], "use_rslora": False, "alpha_pattern": {}}
+    config |= {key: adapter[key] for key in sqft} if report["tuner"] == "sqft" else {}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, folder / "adapter_model.safetensors")
     write_training_card(folder, report)
     return ModelCard.load(folder / "README.md")
 
@@ -53,7 +63,7 @@ def test_it_says_what_was_trained_and_how_it_went(tmp_path) -> None:
         "| ranks | 8, 6, 4 |",
         "| alpha | 16.0 (the scaling is alpha / 8 at every rank) |",
         "| target modules | k_proj, q_proj |",
-        "| parameters | 12,345 trained |",
+        "| parameters | 17 in 2 tensors |",
         "| steps × batch, learning rate | 10 × 4, 0.0003 |",
         "| loss, first → last | 3.000 → 1.000 |",
         "| loss of 6 held-out examples | 1.500 (best, step 5) |",
