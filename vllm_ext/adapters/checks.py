@@ -7,6 +7,7 @@ with status 200. So an adapter is refused where it is loaded, by name.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _check_masks(folder: AdapterFolder, base: Path, wanted: str) -> None:
 
 
 @while_unchanged
-def _masks(base: Path):
+def _masks(base: Path) -> Mapping[str, torch.Tensor]:
     return ModelFolder(base).masks
 
 

@@ -23,10 +23,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, Records, ServedAdapter, Signature, open_adapter, signature
+from vllm_ext.adapters.folder import Records, ServedAdapter, Signature, open_adapter, signature
 from vllm_ext.private import make_private
 from vllm_ext.variables import ADAPTER_COPIES
 

@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 from vllm_ext.adapters.folder import (
-    CONFIG,
-    WEIGHTS,
     Records,
     ServedAdapter,
     Signature,

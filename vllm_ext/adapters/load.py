@@ -21,10 +21,11 @@ from vllm.lora.utils import parse_fine_tuned_lora_name
 from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
+from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.adapter.tensor_names import in_file
 from sqft_plugins.errors import MismatchError, SQFTError
 from vllm_ext.adapters.checks import check_base, check_values
-from vllm_ext.adapters.folder import CONFIG, WEIGHTS, ServedAdapter, open_adapter, version_of
+from vllm_ext.adapters.folder import ServedAdapter, open_adapter, version_of
 from vllm_ext.adapters.kinds import check_parallel, handler
 from vllm_ext.adapters.names import Variant, parse_path
 from vllm_ext.patching import apply, replaces

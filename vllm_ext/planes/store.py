@@ -90,7 +90,8 @@ def known_identity(base: ModelFolder) -> dict[str, Any]:
     if not is_settled(state, now):
         return base_identity(base)
     with suppress(OSError, ValueError):
-        return json.loads(file.read_text())
+        known: dict[str, Any] = json.loads(file.read_text())
+        return known
 
     found = base_identity(base)
     partial = file.with_suffix(f".{os.getpid()}")

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sqft_plugins.adapter.folder import CONFIG
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory
-from vllm_ext.adapters.folder import CONFIG
 from vllm_ext.adapters.kinds import NO_PIPELINE, full_rank
 from vllm_ext.checks import LET_IN, left_out
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server, given, option_of, words_of

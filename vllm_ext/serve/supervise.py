@@ -54,7 +54,7 @@ class Ending:
         self.signal: int | None = None
         """The first that came."""
         self.killed = False
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._over = False
 
     @contextmanager
@@ -69,7 +69,7 @@ class Ending:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def of(self, process: subprocess.Popen) -> None:
+    def of(self, process: subprocess.Popen[bytes]) -> None:
         """The server, as soon as there is one: a signal that came before is handed on now."""
         self._process = process
         if self.signal is not None:
@@ -113,7 +113,7 @@ def started(
     log: IO[str] | int,
     ending: Ending | None = None,
     folders: Sequence[str] = (),
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """The running server, in a session of its own; at the end it and whatever it started are gone.
 
     log: where its output goes. ending: how it ends. folders: what goes with it, also where this process is killed.
@@ -135,7 +135,7 @@ def started(
 
 
 @contextmanager
-def _kept(process: subprocess.Popen, folders: Sequence[str], ending: Ending) -> Iterator[None]:
+def _kept(process: subprocess.Popen[bytes], folders: Sequence[str], ending: Ending) -> Iterator[None]:
     """With a keeper (keeper.py), until the server has ended."""
     keeper = subprocess.Popen(
         [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
@@ -149,7 +149,7 @@ def _kept(process: subprocess.Popen, folders: Sequence[str], ending: Ending) -> 
             keeper.kill()
 
 
-def wait_healthy(process: subprocess.Popen, url: str, notify: Callable[[float], None], timeout: float) -> bool:
+def wait_healthy(process: subprocess.Popen[bytes], url: str, notify: Callable[[float], None], timeout: float) -> bool:
     """Asks `url`/health until it answers → True; False where the process ended first.
 
     notify: called about once a second with the seconds since the start. Raises SQFTError after `timeout` seconds.
@@ -184,7 +184,7 @@ def _get(url: str, timeout: float, headers: Mapping[str, str] | None = None) -> 
     return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 
-def _send(process: subprocess.Popen, number: int) -> None:
+def _send(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is None:
         process.send_signal(number)
 

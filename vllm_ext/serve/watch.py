@@ -144,7 +144,7 @@ class Waiting:
             say(f"waiting for the server: {seconds:.0f} s (35 s are usual){log}")
 
 
-def exit_code(process: subprocess.Popen) -> int:
+def exit_code(process: subprocess.Popen[bytes]) -> int:
     """The server's exit code as a shell gives it: 128 + the signal's number where one ended it."""
     code = process.poll() or 0
     return 128 - code if code < 0 else code

@@ -37,7 +37,7 @@ def serve(folder: Path, script: Path, **options):
     settings = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1", "SQFT_VLLM_OPERATOR": "torch",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(script), str(folder), json.dumps(PROMPTS), json.dumps(options)],
