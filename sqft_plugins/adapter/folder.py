@@ -142,7 +142,7 @@ class AdapterFolder:
 
     @property
     def grid_stamp(self) -> Mapping[str, Any] | None:
-        """Of the grid and the codes under the adapted modules (docs/formats.md)."""
+        """Of the grid and the codes under the adapted modules (docs/reference/formats.md)."""
         return self.config.get("grid_stamp")
 
     @cached_property

@@ -1,5 +1,5 @@
 """Was an adapter trained over this base? By the hash of its masks, and where it is quantization-aware by its grid
-stamp: the hashes of the grid and the codes under it (docs/formats.md)."""
+stamp: the hashes of the grid and the codes under it (docs/reference/formats.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_grid_stamp(
     """Raises MismatchError where an adapter was trained over another base, or through another grid.
 
     adapter, own: as above.
-    trained: the grid stamp of its configuration (docs/formats.md). found: that of this base.
+    trained: the grid stamp of its configuration (docs/reference/formats.md). found: that of this base.
     path: the INT4 folder, for messages.
     """
     own = own or "its own base"

@@ -1,6 +1,6 @@
 """Before the long run: what each step will take, what it will leave on disk, and whether it fits (`sqft plan`).
 
-`sqft_plugins.plan` has nothing to do with gguf_ext/plan.py, the layout of a file that is exported.
+`sqft_plugins.plan` has nothing to do with gguf_ext/write/plan.py, the layout of a file that is exported.
 
     run.py        plan_folder: all of it
     config.py     a model of which only config.json is here

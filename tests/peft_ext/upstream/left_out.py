@@ -26,7 +26,7 @@ FILES = {
     "test_riemannian_lora.py": "an optimizer for the factors of a dense delta",
     "test_stablediffusion.py": "needs diffusers and the hub's pipelines",
     "test_target_parameters.py": "all of target_parameters, which SQFTConfig refuses",
-    "test_torch_compile.py": "needs the hub's datasets; ours is tests/peft_ext/test_compile.py",
+    "test_torch_compile.py": "needs the hub's datasets; ours is tests/peft_ext/test_model_compile.py",
     "test_velora.py": _VARIANT,
     "test_vision_models.py": "convolutions, and the hub's images",
     "test_xlora.py": _ON_TOP,
