@@ -1,0 +1,94 @@
+"""What an answer at once imports: help pages, `sqft plugins`, `sqft doctor` and refusals bring no heavy library.
+
+Modules are counted, not seconds. Run one: `pytest tests/sqft_plugins/cli/test_cost.py -k doctor`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+from sqft_plugins.cli import VERBS
+
+OURS = {"sqft_plugins", "peft_ext", "vllm_ext", "gguf_ext"}
+LIGHT = (
+    "click",
+    "filelock",
+    "packaging.requirements",
+    "pluggy",
+    "pydantic",
+    "rich.progress",
+    "rich.table",
+    "setuptools.command.build_ext",  # of kernels/build.py, which knows the compiler
+    "yaml",
+)
+"""The libraries that an answer may import; whatever else they bring is theirs."""
+MOST_OF_OURS = 90
+"""Modules of our packages: 20 files of verbs, the plug-ins with their commands and checks, and the settings of each
+verb. A chain of imports into the packages that compute brings a hundred and more."""
+
+COUNT = """
+import json, sys
+import {imports}
+if {run}:
+    from sqft_plugins.cli import main
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code
+    print()
+    print(json.dumps([code, sorted(sys.modules)]))
+else:
+    print(json.dumps([0, sorted(sys.modules)]))
+"""
+
+
+def child(*arguments: str, imports: str = "sys", run: bool = True) -> tuple[int, set[str]]:
+    """Exit code and modules of a process that runs `sqft` with the arguments, or only imports."""
+    code = COUNT.format(imports=imports, run=run)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, set(modules)
+
+
+@cache
+def light() -> set[str]:
+    """What the standard library and the light libraries bring."""
+    return child(imports=", ".join(LIGHT), run=False)[1]
+
+
+def check(modules: set[str]) -> None:
+    foreign = {name.partition(".")[0] for name in modules - light()} - OURS - set(sys.stdlib_module_names)
+    assert {name for name in foreign if not name.startswith(("__", "_sysconfigdata"))} == set()
+    ours = {name for name in modules if name.partition(".")[0] in OURS}
+    assert len(ours) <= MOST_OF_OURS, sorted(ours)
+
+
+PAGES = [
+    ["--help"],
+    ["--version"],
+    *([verb, "--help"] for verb in [*VERBS, "serve", "verify", "chat"]),
+    *(["export", name, "--help"] for name in ("gguf", "plane", "gguf-lora")),
+    ["plugins"],
+    ["doctor"],
+]
+
+
+@pytest.mark.parametrize("arguments", PAGES, ids=" ".join)
+def test_an_answer_imports_nothing_heavy(arguments):
+    code, modules = child(*arguments)
+    assert code in (0, 1)  # doctor's, where something is wrong here
+    check(modules)
+
+
+@pytest.mark.parametrize("package", ["sqft_plugins", "gguf_ext", "vllm_ext"])
+def test_importing_a_package_costs_next_to_nothing(package):
+    modules = child(imports=package, run=False)[1]
+    assert len({name for name in modules if name.partition(".")[0] in OURS}) <= 12
+    foreign = {name.partition(".")[0] for name in modules} - OURS - set(sys.stdlib_module_names)
+    assert {name for name in foreign if not name.startswith("_")} <= {"pluggy"}
