@@ -13,7 +13,7 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.harness import FOLDER
 from sqft_plugins.evaluate.lm_data import SOURCES, TOLERANCE, judge_number, read_rows
 from sqft_plugins.evaluate.tasks import split_examples
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 
 OPERATORS = {
     ast.Add: lambda a, b: a + b,

@@ -12,8 +12,9 @@ import torch
 from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
 from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
-from sqft_plugins.inspect.report import PATTERNS, Row, count, total_of, zeros_of
+from sqft_plugins.inspect.report import Row, count, total_of, zeros_of
 from sqft_plugins.mask import Pattern
+from sqft_plugins.pattern import PATTERNS
 from sqft_plugins.progress import track
 
 LAYER = "blk."

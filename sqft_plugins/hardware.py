@@ -79,10 +79,17 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
+def check_dtype(name: str) -> None:
+    """Raises SQFTError for a name that cannot be a float type of torch, without asking torch."""
+    if not re.fullmatch(r"fast|auto|half|double|b?float\w*", name):
+        raise SQFTError(f"--dtype {name!r} is no float type: use fast, auto, float32, bfloat16 or float16")
+
+
 def parse_dtype(name: str) -> torch.dtype | str:
     """ "fast" (fast_dtype), "auto" (as stored) or the name of a dtype. Raises SQFTError for a name that is none."""
     import torch
 
+    check_dtype(name)
     if name == "fast":
         return fast_dtype()
     found = "auto" if name == "auto" else getattr(torch, name, None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option
+from sqft_plugins.settings.checked import FILE
 
 if TYPE_CHECKING:
     from gguf_ext.run.chat import Chat
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         "echo 'The capital of France is' | sqft chat model.gguf --max-tokens 16 --json",
     ),
 )
-@click.argument("file", type=click.Path(), metavar="FILE.gguf")
+@click.argument("file", type=FILE, metavar="FILE.gguf")
 @click.option(
     "--adapter",
     "adapters",

@@ -6,6 +6,7 @@ import click
 
 from gguf_ext.settings import Options
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 from sqft_plugins.settings.click_options import options
 
 
@@ -18,7 +19,7 @@ from sqft_plugins.settings.click_options import options
         "sqft export gguf olmo-int4 --template-gguf olmo-base.gguf --out olmo.gguf",
     ),
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
 @click.option("--out", required=True, type=click.Path(), metavar="FILE.gguf", help="Where to write. Must not exist.")
 @options(settings=Options)
 @overwrite_option
@@ -57,7 +58,7 @@ def export_command(model: str, settings: Options, out: str, overwrite: bool, as_
         "llama-cli -m sparse.gguf --lora math.gguf",
     ),
 )
-@click.argument("adapter", type=click.Path())
+@click.argument("adapter", type=ADAPTER_FOLDER)
 @click.option("--out", required=True, type=click.Path(), metavar="FILE.gguf", help="Where to write. Must not exist.")
 @click.option("--base", type=click.Path(), metavar="MODEL", help="Folder of the base. Default: the adapter's own.")
 @overwrite_option

@@ -9,6 +9,7 @@ import click
 from gguf_ext.cli.export import show_unchecked
 from gguf_ext.settings import check_choice
 from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.settings.checked import FILE, MODEL_FOLDER
 
 
 @click.command(
@@ -19,8 +20,8 @@ from sqft_plugins.cli.common import emit, examples, json_option, table
         "sqft verify merged model-f32.gguf --logits --text prose.txt",
     ),
 )
-@click.argument("model", type=click.Path())
-@click.argument("file", type=click.Path(), metavar="FILE.gguf")
+@click.argument("model", type=MODEL_FOLDER)
+@click.argument("file", type=FILE, metavar="FILE.gguf")
 @click.option(
     "--rounding",
     default="refuse",

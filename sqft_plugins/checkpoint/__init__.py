@@ -6,13 +6,17 @@ Models in memory need transformers, which takes seconds to import: it is importe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
-from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.int4 import write_int4
-from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
-from sqft_plugins.checkpoint.writer import copy_side_files
+from sqft_plugins.lazy import lazy
+
+if TYPE_CHECKING:
+    from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
+    from sqft_plugins.checkpoint.folder import ModelFolder
+    from sqft_plugins.checkpoint.int4 import write_int4
+    from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
+    from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
+    from sqft_plugins.checkpoint.writer import copy_side_files
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
@@ -31,11 +35,12 @@ __all__ = [
     "write_int4",
     "write_sidecar",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("load_model", "load_tokenizer", "save_model"):
-        from sqft_plugins.checkpoint import load
-
-        return getattr(load, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    "files": ["check_output", "write_file", "write_folder"],
+    "folder": ["ModelFolder"],
+    "int4": ["write_int4"],
+    "load": ["load_model", "load_tokenizer", "save_model"],
+    "stamp": ["GridStamp", "Stamp", "write_sidecar"],
+    "writer": ["copy_side_files"],
+}
+__getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.formats import Int4Format, find_format
+from sqft_plugins.checkpoint.hub import check_folder
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
 from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_tensor
@@ -41,14 +42,7 @@ class ModelFolder(TensorFiles):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise CheckpointError(f"model {path} is not a folder: give the path of a model saved by save_pretrained")
-        config = self.path / "config.json"
-        if not config.is_file():
-            raise CheckpointError(
-                f"model {path} has no config.json: give a model folder; if it is an adapter, give its base model"
-            )
-        self.config: dict[str, Any] = read_object(config, REMEDY)
+        self.config: dict[str, Any] = read_object(check_folder(path), REMEDY)
 
     @cached_property
     def stamp(self) -> Stamp | None:

@@ -30,6 +30,34 @@ def local_folder(model: str | Path) -> Path:
         raise unknown_model(model, error) from error
 
 
+def config_folder(model: str | Path) -> Path:
+    """The folder of a model's config.json: of a name on the hub nothing else is fetched. Raises CheckpointError."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(model), "config.json")).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"model {model} is not a folder, and its config.json is not to be had from the hub: check the path, or put "
+            f"config.json in a folder of that name ({first_line(error, 120)})"
+        ) from error
+
+
+def check_folder(path: str | Path) -> Path:
+    """The file config.json of a model folder. Raises CheckpointError for what is no model folder."""
+    config = Path(path) / "config.json"
+    if not Path(path).is_dir():
+        raise CheckpointError(f"model {path} is not a folder: give the path of a model saved by save_pretrained")
+    if not config.is_file():
+        raise CheckpointError(
+            f"model {path} has no config.json: give a model folder; if it is an adapter, give its base model"
+        )
+    return config
+
+
 def check_name(model: str | Path) -> None:
     """Raises CheckpointError for what is neither a folder nor can be a name on the hub: a mistyped path, which is
     refused without asking the network."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.settings.checked import MODEL_FOLDER
 
 
 @click.command(
@@ -14,7 +15,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
         "sqft compact models/gemma-50-int4 --out models/gemma-50-compact --json",
     )
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
 @click.option("--expand", is_flag=True, help="The way back: MODEL is compact, the INT4 folder is restored.")
 @out_option
 @overwrite_option

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, rank_option
 from sqft_plugins.elastic import Rank
 from sqft_plugins.evaluate.settings import EvalSettings
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, THERE
 from sqft_plugins.settings.click_options import options
 
 
@@ -24,8 +25,8 @@ from sqft_plugins.settings.click_options import options
         "sqft eval --server http://localhost:8000 --model math@heuristic --task svamp --data-dir data",
     )
 )
-@click.argument("model", type=click.Path(), required=False)
-@click.option("--adapter", type=click.Path(), help="An adapter over MODEL, unmerged.")
+@click.argument("model", type=THERE, required=False)
+@click.option("--adapter", type=ADAPTER_FOLDER, help="An adapter over MODEL, unmerged.")
 @rank_option
 @options(settings=EvalSettings)
 @click.option("--server", metavar="URL", help="Ask a running vLLM server instead of loading MODEL.")
@@ -54,11 +55,11 @@ def command(
     has answered before is not asked again.
     """
     from sqft_plugins.checkpoint import check_output
-    from sqft_plugins.cli.eval_output import show, write_samples
     from sqft_plugins.evaluate.harness import choose_tasks
-    from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 
-    # everything that can be refused
+    # everything that can be refused without loading anything
+    if not model and not server:
+        raise click.UsageError("no model: give a folder or a .gguf file, or --server URL")
     if server and (model or adapter):
         raise click.UsageError("--server has its model: choose it with --model, and leave out MODEL and --adapter")
     if served and not server:
@@ -67,7 +68,12 @@ def command(
         raise click.UsageError("--rank is that of an adapter: give it with --adapter")
     if samples:
         check_output(samples, overwrite, "--samples")
-    chosen, prose = choose_tasks(settings.tasks, settings.data), settings.prose("--text")
+    chosen = choose_tasks(settings.tasks, settings.data)
+
+    from sqft_plugins.cli.eval_output import show, write_samples
+    from sqft_plugins.evaluate.report import evaluate_model, open_candidate
+
+    prose = settings.prose("--text")
     candidate = open_candidate(
         model,
         adapter,

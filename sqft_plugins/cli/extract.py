@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+from sqft_plugins.settings.checked import ADAPTER_FOLDER
 
 
 @click.command(
@@ -14,7 +15,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
         "sqft extract adapters/math --rank configuration.json --out adapters/math-searched --json",
     )
 )
-@click.argument("adapter", type=click.Path())
+@click.argument("adapter", type=ADAPTER_FOLDER)
 @rank_option
 @out_option
 @overwrite_option

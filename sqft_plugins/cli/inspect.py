@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
+from sqft_plugins.settings.checked import N_OF_M, THERE
 
 
 @click.command(
@@ -19,8 +20,10 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
         "sqft inspect adapters/math --json",
     )
 )
-@click.argument("path", type=click.Path())
-@click.option("--pattern", metavar="N:M", help="Look for this N:M, too; 1:4, 2:4 and 4:8 are always looked for.")
+@click.argument("path", type=THERE)
+@click.option(
+    "--pattern", type=N_OF_M, metavar="N:M", help="Look for this N:M, too; 1:4, 2:4 and 4:8 are always looked for."
+)
 @click.option(
     "--plot", type=click.Path(), metavar="FILE.png", help="Write a heat map of zeros, blocks × kind of layer."
 )

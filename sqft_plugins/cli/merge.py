@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 
 
 @click.command(
@@ -14,8 +15,8 @@ from sqft_plugins.cli.common import emit, examples, json_option, out_option, ove
         "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
     )
 )
-@click.argument("model", type=click.Path())
-@click.argument("adapter", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
+@click.argument("adapter", type=ADAPTER_FOLDER)
 @rank_option
 @click.option(
     "--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER, if moved."

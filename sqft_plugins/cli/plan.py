@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from sqft_plugins.checkpoint.hub import config_folder
 from sqft_plugins.cli.common import duration, emit, examples, json_option, table
 from sqft_plugins.plan.settings import PlanSettings
+from sqft_plugins.settings.checked import MODEL_NAME
 from sqft_plugins.settings.click_options import options
 
 
@@ -20,7 +22,7 @@ from sqft_plugins.settings.click_options import options
         "sqft plan models/gemma --json && sqft prune models/gemma --sparsity 0.5 --out models/gemma-50",
     )
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=MODEL_NAME)
 @options(settings=PlanSettings)
 @json_option
 def command(model: str, settings: PlanSettings, as_json: bool) -> None:
@@ -31,6 +33,7 @@ def command(model: str, settings: PlanSettings, as_json: bool) -> None:
     Sizes on disk are exact; peak memory and time are estimates. What a step would refuse is refused here. Exit code 1
     where memory or disk are too small.
     """
+    config_folder(model)  # a name that the hub does not know is refused before torch is imported
     from sqft_plugins.plan import plan_folder
 
     report = plan_folder(model, settings)

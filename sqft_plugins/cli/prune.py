@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
 from sqft_plugins.compress.settings import PruneSettings
+from sqft_plugins.settings.checked import MODEL_NAME
 from sqft_plugins.settings.click_options import options
 
 
@@ -21,7 +23,7 @@ from sqft_plugins.settings.click_options import options
         "sqft prune models/gemma --method magnitude --sparsity 0.3 --out models/gemma-30 --json",
     )
 )
-@click.argument("model")
+@click.argument("model", type=MODEL_NAME)
 @options(settings=PruneSettings)
 @out_option
 @overwrite_option
@@ -34,6 +36,7 @@ def command(model: str, settings: PruneSettings, out: str, overwrite: bool, as_j
     Block after block is read, pruned and written, so that each layer sees the pruned ones before it and memory does not
     grow with depth. The mask is stored in OUT/sqft. Killed, the same command goes on where it was.
     """
+    local_folder(model)  # a name that the hub does not know is refused before torch is imported
     from sqft_plugins.compress.prune import prune_folder
 
     report = prune_folder(model, out, overwrite=overwrite, **settings.keywords())

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
 from sqft_plugins.compress.settings import QuantizeSettings
+from sqft_plugins.settings.checked import MODEL_NAME
 from sqft_plugins.settings.click_options import options
 
 
@@ -20,7 +22,7 @@ from sqft_plugins.settings.click_options import options
         "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
     )
 )
-@click.argument("model")
+@click.argument("model", type=MODEL_NAME)
 @options(settings=QuantizeSettings)
 @out_option
 @overwrite_option
@@ -33,6 +35,7 @@ def command(model: str, settings: QuantizeSettings, out: str, overwrite: bool, a
     The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load. gptq reads
     a block, quantizes it over calibration text and writes it; killed, the same command goes on where it was.
     """
+    local_folder(model)  # a name that the hub does not know is refused before torch is imported
     from sqft_plugins.compress.quantize import quantize_folder
 
     report = quantize_folder(model, out, overwrite=overwrite, **settings.keywords())

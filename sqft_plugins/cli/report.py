@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option
+from sqft_plugins.settings.checked import THERE
 
 
 @click.command(
@@ -15,7 +16,7 @@ from sqft_plugins.cli.common import emit, examples, json_option, overwrite_optio
         "sqft report search/math --json | jq .searches[0].result.verdict",
     )
 )
-@click.argument("path", metavar="DIR", type=click.Path())
+@click.argument("path", metavar="DIR", type=THERE)
 @click.option("--out", type=click.Path(), metavar="FILE", help="Where to write. [default: DIR/report.html]")
 @click.option("--title", help="The heading. [default: the name of DIR]")
 @click.option("--quick", is_flag=True, help="Read no weights: no measured zeros, no map of them, no INT4 codes.")

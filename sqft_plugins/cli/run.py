@@ -56,11 +56,12 @@ def command(
     OUT has what each step made, as OUT/STEP. Killed, the same command goes on; a step whose inputs are unchanged is not
     made again. What can be known to be wrong is refused before the first step.
     """
-    from sqft_plugins.recipe.dry import plan_recipe
     from sqft_plugins.recipe.read import read_recipe
-    from sqft_plugins.recipe.run import run_recipe
 
     recipe = read_recipe(recipes, settings)
+    from sqft_plugins.recipe.dry import plan_recipe
+    from sqft_plugins.recipe.run import run_recipe
+
     if dry_run:
         plan = plan_recipe(recipe, out, until=until, overwrite=overwrite)
         emit(as_json, plan, lambda: _show_plan(plan))

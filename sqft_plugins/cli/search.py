@@ -9,6 +9,7 @@ import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 from sqft_plugins.settings.click_options import options
 
 
@@ -20,8 +21,8 @@ from sqft_plugins.settings.click_options import options
         "sqft search models/gemma-50 adapters/math --data heldout.jsonl --study search/math.journal --worker",
     )
 )
-@click.argument("model", type=click.Path())
-@click.argument("adapter", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
+@click.argument("adapter", type=ADAPTER_FOLDER)
 @options(inputs=SearchInputs, settings=SearchSettings)
 @click.option(
     "--study",
@@ -53,17 +54,18 @@ def command(
 
     OUT has configuration.json (for --rank), trials.csv, pareto.csv, pareto.png, front/ and search.json.
     """
-    from sqft_plugins.search.run import search_adapter
-
     if (inputs.data is None) == (inputs.task is None):
         raise click.UsageError("give the questions: either --data FILE or --task NAME")
     if worker == (out is not None):
         raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
 
+    questions = inputs.questions("--task")
+    from sqft_plugins.search.run import search_adapter
+
     result = search_adapter(
         model,
         adapter,
-        inputs.questions("--task"),
+        questions,
         settings,
         out=out,
         study=study,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.settings.checked import MODEL_FOLDER
 from sqft_plugins.settings.click_options import options
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
 
@@ -23,7 +24,7 @@ from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettin
         "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
     )
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
 @options(inputs=TrainInputs, adapter=AdapterSettings, training=TrainSettings)
 @out_option
 @overwrite_option
@@ -43,18 +44,19 @@ def command(
 
     OUT holds the adapter as PEFT saves it, a README on how to load it, and the losses (training.json, loss.png).
     """
+    data, eval_data = inputs.examples("data", "--data"), inputs.examples("eval_data", "--eval-data")
     from sqft_plugins.tune.arguments import is_main_process
     from sqft_plugins.tune.train import train_adapter
 
     report = train_adapter(
         model,
         out,
-        inputs.examples("data", "--data"),
+        data,
         adapter,
         training,
         tuner=inputs.tuner,
         text=inputs.general_text(training),
-        eval_examples=inputs.examples("eval_data", "--eval-data"),
+        eval_examples=eval_data,
         overwrite=overwrite,
     )
     if is_main_process():

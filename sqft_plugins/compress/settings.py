@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.pattern import Pattern
+from sqft_plugins.settings import Offered, Settings, Written
+
+
+def check_pattern(value: Any) -> Any:
+    """A sparsity, or several by layer. Raises SQFTError."""
+    for one in value.values() if isinstance(value, dict) else [value]:
+        Pattern.parse(one)
+    return value
 
 
 class CompressSettings(Settings):
@@ -36,7 +44,11 @@ class PruneSettings(CompressSettings):
         "Repeatable.",
         examples=[{"down_proj": 0.4}],
     )
-    method: str = Field(default="wanda", description="Or sparsegpt, magnitude; `sqft plugins` lists more.")
+    method: Annotated[str, Offered("sqft_pruners")] = Field(
+        default="wanda", description="Or sparsegpt, magnitude; `sqft plugins` lists more."
+    )
+
+    _check_sparsity = field_validator("sparsity", "sparsity_of")(check_pattern)
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of `prune_folder`."""
@@ -46,7 +58,9 @@ class PruneSettings(CompressSettings):
 
 
 class QuantizeSettings(CompressSettings):
-    method: str = Field(default="round-to-nearest", description="Or gptq; plug-ins add more.")
+    method: Annotated[str, Offered("sqft_quantizers")] = Field(
+        default="round-to-nearest", description="Or gptq; plug-ins add more."
+    )
     group_size: int = Field(default=32, description="Weights that share a scale: 32, 64, 128; -1: a row.")
     symmetric: Annotated[
         bool,

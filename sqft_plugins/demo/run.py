@@ -27,7 +27,7 @@ from sqft_plugins.plugins.protocols import Task
 from sqft_plugins.progress import say
 from sqft_plugins.stages import Stages
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import Example, read_jsonl, text_examples
+from sqft_plugins.tune.examples import Example, read_jsonl, text_examples
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from sqft_plugins.plugins.protocols import Item
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 
 NAMES = ["Ada", "Ben", "Cleo", "Dan", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jonas", "Kate", "Liam", "Mona", "Noah"]
 THINGS = ["apples", "books", "coins", "eggs", "marbles", "pencils", "shells", "stamps", "stickers", "tickets"]

@@ -8,13 +8,15 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.errors import DependencyError, SQFTError, first_line, nearest
-from sqft_plugins.evaluate.candidate import Candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.progress import say
+
+if TYPE_CHECKING:
+    from sqft_plugins.evaluate.candidate import Candidate
 
 FOLDER = Path(__file__).with_name("lm_tasks")
 FOREIGN = "lm-eval:"

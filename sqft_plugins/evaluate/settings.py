@@ -29,7 +29,7 @@ class EvalSettings(Settings):
         default=None, description="Text for the perplexity. Default: held-out text that Python ships."
     )
     perplexity: bool = Field(default=True, description="Also the perplexity of a text. Default: on.")
-    dtype: str | None = Field(
+    dtype: Annotated[str | None, "dtype"] = Field(
         default=None, description="fast (for this machine), auto (as stored), float32, … Default: fast."
     )
     accelerate: bool = Field(

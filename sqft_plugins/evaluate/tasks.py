@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqft_plugins.plugins.protocols import Item, Task
-from sqft_plugins.tune.data import Example, read_jsonl
+from sqft_plugins.tune.examples import Example, read_jsonl
 
 
 class JsonlTask:

@@ -16,7 +16,8 @@ from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.adapter import inspect_adapter
 from sqft_plugins.inspect.model import gguf_type, inspect_layer, inspect_model, layer_names
 from sqft_plugins.inspect.plot import check_plot, plot_sparsity
-from sqft_plugins.inspect.report import asked_patterns, total_of
+from sqft_plugins.inspect.report import total_of
+from sqft_plugins.pattern import asked_patterns
 from sqft_plugins.plugins.protocols import Inspector
 
 __all__ = [

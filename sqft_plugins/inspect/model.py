@@ -12,9 +12,10 @@ from torch import Tensor
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import MAX_CODE, QuantizedWeight
-from sqft_plugins.inspect.report import PATTERNS, Row, total_of, zeros_of
+from sqft_plugins.inspect.report import Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.measure import module_bytes
+from sqft_plugins.pattern import PATTERNS
 from sqft_plugins.progress import track
 from sqft_plugins.structure import structure_of_folder
 

@@ -9,22 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqft_plugins.errors import SQFTError
-from sqft_plugins.mask import Pattern, conforms, nonzero_mask, sparsity_of
+from sqft_plugins.mask import conforms, nonzero_mask, sparsity_of
+from sqft_plugins.pattern import Pattern
 
 Row = dict[str, Any]
-PATTERNS = (Pattern.parse("1:4"), Pattern.parse("2:4"), Pattern.parse("4:8"))
-"""The N:M looked for, strictest first: what conforms to 1:4 conforms to 2:4, and that to 4:8."""
-
-
-def asked_patterns(pattern: str | None) -> tuple[Pattern, ...]:
-    """`PATTERNS` and the pattern that was asked for. Raises SQFTError for a text that is not an N:M."""
-    if pattern is None:
-        return PATTERNS
-    if ":" not in pattern:
-        raise SQFTError(f"--pattern {pattern} is no N:M: give one such as 2:4 (2 kept of every 4 neighbours)")
-    asked = Pattern.parse(pattern)
-    return tuple(sorted({*PATTERNS, asked}, key=lambda one: (-one.sparsity, one.group or 0)))
 
 
 def zeros_of(weight: Tensor, patterns: Sequence[Pattern]) -> Row:

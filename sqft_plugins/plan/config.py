@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.hub import config_folder
 from sqft_plugins.checkpoint.shards import TensorSpec, layout
 from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
 from sqft_plugins.compress.float_model import FloatModel
@@ -68,9 +69,7 @@ class ConfigModel(FloatModel):
 def open_source(model: str | Path, exclude: Any = ()) -> FloatModel:
     """The source to plan for: a folder, with or without weights, or a name on the hub, of which config.json alone is
     fetched."""
-    path = Path(model)
-    if not path.is_dir():
-        path = _fetched(str(model))
+    path = config_folder(model)
     weights = [*path.glob("*.safetensors"), *path.glob(INDEX)]
     if weights or not (path / "config.json").is_file():
         return FloatModel(path, exclude)
@@ -85,17 +84,3 @@ def _say_once(model: str) -> None:
 
 def has_weights(source: FloatModel) -> bool:
     return not isinstance(source, ConfigModel)
-
-
-def _fetched(model: str) -> Path:
-    """The folder of a config.json from the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(model, "config.json")).parent
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"model {model} is not a folder, and its config.json is not to be had from the hub: check the path, or put "
-            f"config.json in a folder of that name ({first_line(error, 120)})"
-        ) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
+from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings, check_pattern
 from sqft_plugins.names import resolve, select
 from sqft_plugins.settings import Settings, Written, like
 from sqft_plugins.tune.settings import ALL_LINEAR, PAPER_TARGETS, AdapterSettings, TrainSettings
@@ -41,6 +41,8 @@ class PlanSettings(Settings):
     steps: int = like(TrainSettings, "steps", TRAIN)
     batch_size: int = like(TrainSettings, "batch_size", TRAIN)
     example_tokens: int = Field(default=64, ge=1, description="Tokens of one training example, for the times.")
+
+    _check_sparsity = field_validator("sparsity", "overrides")(check_pattern)
 
     @property
     def grid(self) -> GridStamp:

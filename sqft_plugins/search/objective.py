@@ -15,7 +15,8 @@ from sqft_plugins.evaluate.run import MAX_NEW_TOKENS
 from sqft_plugins.evaluate.transformers_engine import TransformersSession
 from sqft_plugins.plugins.protocols import Item, Task
 from sqft_plugins.search.paired import Direction
-from sqft_plugins.tune.data import IGNORED, Collator, Example, tokenize
+from sqft_plugins.tune.data import IGNORED, Collator, tokenize
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.loss import answer_logits
 
 Row = dict[str, list[int]]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Offered, Settings, Written
 
 if TYPE_CHECKING:
     from sqft_plugins.plugins.protocols import Task
@@ -22,7 +22,9 @@ class SearchInputs(Settings):
     data: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
         default=None, description="JSONL of prompt and completion, not trained on."
     )
-    task: str | None = Field(default=None, description="A task in place of --data; `sqft plugins` lists them.")
+    task: Annotated[str | None, Offered("sqft_tasks")] = Field(
+        default=None, description="A task in place of --data; `sqft plugins` lists them."
+    )
     starts: Annotated[list[str], "file", Written("--start")] = Field(
         default_factory=list, description="A configuration to begin with. Repeatable."
     )
@@ -41,7 +43,9 @@ class SearchInputs(Settings):
 class SearchSettings(Settings):
     """A search."""
 
-    method: str = Field(default="hill-climbing", description="hill-climbing, tpe, nsga2, fixed; plug-ins add more.")
+    method: Annotated[str, Offered("sqft_search_methods")] = Field(
+        default="hill-climbing", description="hill-climbing, tpe, nsga2, fixed; plug-ins add more."
+    )
     objective: Literal["nll", "accuracy"] = Field(
         default="nll",
         description="nll: negative log-likelihood of the gold answers, smooth and cheap. accuracy: greedy answers that "
@@ -65,7 +69,7 @@ class SearchSettings(Settings):
         default=None, description="Which modules share a rank. Default: as the adapter was trained."
     )
     batch_size: int = Field(default=16, ge=1, description="Questions at a time.")
-    dtype: str = Field(default="fast", description="fast (for here), auto (as stored), float32, …")
+    dtype: Annotated[str, "dtype"] = Field(default="fast", description="fast (for here), auto (as stored), float32, …")
     accelerate: bool = Field(
         default=False, description="Run MODEL's INT4 layers packed, in less memory; for dense adapters."
     )

@@ -24,12 +24,19 @@ from pydantic_core import ErrorDetails
 
 from sqft_plugins.errors import SQFTError, nearest
 
-Mark = Literal["model", "adapter", "rank", "file", "name or file", "place"]
+Mark = Literal["model", "adapter", "rank", "file", "name or file", "place", "dtype"]
 """What the text of a field stands for, as in `Annotated[str, "file"]`. file: a path to read. name or file: a path where
-there is one, else the name of something. place: a path to write to. In recipes alone, model and adapter: a step or a
-folder; rank: a rank, a step of `search`, or a JSON file."""
+there is one, else the name of something. place: a path to write to. dtype: a float type. In recipes alone, model and
+adapter: a step or a folder; rank: a rank, a step of `search`, or a JSON file."""
 
 S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The text is the name of something that plug-ins offer: `Annotated[str, Offered("sqft_pruners")]`."""
+
+    hook: str
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Offered, Settings, Written
+from sqft_plugins.settings.checked import DTYPE, THERE, offered
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -28,7 +29,7 @@ else:
     ParamType = click.ParamType  # no generic type before click 8.2
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATHS = ("file", "name or file", "place")
+PATHS = ("name or file", "place")
 
 
 class Commas(ParamType):
@@ -136,8 +137,14 @@ def _type(field: FieldInfo) -> Any:
         return Commas(inner[0], ",".join(map(str, example)))
     if any(get_origin(member) is dict for member in members):
         return Assignment()
+    if "file" in field.metadata:
+        return THERE
+    if "dtype" in field.metadata:
+        return DTYPE
     if any(mark in PATHS for mark in field.metadata):
         return click.Path()
+    if hook := next((mark.hook for mark in field.metadata if isinstance(mark, Offered)), None):
+        return offered(hook)
     if get_origin(members[0]) is Literal:
         return click.Choice(get_args(members[0]))
     if str in members or str in inner:

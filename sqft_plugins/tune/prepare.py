@@ -14,7 +14,8 @@ from sqft_plugins.checkpoint import load_tokenizer
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import transformers_config
 from sqft_plugins.tune.chat import Chat, read_template
-from sqft_plugins.tune.data import Example, Row, mix, split, tokenize
+from sqft_plugins.tune.data import Row, mix, split, tokenize
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.settings import TrainSettings
 
 

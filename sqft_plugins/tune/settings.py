@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Offered, Settings, Written
 
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 """The modules that the paper adapts (arXiv 2410.03750, appendix)."""
@@ -34,12 +34,14 @@ class TrainInputs(Settings):
     text: Annotated[str | None, "name or file", Written(metavar="FILE")] = Field(
         default=None, description="The general text of --text-fraction. Default: what Python ships."
     )
-    tuner: str = Field(default="sqft", description="The adapter type; `sqft plugins` lists them.")
+    tuner: Annotated[str, Offered("sqft_tuners")] = Field(
+        default="sqft", description="The adapter type; `sqft plugins` lists them."
+    )
 
     def examples(self, argument: Literal["data", "eval_data"], shown: str = "") -> list[Any]:
         """The lines of one file or of several. shown: what the user wrote the file behind, such as "--data". Raises
         SQFTError naming file and line."""
-        from sqft_plugins.tune.data import read_examples
+        from sqft_plugins.tune.examples import read_examples
 
         given = getattr(self, argument)
         files = [given] if isinstance(given, str) else given
@@ -49,7 +51,7 @@ class TrainInputs(Settings):
         """The text that is mixed into the batches, in pieces as long as an example; [] where there is none. Raises
         SQFTError."""
         from sqft_plugins.compress.calibration import calibration_texts
-        from sqft_plugins.tune.data import text_examples
+        from sqft_plugins.tune.examples import text_examples
 
         return text_examples(calibration_texts(self.text)) if training.text_fraction else []
 

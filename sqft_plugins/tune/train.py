@@ -34,9 +34,10 @@ from sqft_plugins.tune.arguments import (
     trainer_arguments,
 )
 from sqft_plugins.tune.chat import Chat
-from sqft_plugins.tune.data import Collator, Example, Examples
+from sqft_plugins.tune.data import Collator, Examples
 from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.loss_plot import plot_losses
 from sqft_plugins.tune.packing import PackingCollator, check_packing
 from sqft_plugins.tune.prepare import Prepared, open_tokenizer, prepare, texts_of_a_batch

@@ -11,7 +11,7 @@ import pytest
 
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune import train as training
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.trainer import AnswerTrainer
 
 EXAMPLES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sqft_plugins.cli.common import RankType, emit, examples, json_option, overwrite_option
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 
 
 @click.command(
@@ -15,8 +16,8 @@ from sqft_plugins.cli.common import RankType, emit, examples, json_option, overw
         "sqft export plane models/gemma-50-int4 adapters/math-qa --rank ranks.json --out plane.safetensors --json",
     ),
 )
-@click.argument("model", type=click.Path())
-@click.argument("adapter", type=click.Path())
+@click.argument("model", type=MODEL_FOLDER)
+@click.argument("adapter", type=ADAPTER_FOLDER)
 @click.option(
     "--rank", "ranks", type=RankType(), multiple=True, default=("heuristic",), show_default=True, metavar="RANK",
     help="heuristic (the median), max, min, a number, or a JSON file: module name → rank. Repeatable.",

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option
+from sqft_plugins.settings.checked import MODEL_NAME, THERE
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -41,8 +42,8 @@ class BytesType(click.ParamType):
         "sqft serve models/gemma-50-int4 --adapters adapters --log server.log -- --max-model-len 2048",
     ),
 )
-@click.argument("model", type=click.Path())
-@click.option("--adapters", type=click.Path(), metavar="DIR", help="Serve the adapters that are subfolders of DIR.")
+@click.argument("model", type=MODEL_NAME)
+@click.option("--adapters", type=THERE, metavar="DIR", help="Serve the adapters that are subfolders of DIR.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: reachable from other machines.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, metavar="N")
 @click.option(
@@ -72,10 +73,12 @@ def serve_command(
     vLLM and wins over what is set here. The exit code is the server's.
     """
     from sqft_plugins.checkpoint.hub import local_folder
+
+    folder = local_folder(model)
     from vllm_ext.serve.command import build
 
     server = build(
-        local_folder(model), Path(adapters) if adapters else None, host, port, slots, plane_bytes,
+        folder, Path(adapters) if adapters else None, host, port, slots, plane_bytes,
         Path(plane_dir) if plane_dir else None, passed, os.environ,
     )  # fmt: skip
     if dry_run:

@@ -91,6 +91,58 @@ def test_an_answer_imports_nothing_heavy(arguments):
     check(modules)
 
 
+REFUSED = [
+    "foo",
+    "prune --foo",
+    "prune missing/model/x --sparsity 0.5 --out o",
+    "prune empty --sparsity 0.5 --out o",
+    "prune empty --sparsity 1.5 --out o",
+    "prune empty --sparsity 0.5 --method wand --out o",
+    "quantize empty --out o",
+    "quantize empty --method gpt --out o",
+    "train missing --data data.jsonl --out o",
+    "train empty --data missing.jsonl --out o",
+    "train empty --data data.jsonl --rank 0 --out o",
+    "train empty --data data.jsonl --tuner lorra --out o",
+    "search empty empty --data missing.jsonl --out o",
+    "search empty empty --data data.jsonl --method tp --out o",
+    "search empty empty --task word-problem --out o",
+    "extract missing --out o",
+    "merge missing missing --out o",
+    "compact missing --out o",
+    "export gguff",
+    "export gguf missing --out o.gguf",
+    "export gguf-lora missing --out o.gguf",
+    "export plane missing missing",
+    "verify missing missing.gguf",
+    "chat missing.gguf",
+    "serve empty --adapters missing",
+    "eval",
+    "eval missing",
+    "eval empty --task no-such-task",
+    "eval empty --dtype foo",
+    "inspect missing",
+    "inspect empty --pattern 3",
+    "report missing",
+    "plan missing/model/x",
+    "plan empty --method foo",
+    "plan empty --sparsity 1.5",
+    "run missing.yaml",
+    "demo --model missing",
+    "demo --steps 0",
+]
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_wrong_argument_is_refused_before_anything_heavy_is_imported(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    code, modules = child(*line.split())
+    assert code == 2
+    check(modules - {name for name in modules if name.partition(".")[0] == "safetensors"})  # its headers, without torch
+
+
 @pytest.mark.parametrize("package", ["sqft_plugins", "gguf_ext", "vllm_ext"])
 def test_importing_a_package_costs_next_to_nothing(package):
     modules = child(imports=package, run=False)[1]

@@ -19,7 +19,7 @@ from sqft_plugins.kernels.linear import SparseInt4Linear
 from sqft_plugins.search.run import search_adapter
 from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.train import train_adapter
 
 pytest.importorskip("lm_eval")

@@ -10,7 +10,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 

@@ -11,7 +11,7 @@ from sqft_plugins.evaluate import open_session, perplexity_of
 from sqft_plugins.evaluate.harness import load_tasks
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.evaluate.tasks import JsonlTask
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -18,8 +18,9 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect import inspect_path
 from sqft_plugins.inspect.model import float_type
-from sqft_plugins.inspect.report import asked_patterns, conforming
+from sqft_plugins.inspect.report import conforming
 from sqft_plugins.mask import Pattern
+from sqft_plugins.pattern import asked_patterns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 

@@ -7,7 +7,8 @@ import torch
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.inspect import inspect_path
-from sqft_plugins.inspect.report import asked_patterns, conforming, total_of, zeros_of
+from sqft_plugins.inspect.report import conforming, total_of, zeros_of
+from sqft_plugins.pattern import asked_patterns
 
 
 def naive_conformance(weight: torch.Tensor, keep: int, group: int) -> float:

@@ -24,7 +24,8 @@ from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, prep
 from sqft_plugins.search.run import adapter_space, search_adapter
 from sqft_plugins.search.settings import SearchSettings
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import IGNORED, Example, tokenize
+from sqft_plugins.tune.data import IGNORED, tokenize
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter

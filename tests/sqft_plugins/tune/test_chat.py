@@ -11,7 +11,8 @@ from tokenizers import processors
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.chat import Chat
-from sqft_plugins.tune.data import IGNORED, read_examples, tokenize
+from sqft_plugins.tune.data import IGNORED, tokenize
+from sqft_plugins.tune.examples import read_examples
 
 TALK = [
     {"role": "system", "content": "Be  short."},

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.tune.data import IGNORED, Example, mix, read_jsonl, text_examples, tokenize
+from sqft_plugins.tune.data import IGNORED, mix, tokenize
+from sqft_plugins.tune.examples import Example, read_jsonl, text_examples
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(40)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.chat import Chat, read_template
-from sqft_plugins.tune.data import Example, read_examples, read_jsonl
+from sqft_plugins.tune.examples import Example, read_examples, read_jsonl
 
 TALK = [
     {"role": "system", "content": "Be  short."},

@@ -18,8 +18,8 @@ from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import Example
 from sqft_plugins.tune.dtypes import training_dtype
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.merge_report import TEXT as PROBE

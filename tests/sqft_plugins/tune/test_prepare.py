@@ -10,7 +10,8 @@ from helpers_train import EXAMPLES
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune import TrainSettings
-from sqft_plugins.tune.data import Example, read_examples, split
+from sqft_plugins.tune.data import split
+from sqft_plugins.tune.examples import Example, read_examples
 from sqft_plugins.tune.prepare import prepare
 
 

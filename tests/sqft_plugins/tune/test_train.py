@@ -14,7 +14,7 @@ from sqft_plugins.errors import CheckpointError, OutputExistsError, SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.data import Example
+from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 

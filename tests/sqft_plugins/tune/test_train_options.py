@@ -11,7 +11,8 @@ from sqft_plugins.checkpoint import load_tokenizer
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings
 from sqft_plugins.tune import train as training
-from sqft_plugins.tune.data import IGNORED, Example, tokenize
+from sqft_plugins.tune.data import IGNORED, tokenize
+from sqft_plugins.tune.examples import Example
 
 
 @pytest.fixture(scope="module")
