@@ -14,12 +14,9 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"
 
 def local_folder(model: str | Path) -> Path:
     """The folder of a model; a name on the hub is downloaded into the hub's cache first. Raises CheckpointError."""
-    path = Path(model)
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"model {model} is a file: give the folder of a model")
     check_name(model)
-    if path.is_dir():
-        return path
+    if Path(model).is_dir():
+        return Path(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -61,6 +58,8 @@ def check_folder(path: str | Path) -> Path:
 def check_name(model: str | Path) -> None:
     """Raises CheckpointError for what is neither a folder nor can be a name on the hub: a mistyped path, which is
     refused without asking the network."""
+    if Path(model).exists() and not Path(model).is_dir():
+        raise CheckpointError(f"model {model} is a file: give the folder of a model")
     if not Path(model).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(model)):
         raise CheckpointError(f"model {model} is not a folder: check the path")
 

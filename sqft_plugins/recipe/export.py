@@ -14,6 +14,7 @@ import click
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
+from sqft_plugins.settings.checked import PLANNED
 
 OWN = ("out", "overwrite", "json")
 """Options that the recipe sets itself."""
@@ -70,7 +71,7 @@ def target(name: str, folder: Path) -> Path:
 def check(name: str, values: Mapping[str, Any], target: Path) -> None:
     """Raises SQFTError for values that the command would not take. Nothing is run."""
     try:
-        context = command_of(name).make_context(name, _line(name, values, target))
+        context = command_of(name).make_context(name, _line(name, values, target), obj=PLANNED)
     except click.ClickException as error:
         raise SQFTError(f"format {name}: {' '.join(error.format_message().split())}") from error
     exporter = get_manager().get("sqft_exporters", name, "format")

@@ -41,7 +41,7 @@ def test_every_verb_has_help_with_examples(verb, capsys) -> None:
         (["prune", "{model}", "--sparsity", "0.5", "--out", "{model}"], "exists: choose another path, or replace it"),
         (["prune", "{bare}", "--sparsity", "0.5", "--out", "x"], "has no tokenizer: copy tokenizer.json"),
         (["quantize", "{model}", "--group-size", "48", "--out", "x"], "group_size=48 does not divide in=64"),
-        (["train", "{model}", "--data", "no.jsonl", "--out", "x"], "--data no.jsonl is not a file"),
+        (["train", "{model}", "--data", "no.jsonl", "--out", "x"], "--data no.jsonl is not there"),
         (
             ["train", "{model}", "--data", "{data}", "--rank-choices", "8,x", "--out", "x"],
             "is no list of whole numbers",
@@ -49,7 +49,7 @@ def test_every_verb_has_help_with_examples(verb, capsys) -> None:
         (["train", "{model}", "--data", "{data}", "--rank-choices", "8,4", "--out", "x"], "maximum 8 but r=32"),
         (["extract", "{model}", "--out", "x"], "has no adapter_config.json"),
         (["merge", "{model}", "nowhere", "--out", "x"], "adapter nowhere has no adapter_config.json"),
-        (["eval", "nowhere.gguf"], "model nowhere.gguf does not exist"),
+        (["eval", "nowhere.gguf"], "model nowhere.gguf is not there"),
         (["eval", "{model}", "--task", "word-problem"], "did you mean 'word-problems'?"),
         (["export", "gguf", "nowhere", "--out", "x.gguf"], "nowhere is not a folder"),
         (["demo", "--sparsity", "2"], "Invalid value for '--sparsity': 2.0 is not in the range 0<=x<=1"),

@@ -133,7 +133,7 @@ def test_errors_are_one_line_and_leave_nothing(sqft, tiny_llama, tmp_path, argum
 
 def test_inspect_names_what_is_wrong(sqft, tiny_llama, tmp_path):
     for arguments, message in [
-        ((tmp_path / "none",), "is not a folder"),
+        ((tmp_path / "none",), "is not there"),
         ((tmp_path,), "has no config.json"),
         ((tiny_llama, "--plot", tmp_path / "x.doc"), "has no known format"),
     ]:

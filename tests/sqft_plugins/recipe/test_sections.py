@@ -8,6 +8,7 @@ import click
 import pytest
 
 from sqft_plugins.recipe.sections import SECTIONS
+from sqft_plugins.settings.checked import PLANNED
 
 NOT_IN_RECIPES = {
     "out", "overwrite", "as_json", "study", "worker", "server", "served", "no_cache", "samples", "adapter"
@@ -24,7 +25,7 @@ def test_a_section_has_the_options_of_its_verb_and_their_defaults(verb):
     assert options.keys() | arguments == fields.keys() | ({"model"} & arguments)
     given = [f"--{name}={0.5 if name == 'sparsity' else 'x'}" for name, option in options.items() if option.required]
     out = ["--out", "x"] if any(p.name == "out" for p in command.params) else []
-    bare = command.make_context(verb, [*given, *out, *("x" for _ in arguments)])
+    bare = command.make_context(verb, [*given, *out, *("x" for _ in arguments)], obj=PLANNED)
     for name, option in options.items():
         if option.required or name == "rank":  # a search above decides the rank, else the verb's default
             continue
