@@ -14,7 +14,7 @@ import click
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
-from sqft_plugins.settings.checked import PLANNED
+from sqft_plugins.settings.checked import PLANNED, CheckedPath
 
 OWN = ("out", "overwrite", "json")
 """Options that the recipe sets itself."""
@@ -38,7 +38,7 @@ def option_names(name: str) -> list[str]:
 
 def path_names(name: str) -> list[str]:
     """Those that are paths."""
-    return [key for key, parameter in parameters(name).items() if isinstance(parameter.type, click.Path)]
+    return [key for key, parameter in parameters(name).items() if isinstance(parameter.type, click.Path | CheckedPath)]
 
 
 def arguments(name: str, values: Mapping[str, Any]) -> list[str]:

@@ -23,9 +23,13 @@ class Checked(click.ParamType):
         self.check = check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if ctx is None or ctx.obj != PLANNED:
+        if ctx is not None and ctx.obj != PLANNED:  # without a context: a value of a recipe
             self.check(value, param.opts[0] if param else "")
         return value
+
+
+class CheckedPath(Checked):
+    """The same of a path."""
 
 
 def offered(hook: str) -> Checked:
@@ -81,13 +85,13 @@ def _dtype(name: str, argument: str) -> None:
     check_dtype(name)
 
 
-THERE = Checked(_there)
+THERE = CheckedPath(_there)
 """A path of any kind."""
-FILE = Checked(_file)
-MODEL_FOLDER = Checked(_model_folder)
-MODEL_NAME = Checked(_model_name)
+FILE = CheckedPath(_file)
+MODEL_FOLDER = CheckedPath(_model_folder)
+MODEL_NAME = CheckedPath(_model_name)
 """A model folder, or what can be a name on the hub."""
-ADAPTER_FOLDER = Checked(_adapter_folder)
+ADAPTER_FOLDER = CheckedPath(_adapter_folder)
 N_OF_M = Checked(_pattern)
 DTYPE = Checked(_dtype)
 """fast, auto, or the name of a float type."""

@@ -24,6 +24,7 @@ LIGHT = (
     "pydantic",
     "rich.progress",
     "rich.table",
+    "ruamel.yaml",
     "setuptools.command.build_ext",  # of kernels/build.py, which knows the compiler
     "yaml",
 )
