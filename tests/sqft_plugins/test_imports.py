@@ -101,3 +101,20 @@ def test_no_module_begins_by_importing_what_windows_lacks(surface):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             assert not {"fcntl", "grp", "pwd", "resource", "termios"} & set(names), file
+
+
+def test_every_module_imports_where_linux_modules_are_missing():
+    """Windows has no fcntl and no resource. The libraries are imported before: on Linux they use both."""
+    code = """
+import importlib, pkgutil
+import peft, torch, transformers.trainer
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+import gguf_ext, peft_ext, sqft_plugins
+for package in (sqft_plugins, peft_ext, gguf_ext):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith(("__main__", "libsqft_kernels")):  # the latter is no Python module
+            importlib.import_module(module.name)
+"""
+    pytest.importorskip("peft")
+    run(code)
