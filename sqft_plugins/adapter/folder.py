@@ -313,7 +313,7 @@ class AdapterFolder:
         return found
 
 
-class _Unpickled(dict):
+class _Unpickled(dict[str, Any]):
     """Tensors by name, read as safetensors' handle is."""
 
     def get_tensor(self, name: str) -> Tensor:

@@ -51,7 +51,9 @@ class Verbs(click.Group):
         self._ask_plugins()
         return super().get_command(ctx, name)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None:
             raise click.UsageError(f"verb {args[0]!r} is unknown: {nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)

@@ -63,7 +63,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
-class RankType(click.ParamType):
+class RankType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """A rank: a number, a name, or a JSON file with module name (or pattern) → rank."""
 
     name = "rank"

@@ -20,7 +20,7 @@ from sqft_plugins.settings.checked import MODEL_FOLDER
 @out_option
 @overwrite_option
 @json_option
-def command(model, expand, out, overwrite, as_json) -> None:
+def command(model: str, expand: bool, out: str, overwrite: bool, as_json: bool) -> None:
     """Shrink the sparse INT4 folder MODEL to ship it.
 
     Mask, kept codes and scales: about 3 bits a weight and the scales at 50 % sparsity. Nothing is lost: --expand

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import examples
@@ -18,14 +20,16 @@ class Formats(click.Group):
         exporter = _exporters().get(name)
         return exporter.command if exporter else None
 
-    def resolve_command(self, ctx: click.Context, args: list[str]):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         known = _exporters()
         if args and args[0] not in known:
             raise click.UsageError(f"export format {args[0]!r} is unknown: {nearest(args[0], known)}{_absent()}")
         return super().resolve_command(ctx, args)
 
 
-def _exporters() -> dict:
+def _exporters() -> dict[str, Any]:
     from sqft_plugins.plugins import get_manager
 
     return get_manager().collect("sqft_exporters")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
@@ -20,7 +23,7 @@ from sqft_plugins.settings.checked import ADAPTER_FOLDER
 @out_option
 @overwrite_option
 @json_option
-def command(adapter, rank, out, overwrite, as_json) -> None:
+def command(adapter: str, rank: Any, out: str, overwrite: bool, as_json: bool) -> None:
     """Write the sub-adapter of ADAPTER at a rank. Its logits are those of ADAPTER at that rank.
 
     A dense one (`sqft train --dense`) becomes a plain LoRA that stock PEFT, vLLM and llama.cpp load.
@@ -31,7 +34,7 @@ def command(adapter, rank, out, overwrite, as_json) -> None:
     emit(as_json, report, lambda: click.echo(_line(report)))
 
 
-def _line(report) -> str:
+def _line(report: Mapping[str, Any]) -> str:
     ranks = sorted(set(report["ranks"].values()), reverse=True)
     shown = ", ".join(map(str, ranks))
     return f"{report['out']}: {report['modules']} modules at rank {shown}, {report['bytes'] / 1e6:.1f} MB"

@@ -29,7 +29,7 @@ from sqft_plugins.settings.checked import N_OF_M, THERE
 )
 @overwrite_option
 @json_option
-def command(path, pattern, plot, overwrite, as_json) -> None:
+def command(path: str, pattern: str | None, plot: str | None, overwrite: bool, as_json: bool) -> None:
     """Show what is in PATH, layer by layer.
 
     PATH is a model folder, float or INT4, an adapter, or a GGUF file.

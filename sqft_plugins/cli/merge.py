@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
@@ -24,7 +27,7 @@ from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 @out_option
 @overwrite_option
 @json_option
-def command(model, adapter, rank, grid, out, overwrite, as_json) -> None:
+def command(model: str, adapter: str, rank: Any, grid: str | None, out: str, overwrite: bool, as_json: bool) -> None:
     """Merge ADAPTER into MODEL at a rank.
 
     A masked adapter keeps every zero, a quantization-aware one the INT4 grid, too. MODEL is what the adapter was
@@ -36,7 +39,7 @@ def command(model, adapter, rank, grid, out, overwrite, as_json) -> None:
     emit(as_json, report, lambda: click.echo(_line(report)))
 
 
-def _line(report) -> str:
+def _line(report: Mapping[str, Any]) -> str:
     codes = f"{report['codes_changed']:.1%} of the kept INT4 codes changed, " if "codes_changed" in report else ""
     return (
         f"{report['out']}: {report['modules']} modules merged, {codes}{report['zeros_lost']:,} zeros lost, "

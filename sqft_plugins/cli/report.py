@@ -22,7 +22,7 @@ from sqft_plugins.settings.checked import THERE
 @click.option("--quick", is_flag=True, help="Read no weights: no measured zeros, no map of them, no INT4 codes.")
 @overwrite_option
 @json_option
-def command(path, out, title, quick, overwrite, as_json) -> None:
+def command(path: str, out: str | None, title: str | None, quick: bool, overwrite: bool, as_json: bool) -> None:
     """Make one self-contained HTML page of DIR: tables, loss, search, sparsity, sizes.
 
     DIR is a folder of `sqft demo` or `sqft run`, a model, an adapter, a search, what `sqft eval --json` printed, or a

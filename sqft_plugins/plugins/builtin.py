@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqft_plugins.plugins.hookspecs import hookimpl
 from sqft_plugins.plugins.loading import late
 
 
 @hookimpl
-def sqft_pruners():
+def sqft_pruners() -> Any:
     return [
         late("wanda", "sqft_plugins.compress.wanda:Wanda"),
         late("sparsegpt", "sqft_plugins.compress.sparsegpt:SparseGPT"),
@@ -16,7 +18,7 @@ def sqft_pruners():
 
 
 @hookimpl
-def sqft_quantizers():
+def sqft_quantizers() -> Any:
     return [
         late("round-to-nearest", "sqft_plugins.compress.round_to_nearest:RoundToNearest"),
         late("gptq", "sqft_plugins.compress.gptq:GPTQ"),
@@ -24,24 +26,24 @@ def sqft_quantizers():
 
 
 @hookimpl
-def sqft_searchers():
+def sqft_searchers() -> Any:
     from sqft_plugins.search import SEARCHERS
 
     return SEARCHERS
 
 
 @hookimpl
-def sqft_search_methods():
+def sqft_search_methods() -> Any:
     from sqft_plugins.search.methods import METHODS
 
     return METHODS
 
 
 @hookimpl
-def sqft_engines():
+def sqft_engines() -> Any:
     return [late("transformers", "sqft_plugins.evaluate.transformers_engine:TransformersEngine")]
 
 
 @hookimpl
-def sqft_tasks():
+def sqft_tasks() -> Any:
     return [late("word-problems", "sqft_plugins.demo.task:WordProblems")]

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import pluggy
 
@@ -44,7 +45,7 @@ class Host:
                 found[item.name] = item
         return found
 
-    def get(self, hook_name: str, name: str, argument: str):
+    def get(self, hook_name: str, name: str, argument: str) -> Any:
         """One object by name. Raises SQFTError that names the nearest one."""
         found = self.collect(hook_name)
         if name not in found:

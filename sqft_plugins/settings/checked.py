@@ -14,7 +14,7 @@ PLANNED = "planned"
 """The `obj` of a click context whose paths are made later, by the earlier steps of a recipe: they are not checked."""
 
 
-class Checked(click.ParamType):
+class Checked(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """Text that `check(value, argument)` accepts, or raises SQFTError for. argument: such as "--data"."""
 
     name = "text"
