@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -21,28 +19,11 @@ import time
 import tomllib
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))  # for the tests, which load this file from elsewhere
-
 from install_common import CONSTRAINTS, PIP_LOG, PYTHON, ROOT, VENV, InstallError, pip, pip_install, say
-from install_llama import (
-    GGML_FLAGS,  # noqa: F401 for the tests, as the others that are not used here
-    build_llama,
-    check_compiler,
-    cmake_args,
-    cmake_flags,  # noqa: F401
-    wheel_folder,
-)
+from install_jobs import Installer
+from install_llama import build_llama, check_compiler, cmake_args, wheel_folder
 from install_peft_tests import fetch_peft_tests
-from install_pins import (
-    LOCK_HEADER,  # noqa: F401
-    applicable,  # noqa: F401
-    lock_text,
-    pin,
-    pins_of,  # noqa: F401
-    requirement_name,  # noqa: F401
-    requirements,
-    without,
-)
+from install_pins import lock_text, pin, requirements, without
 from install_vllm import install_vllm, vllm_requirements
 
 STATE = VENV / "sqft-install.json"
@@ -51,13 +32,7 @@ SETS = {"demo": ["demo"], "test": ["demo", "dev"]}
 DISK_GB = {"demo": 3, "test": 6}
 BUILT_APART = {"llama-cpp-python", "vllm", "sqft-plugins"}
 
-NETWORK_ERROR = re.compile(
-    r"Read timed out|ConnectTimeout|Connection (reset|aborted|refused|broken)|RemoteDisconnected|IncompleteRead|"
-    r"NewConnectionError|Temporary failure in name resolution|Max retries exceeded|ProtocolError|50[0234] Server Error"
-)
-
-
-# --- is it up to date: pure functions, tested in tests/sqft_plugins/test_install.py ---
+# --- is it up to date: pure functions, tested in tests/ci/test_install.py ---
 
 
 def fingerprint(pyproject: dict, *rest: str) -> str:
@@ -93,107 +68,6 @@ def check_machine(name: str) -> None:
     free = shutil.disk_usage(ROOT).free / 1e9
     if not VENV.exists() and free < DISK_GB[name]:
         raise InstallError(f"{ROOT} has {free:.1f} GB free and .venv needs about {DISK_GB[name]}: free some space")
-
-
-# --- running things ---
-
-
-class Job:
-    """A command in its own process group, its output in a log. A network error starts it once more."""
-
-    def __init__(self, title: str, command: list[str], log: Path, env: dict[str, str] | None = None):
-        self.title, self.command, self.log, self.env = title, command, log, env
-        self.retried = False
-        self.started, self.seconds = time.monotonic(), 0.0
-        self._start()
-
-    def _start(self) -> None:
-        with self.log.open("a") as out:
-            out.write(f"\n$ {shlex.join(self.command)}\n")
-            out.flush()
-            self.offset = out.tell()
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        with self.log.open(errors="replace") as file:
-            file.seek(self.offset)
-            return file.read()
-
-    def done(self) -> bool:
-        """Whether it ended well. Raises InstallError, after showing the end of its log, when it ended badly."""
-        code = self.process.poll()
-        if code is None:
-            return False
-        self.seconds = self.seconds or time.monotonic() - self.started
-        if code == 0:
-            return True
-        output = self.output
-        if not self.retried and NETWORK_ERROR.search(output):
-            say(f"{self.title}: network error, trying once more")
-            self.retried, self.seconds = True, 0.0
-            self._start()
-            return False
-        print("\n".join(f"  | {line}" for line in output.splitlines()[-25:]), file=sys.stderr)
-        raise InstallError(f"{self.title} failed with exit code {code}: the whole log is {self.log.relative_to(ROOT)}")
-
-    def status(self) -> str:
-        """Its last line of interest."""
-        telling = ("Collecting", "Downloading", "Installing", "Building", "[")
-        lines = [line.strip() for line in self.output.splitlines()]
-        last = next((line for line in reversed(lines) if line.startswith(telling)), "started")
-        step = re.match(r"\[\d+/\d+\]", last)  # ninja's
-        return f"{self.title}: {step[0] if step else last[:100]}"
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait()
-
-
-class Installer:
-    """Runs jobs one after the other while at most one, the compile, runs behind them."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.behind: Job | None = None
-        self.start = time.monotonic()
-
-    def run(self, title: str, command: list[str]) -> None:
-        say(title)
-        self.jobs.append(Job(title, command, PIP_LOG))
-        self.wait(self.jobs[-1])
-
-    def run_behind(self, title: str, command: list[str], log: Path, env: dict[str, str]) -> None:
-        say(f"{title} (in the background, log: {log.relative_to(ROOT)})")
-        self.behind = Job(title, command, log, env)
-        self.jobs.append(self.behind)
-
-    def wait(self, job: Job) -> None:
-        spoken = time.monotonic()
-        watched = [job] if self.behind in (None, job) else [job, self.behind]
-        while not job.done():
-            for other in watched[1:]:
-                other.done()  # a failed compile is told at once
-            time.sleep(0.2)
-            if time.monotonic() - spoken > 30:
-                spoken = time.monotonic()
-                for busy in watched:
-                    if busy.process.poll() is None:
-                        say(f"  {spoken - self.start:4.0f} s  {busy.status()}")
-        say(f"  {job.title}: done in {job.seconds:.0f} s")
-
-    def kill(self) -> None:
-        for job in self.jobs:
-            job.kill()
 
 
 # --- the steps ---

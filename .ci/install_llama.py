@@ -11,12 +11,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from install_common import ROOT, VENV, InstallError, pip, say
-
-if TYPE_CHECKING:  # at run time install.py is __main__: importing it would run it a second time
-    from install import Installer
+from install_jobs import Installer
 
 LLAMA_LOG = VENV / "llama-build.log"
 WHEELS = ROOT / ".cache" / "llama-cpp-python"

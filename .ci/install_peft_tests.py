@@ -6,12 +6,9 @@ from __future__ import annotations
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from install_common import ROOT, InstallError, pip, say
-
-if TYPE_CHECKING:  # as in install_llama.py
-    from install import Installer
+from install_jobs import Installer
 
 PEFT_TESTS = ROOT / ".cache" / "peft-tests"
 

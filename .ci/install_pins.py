@@ -1,4 +1,4 @@
-"""Requirements of pyproject.toml and pins of constraints.txt: pure functions, tested in test_install.py."""
+"""Requirements of pyproject.toml and pins of constraints.txt: pure functions, tested in tests/ci/test_install.py."""
 
 from __future__ import annotations
 

