@@ -16,7 +16,10 @@ CHANGED |= {"text_fraction": 0.5, "questions": 3, "text_tokens": 512, "seed": 1}
 
 
 @pytest.mark.parametrize("changes", [{}, {"steps": 7}, CHANGED])
-def test_the_command_line_gives_the_same_settings(changes, monkeypatch) -> None:
+def test_the_command_line_gives_the_same_settings(changes, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a model").mkdir()
+    Path("rows.jsonl").touch()
     asked = DemoSettings.make(changes)
     words = shlex.split(str(command_line(asked.model_dump(), Path("a folder"))))
     assert words[:4] == ["sqft", "demo", "--out", "a folder"]

@@ -133,7 +133,9 @@ def test_bad_files_and_names_are_told_before_a_model_is_loaded(data, tiny_llama,
         file.write("\n{broken")
     assert "gsm8k/test.jsonl line 13 is not JSON" in told("--task", "gsm8k", "--data-dir", data)
     assert "has no openbookqa/test.json" in told("--task", "openbookqa", "--data-dir", data)
-    assert "--data-dir nowhere is not a folder" in told("--task", "boolq", "--data-dir", "nowhere")
+    assert "--data-dir nowhere is not there" in told("--task", "boolq", "--data-dir", "nowhere")
+    file = data / "boolq/test.json"
+    assert f"--data-dir {file} is not a folder" in told("--task", "boolq", "--data-dir", file)
     assert "did you mean 'arc-easy'?" in told("--task", "arc-esy")
     assert "--shots 2 cannot be used with svamp" in told("--task", "svamp", "--data-dir", data, "--shots", "2")
     assert "--model names what a --server" in told("--model", "base")
