@@ -26,15 +26,6 @@ MAX_DENSITY = 0.75
 """Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
 
 
-class Plane(Protocol):
-    """The codes of a weight in an operator's own form."""
-
-    @property
-    def nbytes(self) -> int:
-        """What this plane adds to the memory of the layer."""
-        ...
-
-
 class State(Protocol):
     """One loaded shard. mask: uint8 [out, ceil(in / 8)], packed as `sqft_plugins.mask.pack_mask` does."""
 
