@@ -5,8 +5,10 @@ Run it: `pytest tests/test_layers.py`. Imports within functions count, those for
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grimp
@@ -20,6 +22,17 @@ def test_the_contracts_are_kept():
     code = f"import sys; from importlinter import cli; sys.exit(cli.lint_imports({str(CONFIG)!r}, no_cache=True))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONFIG.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_of_the_architecture_page_has_the_rows_of_the_contract():
+    contracts = tomllib.loads(CONFIG.read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract.get("containers") == ["sqft_plugins"])
+
+    page = (CONFIG.parent / "docs" / "architecture.md").read_text()
+    table = page.partition("| layer of `sqft_plugins` |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    rows = [[name.removesuffix(".py") for name in re.findall(r"`([^`]+)`", cell)] for cell in cells]
+    assert rows == [layer.split(" | ") for layer in layers]
 
 
 def test_no_module_imports_itself_through_others():

@@ -19,7 +19,7 @@ from sqft_plugins.plugins.loading import load
 from sqft_plugins.variables import PLUGINS
 
 GROUP = "sqft"
-BUILT_IN = "sqft_plugins.plugins.builtin"
+BUILT_IN = "sqft_plugins.builtin"
 
 
 @dataclass
