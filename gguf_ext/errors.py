@@ -5,6 +5,8 @@ Where the core has a class for the same case, ours is one of both: either name c
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqft_plugins.errors import CheckpointError, DependencyError, GridError, MismatchError, OutputExistsError, SQFTError
 
 INSTALL = "pip install 'sqft-plugins[gguf]'"
@@ -88,6 +90,17 @@ class UnloadableFileError(RuntimeFailedError):
 
 class AdapterMismatchError(RuntimeFailedError, MismatchError):
     """A LoRA file belongs to another base than the loaded model, or is no LoRA file."""
+
+
+class ContextError(GGUFError):
+    """More tokens than the context of a loaded file holds. tokens: their number."""
+
+    def __init__(self, tokens: int, context: int, path: str | Path):
+        super().__init__(
+            f"{tokens} tokens do not fit context={context} of {path}: shorten the text or its answer, or open the file "
+            "with a larger context"
+        )
+        self.tokens = tokens
 
 
 class UnknownAdapterError(GGUFError):

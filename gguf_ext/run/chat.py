@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_ext.errors import GGUFError
+from gguf_ext.errors import ContextError, GGUFError
 from gguf_ext.tokenizer.keys import TEMPLATE
 from sqft_plugins.errors import nearest
 
@@ -40,8 +40,8 @@ class Chat:
     def ask(self, prompt: str) -> Iterator[str]:
         """The answer, in pieces as they come; an answer that is not read to its end stays in the conversation as far as
         it was read. Then `statistics` holds seconds (of the whole) and finish_reason ("stop" at an end token,
-        "length" at max_tokens, "interrupted"). Raises GGUFError for a conversation longer than the context,
-        RuntimeFailedError for a chat template that fails."""
+        "length" at max_tokens or the end of the context, "interrupted"). Raises GGUFError for a conversation longer
+        than the context, RuntimeFailedError for a chat template that fails."""
         if not prompt:
             raise GGUFError("the prompt is empty: give one")
         start, text, reason = time.monotonic(), "", "interrupted"
@@ -111,28 +111,28 @@ class Chat:
         self.switch(wanted)
 
     def _stream(self, prompt: str, messages: list[Any]) -> Iterator[tuple[str, str | None]]:
-        """(piece of text, the reason for the end or None)."""
+        """(piece of text, the reason for the end or None). An answer that fills the context ends there."""
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "stream": True}
+        chunks: Any
         try:
-            chunks: Any
             if self.templated:
                 chunks = self.llm.create_chat_completion(messages, **options)
             else:
                 chunks = self.llm.create_completion(prompt, **options)
+        except ContextError as error:
+            hint = "use /reset" if self.templated else "shorten it"
+            raise GGUFError(
+                f"the conversation of {error.tokens} tokens does not fit context={self.llm.n_ctx()}: {hint}, or give a "
+                "larger --context"
+            ) from error
 
+        try:
             for chunk in chunks:
                 choice = chunk["choices"][0]
                 text = choice["delta"].get("content") if self.templated else choice["text"]
                 yield text or "", choice["finish_reason"]
-        except GGUFError:
-            raise
-        except Exception as error:
-            if "exceed context window" in str(error):
-                hint = "use /reset" if self.templated else "shorten it"
-                raise GGUFError(
-                    f"the conversation does not fit context={self.llm.n_ctx()}: {hint}, or give a larger --context"
-                ) from error
-            raise
+        except ContextError:
+            yield "", "length"
 
 
 def parse_adapter(text: str) -> tuple[str, Path, float]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_ext.errors import GGUFError, RuntimeFailedError
+from gguf_ext.errors import ContextError, GGUFError, RuntimeFailedError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
@@ -135,11 +135,26 @@ class AdapterLlama(Llama):
 
     def create_completion(self, prompt: Any, suffix: str | None = None, *args: Any, **options: Any) -> Any:
         """As `Llama.create_completion`; a text gets the special tokens that llama.cpp puts around it, where `Llama`
-        appends the separator of every tokenizer that has one."""
+        appends the separator of every tokenizer that has one. Raises ContextError for a prompt that leaves no room for
+        an answer."""
+        tokens = self.tokenize(prompt.encode(), add_bos=True, special=True) if isinstance(prompt, str) else prompt
+        if len(tokens) >= self.n_ctx():
+            raise ContextError(len(tokens) + 1, self.n_ctx(), self.model_path)
         plain = not args and not options.get("echo") and options.get("logprobs") is None
-        if plain and suffix is None and isinstance(prompt, str) and prompt:
-            prompt = self.tokenize(prompt.encode(), add_bos=True, special=True)
+        if plain and suffix is None and prompt:
+            prompt = tokens
         return super().create_completion(prompt, suffix, *args, **options)
+
+    def n_ctx(self) -> int:
+        """The context as asked for: `Llama` has arrays of that length, llama.cpp rounds it up to a multiple of 256."""
+        return int(self.context_params.n_ctx)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """As `Llama.eval`. Raises ContextError for tokens that do not fit behind those before them: the last one of an
+        answer may, for `Llama` does not count where it waits for the rest of a character."""
+        if (count := self.n_tokens + len(tokens)) > self.n_ctx():
+            raise ContextError(count, self.n_ctx(), self.model_path)
+        super().eval(tokens)
 
     def _handler(self, name: str) -> Any:
         """What llama-cpp-python calls for `create_chat_completion` with this template of the file."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gguf_ext.errors import DamagedFileError, GGUFError, RuntimeFailedError, UnloadableFileError
+from gguf_ext.errors import ContextError, DamagedFileError, GGUFError, RuntimeFailedError, UnloadableFileError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
@@ -225,10 +225,7 @@ class LlamaSession:
 
     def _fits(self, tokens: int) -> None:
         if tokens > self.context:
-            raise GGUFError(
-                f"{tokens} tokens do not fit context={self.context} of {self.path}: "
-                f"shorten the text, or open with a larger context"
-            )
+            raise ContextError(tokens, self.context, self.path)
 
 
 def _read(path: str | Path) -> GGUFFile:

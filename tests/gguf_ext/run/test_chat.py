@@ -136,7 +136,8 @@ def test_wrong_commands_are_named_and_change_nothing(chat, line, words):
 
 
 def test_too_long_a_conversation_and_a_broken_template(chat, place):
-    with pytest.raises(GGUFError, match="does not fit context=256: use /reset, or give a larger --context"):
+    words = r"conversation of \d{3,} tokens does not fit context=256: use /reset, or give a larger --context"
+    with pytest.raises(GGUFError, match=words):
         list(chat.ask("word " * 300))
     assert chat._messages == []
     assert "".join(chat.ask("One two"))
@@ -146,6 +147,16 @@ def test_too_long_a_conversation_and_a_broken_template(chat, place):
     with pytest.raises(RuntimeFailedError, match=r"chat template of .*no system role.*--plain"):
         list(Chat(llm).ask("One"))
     llm.close()
+
+
+def test_an_answer_ends_with_the_context(chat, place, monkeypatch):
+    """Also where it ends within a character, for whose rest llama-cpp-python would wait without counting."""
+    begun = chat.llm.tokenize("é".encode(), add_bos=False)[0]
+    assert len(chat.llm.detokenize([begun])) == 1
+    monkeypatch.setattr(chat.llm, "sample", lambda *args, **options: begun)
+    chat.max_tokens = 10_000
+    assert "".join(chat.ask("One two")) == ""
+    assert (chat.statistics["finish_reason"], chat.llm.n_tokens) == ("length", 256)
 
 
 def test_adapter_arguments(tmp_path):

@@ -199,10 +199,29 @@ def test_verbose_shows_llama_cpps_log(place, capfd):
 
 
 def test_the_context_is_no_longer_than_the_models(place):
-    for wanted, found in ((None, 256), (0, 256), (512, 512)):  # 256 is what the tiny model was made for
+    for wanted, found in ((None, 256), (0, 256), (512, 512), (100, 100)):  # 256 is what the tiny model was made for
         llm = gguf_ext.load(place / "llama.gguf", n_ctx=wanted, n_threads=1)
         assert llm.n_ctx() == found
         llm.close()
+
+
+def test_tokens_beyond_the_context_are_an_error_in_one_line(llm, monkeypatch):
+    words = r"^129 tokens do not fit context=128 of .*llama.gguf: shorten the text .*larger context$"
+    for prompt in ([5] * 128, TOKENS + TOKENS + TOKENS[:8]):
+        with pytest.raises(GGUFError, match=words):
+            llm.create_completion(prompt)
+    with pytest.raises(GGUFError, match="tokens do not fit context=128"):
+        llm("One two " * 100, echo=True)
+    llm.reset()
+    with pytest.raises(GGUFError, match=words):
+        llm.eval([5] * 129)
+    llm.eval([5] * 128)
+    with pytest.raises(GGUFError, match=words):
+        llm.eval([5])
+    begun = llm.tokenize("é".encode(), add_bos=False)[0]  # llama-cpp-python waits for the rest of a character
+    monkeypatch.setattr(llm, "sample", lambda *args, **options: begun)
+    with pytest.raises(GGUFError, match=words):
+        llm("One two", max_tokens=None)
 
 
 def test_what_does_not_fit_is_named(llm, place, tmp_path):
