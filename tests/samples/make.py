@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from glob import glob
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def main(name: str) -> None:
     write_inputs()
     write_run()
     write_models()
+    write_split()
     write_adapters()
     write_search()
     write_killed()
@@ -147,6 +149,11 @@ def write_models() -> None:
     shutil.rmtree("sharded")
     sqft("compact", "int4", "--out", "compact")
     sqft("compact", "int4-asymmetric", "--out", "compact-asymmetric")
+
+
+def write_split() -> None:
+    """The GGUF file of the run in two parts."""
+    sqft("export", "gguf", "run/quantize", "--split-max-size", "24K", "--out", "split.gguf")
 
 
 def save_sharded(source: Path, target: Path) -> None:
@@ -254,7 +261,9 @@ def expected() -> dict[str, Any]:
             for name in ("adapter-qa", "adapter-qa-int4")
             for file in sorted(Path(name, "planes").glob("*.safetensors"))
         },
-        "gguf": {name: gguf_content(Path(name)) for name in ("run/export/model.gguf", "lora.gguf")},
+        "gguf": {
+            name: gguf_content(Path(name)) for name in ("run/export/model.gguf", "lora.gguf", *sorted(glob("split-*")))
+        },
     }
 
 
