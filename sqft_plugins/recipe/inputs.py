@@ -4,7 +4,6 @@ and what the model cannot have."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from sqft_plugins.checkpoint import GridStamp
 from sqft_plugins.compress.calibration import calibration_texts
 from sqft_plugins.compress.prune import as_pattern
 from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
-from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.harness import choose_tasks, load_tasks, task_names
-from sqft_plugins.evaluate.tasks import JsonlTask
 from sqft_plugins.hardware import parse_dtype
 from sqft_plugins.plan.config import has_weights, open_source
 from sqft_plugins.plan.settings import PlanSettings
@@ -22,6 +20,7 @@ from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.sections import Prune, Quantize
 from sqft_plugins.recipe.wire import Step
+from sqft_plugins.search.methods import check_packages, method_of
 from sqft_plugins.tune.arguments import check_tensorboard, process_count
 from sqft_plugins.tune.chat import read_template
 from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
@@ -87,16 +86,9 @@ def _train(step: Step) -> None:
 
 def _search(step: Step) -> None:
     section = step.section
-    for package in ("optuna", "matplotlib"):
-        if find_spec(package) is None:
-            raise DependencyError(f"{package} is not installed: pip install 'sqft-plugins[search]'")
-    method = get_manager().get("sqft_search_methods", section.method, "method")
-    if (1 if section.against is None else 2) not in method.objectives:
-        raise SQFTError(f"method {section.method} does not go with against={section.against}: nsga2 takes a second one")
-    if section.data:
-        JsonlTask(section.data)
-    else:
-        get_manager().get("sqft_tasks", section.task, "task")
+    check_packages()
+    method_of(section, dashes="")
+    section.questions("task")
     for file in section.starts:
         if not Path(file).is_file():
             raise SQFTError(f"starts {file} is no file: check the path")

@@ -18,7 +18,7 @@ from sqft_plugins.inspect.adapter import TRAINING
 from sqft_plugins.report.data import Score, Search, StepRecord, Training, Trial
 from sqft_plugins.report.find import SEARCH, STAGES, TRIALS, is_evaluation
 from sqft_plugins.report.records import SearchRecord, TrainingRecord
-from sqft_plugins.tune.record import HISTORY
+from sqft_plugins.tune.record import read_record
 
 Model = TypeVar("Model", bound=BaseModel)
 TOLD = ("base", "dtype", "tokens", "trained_parameters", "held_out", "kept_step")
@@ -57,7 +57,8 @@ def read_training(folder: Path, name: str) -> Training | None:
         return None
 
     record = checked(TrainingRecord, read_json(file), file)
-    choices, draws = read_draws(folder)
+    drawn = [Counter(ranks.values()) for ranks, _ in read_record(folder)]
+    choices = sorted({rank for counts in drawn for rank in counts}, reverse=True)
     more = record.model_extra or {}
     adapter = {key: value for key, value in record.adapter.items() if record.tuner != "lora" or key not in NOT_LORAS}
     settings = {**adapter, **record.training} | {key: more[key] for key in TOLD if more.get(key)}
@@ -67,24 +68,10 @@ def read_training(folder: Path, name: str) -> Training | None:
         losses=record.losses,
         held_out=[(row.step, row.loss) for row in record.evaluations if math.isfinite(row.loss)],
         rank_choices=choices,
-        draws=draws,
+        draws=[[counts[rank] for rank in choices] for counts in drawn],
         settings={key: value for key, value in settings.items() if value is not None},
         seconds=record.seconds,
     )
-
-
-def read_draws(folder: Path) -> tuple[list[int], list[list[int]]]:
-    """(ranks that were drawn, how many modules drew each of them, step by step), empty without a record."""
-    file = folder / HISTORY
-    if not file.is_file():
-        return [], []
-    try:
-        rows = [json.loads(line)["ranks"] for line in file.read_text().splitlines()[1:]]
-        steps = [Counter(map(int, ranks)) for ranks in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}): copy the adapter again, or remove the file") from error
-    choices = sorted({rank for step in steps for rank in step}, reverse=True)
-    return choices, [[step[rank] for rank in choices] for step in steps]
 
 
 # --- searches ---

@@ -91,8 +91,8 @@ def release_dead(study: Study, space: Space) -> int:
     for trial in gone:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         if choice_of(trial, space) is not None:
-            origin = {key: trial.user_attrs[key] for key in ("origin",) if key in trial.user_attrs}
-            study.enqueue_trial(dict(trial.params), user_attrs=origin)
+            named = {"origin": trial.user_attrs["origin"]} if "origin" in trial.user_attrs else {}
+            study.enqueue_trial(dict(trial.params), user_attrs=named)
 
     if gone:
         say(f"evaluations of a process that is gone, done again: {len(gone)}")

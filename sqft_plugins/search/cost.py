@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,34 @@ from sqft_plugins.search.space import Space
 REPEATS, CALLS = 15, 20
 
 
-class Parameters:
+Cost = Callable[[Mapping[str, int]], float]
+"""What module → rank costs."""
+Shapes = Mapping[str, tuple[int, int]]
+"""Module → (in, out)."""
+
+
+def parameters(shapes: Shapes) -> Cost:
     """Numbers in A and B of the sub-adapter, rank · (in + out) summed over the modules. Unmerged and dense, these are
     also its multiply-adds per token."""
-
-    name = "parameters"
-
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]):
-        self.shapes = shapes
-
-    def __call__(self, ranks: Mapping[str, int]) -> float:
-        return sum(rank * sum(self.shapes[module]) for module, rank in ranks.items())
+    return lambda ranks: sum(rank * sum(shapes[module]) for module, rank in ranks.items())
 
 
-class Latency:
-    """Microseconds a token that A and B add to one decoding step on this machine, unmerged: each shape at each rank is
-    timed once, alone, and summed over the modules."""
+def latency(shapes: Shapes, table: Mapping[str, float]) -> Cost:
+    """Microseconds a token that A and B add to one decoding step on this machine, unmerged, summed over the modules.
+    table: of `measure_latency`."""
+    return lambda ranks: sum(table[_key(*shapes[module], rank)] for module, rank in ranks.items())
 
-    name = "latency"
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], table: Mapping[str, float]):
-        self.shapes, self.table = shapes, table
-
-    def __call__(self, ranks: Mapping[str, int]) -> float:
-        return sum(self.table[_key(*self.shapes[module], rank)] for module, rank in ranks.items())
-
-    @staticmethod
-    def measure(shapes: Mapping[str, tuple[int, int]], space: Space, dtype: torch.dtype) -> dict[str, float]:
-        """ "in x out @ rank" → microseconds: the median of 15 runs of 20 calls."""
-        return {
-            _key(columns, rows, rank): _microseconds(columns, rows, rank, dtype)
-            for columns, rows in sorted(set(shapes.values()))
-            for rank in space.ordered
-        }
+def measure_latency(shapes: Shapes, space: Space, dtype: torch.dtype) -> dict[str, float]:
+    """ "in x out @ rank" → microseconds of A and B of that shape, alone: the median of 15 runs of 20 calls."""
+    return {
+        _key(columns, rows, rank): _microseconds(columns, rows, rank, dtype)
+        for columns, rows in sorted(set(shapes.values()))
+        for rank in space.ordered
+    }
 
 
 def adapter_shapes(adapter: Path) -> dict[str, tuple[int, int]]:
-    """Module → (in, out)."""
     folder = AdapterFolder(adapter)
     return {module: (folder.pairs[module].inputs, folder.pairs[module].outputs) for module in folder.linears}
 

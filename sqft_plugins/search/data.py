@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins.protocols import Item
@@ -18,17 +17,12 @@ LEAST = 2
 """Questions of each part: fewer have no standard error."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """search: what every trial is scored on. recheck: what the finalists are scored on. report: the final score."""
-
-    search: Sequence[Item]
-    recheck: Sequence[Item]
-    report: Sequence[Item]
-
-
-def split_items(items: Sequence[Item], subset: int | None = None, fresh: int = FRESH, seed: int = 0) -> Split:
-    """The questions in an order that only their prompts and `seed` decide; equal prompts are in one part.
+def split_items(
+    items: Sequence[Item], subset: int | None = None, fresh: int = FRESH, seed: int = 0
+) -> dict[str, list[Item]]:
+    """The questions in three parts: "search", on which every trial is scored; "recheck", on which the finalists are;
+    and "report", which the reported score is of. Their order depends on their prompts and `seed` alone; equal prompts
+    are in one part.
 
     subset: different prompts of the search (default: 64, at most half of all). fresh: at most so many others, one half
     for the re-check and one for the report. Raises SQFTError where a part would have fewer than 2.
@@ -38,15 +32,18 @@ def split_items(items: Sequence[Item], subset: int | None = None, fresh: int = F
         prompts.setdefault(item.prompt, []).append(item)
     ordered = sorted(prompts.values(), key=lambda same: _digest([seed, same[0].prompt]))
     wanted = min(SUBSET, len(ordered) // 2) if subset is None else subset
-    search, rest = ordered[:wanted], ordered[wanted:][:fresh]
-    recheck, report = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-    if min(map(len, (search, recheck, report))) < LEAST:
+    rest = ordered[wanted:][:fresh]
+    half = len(rest) // 2
+    parts = {"search": ordered[:wanted], "recheck": rest[:half], "report": rest[half:]}
+
+    if min(map(len, parts.values())) < LEAST:
+        search, recheck, report = map(len, parts.values())
         raise SQFTError(
-            f"{len(ordered)} different prompts leave {len(search)} for the search (--subset), {len(recheck)} to choose "
-            f"among its finalists and {len(report)} for the score (--fresh {fresh}), each needs {LEAST}: give more "
-            "data or a smaller --subset"
+            f"{len(ordered)} different prompts leave {search} for the search (--subset), {recheck} to choose among its "
+            f"finalists and {report} for the score (--fresh {fresh}), each needs {LEAST}: give more data or a smaller "
+            "--subset"
         )
-    return Split(*(list(itertools.chain.from_iterable(part)) for part in (search, recheck, report)))
+    return {name: list(itertools.chain.from_iterable(part)) for name, part in parts.items()}
 
 
 def digest_of(items: Sequence[Item], more: Mapping[str, object]) -> str:

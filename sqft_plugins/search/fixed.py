@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 
 from sqft_plugins.elastic import NAMED_RANKS, configuration
+from sqft_plugins.plugins.protocols import Searcher
 
-
-def _everywhere(name: str) -> Callable[[Sequence[str], Sequence[int]], dict[str, int]]:
-    def choose(modules: Sequence[str], rank_choices: Sequence[int]) -> dict[str, int]:
-        return configuration(name, modules, rank_choices)
-
-    return choose
-
-
-SEARCHERS: Mapping[str, Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]] = {
-    name: _everywhere(name) for name in NAMED_RANKS
-}
+SEARCHERS: Mapping[str, Searcher] = {name: partial(configuration, name) for name in NAMED_RANKS}
 """Name → (module names, search space) → module name → rank. "heuristic" is the paper's reference, the median rank."""

@@ -5,14 +5,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
+from sqft_plugins.errors import DependencyError, SQFTError
+from sqft_plugins.plugins import get_manager
 from sqft_plugins.search.space import Space
+
+if TYPE_CHECKING:
+    from sqft_plugins.plugins.protocols import SearchMethod
+    from sqft_plugins.search.settings import SearchSettings
 
 POPULATION = 8
 """Of NSGA-II. Optuna's 50 would leave a search of 100 evaluations two generations."""
 RANDOM_FIRST = 10
 """Evaluations, the starting configurations included, before TPE trusts what it has seen."""
+
+
+def check_packages(draws: bool = True) -> None:
+    """Raises DependencyError where a package is missing that a search needs. draws: it ends with a picture."""
+    for package in ("optuna", "matplotlib") if draws else ("optuna",):
+        if find_spec(package) is None:
+            raise DependencyError(f"sqft search needs {package}: pip install 'sqft-plugins[search]'")
+
+
+def method_of(settings: SearchSettings, dashes: str = "--") -> SearchMethod:
+    """The method that the settings name. dashes: what stands before an option's name where the user wrote it. Raises
+    SQFTError for a method that is unknown, or that takes another number of objectives."""
+    method: SearchMethod = get_manager().get("sqft_search_methods", settings.method, f"{dashes}method")
+    named = f"{dashes}method {method.name}"
+    if settings.against is None and 1 not in method.objectives:
+        raise SQFTError(f"{named} needs a second objective: add {dashes}against parameters")
+    if settings.against is not None and 2 not in method.objectives:
+        raise SQFTError(f"{named} follows one objective: leave out {dashes}against, or use {dashes}method nsga2")
+    return method
 
 
 @dataclass(frozen=True)

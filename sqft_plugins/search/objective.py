@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -15,11 +14,9 @@ from sqft_plugins.evaluate.run import MAX_NEW_TOKENS
 from sqft_plugins.evaluate.transformers_engine import TransformersSession
 from sqft_plugins.plugins.protocols import Item, Task
 from sqft_plugins.search.paired import Direction
-from sqft_plugins.tune.data import IGNORED, Collator, tokenize
+from sqft_plugins.tune.data import IGNORED, batches_by_length, tokenize
 from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.loss import answer_logits
-
-Row = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -35,24 +32,15 @@ class Prepared:
 def prepare(items: Sequence[Item], tokenizer: Any, max_length: int, batch_size: int) -> Prepared:
     """Raises SQFTError for a question that is longer than `max_length` tokens."""
     rows = tokenize([Example(item.prompt, item.answer) for item in items], tokenizer, max_length)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    collate = Collator(tokenizer.pad_token_id or 0)
-    edges = [*range(0, len(order), batch_size), len(order)]
-    batches = [collate([rows[index] for index in order[a:b]]) for a, b in pairwise(edges)]
-    return Prepared(items, batches, order)
+    return Prepared(items, *batches_by_length(rows, batch_size, tokenizer.pad_token_id or 0))
 
 
 class Objective(Protocol):
     """name: as in `--objective`. direction: Optuna's. unit: of the score, for people."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def direction(self) -> Direction: ...
-
-    @property
-    def unit(self) -> str: ...
+    name: str
+    direction: Direction
+    unit: str
 
     def scores(self, model: Any, tokenizer: Any, prepared: Prepared) -> list[float]:
         """The score of each question, in their order."""
@@ -100,7 +88,5 @@ class AnswerAccuracy:
 
 def in_order(values: Sequence[float], order: Sequence[int]) -> list[float]:
     """values[i] belongs to place order[i]."""
-    result = [0.0] * len(values)
-    for value, place in zip(values, order, strict=True):
-        result[place] = value
-    return result
+    placed = dict(zip(order, values, strict=True))
+    return [placed[place] for place in range(len(placed))]

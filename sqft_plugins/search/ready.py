@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqft_plugins.search.study import Result
 
-Costs = Mapping[str, Callable[[Mapping[str, int]], float]]
-"""Name → what module → rank costs."""
+Costs = Mapping[str, costs.Cost]
+"""Name → cost."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Search:
     def costs(self, study: Study, adapter: Path) -> Costs:
         """Latencies are measured once a study, so that its trials can be compared."""
         shapes = costs.adapter_shapes(adapter)
-        found: dict[str, Any] = {"parameters": costs.Parameters(shapes)}
+        found: dict[str, Any] = {"parameters": costs.parameters(shapes)}
         if self.settings.against != "latency":
             return found
 
@@ -57,9 +57,9 @@ class Search:
         if table is None:
             asked = self.searched.dtype
             dtype = asked if isinstance(asked, torch.dtype) else torch.float32
-            table = costs.Latency.measure(shapes, self.space, dtype)
+            table = costs.measure_latency(shapes, self.space, dtype)
             study.set_user_attr("latency", table)
-        return found | {"latency": costs.Latency(shapes, table)}
+        return found | {"latency": costs.latency(shapes, table)}
 
     def evaluate(self, cost: Costs, ranks: dict[str, int]) -> Result:
         """One trial: the score of module → rank on the search's questions, and its costs."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from statistics import fmean, median
 
-from sqft_plugins.errors import CheckpointError, MismatchError
+from sqft_plugins.errors import MismatchError
 from sqft_plugins.search.space import Choice, Space
-from sqft_plugins.tune.record import HISTORY, VERSION
+from sqft_plugins.tune.record import HISTORY, read_record
 
 WINDOW = 10
 """Steps before and after one whose median loss its own is compared with: the loss falls while ranks are drawn."""
@@ -46,32 +45,16 @@ class History:
 
 
 def read_history(adapter: Path, space: Space) -> History | None:
-    """The record that `sqft train` left in an adapter folder (`sqft_plugins.tune.record`), None without a record, or
-    where its ranks differ within a group of `space`. Raises CheckpointError for a damaged record, MismatchError for the
-    record of another adapter."""
-    file = adapter / HISTORY
-    if not file.is_file():
-        return None
-
-    # read
-    try:
-        head, *rows = [json.loads(line) for line in file.read_text().splitlines()]
-        version, modules = head["version"], head["modules"]
-        steps = [(dict(zip(modules, row["ranks"], strict=True)), float(row["loss"])) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}): copy the adapter again, or remove the file") from error
-    if version != VERSION:
-        raise CheckpointError(f"{file} has version {version}, this release reads {VERSION}: upgrade sqft-plugins")
-
-    # does it belong to this adapter
-    if set(modules) != set(space.modules) or any(
-        rank not in space.ordered for ranks, _ in steps for rank in ranks.values()
-    ):
-        raise MismatchError(f"{file} belongs to another adapter: copy the adapter again, or remove the file")
-
-    # ranks of modules → ranks of groups
+    """The record that `sqft train` left in an adapter folder, None without a record, or where its ranks differ within a
+    group of `space`. Raises CheckpointError as `read_record` does, MismatchError for the record of another adapter."""
     choices = []
-    for ranks, loss in steps:
+    for ranks, loss in read_record(adapter):
+        if set(ranks) != set(space.modules) or not set(ranks.values()) <= set(space.ordered):
+            raise MismatchError(
+                f"{adapter / HISTORY} belongs to another adapter: copy the adapter again, or remove the file"
+            )
+
+        # ranks of modules → ranks of groups
         values = [{ranks[module] for module in members} for members in space.members.values()]
         if any(len(found) > 1 for found in values):
             return None

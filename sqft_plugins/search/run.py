@@ -7,19 +7,18 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import check_output, write_folder
 from sqft_plugins.configurations import FOLDER, check_configuration_name, read_configuration, write_configuration
-from sqft_plugins.errors import DependencyError, SQFTError
-from sqft_plugins.plugins import get_manager
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.plugins.protocols import SearchMethod, Task
 from sqft_plugins.progress import Steps, say
 from sqft_plugins.search import cost as costs
 from sqft_plugins.search.data import split_items
+from sqft_plugins.search.methods import check_packages, method_of
 from sqft_plugins.search.model import SearchedModel
 from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, prepare
 from sqft_plugins.search.paired import Direction
@@ -63,7 +62,7 @@ def search_adapter(
     searched_adapter = SavedAdapter(adapter)
     folder = searched_adapter.path
     saved = _check_outputs(folder, out, study, save, overwrite)
-    method = _method(settings)
+    method = method_of(settings)
     space = adapter_space(folder, settings.share_rank)
     begin = _starting_points(method, space, folder, starts)
     if settings.against == "latency":
@@ -157,28 +156,15 @@ def _natural(name: str) -> list[str]:
     return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
 
 
-def _method(settings: SearchSettings) -> SearchMethod:
-    """Raises SQFTError for a method that is unknown, or that takes another number of objectives."""
-    method: SearchMethod = get_manager().get("sqft_search_methods", settings.method, "--method")
-    if settings.against is None and 1 not in method.objectives:
-        raise SQFTError(f"--method {method.name} needs a second objective: add --against parameters")
-    if settings.against is not None and 2 not in method.objectives:
-        raise SQFTError(f"--method {method.name} follows one objective: leave out --against, or use --method nsga2")
-    return method
-
-
 def _check_outputs(
     adapter: Path, out: str | Path | None, study: str | Path | None, save: str | None, overwrite: bool
 ) -> Path | None:
     """The file to save to, or None. Raises DependencyError, OutputExistsError and SQFTError."""
-    if find_spec("optuna") is None:
-        raise DependencyError("sqft search needs optuna: pip install 'sqft-plugins[search]'")
+    check_packages(draws=out is not None)
     if out is None:
         if study is None or save is not None:
             raise SQFTError("a worker needs --study, where the trials are, and takes no --save")
         return None
-    if find_spec("matplotlib") is None:
-        raise DependencyError("sqft search draws its front with matplotlib: pip install 'sqft-plugins[search]'")
     check_output(out, overwrite)
     if save is None:
         return None
@@ -203,8 +189,7 @@ def _ready(searched: SearchedModel, task: Task, space: Space, settings: SearchSe
     """Raises SQFTError for too few questions, and for a question that is longer than the model's context."""
     split = split_items(task.items(), settings.subset, settings.fresh, settings.seed)
     parts = {
-        name: prepare(getattr(split, name), searched.tokenizer, searched.context, settings.batch_size)
-        for name in ("search", "recheck", "report")
+        name: prepare(items, searched.tokenizer, searched.context, settings.batch_size) for name, items in split.items()
     }
     objective = AnswerLikelihood() if settings.objective == "nll" else AnswerAccuracy(task, settings.batch_size)
     return Search(space, objective, searched, parts, settings)

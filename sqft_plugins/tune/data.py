@@ -111,6 +111,15 @@ class Collator:
         return {"input_ids": padded("input_ids", self.pad), "attention_mask": mask, "labels": padded("labels", IGNORED)}
 
 
+def batches_by_length(rows: Sequence[Row], batch_size: int, pad: int) -> tuple[list[dict[str, Tensor]], list[int]]:
+    """The rows in batches of about equal length, as `Collator` pads them, and the place of each of their rows in
+    `rows`."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    collate = Collator(pad)
+    return [collate([rows[index] for index in part]) for part in parts], order
+
+
 def mix(task: Sequence, text: Sequence, text_fraction: float, batch_size: int, steps: int, seed: int) -> list:
     """`steps * batch_size` rows in training order: in each batch the same share of general text, both kinds shuffled
     anew every time they run out. Deterministic in `seed`."""

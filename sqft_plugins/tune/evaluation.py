@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sqft_plugins.modes import evaluating
-from sqft_plugins.tune.data import Collator, Row
+from sqft_plugins.tune.data import Row, batches_by_length
 from sqft_plugins.tune.loss import answer_logits, answer_loss
 
 HEURISTIC = "loss"
@@ -35,9 +34,7 @@ class HeldOut:
     """
 
     def __init__(self, rows: Sequence[Row], batch_size: int, pad: int, set_rank: Callable[[str], Any] | None):
-        ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-        edges = [*range(0, len(ordered), batch_size), len(ordered)]
-        self.batches = [Collator(pad)(ordered[a:b]) for a, b in pairwise(edges)]
+        self.batches, _ = batches_by_length(rows, batch_size, pad)
         self.set_rank = set_rank
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""The record of a training run's draws: which ranks each step had, and its loss. `sqft search` reads it."""
+"""The record of a training run's draws: which ranks each step had, and its loss. `sqft search` and `sqft report` read
+it."""
 
 from __future__ import annotations
 
@@ -10,10 +11,29 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from sqft_plugins.errors import CheckpointError
+
 HISTORY = "sqft_rank_history.jsonl"
 """In the adapter folder. The first line is {"version": 1, "modules": [module name, …]}, every other one a step:
 {"step": 1, "loss": 2.31, "ranks": [rank of each module, in that order]}."""
 VERSION = 1
+
+
+def read_record(adapter: Path) -> list[tuple[dict[str, int], float]]:
+    """(module → rank, loss of the batch) of each step that was recorded in an adapter folder, oldest first; [] without
+    a record. Raises CheckpointError for a record that is damaged, or of a version that this release does not read."""
+    file = adapter / HISTORY
+    if not file.is_file():
+        return []
+    try:
+        head, *rows = [json.loads(line) for line in file.read_text().splitlines()]
+        version, modules = head["version"], head["modules"]
+        steps = [(dict(zip(modules, map(int, row["ranks"]), strict=True)), float(row["loss"])) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): copy the adapter again, or remove the file") from error
+    if version != VERSION:
+        raise CheckpointError(f"{file} has version {version}, this release reads {VERSION}: upgrade sqft-plugins")
+    return steps
 
 
 class RankRecorder(TrainerCallback):

@@ -139,7 +139,7 @@ def test_the_reported_score_is_of_questions_that_no_choice_was_made_by(pruned, a
     space = adapter_space(adapter)
     from sqft_plugins.search.data import split_items
 
-    report = split_items(TASK.items(), 6, 8).report
+    report = split_items(TASK.items(), 6, 8)["report"]
     searched = SearchedModel(pruned, SavedAdapter(adapter), None, "fast")
     prepared = prepare(report, searched.tokenizer, 64, 16)
     ours = searched.scores(result["chosen"]["ranks"], AnswerLikelihood(), prepared)
@@ -259,6 +259,6 @@ def test_a_fixed_rank_leaves_nothing_to_search(pruned, tmp_path) -> None:
 
 
 def test_without_optuna_the_extra_is_named(pruned, trained, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sqft_plugins.search.run.find_spec", lambda name: None)
+    monkeypatch.setattr("sqft_plugins.search.methods.find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=r"needs optuna: pip install 'sqft-plugins\[search\]'"):
         search(pruned, trained, tmp_path / "out")
