@@ -6,7 +6,6 @@ only be judged so.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.cli.common import emit, examples, json_option, table
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import machine_facts, nvidia_gpus, variable
-from sqft_plugins.plugins.packages import declared_range, package_check, why_not_imported
+from sqft_plugins.plugins.packages import declared_range, installed, package_check, why_not_imported
 from sqft_plugins.plugins.protocols import Check
 from sqft_plugins.variables import KERNEL, PLUGINS
 
@@ -45,9 +44,7 @@ def machine_checks() -> Iterator[Check]:
 def core_checks(deep: bool = False) -> Iterator[Check]:
     """The packages that the core cannot do without, against the ranges of pyproject.toml, and the INT4 kernel."""
     yield Check("sqft-plugins", "ok", f"{VERSION} ({Path(__file__).parents[2]})")
-    try:
-        importlib.metadata.version("sqft-plugins")
-    except importlib.metadata.PackageNotFoundError:
+    if not installed(["sqft-plugins"]):
         yield Check("sqft-plugins", "wrong", "not installed, only on the path", "make install, or pip install -e .")
 
     for package, module in CORE.items():

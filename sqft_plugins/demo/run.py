@@ -19,7 +19,7 @@ from sqft_plugins.demo.settings import DemoSettings
 from sqft_plugins.demo.task import WordProblems
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
-from sqft_plugins.evaluate.tasks import JsonlTask, limited, split_examples
+from sqft_plugins.evaluate.tasks import JsonlTask, split_examples
 from sqft_plugins.identity import content_hash
 from sqft_plugins.measure import bits_per_weight, zeros_kept
 from sqft_plugins.plugins import get_manager
@@ -84,7 +84,7 @@ def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
         raise SQFTError(
             f"--data {settings.data} has {len(training) + len(held_out)} examples: give more, one in five is held out"
         )
-    return training, limited(JsonlTask(settings.data, held_out), settings.questions)
+    return training, JsonlTask(settings.data, held_out[: settings.questions])
 
 
 class Demo:

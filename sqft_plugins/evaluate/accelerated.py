@@ -12,15 +12,6 @@ from sqft_plugins.kernels.accelerate import accelerate
 from sqft_plugins.plugins.protocols import Tuner
 
 
-def grid_of(model: Path, adapter: Path | None) -> Path | None:
-    """The INT4 folder of a quantization-aware adapter of `model`; None for other adapters, and without an adapter."""
-    if adapter is None:
-        return None
-    from sqft_plugins.adapter.saved import SavedAdapter
-
-    return SavedAdapter(adapter).grid_over(model)
-
-
 def check_packable(model: Path, grid: Path | None) -> None:
     """Raises KernelError for a model without INT4 layers; reads config.json alone. grid: the INT4 folder of the model's
     quantization-aware adapter, None without one."""

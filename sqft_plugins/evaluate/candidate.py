@@ -108,27 +108,23 @@ class Candidate:
 
     def perplexity(self, text: str, max_tokens: int) -> Perplexity:
         """As `perplexity_of`."""
-        known = self._known("perplexity", text, max_tokens)
-        if known is None:
-            result = perplexity_of(self.session, text, max_tokens)
-            self.asked += 1
-            self._remember([result.value, result.stderr, result.tokens], "perplexity", text, max_tokens)
-            return result
-        return Perplexity(*known)
+
+        def compute() -> tuple[float, float, int]:
+            found = perplexity_of(self.session, text, max_tokens)
+            return found.value, found.stderr, found.tokens
+
+        return Perplexity(*self._once(compute, "perplexity", text, max_tokens))
 
     def rolling(self, text: str, windows: Callable[[], Iterable[tuple[list[int], list[int]]]]) -> float:
         """The log-probability of a whole text, in the windows (context, continuation) of its tokens."""
-        known = self._known("rolling", text)
-        if known is None:
-            known = 0.0
-            for context, continuation in windows():
-                scores = self.session.logprobs([*context, *continuation])
-                known += float(scores[len(context) - 1 :].double().sum())
-            self.asked += 1
-            if math.isnan(known):
+
+        def compute() -> float:
+            total = sum(self._sum(context, continuation) for context, continuation in windows())
+            if math.isnan(total):
                 raise SQFTError(f"{self.name} gives a text no number as its log-likelihood: {BROKEN}")
-            self._remember(known, "rolling", text)
-        return float(known)
+            return total
+
+        return float(self._once(compute, "rolling", text))
 
     def check_new(self, where: str, remedy: str, kind: str, *args: Any) -> bool:
         """Whether a question has no known answer yet; then the model is loaded.
@@ -157,6 +153,15 @@ class Candidate:
             self._answers.close()
 
     # --- inside ---
+
+    def _once(self, compute: Callable[[], Any], kind: str, *args: Any) -> Any:
+        """The known answer to a question, else the one that `compute` finds by asking the model."""
+        answer = self._known(kind, *args)
+        if answer is None:
+            answer = compute()
+            self.asked += 1
+            self._remember(answer, kind, *args)
+        return answer
 
     def _known(self, kind: str, *args: Any) -> Any:
         return None if self._answers is None else self._answers.get(kind, *args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,27 +9,32 @@ from typing import Any
 
 import sqft_plugins
 from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.identity import content_hash, hash_of_files
 from sqft_plugins.kernels.library import FILE, library
+from sqft_plugins.plugins.packages import installed
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "llama-cpp-python", "compressed-tensors")
 PACKAGES = ("sqft_plugins", "peft_ext", "gguf_ext")
 
 
-def identity(model: Path, adapter: Path | None, rank: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    model: Path, options: Mapping[str, Any], adapter: Path | None = None, rank: Any = None, grid: Path | None = None
+) -> dict[str, Any]:
     """A description that is equal where the answers must be. Reads every file of the model once; loads no weight.
 
-    rank: as asked for.
     options: those of `open_session`; with `accelerate` the compiled kernels count, too.
+    adapter, rank: an adapter folder over the model, and its rank in force (`rank_in_force`).
+    grid: the INT4 folder of a quantization-aware adapter.
     """
     about: dict[str, Any] = {"model": content_hash(model), "options": dict(sorted(options.items()))}
     if adapter is not None:
-        about |= _adapter(model, adapter, rank)
+        codes = None if grid is None else content_hash(grid)
+        about |= {"adapter": adapter_hash(adapter), "rank": rank, "grid": codes}
     if options.get("accelerate") and library().handle is not None:
         about["kernels"] = content_hash(FILE)
-    installed = {name: version for name in LIBRARIES if (version := _version(name))}
-    return about | {"libraries": installed, "code": code_hash()}
+    return about | {"libraries": installed(LIBRARIES), "code": code_hash()}
 
 
 def adapter_hash(adapter: Path) -> str:
@@ -45,34 +49,13 @@ def code_hash() -> str:
     return hash_of_files([file for name in PACKAGES for file in (root / name).rglob("*.py")], root)
 
 
-def rank_in_force(adapter: Path, rank: Rank) -> Rank:
+def rank_in_force(saved: SavedAdapter, rank: Rank) -> Rank:
     """Module → rank: what a rank, a name such as "heuristic", or patterns mean for an elastic adapter. Of patterns the
     last one that matches a module counts. Of an adapter with one rank: the rank as it was asked for.
 
     Raises SQFTError for a rank outside the search space, and for a configuration with an unknown module or without one
     of the adapter's.
     """
-    from sqft_plugins.adapter.saved import SavedAdapter
-
-    saved = SavedAdapter(adapter)
     modules, choices = saved.search_space
     chosen = saved.choose_rank(rank)
     return configuration(chosen, modules, choices) if len(choices) > 1 else chosen
-
-
-def _adapter(model: Path, adapter: Path, rank: Rank) -> dict[str, Any]:
-    from sqft_plugins.adapter.saved import SavedAdapter
-
-    grid = SavedAdapter(adapter).grid_over(model)
-    return {
-        "adapter": adapter_hash(adapter),
-        "rank": rank_in_force(adapter, rank),
-        "grid": content_hash(grid) if grid is not None else None,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -7,16 +7,15 @@ position is given, so that this holds for rotary, learned and ALiBi positions an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqft_plugins.tune.data import IGNORED
-from sqft_plugins.tune.loss import answer_logits
+from sqft_plugins.tune.loss import answer_logits, head_sees
 
 Score = tuple[float, bool | None]
 """The log-probability of a continuation, and whether greedy decoding writes it (None: not known)."""
@@ -65,7 +64,7 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     inputs: dict[str, Any] = {}
     if len(questions[0].context) > 1:
         prompts = torch.tensor([question.context[:-1] for question in questions], device=device)  # [questions, tokens]
-        with without_logits(head):
+        with head_sees(head, lambda hidden: hidden[:, :0]):  # a prompt that only fills the cache needs no logits
             cache = model(input_ids=prompts, use_cache=True).past_key_values
         cache.batch_select_indices(torch.tensor(owner, device=device))  # one copy for each option
         inputs["past_key_values"] = cache
@@ -91,20 +90,6 @@ def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     chosen = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
     return chosen.cpu(), (logits.argmax(1) == targets).cpu()
-
-
-@contextmanager
-def without_logits(head: nn.Module) -> Iterator[None]:
-    """Within it the output head sees no token: a prompt that only fills the cache needs no logits."""
-    handle = head.register_forward_pre_hook(_none)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _none(module: nn.Module, args: tuple) -> tuple:
-    return (args[0][:, :0], *args[1:])
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import harness
-from sqft_plugins.evaluate.accelerated import check_packable, grid_of
+from sqft_plugins.evaluate.accelerated import check_packable
 from sqft_plugins.evaluate.answers import Answers, cache_folder
 from sqft_plugins.evaluate.candidate import Candidate
 from sqft_plugins.evaluate.identity import identity, rank_in_force
 from sqft_plugins.evaluate.run import MAX_NEW_TOKENS, TOKENS, Accuracy, accuracy, check_options, engine_of, open_session
 from sqft_plugins.evaluate.server import ServerSession
-from sqft_plugins.evaluate.tasks import limited
 from sqft_plugins.evaluate.transformers_engine import BATCH
 from sqft_plugins.hardware import fast_device, parse_dtype
 from sqft_plugins.kernels.library import library
@@ -60,7 +60,7 @@ def evaluate_model(
     loaded = harness.load_tasks(named, data_dir, shots) if named else {"tasks": {}}
     _check_distinct([*loaded["tasks"], *(task.name for task in objects), *(["perplexity"] if text is not None else [])])
     for task in objects:
-        for number, item in enumerate(limited(task, limit).items(), 1):
+        for number, item in enumerate(task.items()[:limit], 1):
             where = f"task {task.name} question {number}"
             candidate.check_new(where, "shorten it", "completion", item.prompt, MAX_NEW_TOKENS, [])
 
@@ -69,12 +69,11 @@ def evaluate_model(
     if named:
         report |= harness.run_tasks(candidate, loaded, limit, seed, samples)
     for task in objects:
-        part = limited(task, limit)
-        score = accuracy(candidate, part, task.name)
+        score = accuracy(candidate, task, task.name, limit)
         _add(report, task.name, "acc", score.value, score.stderr, True)
         report["n-samples"][task.name] = {"original": len(task.items()), "effective": score.total}
         if samples:
-            report.setdefault("samples", {})[task.name] = _samples(part, score)
+            report.setdefault("samples", {})[task.name] = _samples(task, score)
     if text is not None:
         found = candidate.perplexity(text, TOKENS)
         _add(report, "perplexity", "perplexity", found.value, found.stderr, False)
@@ -123,14 +122,15 @@ def open_candidate(
 
     if model is None:
         raise SQFTError("no model: give a folder or a .gguf file, or --server URL")
-    path, adapter = Path(model), None if adapter is None else Path(adapter)
+    path, grid = Path(model), None
     engine = engine_of(path)
     check_options(engine, options)
 
-    asked = dict(options)
+    over: dict[str, Any] = {}
     if adapter is not None:
-        rank = rank_in_force(adapter, rank)
-        asked |= {"adapter": adapter, "rank": rank}
+        saved = SavedAdapter(adapter)
+        over = {"adapter": saved.path, "rank": rank_in_force(saved, rank)}
+        grid = saved.grid_over(path)
 
     # what decides the answers, beside model, adapter and rank
     settings = {"runtime": engine.name, **options}
@@ -138,18 +138,15 @@ def open_candidate(
         settings["dtype"] = str(parse_dtype(options.get("dtype", "fast")))  # "fast" is another one on another machine
         settings["device"] = fast_device().type
         if "accelerate" in options:
-            check_packable(path, grid_of(path, adapter))
+            check_packable(path, grid)
             settings["kernel"] = library().path
-    answers = Answers(cache_folder(), identity(path, adapter, rank, settings)) if cache else None
-    return Candidate(str(model), _opener(path, asked), answers, batch_size, settings)
+    answers = Answers(cache_folder(), identity(path, settings, grid=grid, **over)) if cache else None
 
-
-def _opener(path: Path, options: Mapping[str, Any]) -> Callable[[], Session]:
     def load() -> Session:
         say(f"loading {path}")
-        return open_session(path, **options)
+        return open_session(path, **options, **over)
 
-    return load
+    return Candidate(str(model), load, answers, batch_size, settings)
 
 
 def _check_distinct(names: Sequence[str]) -> None:
@@ -162,7 +159,7 @@ def _check_distinct(names: Sequence[str]) -> None:
 def _samples(task: Task, score: Accuracy) -> list[dict[str, Any]]:
     """Every question of a task of the protocol, as lm-eval logs those of its own."""
     rows = []
-    for place, (item, text) in enumerate(zip(task.items(), score.completions, strict=True)):
+    for place, (item, text) in enumerate(zip(task.items()[: score.total], score.completions, strict=True)):
         right = float(task.is_correct(item, text))
         doc = {"prompt": item.prompt, "answer": item.answer}
         rows.append({"doc_id": place, "doc": doc, "target": item.answer, "filtered_resps": [text], "acc": right})

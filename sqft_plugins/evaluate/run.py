@@ -81,9 +81,10 @@ class Writer(Protocol):
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]: ...
 
 
-def accuracy(session: Writer, task: Task, what: str = "questions") -> Accuracy:
-    """The fraction of the task's items that greedy decoding answers right."""
-    items: Sequence[Item] = task.items()
+def accuracy(session: Writer, task: Task, what: str = "questions", limit: int | None = None) -> Accuracy:
+    """The fraction of the task's items that greedy decoding answers right. what: they are called while they are
+    counted. limit: only the first items."""
+    items: Sequence[Item] = task.items()[:limit]
     if not items:
         raise SQFTError(f"task {task.name} has no questions: raise --limit")
     answers = session.generate([item.prompt for item in items], MAX_NEW_TOKENS)

@@ -1,13 +1,12 @@
-"""Tasks out of files, and parts of tasks."""
+"""Tasks out of files."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from sqft_plugins.plugins.protocols import Item, Task
+from sqft_plugins.plugins.protocols import Item
 from sqft_plugins.tune.examples import Example, read_jsonl
 
 
@@ -24,29 +23,6 @@ class JsonlTask:
 
     def is_correct(self, item: Item, completion: str) -> bool:
         return _first_line(completion) == _first_line(item.answer)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The first `limit` questions of a task."""
-
-    task: Task
-    limit: int
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    def items(self) -> Sequence[Item]:
-        return self.task.items()[: self.limit]
-
-    def is_correct(self, item: Item, completion: str) -> bool:
-        return self.task.is_correct(item, completion)
-
-
-def limited(task: Task, limit: int | None) -> Task:
-    """The task, or its first `limit` questions."""
-    return task if limit is None else Part(task, limit)
 
 
 def split_examples(examples: Sequence[Example], share: int = 5) -> tuple[list[Example], list[Example]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
@@ -55,8 +56,6 @@ class TransformersEngine:
 
 
 def _adapted(path: Path, adapter: Path, rank: Rank, dtype: torch.dtype | str, accelerate: bool) -> Any:
-    from sqft_plugins.adapter.saved import SavedAdapter
-
     saved = SavedAdapter(adapter)
     grid = saved.grid_over(path)
     if accelerate:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from sqft_plugins.plugins.protocols import Check
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Package → version, of those that are there."""
+    found = {}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def asked_range(package: str, by: str) -> SpecifierSet:
@@ -39,9 +50,8 @@ def package_check(package: str, remedy: str, wanted: SpecifierSet | None = None)
 
     remedy: the command that installs it. wanted: the range, `declared_range` where it is None.
     """
-    try:
-        found = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+    found = installed([package]).get(package)
+    if found is None:
         return Check(package, "missing", "not installed", remedy)
     wanted = declared_range(package) if wanted is None else wanted
     if not wanted.contains(found, prereleases=True):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.hardware import machine_facts
 from sqft_plugins.inspect import inspect_path
 from sqft_plugins.inspect.plot import block_and_kind
+from sqft_plugins.plugins.packages import installed
 from sqft_plugins.progress import say
 from sqft_plugins.report import read
 from sqft_plugins.report.artefacts import of_adapter, of_demo, of_model, of_unread_model
@@ -242,10 +242,4 @@ def _is_output(artefact: str, step: str) -> bool:
 
 def environment() -> dict[str, str]:
     """Versions, processor, cores, memory of the machine that this runs on."""
-    found = machine_facts()
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return machine_facts() | installed(PACKAGES)

@@ -7,13 +7,24 @@ does after it (soft-capping, scaling) still happens and every architecture works
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqft_plugins.tune.data import IGNORED
+
+
+@contextmanager
+def head_sees(head: nn.Module, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it the output head sees `pick(hidden)` in place of the hidden states [batch, tokens, hidden]."""
+    handle = head.register_forward_pre_hook(lambda module, args: (pick(args[0]), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def answer_logits(
@@ -26,16 +37,8 @@ def answer_logits(
     """
     targets = labels[:, 1:]
     keep = targets != IGNORED  # [batch, tokens - 1]
-
-    def pick(module: nn.Module, args: tuple) -> tuple:
-        hidden = args[0]  # [batch, tokens, hidden]
-        return (hidden[:, :-1][keep].unsqueeze(0), *args[1:])
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
+    with head_sees(head, lambda hidden: hidden[:, :-1][keep].unsqueeze(0)):
         logits = model(**inputs, use_cache=False).logits.squeeze(0)
-    finally:
-        handle.remove()
     return logits, targets[keep]
 
 

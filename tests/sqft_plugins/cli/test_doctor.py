@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from types import ModuleType
@@ -91,14 +92,14 @@ def test_broken_plugins_are_wrong(host):
 
 @pytest.mark.parametrize(("package", "extra"), [("peft", "peft"), ("gguf", "gguf"), ("llama-cpp-python", "gguf")])
 def test_an_extra_that_is_not_installed_is_only_missing(monkeypatch, package, extra):
-    real = doctor.importlib.metadata.version
+    real = importlib.metadata.version
 
     def version_of(name: str) -> str:
         if name == package:
-            raise doctor.importlib.metadata.PackageNotFoundError(name)
+            raise importlib.metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(doctor.importlib.metadata, "version", version_of)
+    monkeypatch.setattr(importlib.metadata, "version", version_of)
     code, rows = run()
     assert code == 0
     assert rows[package]["status"] == "missing"
@@ -106,10 +107,8 @@ def test_an_extra_that_is_not_installed_is_only_missing(monkeypatch, package, ex
 
 
 def test_a_version_outside_the_range_is_wrong(host, monkeypatch):
-    real = doctor.importlib.metadata.version
-    monkeypatch.setattr(
-        doctor.importlib.metadata, "version", lambda name: "4.0.0" if name == "transformers" else real(name)
-    )
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.0.0" if name == "transformers" else real(name))
     code, rows = run()
     assert code == 1
     assert rows["transformers"]["found"].startswith("4.0.0, outside ")

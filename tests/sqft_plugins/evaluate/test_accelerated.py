@@ -79,11 +79,11 @@ def test_an_int4_folder_scores_the_same_and_its_answers_are_kept_apart(int4, dat
 def test_the_compiled_kernels_are_part_of_the_identity(int4, tmp_path, monkeypatch) -> None:
     if library().handle is None:
         pytest.skip(library().why)
-    before, plain = (identity(int4, None, "max", options) for options in ({"accelerate": True}, {}))
+    before, plain = (identity(int4, options) for options in ({"accelerate": True}, {}))
     (tmp_path / "other.so").write_bytes(b"other kernels")
     monkeypatch.setattr("sqft_plugins.evaluate.identity.FILE", tmp_path / "other.so")
-    assert identity(int4, None, "max", {"accelerate": True}) != before
-    assert identity(int4, None, "max", {}) == plain
+    assert identity(int4, {"accelerate": True}) != before
+    assert identity(int4, {}) == plain
 
 
 def test_a_dense_adapter_stays_beside_the_packed_base(int4, trained, data) -> None:

@@ -15,14 +15,14 @@ def test_what_decides_the_answers_decides_the_identity(tiny_llama, tiny_model, t
     copy = tmp_path / "copy"
     load_model(tiny_llama).save_pretrained(copy)
     load_tokenizer(tiny_llama).save_pretrained(copy)
-    before = identity(copy, None, "max", {})
+    before = identity(copy, {})
     (copy / "README.md").write_text("a card")
-    assert identity(copy, None, "max", {}) == before
-    assert identity(copy, None, "max", {"dtype": "float32"}) != before
+    assert identity(copy, {}) == before
+    assert identity(copy, {"dtype": "float32"}) != before
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert identity(copy, None, "max", {}) != before
+    assert identity(copy, {}) != before
 
 
 def test_every_part_of_a_split_gguf_decides(tmp_path) -> None:
