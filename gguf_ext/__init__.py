@@ -3,6 +3,7 @@
 Importing this package imports neither `gguf` nor `llama_cpp`; both are imported when they are used.
 
     export      `export_gguf`, `export_model`: plan, write, reopen, compare, rename
+    estimate    how large a file would be, from headers alone
     layout      which tensor stands where, by a table or by a template
     described   what the file says beside its weights
     arch/       the architectures, one short table each: **to add one, copy `arch/qwen.py`**

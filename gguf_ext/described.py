@@ -15,7 +15,7 @@ from gguf_ext.tokenizer.pretokenizer import warn_of_unknown_name
 from gguf_ext.tokenizer.read import from_tokenizer, read_vocabulary
 from gguf_ext.tokenizer.stripping import rule_in
 from gguf_ext.verify.trial import try_tokenizer
-from gguf_ext.write.metadata import EXACT, general_entries, sqft_entries
+from gguf_ext.write.metadata import EXACT, WRITER, general_entries
 from gguf_ext.write.plan import Planned
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.progress import say
@@ -53,18 +53,18 @@ def describe(
     say(f"reading the tokenizer of {folder.path}")
     if pre is not None:
         warn_of_unknown_name(pre)
-    if tokenizer is not None:
-        vocabulary = from_tokenizer(tokenizer, str(folder.path), layout.config, pre)
-    else:
-        vocabulary = read_vocabulary(folder.path, layout.config, pre)
+    vocabulary = (
+        read_vocabulary(folder.path, layout.config, pre)
+        if tokenizer is None
+        else from_tokenizer(tokenizer, str(folder.path), layout.config, pre)
+    )
     return Described(vocabulary.entries(), vocabulary.rule, vocabulary.limits, vocabulary.reference)
 
 
 def file_entries(folder: ModelFolder, planned: list[Planned], layout: Layout, described: Described) -> list[Entry]:
     """The metadata of the file, each key once: what we say of it before what a template says."""
     error = max((tensor.error for tensor in planned), default=0.0)
-    entries = general_entries(folder, planned, described.rule) + layout.entries
-    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
+    entries = [*general_entries(folder, planned, described.rule), *layout.entries, WRITER]
     entries.append(Entry(EXACT, not error, "bool"))
     if error:
         entries.append(Entry("sqft.largest_error", error, "float32"))

@@ -11,7 +11,7 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.template.check import check_template, limited
 from gguf_ext.template.tensors import copied_entries, template_tensors
 from gguf_ext.tokenizer.ending import END_TOKENS, end_tokens
-from gguf_ext.write.metadata import model_entries, sqft_entries
+from gguf_ext.write.metadata import stamp_entries
 from gguf_ext.write.plan import check_order
 from gguf_ext.write.tensors import PlacedTensor, place_tensors
 from sqft_plugins.checkpoint import ModelFolder
@@ -50,7 +50,7 @@ def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout
         return _of_template(folder, template)
     architecture = find_architecture(folder.config, folder.path)
     config = _config(folder, architecture)
-    entries = model_entries(folder, architecture, config)
+    entries = architecture.metadata(config) + stamp_entries(folder)
     found = place_tensors(folder, architecture, config)
     return Layout(architecture.name, found, entries, config=config, note=architecture.note(config))
 
@@ -73,7 +73,7 @@ def _of_template(folder: ModelFolder, template: GGUFFile) -> Layout:
     )
 
     described, model = copied_entries(template)
-    model += [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
+    model += stamp_entries(folder)
 
     checked = check_template(folder, template)
     note = (

@@ -45,7 +45,7 @@ class GGUFExporter:
         Options(**options)
 
     def estimate(self, model: Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
-        from gguf_ext.write.estimate import estimate_gguf
+        from gguf_ext.estimate import estimate_gguf
 
         return estimate_gguf(model, modules, grid)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gguf_ext.arch.bloom import BLOOM
 from gguf_ext.arch.gemma3 import GEMMA3
@@ -82,7 +83,7 @@ def table_of(config: dict[str, Any], model: str | Path) -> Architecture | None:
             raise UnsupportedArchitectureError(
                 f"model {model} is {name}: {REFUSED[name]}; known: {', '.join(sorted(known))}"
             )
-    if loaded in known and named in _classes() and known.get(named) is not known[loaded]:
+    if loaded in known and named in _classes().values() and known.get(named) is not known[loaded]:
         raise UnsupportedArchitectureError(
             f"model {model} is {named} by its architectures, but {loaded} by its model_type, which transformers loads: "
             "correct config.json"
@@ -107,17 +108,14 @@ def model_class(config: dict[str, Any]) -> str:
 
 def _class_of_type(config: dict[str, Any]) -> str:
     """The class that `AutoModelForCausalLM` makes of a config.json; "" where transformers does not know the type."""
+    return _classes().get(str(config.get("model_type", "")), "")
+
+
+def _classes() -> Mapping[str, str]:
+    """model_type → class of every causal language model that transformers has."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type", "")), "")
-    return found if isinstance(found, str) else found[0]
-
-
-def _classes() -> set[str]:
-    """The classes of causal language models that transformers has."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return {name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
+    return cast(Mapping[str, str], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def read_config(model: str | Path, architecture: Architecture) -> Config:

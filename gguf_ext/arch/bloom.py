@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, head_width
+from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, absent, head_width
 
 CONTEXT = 2048
 """Bloom's own training length: ALiBi sets no limit, and not every config.json has one."""
 
 
 def _reason(config: Config) -> str:
-    if config.get("apply_residual_connection_post_layernorm"):
-        return "apply_residual_connection_post_layernorm does not exist in llama.cpp's bloom: only models without it"
+    if reason := absent("bloom", config, "apply_residual_connection_post_layernorm"):
+        return reason
     if config.get("slow_but_exact") and int(config.get("pretraining_tp") or 1) > 1:
         return (
             "slow_but_exact with pretraining_tp leaves out biases in transformers, llama.cpp's bloom adds them: "

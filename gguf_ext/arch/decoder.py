@@ -1,11 +1,13 @@
-"""What Llama, Mistral, Qwen and Phi have in common: RMS norms, rotary positions, a gated MLP."""
+"""What Llama, Mistral, Qwen and Phi have in common: RMS norms, rotary positions, a gated MLP. `decoder` makes their
+tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from gguf_ext.arch.rope import rope_entries, rope_note, rope_reason
-from gguf_ext.arch.spec import DECODER_KEYS, SILU, Bias, Config, Entry, Rule, rotary
+from gguf_ext.arch.rope import rope_constants, rope_entries, rope_note, rope_reason
+from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Entry, Rule, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -30,9 +32,40 @@ def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias 
     )
 
 
-def why_not(name: str, config: Config, rope_types: Sequence[str], parts: bool = False) -> str:
-    """A line why llama.cpp's architecture `name` cannot run the model, "" where it can. rope_types: the kinds of rotary
-    positions that it has. parts: whether it may rotate a part of each head."""
+def decoder(
+    name: str,
+    model_class: str,
+    rules: tuple[Rule, ...],
+    rope_types: Sequence[str],
+    *,
+    windowed: bool = False,
+    parts: bool = False,
+    reason: Callable[[Config], str] = lambda config: "",
+) -> Architecture:
+    """The table of one such class.
+
+    name: llama.cpp's.
+    model_class: transformers'.
+    rules: the modules, in the order of the file.
+    rope_types: the kinds of rotary positions that llama.cpp's graph has.
+    windowed: whether the class may have a sliding window, which llama.cpp's graph lacks: the file's context ends there.
+    parts: whether llama.cpp's graph may rotate a part of each head.
+    reason: further reasons why a model cannot be exported, see `Architecture.reason`.
+    """
+    return Architecture(
+        name=name,
+        classes=(model_class,),
+        keys=WINDOWED_KEYS if windowed else DECODER_KEYS,
+        rules=rules,
+        reason=lambda config: reason(config) or why_not(name, config, rope_types, parts),
+        entries=partial(windowed_entries if windowed else rope_entries, name),
+        constants=rope_constants,
+        note=decoder_note if windowed else rope_note,
+    )
+
+
+def why_not(name: str, config: Config, rope_types: Sequence[str], parts: bool) -> str:
+    """A line why llama.cpp's architecture `name` cannot run the model, "" where it can; arguments as of `decoder`."""
     rope = config["rope_parameters"]
     if reason := rope_reason(name, rope, rope_types):
         return reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gguf_ext.arch.rope import SCALED, rope_note, rope_reason, scaling_entries, yarn_attention
-from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule
+from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, absent
 
 PATTERN = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
@@ -32,12 +32,8 @@ def _reason(config: Config) -> str:
         return f"query_pre_attn_scalar={config['query_pre_attn_scalar']} is fixed to {scalar:g} in llama.cpp"
     if config.get("final_logit_softcapping") is not None and not config["final_logit_softcapping"] > 0:
         return f"final_logit_softcapping={config['final_logit_softcapping']} caps every logit at nothing: leave it out"
-    if config.get("attn_logit_softcapping") is not None:
-        return "attn_logit_softcapping does not exist in llama.cpp's gemma3: only models without it"
-    if config.get("use_bidirectional_attention"):
-        return "use_bidirectional_attention does not exist in llama.cpp's gemma3: only causal models"
-    if config.get("attention_bias"):
-        return "attention_bias does not exist in llama.cpp's gemma3: only models without it"
+    if reason := absent("gemma3", config, "attn_logit_softcapping", "use_bidirectional_attention", "attention_bias"):
+        return reason
     if config.get("hidden_activation") not in GELU_TANH:
         return f"hidden_activation={config.get('hidden_activation')!r} does not exist in llama.cpp's gemma3"
     return ""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from gguf_ext.arch.decoder import decoder
+from gguf_ext.arch.spec import Rule
 
-from gguf_ext.arch.decoder import WINDOWED_KEYS, decoder_note, why_not, windowed_entries
-from gguf_ext.arch.rope import rope_constants
-from gguf_ext.arch.spec import Architecture, Rule
-
-PHI3 = Architecture(
-    name="phi3",
-    classes=("Phi3ForCausalLM",),
-    keys=WINDOWED_KEYS,
-    rules=(
+PHI3 = decoder(
+    "phi3",
+    "Phi3ForCausalLM",
+    (
         Rule("model.embed_tokens"),
         Rule("model.norm"),
         Rule("lm_head", required=False),
@@ -23,8 +19,7 @@ PHI3 = Architecture(
         Rule("model.layers.{i}.mlp.gate_up_proj"),
         Rule("model.layers.{i}.mlp.down_proj"),
     ),
-    reason=partial(why_not, "phi3", rope_types=("default", "longrope"), parts=True),
-    entries=partial(windowed_entries, "phi3"),
-    constants=rope_constants,
-    note=decoder_note,
+    rope_types=("default", "longrope"),
+    windowed=True,
+    parts=True,
 )

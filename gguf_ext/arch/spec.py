@@ -127,6 +127,13 @@ def _read(key: Key, config: Config) -> Any:
         ) from error
 
 
+def absent(name: str, config: Config, *options: str) -> str:
+    """A line for the first of the options that the model sets, all of which llama.cpp's architecture `name` lacks; ""
+    where it sets none."""
+    found = next((option for option in options if config.get(option) is not None and config[option] is not False), "")
+    return f"{found} does not exist in llama.cpp's {name}: only models without it" if found else ""
+
+
 def rotary_order(rows: int, heads: int) -> Tensor:
     """int64 [rows]: which row of the checkpoint stands in each row of the file.
 

@@ -22,9 +22,9 @@ from gguf_ext.gguf_package import require_gguf
 from gguf_ext.lora.config import check_dense
 from gguf_ext.reader import GGUFFile
 from gguf_ext.write.file import write_tensors
+from gguf_ext.write.metadata import WRITER
 from gguf_ext.write.plan import Planned
 from gguf_ext.write.tensors import PlacedTensor, find_place, is_tied
-from sqft_plugins._version import VERSION
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
 from sqft_plugins.errors import MismatchError
@@ -82,7 +82,7 @@ def export_lora(
         Entry("general.base_model.0.name", folder.path.resolve().name, "string"),
         Entry("adapter.type", "lora", "string"),
         Entry("adapter.lora.alpha", 0.0, "float32"),
-        Entry("sqft.version", VERSION, "string"),
+        WRITER,
     ]
     with write_file(target, overwrite) as temporary:
         write_tensors(temporary, architecture.name, entries, planned, folder)

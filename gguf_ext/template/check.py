@@ -15,7 +15,7 @@ import torch
 
 from gguf_ext.arch import Entry, completed
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
-from gguf_ext.arch.spec import Config
+from gguf_ext.arch.spec import GELU_TANH, SILU, Config
 from gguf_ext.errors import TemplateError
 from gguf_ext.hyperparameters.compare import DEFAULTS, HARMLESS, PATTERN, SEEN, File, default_of, same
 from gguf_ext.hyperparameters.config import WINDOW, counterparts, has_window, rope_of, sources_of
@@ -30,14 +30,14 @@ PERIODS = {
     "llama4": 4, "olmo2": 4, "plamo3": 8,
 }  # fmt: skip
 """Graphs that have a window (`load_swa_pattern` in src/models): every n-th layer is whole where no pattern is given."""
-SILU, GELU, SQUARED = ("silu", "swish"), ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), ("relu2",)
+SQUARED = ("relu2",)
 GRAPHS = {
     SILU: (
         *("olmo", "olmo2", "granite", "stablelm", "command-r", "cohere2", "smollm3", "exaone", "exaone4", "chatglm"),
         *("glm4", "ernie4_5", "hunyuan-dense", "seed_oss", "internlm2", "minicpm", "minicpm3", "orion", "xverse"),
         *("baichuan", "deci", "dream", "plamo", "lfm2", "llama", "qwen2", "qwen3", "phi3"),
     ),
-    GELU: ("gemma", "gemma2", "gemma3", "starcoder", "starcoder2", "phi2", "gptneox", "codeshell"),
+    GELU_TANH: ("gemma", "gemma2", "gemma3", "starcoder", "starcoder2", "phi2", "gptneox", "codeshell"),
     SQUARED: ("nemotron", "arcee", "jais2"),
     ("xielu",): ("apertus",),
 }

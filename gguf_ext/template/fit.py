@@ -17,6 +17,7 @@ from gguf_ext.arch import rotary_order
 from gguf_ext.errors import TemplateError
 from gguf_ext.reader import GGUFFile, TensorInfo
 from gguf_ext.write.tensors import PlacedTensor
+from gguf_ext.write.transcode import shape_of, some_rows
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
@@ -45,8 +46,8 @@ def fitted(folder: ModelFolder, template: GGUFFile, tensor: PlacedTensor, siblin
 
 def _fitted_matrix(folder: ModelFolder, template: GGUFFile, tensor: PlacedTensor, info: TensorInfo) -> PlacedTensor:
     # the ways that give the template's shape
-    weight = tensor.quantized(folder) if tensor.module else tensor.float_weight(folder)
-    shape = tuple(weight.codes.shape if isinstance(weight, QuantizedWeight) else weight.shape)
+    weight = tensor.weight(folder)
+    shape = shape_of(weight)
     ways = [
         way for way in _ways(template, tensor, info) if shape == (info.shape[::-1] if way.transposed else info.shape)
     ]
@@ -131,7 +132,7 @@ def _some_rows(weight: Tensor | QuantizedWeight, way: PlacedTensor, rows: Tensor
     """float32 [rows, in] of the model's tensor put that way."""
     picked = rows if way.order is None else way.order[rows]
     if isinstance(weight, QuantizedWeight):
-        return QuantizedWeight(*(part[picked] for part in weight)).dequantize()
+        return some_rows(weight, picked).dequantize()
     return (weight.t() if way.transposed else weight)[picked].to(torch.float32)
 
 

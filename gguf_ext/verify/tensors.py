@@ -9,16 +9,15 @@ what is different.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gguf_ext.blocks import TensorType, row_bytes
+from gguf_ext.blocks import row_bytes
 from gguf_ext.errors import GGUFError
 from gguf_ext.hyperparameters.compare import compare_entries
 from gguf_ext.hyperparameters.config import counterparts
@@ -27,9 +26,8 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.verify.tokenizer import compare_tokenizer
 from gguf_ext.write.metadata import EXACT
 from gguf_ext.write.tensors import PlacedTensor
-from gguf_ext.write.transcode import row_slices, stored_floats, stored_steps
+from gguf_ext.write.transcode import largest_gap, row_slices, shape_of, stored
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import lost_zeros
 from sqft_plugins.progress import track
 
@@ -154,23 +152,23 @@ def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: 
         kind = read.kind(tensor.name)
     except GGUFError as error:
         return differs(str(error))
-    expected = _expected(folder, tensor, kind)
+    weight = tensor.weight(folder)
     shape = read.tensors[tensor.name].shape
-    if expected.shape != shape:
-        return differs(f"is {shape} in the file, {expected.shape} in the model")
+    if shape_of(weight) != shape:
+        return differs(f"is {shape} in the file, {shape_of(weight)} in the model")
 
     # every weight, bit for bit
     wrong, largest, rounded = 0, 0.0, 0.0
     for rows, there in _parts(read, tensor.name, shape):
-        exact, stored = expected.rows(rows)
-        unequal = stored.view(torch.int32) != there.view(torch.int32)
+        exact, held = stored(weight, kind, rows)
+        unequal = held.view(torch.int32) != there.view(torch.int32)
         if tensor.constant is not None:  # of a formula, which others compute in their own precision
-            unequal &= ~torch.isclose(stored, there, rtol=FORMULA, atol=0)
+            unequal &= ~torch.isclose(held, there, rtol=FORMULA, atol=0)
         if bool(unequal.any()):
             wrong += int(unequal.sum())
-            largest = max(largest, _largest(exact[unequal], there[unequal]))
-        elif stored is not exact:
-            rounded = max(rounded, _largest(exact, stored))
+            largest = max(largest, largest_gap(exact[unequal], there[unequal]))
+        elif held is not exact:
+            rounded = max(rounded, largest_gap(exact, held))
     if wrong:
         differs(f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most", largest)
     else:
@@ -187,42 +185,6 @@ def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: 
         for rows, there in _parts(read, tensor.name, shape):
             report.pruned_nonzero += lost_zeros(there, mask[rows])
     return None
-
-
-def _largest(one: Tensor, other: Tensor) -> float:
-    gap = float((one - other).abs().max())
-    return math.inf if math.isnan(gap) else gap
-
-
-class _Expected(NamedTuple):
-    """A tensor of the model. rows: some rows → float32 (the model's weights, what a file of this type holds of them);
-    both are the same object where nothing is rounded."""
-
-    shape: tuple[int, ...]
-    rows: Callable[[slice], tuple[Tensor, Tensor]]
-
-
-def _expected(folder: ModelFolder, tensor: PlacedTensor, kind: TensorType) -> _Expected:
-    if tensor.module is not None:
-        weight = tensor.quantized(folder)
-        return _Expected(tuple(weight.codes.shape), partial(_int4_rows, weight, kind))
-    floats = tensor.float_weight(folder)
-    return _Expected(tuple(floats.shape), partial(_float_rows, floats, kind))
-
-
-def _int4_rows(weight: QuantizedWeight, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
-    part = QuantizedWeight(*(piece[rows] for piece in weight))
-    exact, rounded = part.dequantize(), stored_steps(part) if kind.holds_steps else part
-    return exact, exact if torch.equal(rounded.scale, part.scale) else rounded.dequantize()
-
-
-def _float_rows(weight: Tensor, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
-    exact = weight[rows].to(torch.float32)
-    if kind.holds_steps:  # it was float in the model: rounding to steps is a difference
-        return exact, exact
-    stored = stored_floats(weight[rows], kind)
-    same = torch.equal(stored.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
-    return exact, exact if same else stored
 
 
 def _parts(read: GGUFFile, name: str, shape: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:

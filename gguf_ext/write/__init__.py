@@ -7,5 +7,4 @@ metadata    `general.*` and `sqft.*`
 card        licence, languages, tags and base from the model card
 split       files in parts: names, sizes, how they are published
 file        the bytes: metadata, then one tensor after the other
-estimate    how large a file would be, from headers alone
 """

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from gguf_ext.arch import Architecture, Config, Entry
+from gguf_ext.arch import Entry
 from gguf_ext.blocks import TensorType
 from gguf_ext.gguf_package import require_gguf
 from gguf_ext.tokenizer.stripping import fitting_name
@@ -20,6 +20,8 @@ from gguf_ext.write.plan import Planned
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint import ModelFolder
 
+WRITER = Entry("sqft.version", VERSION, "string")
+"""Which version of this package wrote the file."""
 EXACT = "sqft.exact"
 """Whether no weight of the file is rounded."""
 QUANTIZATION_VERSION = 2
@@ -45,9 +47,9 @@ def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "")
     return entries + card_entries(folder)
 
 
-def sqft_entries(folder: ModelFolder) -> list[Entry]:
-    """What the stamp of the model says; only the version where it has none."""
-    entries = [Entry("sqft.version", VERSION, "string")]
+def stamp_entries(folder: ModelFolder) -> list[Entry]:
+    """What the stamp and the grid of the model say; nothing where it has none."""
+    entries = []
     if folder.grid is not None:
         entries.append(Entry("sqft.group_size", folder.grid.group_size, "int32"))
         entries.append(Entry("sqft.symmetric", folder.grid.symmetric, "bool"))
@@ -67,11 +69,6 @@ def sqft_entries(folder: ModelFolder) -> list[Entry]:
         entries.append(Entry("sqft.scale_hash", stamp.scale_hash, "string"))
 
     return entries
-
-
-def model_entries(folder: ModelFolder, architecture: Architecture, config: Config) -> list[Entry]:
-    """What must agree between a model and its file, whenever it was written."""
-    return architecture.metadata(config) + [entry for entry in sqft_entries(folder) if entry.key != "sqft.version"]
 
 
 def main_type(planned: Iterable[Planned]) -> TensorType:

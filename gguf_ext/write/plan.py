@@ -15,10 +15,9 @@ from gguf_ext.write.transcode import (
     block_bytes,
     block_type,
     float_bytes,
-    float_error,
     matrix_type,
+    rounding_error,
     row_slices,
-    step_error,
 )
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError
@@ -81,7 +80,7 @@ def plan(
 def _plan_int4(folder: ModelFolder, tensor: PlacedTensor, rounding: str) -> Planned:
     weight = tensor.quantized(folder)
     kind = block_type(weight, tensor.tensor, rounding)
-    error = step_error(weight) if rounding == "allow" else 0.0
+    error = rounding_error(weight, kind) if rounding == "allow" else 0.0
     return Planned(tensor, kind, tuple(weight.codes.shape), error)
 
 
@@ -93,7 +92,7 @@ def _plan_float(folder: ModelFolder, tensor: PlacedTensor, wanted: str, argument
         raise UnmappedTensorError(f"{label} of model {folder.path} is empty, which no file holds: export another")
 
     kind = TensorType.F32 if tensor.constant is not None else matrix_type(weight, label, wanted, argument)
-    error = 0.0 if wanted == "auto" else float_error(weight, kind)
+    error = 0.0 if wanted == "auto" else rounding_error(weight, kind)
     return Planned(tensor, kind, tuple(weight.shape), error)
 
 

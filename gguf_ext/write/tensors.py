@@ -72,6 +72,10 @@ class PlacedTensor:
             tensor = tensor.to(torch.float32) + self.add
         return self.reorder(tensor)
 
+    def weight(self, folder: ModelFolder) -> Tensor | QuantizedWeight:
+        """Whichever of both the tensor is."""
+        return self.float_weight(folder) if self.module is None else self.quantized(folder)
+
     def mask(self, source: WeightSource) -> Tensor | None:
         """bool [out, in] in the order of the file, True = kept; None where there is none."""
         mask = source.mask(self.owner) if self.is_weight else None

@@ -8,6 +8,7 @@ largest error is reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -91,18 +92,6 @@ def block_bytes(weight: QuantizedWeight, kind: TensorType) -> NDArray[np.uint8]:
     return encode(weight.steps().numpy(), weight.scale.to(torch.float16).numpy(), kind)
 
 
-def stored_steps(weight: QuantizedWeight) -> QuantizedWeight:
-    """What Q4_0 and Q5_0 hold of an INT4 weight: its scales in fp16."""
-    return weight._replace(scale=weight.scale.to(torch.float16).to(torch.float32))
-
-
-def step_error(weight: QuantizedWeight) -> float:
-    """The largest |difference| that rounding the scales makes; 0 where all are exact in fp16."""
-    inexact = (stored_steps(weight).scale != weight.scale).any(1)
-    part = QuantizedWeight(*(piece[inexact] for piece in weight))
-    return float((stored_steps(part).dequantize() - part.dequantize()).abs().max()) if bool(inexact.any()) else 0.0
-
-
 # --- float ---
 
 
@@ -145,23 +134,53 @@ def float_bytes(tensor: Tensor, kind: TensorType) -> NDArray[np.uint8]:
     return tensor.to(TORCH_TYPES[kind]).contiguous().view(torch.uint8).reshape(rows, -1).numpy()
 
 
-def stored_floats(part: Tensor, kind: TensorType) -> Tensor:
-    """float32: what a file holds of some rows (or a vector) as `kind`."""
-    if kind is TensorType.Q8_0:
-        return torch.from_numpy(dequantize(float_bytes(part, kind), kind))
-    return part.to(TORCH_TYPES[kind]).to(torch.float32)
-
-
-def float_error(tensor: Tensor, kind: TensorType) -> float:
-    """The largest |difference| that storing a float tensor as `kind` makes."""
-    if tensor.dtype == TORCH_TYPES.get(kind) or kind is TensorType.F32:
-        return 0.0
-    pieces = (tensor[rows] for rows in row_slices(tuple(tensor.shape)))
-    return max(
-        (float((stored_floats(part, kind) - part.to(torch.float32)).abs().max()) for part in pieces), default=0.0
-    )
-
-
 def _exact(part: Tensor, kind: TensorType) -> bool:
     dtype = TORCH_TYPES[kind]
     return part.dtype == dtype or torch.equal(part.to(dtype).to(torch.float32), part.to(torch.float32))
+
+
+# --- both ---
+
+
+def shape_of(weight: Tensor | QuantizedWeight) -> tuple[int, ...]:
+    """[out, in], or [n] of a vector."""
+    return tuple(weight.codes.shape if isinstance(weight, QuantizedWeight) else weight.shape)
+
+
+def some_rows(weight: QuantizedWeight, rows: slice | Tensor) -> QuantizedWeight:
+    """Codes, scales and zero points of some rows."""
+    return QuantizedWeight(*(part[rows] for part in weight))
+
+
+def stored(weight: Tensor | QuantizedWeight, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
+    """Some rows (or a vector), float32: the numbers of the model, and what a file holds of them as `kind`. Both are the
+    same object where the type rounds nothing."""
+    if isinstance(weight, QuantizedWeight):
+        part = some_rows(weight, rows)
+        exact, scale = part.dequantize(), part.scale.to(torch.float16).to(torch.float32)
+        if not kind.holds_steps or torch.equal(scale, part.scale):
+            return exact, exact
+        return exact, part._replace(scale=scale).dequantize()
+
+    floats = weight[rows]
+    exact = floats.to(torch.float32)
+    if kind.holds_steps:  # floats on steps are other numbers, not rounded ones
+        return exact, exact
+    if kind is TensorType.Q8_0:
+        held = torch.from_numpy(dequantize(float_bytes(floats, kind), kind))
+    else:
+        held = floats.to(TORCH_TYPES[kind]).to(torch.float32)
+    same = torch.equal(held.view(torch.int32), exact.view(torch.int32))  # Q8_0 has no -0
+    return exact, exact if same else held
+
+
+def rounding_error(weight: Tensor | QuantizedWeight, kind: TensorType) -> float:
+    """The largest |difference| that storing a weight as `kind` makes."""
+    pairs = (stored(weight, kind, rows) for rows in row_slices(shape_of(weight)))
+    return max((largest_gap(exact, held) for exact, held in pairs if held is not exact), default=0.0)
+
+
+def largest_gap(one: Tensor, other: Tensor) -> float:
+    """The largest |difference|; infinite where one is no number."""
+    gap = float((one - other).abs().max())
+    return math.inf if math.isnan(gap) else gap

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gguf_ext import export_gguf, verify_gguf
 from gguf_ext.errors import UnmappedTensorError
-from gguf_ext.write.estimate import estimate_gguf
+from gguf_ext.estimate import estimate_gguf
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.checkpoint.compact_convert import compact_folder
 from sqft_plugins.compress.prune import prune_folder

@@ -6,7 +6,7 @@ import pytest
 
 from gguf_ext import export_gguf
 from gguf_ext.errors import BlockSizeError, MissingTokenizerError, UnsupportedArchitectureError
-from gguf_ext.write.estimate import estimate_gguf
+from gguf_ext.estimate import estimate_gguf
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 
 SQFT_KEYS = 1024

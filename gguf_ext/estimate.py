@@ -12,19 +12,17 @@ from typing import Any
 
 import torch
 
-from gguf_ext.arch import Entry, find_architecture, read_config
 from gguf_ext.blocks import BLOCK, TensorType
+from gguf_ext.described import Described, describe, file_entries
 from gguf_ext.errors import BlockSizeError
-from gguf_ext.tokenizer.read import read_vocabulary
+from gguf_ext.layout import find_layout
 from gguf_ext.write.file import header_bytes
-from gguf_ext.write.metadata import general_entries, model_entries, sqft_entries
 from gguf_ext.write.plan import Planned
 from gguf_ext.write.split import aligned
-from gguf_ext.write.tensors import PlacedTensor, place_tensors
+from gguf_ext.write.tensors import PlacedTensor
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
 from sqft_plugins.identity import while_unchanged
-from sqft_plugins.progress import say
 
 
 def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
@@ -36,16 +34,11 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     what cannot be exported.
     """
     folder = ModelFolder(model)
-    architecture = find_architecture(folder.config, folder.path)
-    config = read_config(folder.path, architecture)
-    quantized = set(modules)
+    layout = find_layout(folder)
+    planned = [_planned(folder, tensor, set(modules), grid) for tensor in layout.tensors]
+    entries = file_entries(folder, planned, layout, Described([], ""))
 
-    planned = [_planned(folder, tensor, quantized, grid) for tensor in place_tensors(folder, architecture, config)]
-    entries = general_entries(folder, planned) + model_entries(folder, architecture, config)
-    entries += [entry for entry in sqft_entries(folder) if entry.key == "sqft.version"]
-    entries.append(Entry("sqft.exact", True, "bool"))
-
-    head = header_bytes(architecture.name, entries, planned) + vocabulary_bytes(folder.path)
+    head = header_bytes(layout.architecture, entries, planned) + vocabulary_bytes(folder.path)
     size = aligned(head) + sum(aligned(tensor.bytes) for tensor in planned)
     return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
 
@@ -54,10 +47,9 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
 def vocabulary_bytes(path: Path) -> int:
     """The tokenizer's metadata in the file; remembered, since reading a large vocabulary takes seconds. Raises
     GGUFError for a tokenizer that llama.cpp lacks."""
-    say(f"reading the tokenizer of {path}")
-    architecture = find_architecture(ModelFolder(path).config, path)
-    entries = read_vocabulary(path, read_config(path, architecture)).entries()
-    return header_bytes(architecture.name, entries) - header_bytes(architecture.name, [])
+    folder = ModelFolder(path)
+    entries = describe(folder, None, find_layout(folder), None, None).entries
+    return header_bytes("", entries) - header_bytes("", [])
 
 
 def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], grid: GridStamp) -> Planned:
