@@ -25,24 +25,17 @@ from sqft_plugins.progress import say, track
 
 
 @dataclass
-class _Swapped:
-    """A layer that was taken out, its weight and grid emptied. dtypes: of those, to fill them in again."""
-
-    layer: nn.Module
-    dtypes: dict[str, torch.dtype]
-
-
-@dataclass
 class Acceleration:
     """What `accelerate` did to a model. skipped: module → why it stays as it was. float_bytes, packed_bytes: the
-    weights of the swapped layers before and after. density: the fraction of their weights that is stored."""
+    weights of the swapped layers before and after. density: the fraction of their weights that is stored.
+    _swapped: module → the layer that was taken out, its weight and grid emptied."""
 
     model: nn.Module
     skipped: dict[str, str] = field(default_factory=dict)
     float_bytes: int = 0
     packed_bytes: int = 0
     density: float = 0.0
-    _swapped: dict[str, _Swapped] = field(default_factory=dict, repr=False)
+    _swapped: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
     def layers(self) -> list[str]:
@@ -53,14 +46,14 @@ class Acceleration:
         """Puts the float layers back, the very ones, with the very weights, on the device and in the dtype that the
         model was moved to since; does nothing the second time."""
         for name in self.layers:
-            swapped = self._swapped.pop(name)
-            _fill(swapped, cast(SparseInt4Linear, self.model.get_submodule(name)))
-            self.model.set_submodule(name, swapped.layer)
+            layer = self._swapped.pop(name)
+            _fill(layer, cast(SparseInt4Linear, self.model.get_submodule(name)))
+            self.model.set_submodule(name, layer)
 
     def __str__(self) -> str:
         text = (
-            f"{summary(len(self._swapped), self.density)}, "
-            f"{self.float_bytes / 1e6:.0f} MB of weights are {self.packed_bytes / 1e6:.0f} MB"
+            f"{summary(len(self._swapped), self.density)}, {self.float_bytes / 1e6:.0f} MB of weights are "
+            f"{self.packed_bytes / 1e6:.0f} MB"
         )
         for name, why in list(self.skipped.items())[:3]:
             text += f"; {name} stays: {why}"
@@ -97,7 +90,6 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     done = Acceleration(model)
     uses = uses_of(model)
-    kept = total = 0.0
     try:
         for name, layer in track(layers.items(), "packing"):
             packed = _packed(layer, uses[id(layer.weight)])
@@ -106,11 +98,9 @@ def accelerate(model: nn.Module) -> Acceleration:
                 continue
             done.float_bytes += layer.weight.numel() * layer.weight.element_size()
             done.packed_bytes += packed.nbytes
-            kept, total = kept + packed.density * layer.weight.numel(), total + layer.weight.numel()
-            bias = layer.bias if isinstance(layer.bias, Tensor) else None
-            swapped = SparseInt4Linear(packed, bias, layer.weight.dtype)
-            model.set_submodule(name, swapped.train(layer.training))
-            done._swapped[name] = _empty(layer)
+            swap(model, name, packed)
+            _empty(layer)
+            done._swapped[name] = layer
     except BaseException:
         done.undo()
         raise
@@ -119,7 +109,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         name, why = next(iter(done.skipped.items()))
         raise KernelError(f"none of {len(layers)} INT4 layers can be swapped: {name}, for one: {why}")
 
-    done.density = kept / total
+    done.density = density_of(model)
     release_memory()
     say(f"accelerate: {done}")
     return done
@@ -154,33 +144,42 @@ def why_not(layer: nn.Module, uses: int) -> str | None:
     return None
 
 
+def swap(model: nn.Module, name: str, packed: SparseInt4Weight) -> None:
+    """Puts a packed layer in the place of a linear layer of the model, with its bias, dtype and mode."""
+    layer: Any = model.get_submodule(name)
+    bias = layer.bias if isinstance(layer.bias, Tensor) else None
+    model.set_submodule(name, SparseInt4Linear(packed, bias, layer.weight.dtype).train(layer.training))
+
+
+def density_of(model: nn.Module) -> float:
+    """The fraction of the packed layers' weights that is stored."""
+    packed = [module.packed for module in model.modules() if isinstance(module, SparseInt4Linear)]
+    sizes = [weight.out_features * weight.in_features for weight in packed]
+    return sum(weight.density * size for weight, size in zip(packed, sizes, strict=True)) / sum(sizes)
+
+
 def uses_of(model: nn.Module) -> Counter[int]:
     """id of a parameter → how many names it has."""
     return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
 
-def _empty(layer: nn.Module) -> _Swapped:
-    """Frees the weight and the grid of a layer that was taken out; they are in the packed form."""
-    dtypes = {}
+def _empty(layer: nn.Module) -> None:
+    """Frees the weight and the grid of a layer that was taken out; they are in the packed form. The dtypes stay."""
     for name in ("weight", SCALE, ZERO_POINT):
         parameter = getattr(layer, name, None)
         if parameter is not None:
-            dtypes[name] = parameter.dtype
             parameter.data = torch.empty(0, dtype=parameter.dtype)
-    return _Swapped(layer, dtypes)
 
 
-def _fill(swapped: _Swapped, now: SparseInt4Linear) -> None:
+def _fill(layer: nn.Module, now: SparseInt4Linear) -> None:
     """The opposite of `_empty`, from the layer that stands in its place."""
-    layer, weight = swapped.layer, now.packed.unpack()
-    dtypes = {**swapped.dtypes, "weight": now.like.dtype}
+    weight, device = now.packed.unpack(), now.like.device
     exact = weight.dequantize(now.like.dtype)
-    parts = {
-        "weight": exact.t().contiguous() if isinstance(layer, Conv1D) else exact,
-        SCALE: weight.scale,
-        ZERO_POINT: signed(weight.zero_point),
-    }
-    for name, dtype in dtypes.items():
-        getattr(layer, name).data = parts[name].to(device=now.like.device, dtype=dtype)
+    oriented = exact.t().contiguous() if isinstance(layer, Conv1D) else exact
+    cast(nn.Linear, layer).weight.data = oriented.to(device)
+    for name, values in ((SCALE, weight.scale), (ZERO_POINT, signed(weight.zero_point))):
+        parameter = getattr(layer, name, None)
+        if parameter is not None:
+            parameter.data = values.to(device, parameter.dtype)
     if now.bias is not None:
         cast(nn.Linear, layer).bias.data = now.bias.data

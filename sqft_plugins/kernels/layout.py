@@ -118,7 +118,6 @@ def unpack(packed: Packed, zero_points: Tensor | None, out: int, in_features: in
 
     zero_points: uint8 [blocks, groups, 16], None = 8 everywhere.
     """
-
     codes = torch.empty(out, in_features, dtype=torch.uint8)
     mask = torch.empty(out, in_features, dtype=torch.bool)
     compiled = library().handle
@@ -180,26 +179,29 @@ def pack_scales(scale: Tensor) -> Tensor:
     return to_groups(narrow)
 
 
+def expect(
+    name: str, part: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], fits: str = ": pack the weight again"
+) -> None:
+    """Raises KernelError for a part that is there and not contiguous, of this dtype and shape. fits: what it is to fit,
+    or the remedy."""
+    if part is not None and (part.dtype != dtype or part.shape != shape or not part.is_contiguous()):
+        raise KernelError(f"{name} is {_what(part)}, expected contiguous {dtype} {shape}{fits}")
+
+
 def check(packed: Packed, out: int, in_features: int) -> None:
     """Raises KernelError where masks, values and offsets are not those of one weight of `out` rows: the kernels read
     where they say. Reads the masks once, and the streams' ends."""
     masks, values, block_offsets = packed
     blocks, chunks = blocks_of(out), chunks_of(in_features)
 
-    wanted = {
-        "masks": (masks, torch.int64, (blocks, chunks)),
-        "block_offsets": (block_offsets, torch.int64, (blocks + 1,)),
-        "values": (values, torch.uint8, (values.numel(),)),
-    }
-    for name, (tensor, dtype, shape) in wanted.items():
-        if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
-            raise KernelError(f"{name} is {_what(tensor)}, expected contiguous {dtype} {shape}: pack the weight again")
-
+    expect("masks", masks, torch.int64, (blocks, chunks))
+    expect("block_offsets", block_offsets, torch.int64, (blocks + 1,))
+    expect("values", values, torch.uint8, (values.numel(),))
     if not torch.equal(block_offsets.cpu(), offsets_of(masks.cpu())):
         raise KernelError("block_offsets are not those of the masks: pack the weight again")
-    if values.numel() != int(block_offsets[-1]) + END:
-        wanted_bytes = int(block_offsets[-1]) + END
-        raise KernelError(f"values has {values.numel()} bytes, the masks ask for {wanted_bytes}: pack the weight again")
+    wanted = int(block_offsets[-1]) + END
+    if values.numel() != wanted:
+        raise KernelError(f"values has {values.numel()} bytes, the masks ask for {wanted}: pack the weight again")
 
     # the padding keeps nothing
     last_row, last_input = out % ROWS, in_features % (2 * INPUTS)
@@ -216,10 +218,8 @@ def check_groups(scales: Tensor, zero_points: Tensor | None, out: int, in_featur
         raise KernelError(
             f"scales is {_what(scales)}: its groups do not divide in={in_features}, pack the weight again"
         )
-    for name, part, dtype in (("scales", scales, torch.float16), ("zero_points", zero_points, torch.uint8)):
-        shape = (blocks, groups, ROWS)
-        if part is not None and (part.dtype != dtype or part.shape != shape or not part.is_contiguous()):
-            raise KernelError(f"{name} is {_what(part)}, expected contiguous {dtype} {shape}: pack the weight again")
+    expect("scales", scales, torch.float16, (blocks, groups, ROWS))
+    expect("zero_points", zero_points, torch.uint8, (blocks, groups, ROWS))
     if not bool(torch.isfinite(scales).all()):
         raise GridError("scales hold NaN or infinity: find the broken tensor with `sqft inspect`")
     if zero_points is not None and int(zero_points.max()) > MAX_CODE:
@@ -267,9 +267,8 @@ def _stream_lengths(masks: Tensor) -> Tensor:
     """int64 [blocks, 2]: the codes of the even and of the odd chunks of each block."""
     counts = torch.empty(masks.shape[0], 2, dtype=torch.int64)
     for start in range(0, masks.shape[0], SLAB):
-        ones = (
-            masks[start : start + SLAB].contiguous().view(torch.uint8).clone()
-        )  # the bits of each byte, counted below
+        # the bits of each byte, summed in pairs, in fours, in eights
+        ones = masks[start : start + SLAB].contiguous().view(torch.uint8).clone()
         ones -= (ones >> 1) & 0x55
         ones = (ones & 0x33) + ((ones >> 2) & 0x33)
         ones = (ones + (ones >> 4)) & 0x0F

@@ -14,8 +14,7 @@ from sqft_plugins.checkpoint.dequantize import load_filled
 from sqft_plugins.checkpoint.load import as_checkpoint_error
 from sqft_plugins.errors import KernelError
 from sqft_plugins.hardware import release_memory
-from sqft_plugins.kernels.accelerate import summary, uses_of, why_not
-from sqft_plugins.kernels.linear import SparseInt4Linear
+from sqft_plugins.kernels.accelerate import density_of, summary, swap, uses_of, why_not
 from sqft_plugins.kernels.weight import SparseInt4Weight
 from sqft_plugins.progress import quiet_libraries, say
 
@@ -42,17 +41,12 @@ def load_accelerated(path: str | Path, dtype: torch.dtype | str = "auto") -> Pre
         number = dtype if isinstance(dtype, torch.dtype) else AutoConfig.from_pretrained(path).dtype or torch.float32
         model, layers = load_filled(folder, pack, dtype)
     uses = uses_of(model)
-    kept = total = 0.0
     for name, where in layers.items():
         layer: Any = model.get_submodule(where)
-        packed = made.pop(name)
         why = why_not(layer, uses[id(layer.weight)])
         if why is not None:
             raise KernelError(f"model {path}: {name} cannot run packed, {why}: load it without accelerating it")
-        size = packed.out_features * packed.in_features
-        kept, total = kept + packed.density * size, total + size
-        bias = layer.bias if isinstance(layer.bias, Tensor) else None
-        model.set_submodule(where, SparseInt4Linear(packed, bias, layer.weight.dtype))
+        swap(model, where, made.pop(name))
     release_memory()
-    say(f"{path}: {summary(len(layers), kept / total)}")
+    say(f"{path}: {summary(len(layers), density_of(model))}")
     return model.eval()

@@ -35,15 +35,7 @@ ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_call(
-    x: Tensor,
-    masks: Tensor,
-    values: Tensor,
-    block_offsets: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bias: Tensor | None,
-    out_features: int,
-    activation_bits: int,
+    x: Tensor, packed: Packed, scales: Tensor, zero_points: Tensor | None, bias: Tensor | None, out: int, bits: int
 ) -> None:
     """What every call is checked for, whatever the back end; csrc/binding.cpp checks the same. Raises KernelError.
 
@@ -52,10 +44,11 @@ def check_call(
     """
     if x.dtype not in ACTIVATIONS or x.dim() == 0 or x.shape[-1] < 1:
         raise KernelError(f"x is {x.dtype} {tuple(x.shape)}: give float32, bfloat16 or float16 [..., in]")
-    if activation_bits not in (8, 16):
-        raise KernelError(f"activation_bits={activation_bits}: give 16 or 8")
+    if bits not in (8, 16):
+        raise KernelError(f"activation_bits={bits}: give 16 or 8")
 
-    blocks, in_features = layout.blocks_of(out_features), x.shape[-1]
+    masks, values, block_offsets = packed
+    blocks, in_features = layout.blocks_of(out), x.shape[-1]
     groups = scales.shape[1] if scales.dim() == 3 else 0
     wanted = (
         ("masks", masks, torch.int64, (blocks, layout.chunks_of(in_features))),
@@ -63,18 +56,14 @@ def check_call(
         ("block_offsets", block_offsets, torch.int64, (blocks + 1,)),
         ("scales", scales, torch.float16, (blocks, groups, layout.ROWS)),
         ("zero_points", zero_points, torch.uint8, (blocks, groups, layout.ROWS)),
-        ("bias", bias, x.dtype, (out_features,)),
+        ("bias", bias, x.dtype, (out,)),
     )
     for name, part, dtype, shape in wanted:
-        if part is not None and (part.dtype != dtype or part.shape != shape or not part.is_contiguous()):
-            raise KernelError(
-                f"{name} is {part.dtype} {tuple(part.shape)}, expected contiguous {dtype} {shape} for x [..., "
-                f"{in_features}] and out={out_features}"
-            )
+        layout.expect(name, part, dtype, shape, f" for x [..., {in_features}] and out={out}")
         if part is not None and part.device != x.device:
             raise KernelError(f"{name} is on {part.device} and x on {x.device}: move the weight")
-    if out_features < 1 or not groups or in_features % groups:
-        raise KernelError(f"out={out_features} and {groups} groups do not fit x [..., {in_features}]")
+    if out < 1 or not groups or in_features % groups:
+        raise KernelError(f"out={out} and {groups} groups do not fit x [..., {in_features}]")
     on_cpu = x.device.type == "cpu"  # on a GPU every look at the offsets would wait for it
     if on_cpu and int(block_offsets[-1]) != values.numel() - layout.END:
         raise KernelError(f"block_offsets do not end with the {values.numel()} bytes of values: pack the weight again")
@@ -96,8 +85,9 @@ def _checked(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
         out_features: int,
         activation_bits: int = 16,
     ) -> Tensor:
-        check_call(x, masks, values, block_offsets, scales, zero_points, bias, out_features, activation_bits)
-        return linear(x, Packed(masks, values, block_offsets), scales, zero_points, bias, out_features)
+        packed = Packed(masks, values, block_offsets)
+        check_call(x, packed, scales, zero_points, bias, out_features, activation_bits)
+        return linear(x, packed, scales, zero_points, bias, out_features)
 
     return operator
 
@@ -137,8 +127,8 @@ def _planes(
 
 
 def _pack(codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    packed = layout.pack(codes, mask)
-    return packed.masks.to(codes.device), packed.values.to(codes.device), packed.block_offsets.to(codes.device)
+    masks, values, block_offsets = (part.to(codes.device) for part in layout.pack(codes, mask))
+    return masks, values, block_offsets
 
 
 def _unpack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,15 +36,13 @@ class SparseInt4Weight:
     block_offsets: Tensor
     scales: Tensor
     zero_points: Tensor | None = None
-    _plain_only: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         out, width = self.out_features, self.in_features
         if out < 1 or width < 1:
             raise KernelError(f"out={out}, in={width} is no weight: both must be at least 1")
-        layout.check(layout.Packed(self.masks, self.values, self.block_offsets), out, width)
+        layout.check(self.packed, out, width)
         layout.check_groups(self.scales, self.zero_points, out, width)
-        object.__setattr__(self, "_plain_only", self.scales.shape[1] > 1 and self.group_size % 8 != 0)
         devices = {str(part.device) for part in self.parts()}
         if len(devices) > 1:
             raise KernelError(f"the parts of a packed weight are on {', '.join(sorted(devices))}: move them to one")
@@ -144,6 +142,11 @@ class SparseInt4Weight:
             return torch.cat([self.with_values(plane).linear(rows, bias) for rows, plane in parts])
         rest = self._rest(bias, activation_bits)
         return operators.sparse_int4_linear_planes(x, self.masks, list(planes), list(tokens), *rest)
+
+    @property
+    def _plain_only(self) -> bool:
+        """Whether the compiled kernels cannot take the groups."""
+        return self.scales.shape[1] > 1 and self.group_size % 8 != 0
 
     def _rest(self, bias: Tensor | None, activation_bits: int) -> tuple:
         """The arguments of both operators behind the values."""
