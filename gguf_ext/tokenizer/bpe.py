@@ -7,7 +7,7 @@ rules over those of the file. Byte-level BPE becomes llama.cpp's `gpt2`, BPE wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gguf_ext.errors import GGUFError, UnsupportedTokenizerError
@@ -15,7 +15,7 @@ from gguf_ext.tokenizer.chat_templates import named_templates, with_tokens
 from gguf_ext.tokenizer.keys import SPECIAL_KEYS
 from gguf_ext.tokenizer.limits import metaspace_limit, surroundings_limit
 from gguf_ext.tokenizer.merges import merge_scores
-from gguf_ext.tokenizer.pretokenizer import DEVIATIONS, pre_tokenizer_name
+from gguf_ext.tokenizer.pretokenizer import DEVIATIONS, pre_tokenizer_name, steps
 from gguf_ext.tokenizer.vocabulary import BYTES, SPACE, TokenKind, Vocabulary, reference_of
 
 
@@ -31,6 +31,8 @@ def from_transformers(tokenizer: Any, source: str, pre: str | None) -> Vocabular
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} is {data['model']['type']}: only BPE tokenizers are supported"
         )
+
+    _check_model_section(data, source)
 
     # what both kinds have in common
     named_ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL_KEYS}
@@ -69,15 +71,13 @@ def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _byte_level_bpe(data: dict[str, Any], common: dict[str, Any], source: str, pre: str | None) -> Vocabulary:
-    normalizers = {part["type"] for part in _parts(data.get("normalizer"), "normalizers")}
-    cutters = {part["type"] for part in _parts(data.get("pre_tokenizer"), "pretokenizers")}
+    normalizers = {part["type"] for part in steps(data.get("normalizer"), "normalizers")}
+    cutters = {part["type"] for part in steps(data.get("pre_tokenizer"), "pretokenizers")}
     if "ByteLevel" not in cutters or normalizers - {"NFC"}:
         raise UnsupportedTokenizerError(
             f"tokenizer of {source} is neither byte-level BPE nor BPE with byte fallback, or normalizes "
             f"({', '.join(normalizers - {'NFC'}) or 'no'}): llama.cpp has no such tokenizer"
         )
-
-    _check_model_section(data, source)
 
     tokens, kinds = _token_list(data)
     name = pre or pre_tokenizer_name(data, source)
@@ -89,43 +89,36 @@ def _byte_level_bpe(data: dict[str, Any], common: dict[str, Any], source: str, p
         pre=name,
         tokens=tokens,
         kinds=kinds,
-        scores=[],
         merges=[" ".join(pair) for pair in _merge_pairs(data)],
-        space_prefix=False,
         **{**common, "limits": (*common["limits"], *nfc, *marks)},
     )
 
 
 def _fallback_bpe(data: dict[str, Any], common: dict[str, Any], source: str) -> Vocabulary:
-    _check_model_section(data, source)
     tokens, kinds = _token_list(data)
     spaces = _spaces(data, source)
     for token, name in enumerate(tokens):
         if kinds[token] == TokenKind.NORMAL and name in BYTES:
             kinds[token] = TokenKind.BYTE
-    for token in _found_in_normal_text(data) if spaces.replaced else ():
-        tokens[token] = tokens[token].replace(SPACE, " ")  # llama.cpp looks for it before spaces are rewritten
+    for entry in data["added_tokens"] if spaces.replaced else ():
+        if entry.get("normalized"):  # looked for in a text with "▁" for a space, by llama.cpp before they are written
+            tokens[entry["id"]] = entry["content"].replace(SPACE, " ")
     if "unk" in common["special"]:
         kinds[common["special"]["unk"]] = TokenKind.UNKNOWN
 
-    cut_before = {entry["content"] for entry in data.get("added_tokens", []) if not entry.get("single_word")}
+    cut_before = {entry["content"] for entry in data["added_tokens"] if not entry.get("single_word")}
     merges = [pair for pair in _merge_pairs(data) if SPACE in "".join(pair) or "".join(pair) not in cut_before]
+    skips = "a text that is one token may be cut in several by llama.cpp, which has no ignore_merges here"
+    skipping = [skips] if data["model"].get("ignore_merges") else []
     merged = [kind == TokenKind.NORMAL or SPACE in name for kind, name in zip(kinds, tokens, strict=True)]
     return Vocabulary(
         model="llama",
-        pre="default",
         tokens=tokens,
         kinds=kinds,
         scores=merge_scores(data["model"]["vocab"], merges, tokens, merged, source),
-        merges=[],
         space_prefix=spaces.prefix,
-        **{**common, "limits": (*common["limits"], *spaces.limits, *_model_limits(data))},
+        **{**common, "limits": (*common["limits"], *spaces.limits, *skipping)},
     )
-
-
-def _found_in_normal_text(data: Mapping[str, Any]) -> list[int]:
-    """Ids of added tokens that are looked for in the normalized text, which has "▁" for a space."""
-    return [int(entry["id"]) for entry in data.get("added_tokens", []) if entry.get("normalized")]
 
 
 class _Spaces(NamedTuple):
@@ -139,8 +132,8 @@ class _Spaces(NamedTuple):
 
 def _spaces(data: Mapping[str, Any], source: str) -> _Spaces:
     """How a text becomes one that is merged. Raises UnsupportedTokenizerError for steps that llama.cpp lacks."""
-    normalizers = [_named(part) for part in _parts(data.get("normalizer"), "normalizers")]
-    cutters = _parts(data.get("pre_tokenizer"), "pretokenizers")
+    normalizers = [_named(part) for part in steps(data.get("normalizer"), "normalizers")]
+    cutters = steps(data.get("pre_tokenizer"), "pretokenizers")
     replaced, prepended = REPLACE in normalizers, PREPEND in normalizers
     metaspaces = [part for part in cutters if part["type"] == "Metaspace" and part.get("replacement") == SPACE]
     idle = [part for part in cutters if replaced and part["type"] == "Split" and _pattern(part) == " "]
@@ -187,16 +180,10 @@ def _check_model_section(data: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _model_limits(data: Mapping[str, Any]) -> list[str]:
-    if data["model"].get("ignore_merges"):
-        return ["a text that is one token may be cut in several by llama.cpp, which has no ignore_merges here"]
-    return []
-
-
 def _token_list(data: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Texts and kinds, one a token id; holes are unused tokens."""
     named: dict[int, str] = {token: name for name, token in data["model"]["vocab"].items()}
-    added = {int(entry["id"]): entry for entry in data.get("added_tokens", [])}
+    added = {int(entry["id"]): entry for entry in data["added_tokens"]}
     named.update({token: entry["content"] for token, entry in added.items()})
     tokens = [named.get(token, f"[UNUSED{token}]") for token in range(max(named, default=-1) + 1)]
     kinds = [int(TokenKind.NORMAL if token in named else TokenKind.UNUSED) for token in range(len(tokens))]
@@ -206,15 +193,4 @@ def _token_list(data: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 
 def _merge_pairs(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs, whether the file has them as lists or, as before tokenizers 0.20, as "left right"."""
-    merges: Iterable[Any] = data["model"]["merges"]
-    return [tuple(merge) if not isinstance(merge, str) else tuple(merge.split(" ", 1)) for merge in merges]  # type: ignore[misc]
-
-
-def _parts(section: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer section, in order; `name` is what a sequence calls them."""
-    if section is None:
-        return []
-    if section["type"] == "Sequence":
-        return [step for part in section[name] for step in _parts(part, name)]
-    return [section]
+    return [(left, right) for left, right in data["model"]["merges"]]

@@ -71,7 +71,8 @@ DEVIATIONS = {"tekken": MARKS, "gpt-4o": MARKS}
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], source: str) -> str:
     """The name for a parsed tokenizer.json. Raises UnknownPreTokenizerError, telling about `--pre`."""
-    expressions = tuple(_expressions(tokenizer.get("pre_tokenizer")))
+    cutters = steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    expressions = tuple(expression for step in cutters for expression in _expressions(step))
     skips = bool(tokenizer["model"].get("ignore_merges"))
     if name := KNOWN.get((expressions, skips)):
         return name
@@ -90,22 +91,25 @@ def warn_of_unknown_name(name: str) -> None:
         )
 
 
-def _expressions(section: Mapping[str, Any] | None) -> list[str]:
-    """The regular expressions of a pre_tokenizer section, in order; what is no expression stands as its type."""
+def steps(section: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre_tokenizer section, in order; `name` is what a sequence calls them."""
     if section is None:
         return []
+    if section["type"] == "Sequence":
+        return [step for part in section[name] for step in steps(part, name)]
+    return [section]
 
-    kind = section["type"]
-    if kind == "Sequence":
-        return [expression for part in section["pretokenizers"] for expression in _expressions(part)]
+
+def _expressions(step: Mapping[str, Any]) -> list[str]:
+    """The regular expressions of a step, in order; what is no expression stands as its type."""
+    kind = step["type"]
     if kind == "Split":
-        pattern = section["pattern"]
-        plain = section.get("behavior") == "Isolated" and not section.get("invert") and "Regex" in pattern
-        removed = section.get("behavior") == "Removed" and section.get("invert") and "Regex" in pattern
-        return [pattern["Regex"]] if plain or removed else [f"Split{pattern}"]
+        pattern, way = step["pattern"], (step.get("behavior"), bool(step.get("invert")))
+        plain = way in (("Isolated", False), ("Removed", True)) and "Regex" in pattern
+        return [pattern["Regex"]] if plain else [f"Split{pattern}"]
     if kind == "ByteLevel":
-        prefix = ["add_prefix_space"] if section.get("add_prefix_space") else []
-        return prefix + ([GPT2] if section.get("use_regex", True) else [])
+        prefix = ["add_prefix_space"] if step.get("add_prefix_space") else []
+        return prefix + ([GPT2] if step.get("use_regex", True) else [])
     if kind == "Digits":
-        return [DIGITS if section.get("individual_digits") else r"\p{N}+"]
+        return [DIGITS if step.get("individual_digits") else r"\p{N}+"]
     return [str(kind)]

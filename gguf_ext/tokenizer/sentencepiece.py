@@ -15,7 +15,6 @@ from gguf_ext.errors import UnsupportedTokenizerError, missing_package
 from gguf_ext.tokenizer.chat_templates import DEFAULT, named_templates
 from gguf_ext.tokenizer.vocabulary import SPACE, TokenKind, Vocabulary
 from sqft_plugins.checkpoint.json_object import read_object
-from sqft_plugins.errors import SQFTError
 
 SPECIAL = ("unk", "bos", "eos", "pad")
 
@@ -40,29 +39,27 @@ def read_sentencepiece(folder: Path, config: Config) -> Vocabulary:
 
     # the tokens that JSON files add to them, or rename
     settings = _json(folder / "tokenizer_config.json")
-    added = _added_tokens(folder, settings, int(config["vocab_size"]))
-    for token, (name, special) in sorted(added.items()):
+    added = _added_tokens(folder, settings)
+    for token in sorted(token for token in added if 0 <= token < int(config["vocab_size"])):
         while len(tokens) <= token:
             tokens.append(f"[UNUSED{len(tokens)}]")
             scores.append(-1000.0)
             kinds.append(int(TokenKind.UNUSED))
         if kinds[token] not in (TokenKind.UNKNOWN, TokenKind.BYTE):
-            tokens[token] = name
-            kinds[token] = int(TokenKind.CONTROL if special else TokenKind.USER_DEFINED)
+            tokens[token] = added[token]["content"]
+            kinds[token] = int(TokenKind.CONTROL if added[token].get("special") else TokenKind.USER_DEFINED)
 
     return Vocabulary(
         model="llama",
-        pre="default",
         tokens=tokens,
         kinds=kinds,
         scores=scores,
-        merges=[],
         special=_special(config, model.trainer_spec, len(tokens)),
         add_bos=bool(settings.get("add_bos_token", True)),
         add_eos=bool(settings.get("add_eos_token", False)),
         space_prefix=model.normalizer_spec.add_dummy_prefix,
         chat_templates=_chat_templates(folder, settings),
-        json={"added_tokens": [{"id": token, **entry} for token, entry in _flags(settings).items()]},
+        json={"added_tokens": [{**entry, "id": token} for token, entry in added.items()]},
     )
 
 
@@ -86,24 +83,18 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
     return found or named_templates(settings.get("chat_template"))
 
 
-def _flags(settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """Token → its entry in tokenizer_config.json, with the flags of added tokens; checked by `_added_tokens`."""
-    return {int(token): dict(entry) for token, entry in settings.get("added_tokens_decoder", {}).items()}
-
-
-def _added_tokens(folder: Path, settings: Mapping[str, Any], size: int) -> dict[int, tuple[str, bool]]:
-    """Token → (text, whether it is special), of those that have a row in the embedding."""
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Token → its text (`content`) and its flags (`special`, `lstrip`, …)."""
+    named = _json(folder / "added_tokens.json")
     try:
-        added = {int(token): (str(name), False) for name, token in _json(folder / "added_tokens.json").items()}
+        added: dict[int, dict[str, Any]] = {int(token): {"content": str(name)} for name, token in named.items()}
         for token, entry in settings.get("added_tokens_decoder", {}).items():
-            added[int(token)] = (str(entry["content"]), bool(entry.get("special")))
+            added[int(token)] = {**entry, "content": str(entry["content"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, SQFTError):
-            raise
         raise UnsupportedTokenizerError(
             f"added tokens of {folder} are damaged ({error!r}): copy tokenizer_config.json and added_tokens.json again"
         ) from error
-    return {token: entry for token, entry in added.items() if 0 <= token < size}
+    return added
 
 
 def _parsed(file: Path) -> Any:

@@ -35,11 +35,12 @@ class Vocabulary:
     """A tokenizer of llama.cpp.
 
     model: `llama` or `gpt2`.
-    pre: the name of the pre-tokenizer.
-    tokens, kinds, scores: one a token id; scores are empty for gpt2.
-    merges: "left right", best first; empty for llama.
+    tokens, kinds: one a token id.
     special: "bos", "eos", … → token id.
     add_bos, add_eos: whether a text gets these tokens.
+    pre: the name of the pre-tokenizer.
+    scores: of llama, one a token id.
+    merges: of gpt2, "left right", best first.
     space_prefix: whether a text gets a space in front.
     chat_templates: name → text, "default" for the one without a name.
     json: tokenizer.json, or whatever else has the flags of the added tokens.
@@ -49,15 +50,15 @@ class Vocabulary:
     """
 
     model: str
-    pre: str
     tokens: list[str]
     kinds: list[int]
-    scores: list[float]
-    merges: list[str]
     special: dict[str, int]
     add_bos: bool
     add_eos: bool
-    space_prefix: bool
+    pre: str = "default"
+    scores: list[float] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    space_prefix: bool = False
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     json: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rule: str = ""
@@ -77,9 +78,7 @@ class Vocabulary:
             self,
             tokens=(self.tokens + padding)[:size],
             kinds=(self.kinds + [TokenKind.UNUSED] * len(padding))[:size],
-            scores=(self.scores + [self.scores[-1] if self.scores else 0.0] * len(padding))[:size]
-            if self.scores
-            else [],
+            scores=(self.scores + self.scores[-1:] * len(padding))[:size],
             special={name: token for name, token in self.special.items() if token < size},
         )
 
