@@ -103,17 +103,15 @@ def rope_note(config: Config) -> str:
 
 def rope_factor(rope: Config, config: Config) -> float:
     """By how much the context was stretched."""
-    given = rope.get("factor")
-    return (
-        float(given) if given is not None else int(config["max_position_embeddings"]) / original_context(rope, config)
-    )
+    if rope.get("factor") is not None:
+        return float(rope["factor"])
+    return int(config["max_position_embeddings"]) / original_context(rope, config)
 
 
 def original_context(rope: Config, config: Config) -> int:
     """Tokens of the context before it was stretched."""
-    names = ("original_max_position_embeddings", "max_position_embeddings")
-    found = rope.get(names[0]) or config.get(names[0]) or config[names[1]]
-    return int(found)
+    original = "original_max_position_embeddings"
+    return int(rope.get(original) or config.get(original) or config["max_position_embeddings"])
 
 
 def yarn_attention(rope: Config, config: Config) -> float:

@@ -70,16 +70,16 @@ def sources_of(config: Config) -> set[str]:
 
 def has_window(config: Config) -> bool:
     """Whether a layer of the model attends to less than its context."""
-    size, context = config.get("sliding_window"), context_of(config)
+    size, context = config.get("sliding_window"), value_of(config, "context_length")
     if not size or config.get("use_sliding_window") is False or (context and int(size) >= int(context)):
         return False
     kinds = config.get("layer_types")
     return not kinds or "sliding_attention" in kinds
 
 
-def context_of(config: Config) -> Any:
-    """Tokens of the model's context, None where it does not say."""
-    return next((config[name] for name in NAMES["context_length"] if config.get(name)), None)
+def value_of(config: Config, name: str) -> Any:
+    """What the configuration says of llama.cpp's `name`, None where it says nothing, or 0."""
+    return next((config[source] for source in NAMES[name] if config.get(source)), None)
 
 
 def _window(config: Config) -> Iterator[tuple[str, Any]]:
@@ -121,7 +121,7 @@ def _rope(config: Config) -> Iterator[tuple[str, Any]]:
 
     scaling = {"type": "none", "factor": 1.0, "attn_factor": 1.0}
     if rope["rope_type"] in FACTORED:
-        whole = {"max_position_embeddings": context_of(config), **config}
+        whole = {"max_position_embeddings": value_of(config, "context_length"), **config}
         for entry in scaling_entries("llama", rope, whole):
             scaling[entry.key.removeprefix("llama.rope.scaling.")] = entry.value
     for name, value in scaling.items():
@@ -131,6 +131,5 @@ def _rope(config: Config) -> Iterator[tuple[str, Any]]:
 def _head_width(config: Config) -> int | None:
     if config.get("head_dim"):
         return int(config["head_dim"])
-    width = next((config[name] for name in NAMES["embedding_length"] if config.get(name)), None)
-    heads = next((config[name] for name in NAMES["attention.head_count"] if config.get(name)), None)
+    width, heads = value_of(config, "embedding_length"), value_of(config, "attention.head_count")
     return int(width) // int(heads) if width and heads else None

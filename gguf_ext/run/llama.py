@@ -47,8 +47,6 @@ def load(
     damaged file, AdapterMismatchError for an adapter of another base, RuntimeFailedError for what llama.cpp refuses,
     DependencyError.
     """
-    if not Path(path).is_file():
-        raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
     if options.get("lora_path"):
         raise GGUFError(f"lora_path={options['lora_path']} cannot be switched: give it as adapters={{name: file}}")
 
@@ -115,7 +113,7 @@ class AdapterLlama(Llama):
         if options.get("tokenizer") is None:
             self.tokenizer_ = _Tokenizer(self)
 
-        self._adapters = Adapters(self.model, self.ctx, model_path)
+        self._adapters = Adapters(self.model, self.ctx, file)
         self._stack.callback(self._adapters.close)  # before the context and the model, which were entered earlier
         try:
             for name, path in (adapters or {}).items():

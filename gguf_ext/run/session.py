@@ -10,6 +10,7 @@ import ctypes
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,17 @@ class LlamaSession:
         kv_type: str = "f16",
         flash_attention: bool | None = None,
     ):
-        self._model = self._context = None
-        if not Path(path).is_file():
-            raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
+        self._stack = ExitStack()  # what `close` frees
         self._c = library()
 
         # what llama.cpp would die of
+        self.path = Path(path)
         file = _read(path)
         check_loadable(file)
-        check_context(file, min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"])))
+        self.context = min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"]))
+        check_context(file, self.context)
 
         # the model
-        self.path = Path(path)
         settings = self._c.llama_model_default_params()
         forget_errors()
         self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
@@ -81,19 +81,22 @@ class LlamaSession:
             raise RuntimeFailedError(
                 f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"
             )
+        self._stack.callback(self._c.llama_model_free, self._model)
 
         # the context
         self._vocab = self._c.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._c.llama_vocab_n_tokens(self._vocab))
-        self.context = min(context, int(self._c.llama_model_n_ctx_train(self._model)))
         self._context = self._c.llama_init_from_model(self._model, self._settings(threads, kv_type, flash_attention))
         if not self._context:
             self.close()
             raise RuntimeFailedError(
                 f"llama.cpp cannot run {path} with context={context} ({last_error()}): use a smaller context"
             )
+        self._stack.callback(self._c.llama_free, self._context)
         self._batch = self._c.llama_batch_init(CHUNK, 0, 1)
-        self._adapters = Adapters(self._model, self._context, self.path)
+        self._stack.callback(self._c.llama_batch_free, self._batch)
+        self._adapters = Adapters(self._model, self._context, file)
+        self._stack.callback(self._adapters.close)
 
     def set_adapters(self, adapters: Mapping[str | Path, float]) -> None:
         """Makes these LoRA files (file → scale) the active ones, and no others; `{}` is the bare model. A file is read
@@ -138,17 +141,11 @@ class LlamaSession:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
-        return b"".join(self._piece(token) for token in tokens).decode("utf-8", errors="replace")
+        return b"".join(token_piece(self._vocab, token) for token in tokens).decode("utf-8", errors="replace")
 
     def close(self) -> None:
         """Frees the adapters and the model; a second call does nothing."""
-        if hasattr(self, "_adapters"):
-            self._adapters.close()
-        if self._context:
-            self._c.llama_batch_free(self._batch) if hasattr(self, "_batch") else None
-            self._c.llama_free(self._context)
-        if self._model:
-            self._c.llama_model_free(self._model)
+        self._stack.close()
         self._model = self._context = None
 
     def __enter__(self) -> LlamaSession:
@@ -158,7 +155,7 @@ class LlamaSession:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_context"):  # the constructor may have stopped before it
+        if hasattr(self, "_stack"):  # arguments that the constructor does not have stop it before its first line
             self.close()
 
     # --- inside ---
@@ -190,7 +187,7 @@ class LlamaSession:
             token = int(self._rows(1)[0].argmax())
             if self._c.llama_vocab_is_eog(self._vocab, token):
                 break
-            text += self._piece(token)
+            text += token_piece(self._vocab, token)
             if stop and (cut := _first(text.decode("utf-8", errors="replace"), stop)) is not None:
                 return cut
             self._decode([token], at, all_logits=False)
@@ -219,9 +216,6 @@ class LlamaSession:
             ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (count, self.vocabulary_size)
         )
         return torch.from_numpy(rows)
-
-    def _piece(self, token: int) -> bytes:
-        return token_piece(self._vocab, token)
 
     def _fits(self, tokens: int) -> None:
         if tokens > self.context:

@@ -57,6 +57,8 @@ LAYERS_OF_EXAONE4_32B = 64
 """llama.cpp knows by them the EXAONE 4 that has windows, and layers without rotary positions."""
 LAYERS_OF_27B = 46
 """llama.cpp knows Gemma 2 27B, whose attention is scaled differently, by its number of layers."""
+FOLLOWED = ("query_pre_attn_scalar", "no_rope_layers", "no_rope_layer_interval", "original_max_position_embeddings")
+"""Fields that the checks of single graphs and of rotary positions look at."""
 NORMS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
 """A graph reads one of them; converters write both."""
 SHAPES = ("vocab_size", "embedding_length", "feed_forward_length", "block_count")
@@ -275,13 +277,7 @@ def _without(file: File, key: str) -> File:
 def _unknown_fields(folder: ModelFolder, config: Config, known: bool) -> list[str]:
     """Fields of the configuration that say something of the model and were compared with nothing: of a class that
     transformers knows those that are not its defaults, of another all."""
-    looked = sources_of(config) | PLAIN | WINDOW | {*ACTIVATION_FIELDS, *FIXED, "query_pre_attn_scalar"}
-    looked |= {
-        "no_rope_layers",
-        "no_rope_layer_interval",
-        "original_max_position_embeddings",
-        "max_position_embeddings",
-    }
+    looked = sources_of(config) | PLAIN | WINDOW | {*ACTIVATION_FIELDS, *FIXED, *FOLLOWED}
     names = [name for name in config if name not in looked and not name.startswith("_")]
     if known:
         usual = _defaults(folder, config)

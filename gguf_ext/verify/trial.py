@@ -70,7 +70,7 @@ def tried_otherwise(
         return "", f"its tokenizer could not be tried: {reason}"
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "vocabulary.gguf"
-        _write(own, architecture, wanted)
+        write_tensors(own, architecture, wanted, [], None)
         try:
             with LoadedVocabulary(path) as there, LoadedVocabulary(own) as here:
                 texts = sample_texts(metadata)
@@ -93,11 +93,6 @@ def _line(wrong: Sequence[str], tried: int) -> str:
         return ""
     shortest = min(wrong, key=lambda text: (len(text), text))
     return f"of {tried} texts tried llama.cpp cuts {len(wrong)} otherwise, the shortest {shortest[:60]!r}"
-
-
-def _write(path: Path, architecture: str, entries: Sequence[Entry]) -> None:
-    """A GGUF file of metadata alone."""
-    write_tensors(path, architecture, entries, [], None)
 
 
 def sample_texts(metadata: Mapping[str, Any]) -> list[str]:
