@@ -42,7 +42,6 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     Raises SQFTError for whatever a step would refuse: a folder that is no float model, a method that is unknown, a
     sparsity, an N:M, a group size, a pattern or a search space that the model cannot have.
     """
-    # everything that can be refused
     settings = settings or PlanSettings()
 
     # everything that can be refused
@@ -78,8 +77,6 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
 
     # whether it fits this machine
     machine = {**machine_now(costs.rate), "measured_seconds": time.perf_counter() - start}
-
-    # does it fit
     rows = [{**asdict(step), "fits": step.peak_memory <= machine["memory_available"]} for step in steps]
     needed = sum(stage.bytes + stage.other for stage in stages[1:])
     fits = all(row["fits"] for row in rows) and needed <= machine["disk_free"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -51,31 +51,23 @@ class Sizes:
         self.weights = sum(rows * columns for rows, columns in source.modules.values())
 
     def of_source(self) -> Stage:
-        names = [self.source.stored(module) for module in self.source.modules]
-        bits = self._bits({name: {name: self.stored[name]} for name in names})
+        bits = self._bits(self._changed(lambda module, shape, stored: {module: stored}))
         return Stage("source", self.source.folder.weight_bytes, self.side, bits)
 
     def pruned(self, name: str = "pruned") -> Stage:
         """In the dtype of the source, with a mask of one bit a weight."""
-        changed = {
-            self.source.stored(module): {f"{module}.weight": self.stored[self.source.stored(module)]}
-            for module in self.source.modules
-        }
+        changed = self._changed(lambda module, shape, stored: {f"{module}.weight": stored})
         return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
 
     def int4(self, grid: GridStamp, name: str = "INT4") -> Stage:
-        changed = {
-            self.source.stored(module): int4_specs(module, shape, grid, self._dtype(module))
-            for module, shape in self.source.modules.items()
-        }
+        changed = self._changed(lambda module, shape, stored: int4_specs(module, shape, grid, stored.dtype))
         return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
 
     def compact(self, grid: GridStamp, patterns: Mapping[str, Pattern]) -> Stage:
         """The compact form, which is its own mask. At most: weights that were 0 before need no code."""
-        changed = {
-            self.source.stored(module): planned_specs(module, shape, patterns[module], grid, self._dtype(module))
-            for module, shape in self.source.modules.items()
-        }
+        changed = self._changed(
+            lambda module, shape, stored: planned_specs(module, shape, patterns[module], grid, stored.dtype)
+        )
         return Stage("compact", self._bytes(changed), self.side, self._bits(changed), exact=False)
 
     def adapter(self, targets: Iterable[str], rank: int, name: str = "adapter") -> Stage:
@@ -91,8 +83,10 @@ class Sizes:
         shapes = self.source.modules.items()
         return file_bytes({name: TensorSpec(torch.uint8, packed_mask_shape(shape)) for name, shape in shapes})
 
-    def _dtype(self, module: str) -> torch.dtype:
-        return self.stored[self.source.stored(module)].dtype
+    def _changed(self, written: Callable[[str, tuple[int, int], TensorSpec], Specs]) -> dict[str, Specs]:
+        """Stored weight of each module → what is written in its place, by `written(module, its shape, stored spec)`."""
+        names = {self.source.stored(module): module for module in self.source.modules}
+        return {name: written(module, self.source.modules[module], self.stored[name]) for name, module in names.items()}
 
     def _bytes(self, changed: Mapping[str, Specs]) -> int:
         """The files as FolderWriter lays them out: what is not changed is copied, under the model's own names."""

@@ -62,14 +62,12 @@ def of_adapter(name: str, path: Path, report: Mapping[str, Any]) -> Artefact:
     choices = report["rank_choices"]
     ranks = ", ".join(map(str, choices)) if choices else ", ".join(report["total"]["ranks"])
     kind = "QA-SparsePEFT" if report["quantization_aware"] else "SparsePEFT" if report["sparse"] else report["type"]
-    seconds = (report["training"] or {}).get("seconds")
     return Artefact(
         name=name,
         kind="adapter",
         what=f"{kind} adapter, {'elastic ranks' if choices else 'rank'} {ranks}",
         path=str(path),
         bytes=report["bytes"],
-        seconds=seconds if isinstance(seconds, int | float) else None,
     )
 
 

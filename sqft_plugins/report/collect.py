@@ -25,7 +25,7 @@ from sqft_plugins.report import read
 from sqft_plugins.report.artefacts import of_adapter, of_demo, of_model, of_unread_model
 from sqft_plugins.report.data import Artefact, Layers, Ranks, Report
 from sqft_plugins.report.find import DEMO, RECIPE, Found, find
-from sqft_plugins.report.records import DemoRecord
+from sqft_plugins.report.records import DemoRecord, Measured
 from sqft_plugins.report.summary import summary
 
 PACKAGES = ("sqft-plugins", "torch", "transformers", "peft", "compressed-tensors", "optuna", "lm-eval", "vllm")
@@ -52,7 +52,7 @@ def collect(path: str | Path, *, title: str | None = None, quick: bool = False) 
         raise CheckpointError(f"{path} holds nothing to report ({reasons}): give the folder of a run or of a model")
 
     builder.finish()
-    report.environment = environment()
+    report.environment = machine_facts() | installed(PACKAGES)
     report.summary = summary(report)
     return report
 
@@ -65,7 +65,7 @@ class Builder:
         self.report, self.root, self.quick, self.read = report, root, quick, 0
         self.runs: list[Found] = []
         self.evaluations: list[tuple[str, dict[str, Any]]] = []
-        self.measured: dict[str, dict[str, Any]] = {}
+        self.measured: dict[str, Measured] = {}
 
     def take(self, found: Found) -> None:
         """Reads one finding."""
@@ -102,10 +102,9 @@ class Builder:
         steps = read.read_steps(found.path)
         self.report.steps += [read.step(f"{prefix}{name}", record) for name, record in steps.items()]
         for name, record in steps.items():
-            scored = read.evaluations(record["result"], name)
+            scored = read.evaluations(record.result.model_extra, name)
             self.evaluations += [(f"{prefix}{label}", one) for label, one in scored]
-            measured = record["result"].get("measured")
-            self.measured[f"{prefix}{name}"] = measured if isinstance(measured, dict) else {}
+            self.measured[f"{prefix}{name}"] = record.result.measured
 
         recipe = found.path / RECIPE
         if recipe.is_file():
@@ -122,9 +121,11 @@ class Builder:
         self.report.layers.append(layers)
 
     def adapter(self, found: Found) -> None:
-        self.report.artefacts.append(of_adapter(found.name, found.path, inspect_path(found.path)))
+        artefact = of_adapter(found.name, found.path, inspect_path(found.path))
+        self.report.artefacts.append(artefact)
         training = read.read_training(found.path, found.name)
         if training is not None:
+            artefact.seconds = training.seconds
             self.report.trainings.append(training)
 
     def search(self, found: Found) -> None:
@@ -136,7 +137,8 @@ class Builder:
             self.report.ranks.append(Ranks(name=found.name, cells=cells))
 
     def evaluation(self, found: Found) -> None:
-        self.evaluations += read.evaluations(read.read_json(found.path), found.name.removesuffix(".json"))
+        report = read.read_json(dict[str, Any], found.path)
+        self.evaluations += read.evaluations(report, found.name.removesuffix(".json"))
 
     # --- what they tell about each other ---
 
@@ -164,7 +166,7 @@ class Builder:
         if not file.is_file():
             return
 
-        record = read.checked(DemoRecord, read.read_json(file), file)
+        record = read.read_json(DemoRecord, file)
         prefix = self._prefix(run)
         known = {artefact.name: artefact for artefact in self.report.artefacts}
         rows = [of_demo(stage, record.task, known, prefix) for stage in record.stages]
@@ -189,11 +191,10 @@ class Builder:
                 continue
             if artefact.seconds is None:
                 artefact.seconds = order[name][1]
-            kept, bits = (self.measured.get(name, {}).get(key) for key in ("zeros_kept", "bits_per_weight"))
-            if artefact.zeros_kept is None and isinstance(kept, float):
-                artefact.zeros_kept = kept
-            if artefact.bits_per_weight is None and artefact.kind != "adapter" and isinstance(bits, float):
-                artefact.bits_per_weight = bits
+            if artefact.zeros_kept is None:
+                artefact.zeros_kept = self.measured[name].zeros_kept
+            if artefact.bits_per_weight is None and artefact.kind != "adapter":
+                artefact.bits_per_weight = self.measured[name].bits_per_weight
 
         if not any(artefact.scores for artefact in self.report.artefacts):  # the demo's rows have their order
             self.report.artefacts.sort(key=lambda artefact: made[artefact.name])
@@ -238,8 +239,3 @@ class Builder:
 def _is_output(artefact: str, step: str) -> bool:
     """Whether an artefact is what that step left: STEP, STEP.gguf, or a file in STEP/."""
     return artefact == step or artefact.removesuffix(".gguf") == step or artefact.startswith(f"{step}/")
-
-
-def environment() -> dict[str, str]:
-    """Versions, processor, cores, memory of the machine that this runs on."""
-    return machine_facts() | installed(PACKAGES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -155,12 +155,5 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints: a number that is not finite is null, for JSON has none."""
-        return {name: _finite(value) for name, value in asdict(self).items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=lambda name: None)
+        return found

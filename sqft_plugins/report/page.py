@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -102,12 +102,12 @@ def artefacts(rows: Sequence[Artefact]) -> dict[str, Any] | None:
         return None
 
     tasks = list(dict.fromkeys(task for row in rows for task in main_scores(row)))
-    columns = [(_heading(task, rows), [_shown(main_scores(row).get(task)) for row in rows]) for task in tasks]
+    columns = [(_heading(task, rows), [_cell(main_scores(row).get(task), shown) for row in rows]) for task in tasks]
     columns += [
-        ("perplexity", [_shown(perplexity(row)) for row in rows]),
-        ("zeros", [_percent(row.zeros) for row in rows]),
-        ("zeros kept", [_percent(row.zeros_kept) for row in rows]),
-        ("bits / weight", [_number(row.bits_per_weight, ".2f") for row in rows]),
+        ("perplexity", [_cell(perplexity(row), shown) for row in rows]),
+        ("zeros", [_cell(row.zeros, percent) for row in rows]),
+        ("zeros kept", [_cell(row.zeros_kept, percent) for row in rows]),
+        ("bits / weight", [_cell(row.bits_per_weight, "{:.2f}".format) for row in rows]),
         ("MB", _column([row.bytes and row.bytes / 1e6 for row in rows], 10, 1, 3)),
         ("seconds", _column([row.seconds for row in rows], 100, 0, 1)),
     ]
@@ -192,7 +192,7 @@ def searched(search: Search, report: Report) -> dict[str, Any]:
 
     body = [
         [row["name"], plus_minus(row["search"]) if row.get("search") else NONE, plus_minus(row["recheck"]),
-         f"{row['recheck']['questions']:,}", _number(row.get("parameters"), ",.0f")]
+         f"{row['recheck']['questions']:,}", _cell(row.get("parameters"), "{:,.0f}".format)]
         for row in result["finalists"]
     ]  # fmt: skip
     return {
@@ -250,7 +250,7 @@ def steps(report: Report) -> Table | None:
     """The steps of a run, with what each was asked for."""
     if not report.steps:
         return None
-    rows = [[step.name, _number(step.seconds, ",.1f"), plain(step.settings)] for step in report.steps]
+    rows = [[step.name, _cell(step.seconds, "{:,.1f}".format), plain(step.settings)] for step in report.steps]
     total = sum(step.seconds or 0 for step in report.steps)
     return Table(["", "seconds", "asked for"], [*rows, ["all", f"{total:,.1f}", ""]], words=2)
 
@@ -295,19 +295,11 @@ def _heading(task: str, rows: Sequence[Artefact]) -> str:
     return task if found.metric == "acc" else f"{task}, {found.metric}"
 
 
-def _shown(score: Any) -> str:
-    return NONE if score is None else shown(score)
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else percent(value)
+def _cell(value: Any, write: Callable[[Any], str]) -> str:
+    return NONE if value is None else write(value)
 
 
 def _column(values: Sequence[float | None], large: float, few: int, many: int) -> list[str]:
     """With `few` decimals where any value is `large`, else with `many`: those of a tiny model would all be 0."""
     decimals = few if max((value or 0.0 for value in values), default=0.0) >= large else many
-    return [_number(value, f",.{decimals}f") for value in values]
-
-
-def _number(value: float | None, written: str) -> str:
-    return NONE if value is None else format(value, written)
+    return [_cell(value, f"{{:,.{decimals}f}}".format) for value in values]

@@ -4,23 +4,22 @@ the file and the field; so is a value that no chart could show."""
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.adapter import TRAINING
 from sqft_plugins.report.data import Score, Search, StepRecord, Training, Trial
 from sqft_plugins.report.find import SEARCH, STAGES, TRIALS, is_evaluation
-from sqft_plugins.report.records import SearchRecord, TrainingRecord
+from sqft_plugins.report.records import SearchRecord, StageRecord, TrainingRecord
 from sqft_plugins.tune.record import read_record
 
-Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 TOLD = ("base", "dtype", "tokens", "trained_parameters", "held_out", "kept_step")
 """Of training.json, beside its settings."""
 NOT_LORAS = ("sparse", "share_rank", "quantization_aware", "grid")
@@ -29,22 +28,16 @@ FRACTIONS = ("acc", "acc_norm", "exact_match", "last_number", "accuracy")
 """Metrics that are shown in per cent."""
 
 
-def read_json(file: Path) -> Any:
-    """Raises CheckpointError for a file that is damaged."""
+def read_json(kind: type[T], file: Path) -> T:
+    """What a JSON file holds, as that record. Raises CheckpointError, naming the field, for a file that is damaged."""
     try:
-        return json.loads(file.read_text())
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{file} is no JSON file ({error}): it is damaged or cut off") from error
-
-
-def checked(kind: type[Model], value: Any, file: Path) -> Model:
-    """The value as that record. Raises CheckpointError, naming the field."""
-    try:
-        return kind.model_validate(value)
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise CheckpointError(f"{file}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        wrong = ".".join(map(str, first["loc"])) or "as a whole"
+        raise CheckpointError(f"{file} is damaged or cut off: {wrong}: {first['msg']}") from error
 
 
 # --- trainings ---
@@ -56,7 +49,7 @@ def read_training(folder: Path, name: str) -> Training | None:
     if not file.is_file():
         return None
 
-    record = checked(TrainingRecord, read_json(file), file)
+    record = read_json(TrainingRecord, file)
     drawn = [Counter(ranks.values()) for ranks, _ in read_record(folder)]
     choices = sorted({rank for counts in drawn for rank in counts}, reverse=True)
     more = record.model_extra or {}
@@ -80,14 +73,13 @@ def read_training(folder: Path, name: str) -> Training | None:
 def read_search(folder: Path, name: str) -> Search:
     """The search of a folder, with its finished trials."""
     file, table = folder / SEARCH, folder / TRIALS
-    result = read_json(file)
-    record = checked(SearchRecord, result, file)
+    record = read_json(SearchRecord, file)
     cost = record.settings.against or "parameters"
     try:
         trials = list(_trials(table, cost)) if table.is_file() else []
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise CheckpointError(f"{table} is damaged ({type(error).__name__}: {error}): copy the folder again") from error
-    return Search(name=name, result=result, trials=trials, cost=cost, front=record.front)
+    return Search(name=name, result=read_json(dict[str, Any], file), trials=trials, cost=cost, front=record.front)
 
 
 def _trials(table: Path, cost: str) -> Iterator[Trial]:
@@ -103,39 +95,25 @@ def _trials(table: Path, cost: str) -> Iterator[Trial]:
 # --- steps of a run ---
 
 
-def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
-    """Step → its record (key, inputs, result), in the order in which they follow each other."""
+def read_steps(folder: Path) -> dict[str, StageRecord]:
+    """Step → its record, in the order in which they follow each other."""
     files = sorted((folder / STAGES).glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-    waiting = {}
-    for file in files:
-        record = read_json(file)
-        if not isinstance(record, dict) or not isinstance(record.get("result"), dict):
-            raise CheckpointError(f"{file} is no record of a step: it has no result")
-        inputs = record.get("inputs")
-        waiting[file.stem] = {**record, "inputs": inputs if isinstance(inputs, dict) else {}}
+    waiting = {file.stem: read_json(StageRecord, file) for file in files}
 
     # the first by time among those whose predecessors are done; in a circle, the first by time
-    ordered: dict[str, dict[str, Any]] = {}
+    ordered: dict[str, StageRecord] = {}
     while waiting:
-        known = {record.get("key") for record in waiting.values()}
-        free = [name for name, record in waiting.items() if not known & set(_after(record))] or list(waiting)
+        known = {record.key for record in waiting.values()}
+        free = [name for name, record in waiting.items() if known.isdisjoint(record.inputs.after)] or list(waiting)
         ordered[free[0]] = waiting.pop(free[0])
     return ordered
 
 
-def _after(record: Mapping[str, Any]) -> list[str]:
-    found = record["inputs"].get("after")
-    return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
-
-
-def step(name: str, record: Mapping[str, Any]) -> StepRecord:
+def step(name: str, record: StageRecord) -> StepRecord:
     """Its seconds and what it was asked for."""
-    seconds, inputs = record["result"].get("seconds"), record["inputs"]
-    asked = {key: value for key, value in inputs.items() if key not in ("name", "version", "after", "options")}
-    if isinstance(inputs.get("options"), dict):  # a recipe's
-        asked |= inputs["options"]
+    asked = {**(record.inputs.model_extra or {}), **record.inputs.options}
     settings = {key: value for key, value in asked.items() if not _is_digest(value) and value not in (None, [], {})}
-    return StepRecord(name=name, seconds=seconds if isinstance(seconds, int | float) else None, settings=settings)
+    return StepRecord(name=name, seconds=record.result.seconds, settings=settings)
 
 
 def _is_digest(value: Any) -> bool:

@@ -65,6 +65,36 @@ class SearchRecord(BaseModel):
     seconds: float | None = None
 
 
+class StageInputs(BaseModel):
+    """What a step was made of: options of a recipe's step, settings of a stage of the demo, and what must be equal for
+    its result to be used again."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Any = None
+    version: Any = None
+    after: list[str] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Measured(BaseModel):
+    zeros_kept: float | None = None
+    bits_per_weight: float | None = None
+
+
+class StageResult(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    seconds: float | None = None
+    measured: Measured = Measured()
+
+
+class StageRecord(BaseModel):
+    """stages/NAME.json of a run. key: what later steps name it by, in `after`."""
+
+    key: str | None = None
+    inputs: StageInputs = Field(default_factory=StageInputs)
+    result: StageResult
+
+
 class DemoStage(BaseModel):
     name: str
     accuracy: float

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.chat import Chat, chat_tokens
@@ -79,19 +78,6 @@ def split(examples: Sequence[T], fraction: float, seed: int) -> tuple[list[T], l
     for index, example in enumerate(examples):
         parts[index in held_out].append(example)
     return parts
-
-
-class Examples(Dataset):
-    """Tokenized examples as Trainer takes them."""
-
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
 
 
 @dataclass

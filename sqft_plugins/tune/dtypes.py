@@ -9,15 +9,9 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import fast_dtype
 
 
-def training_dtype(base: ModelFolder, exact: bool) -> torch.dtype:
-    """The dtype that is fast here; where `exact`, float32 if the fast one would round the float weights of `base`."""
-    fast = fast_dtype()
-    return fast if not exact or _holds(base, fast) else torch.float32
-
-
-def choose_dtype(base: ModelFolder, exact: bool, asked: str) -> tuple[torch.dtype, str]:
-    """The dtype of the base, and why. exact: its float weights must not be rounded. Raises SQFTError where `asked`
-    would round them."""
+def choose_dtype(base: ModelFolder, exact: bool, asked: str = "auto") -> tuple[torch.dtype, str]:
+    """The dtype of the base, and why: as `asked`, or with "auto" the one that is fast here. exact: its float weights
+    must not be rounded; then "auto" is float32 where the fast one would. Raises SQFTError where `asked` would."""
     if asked != "auto":
         dtype: torch.dtype = getattr(torch, asked)
         if exact and not _holds(base, dtype):
@@ -27,9 +21,9 @@ def choose_dtype(base: ModelFolder, exact: bool, asked: str) -> tuple[torch.dtyp
             )
         return dtype, "as asked"
 
-    dtype = training_dtype(base, exact)
-    if dtype != fast_dtype():
-        return dtype, "bfloat16 would round the float weights of which the codes are made"
+    dtype = fast_dtype()
+    if exact and not _holds(base, dtype):
+        return torch.float32, "bfloat16 would round the float weights of which the codes are made"
     return dtype, "fast on this machine" if dtype == torch.bfloat16 else "bfloat16 would not be faster on this machine"
 
 

@@ -34,7 +34,7 @@ from sqft_plugins.tune.arguments import (
     trainer_arguments,
 )
 from sqft_plugins.tune.chat import Chat
-from sqft_plugins.tune.data import Collator, Examples
+from sqft_plugins.tune.data import Collator
 from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
 from sqft_plugins.tune.examples import Example
@@ -179,8 +179,8 @@ def _trainer(run: Run, tuned: Any, checkpoints: Checkpoints, last: Path | None) 
         args=trainer_arguments(
             training, checkpoints.folder, run.dtype, evaluated=held_out is not None, begun=begun is not None
         ),
-        train_dataset=Examples(data.rows),
-        eval_dataset=Examples(data.held_out) if data.held_out else None,
+        train_dataset=data.rows,
+        eval_dataset=data.held_out or None,
         data_collator=PackingCollator(pad) if training.packing else Collator(pad),
         callbacks=[
             Watch(f"tuning {run.method.name}"),

@@ -31,7 +31,7 @@ def test_nothing_to_report_is_an_error_and_no_page(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="holds nothing to report"):
         write_report(tmp_path)
     (tmp_path / "cut.json").write_text("{")
-    with pytest.raises(SQFTError, match=r"cut.json is no JSON file"):
+    with pytest.raises(SQFTError, match=r"cut.json is damaged or cut off: as a whole: Invalid JSON"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

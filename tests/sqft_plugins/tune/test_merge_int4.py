@@ -18,7 +18,7 @@ from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.measure import zeros_kept
 from sqft_plugins.tune import AdapterSettings, TrainSettings
-from sqft_plugins.tune.dtypes import training_dtype
+from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.extract import extract_adapter
 from sqft_plugins.tune.merge import merge_folder
@@ -221,9 +221,9 @@ def test_a_gradient_that_is_not_finite_names_its_layer(int4, tmp_path, monkeypat
 def test_the_dtype_of_training_holds_a_float_base_exactly(pruned, tiny_gemma, monkeypatch) -> None:
     monkeypatch.setattr("sqft_plugins.tune.dtypes.fast_dtype", lambda: torch.bfloat16)
     float32, bfloat16 = ModelFolder(pruned), ModelFolder(tiny_gemma)
-    assert training_dtype(float32, exact=False) == torch.bfloat16
-    assert training_dtype(float32, exact=True) == torch.float32
-    assert training_dtype(bfloat16, exact=True) == torch.bfloat16
+    assert choose_dtype(float32, exact=False)[0] == torch.bfloat16
+    assert choose_dtype(float32, exact=True)[0] == torch.float32
+    assert choose_dtype(bfloat16, exact=True)[0] == torch.bfloat16
 
 
 def test_trained_in_bfloat16_it_merges_the_codes_it_was_trained_with(int4, tmp_path, monkeypatch) -> None:
