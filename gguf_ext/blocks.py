@@ -92,22 +92,24 @@ def encode(steps: NDArray[np.int8], scale: NDArray[np.float16], kind: TensorType
 
 def decode(raw: NDArray[np.uint8], kind: TensorType) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """The inverse of `encode`: uint8 [out, row_bytes] → steps int8 [out, in], d fp16 [out, in / 32]."""
-    rows = raw.shape[0]
-    blocks = np.ascontiguousarray(raw).reshape(rows, -1, BLOCK_BYTES[kind])
-    d = np.ascontiguousarray(blocks[:, :, 0:2]).view("<f2").reshape(rows, -1)
+    blocks, d = _blocks(raw, kind)
     nibbles = blocks[:, :, -16:]
     unsigned = np.concatenate([nibbles & 0xF, nibbles >> 4], axis=-1)  # [out, blocks, 32]
     if kind is TensorType.Q5_0:
         unsigned |= np.unpackbits(blocks[:, :, 2:6], axis=-1, bitorder="little") << 4
     steps = unsigned.view(np.int8) - np.int8(OFFSET[kind])
-    return steps.reshape(rows, -1), d
+    return steps.reshape(len(raw), -1), d
 
 
 def dequantize(raw: NDArray[np.uint8], kind: TensorType) -> NDArray[np.float32]:
     """Raw rows of any TensorType, uint8 [out, row_bytes] → float32 [out, in], as llama.cpp computes them."""
     rows = raw.shape[0]
     if kind.is_block:
-        steps, d = _signed_bytes(raw) if kind is TensorType.Q8_0 else decode(raw, kind)
+        if kind is TensorType.Q8_0:
+            blocks, d = _blocks(raw, kind)
+            steps = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8)
+        else:
+            steps, d = decode(raw, kind)
         weights = steps.reshape(rows, -1, BLOCK).astype(np.float32)
         weights *= d.astype(np.float32)[:, :, None]
         return weights.reshape(rows, -1)
@@ -119,9 +121,7 @@ def dequantize(raw: NDArray[np.uint8], kind: TensorType) -> NDArray[np.float32]:
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)  # bf16 is the upper half of fp32
 
 
-def _signed_bytes(raw: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Rows of Q8_0 → int8 [out, in], d fp16 [out, in / 32]."""
-    rows = raw.shape[0]
-    blocks = np.ascontiguousarray(raw).reshape(rows, -1, BLOCK_BYTES[TensorType.Q8_0])
-    d = np.ascontiguousarray(blocks[:, :, 0:2]).view("<f2").reshape(rows, -1)
-    return np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1), d
+def _blocks(raw: NDArray[np.uint8], kind: TensorType) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Raw rows → the bytes of each block uint8 [out, blocks, bytes], and its d fp16 [out, blocks]."""
+    blocks = np.ascontiguousarray(raw).reshape(len(raw), -1, BLOCK_BYTES[kind])
+    return blocks, np.ascontiguousarray(blocks[:, :, 0:2]).view("<f2").reshape(len(raw), -1)

@@ -86,7 +86,7 @@ def tokenizer_notes(file: Path, entries: Sequence[Entry], described: Described, 
         notes.append(f"llama.cpp has no place for all end tokens of the model: it will not stop at {texts}")
     if ends and (limit := end_limit(metadata, ends)):
         notes.append(limit)
-    if described.reference is not None and (line := try_tokenizer(file, metadata, described.reference)):
+    if described.reference is not None and (line := try_tokenizer(file, metadata, described.reference)[1]):
         notes.append(line)
 
     for note in notes:

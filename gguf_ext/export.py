@@ -38,9 +38,9 @@ from gguf_ext.verify.tensors import VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.write.file import header_bytes, write_tensors
 from gguf_ext.write.plan import Planned, plan
-from gguf_ext.write.split import check_target, remove_parts, split_parts, write_parts
+from gguf_ext.write.split import check_target, part_paths, remove_parts, split_parts, write_parts
 from gguf_ext.write.tensors import spare_biases
-from sqft_plugins.checkpoint import ModelFolder, write_file
+from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say
 
@@ -154,14 +154,12 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
         parts = [planned]
     else:
         parts = split_parts(planned, header_bytes(layout.architecture, entries), options.limit)
-    if len(parts) == 1:
-        written, verified = [target], _write_whole(folder, layout, entries, planned, target, overwrite)
-        if options.limit is not None and overwrite:
-            remove_parts(target)  # of an earlier export that did not fit one file
-    else:
-        written, verified = _write_parts(folder, layout, entries, parts, target)
+    verified = _write(folder, layout, entries, parts, target, overwrite)
+    if len(parts) == 1 and options.limit is not None and overwrite:
+        remove_parts(target)  # of an earlier export that did not fit one file
 
     # report
+    written = part_paths(target, len(parts))
     metadata = {entry.key: entry.value for entry in entries}
     return ExportReport(
         path=str(written[0]),
@@ -219,29 +217,21 @@ def _check_loadable(folder: ModelFolder, layout: Layout, entries: list[Entry]) -
         raise UnsupportedArchitectureError(f"llama.cpp cannot load model {folder.path}: {reason}")
 
 
-def _write_whole(
-    folder: ModelFolder, layout: Layout, entries: list[Entry], planned: list[Planned], target: Path, overwrite: bool
+def _write(
+    folder: ModelFolder, layout: Layout, entries: list[Entry], parts: list[list[Planned]], target: Path, overwrite: bool
 ) -> VerifyReport:
-    with write_file(target, overwrite) as temporary:
-        write_tensors(temporary, layout.architecture, entries, planned, folder)
-        return _verified(folder, layout, temporary, target)
-
-
-def _write_parts(
-    folder: ModelFolder, layout: Layout, entries: list[Entry], parts: list[list[Planned]], target: Path
-) -> tuple[list[Path], VerifyReport]:
-    """Of each part its tensors → their paths, and what was verified of all. The metadata stands in the first."""
+    """Of each part its tensors → what was verified of all. The metadata stands in the first."""
     count, tensors = len(parts), sum(map(len, parts))
-    with write_parts(target, count) as paths:
+    with write_parts(target, count, overwrite) as paths:
         for index, (path, planned) in enumerate(zip(paths, parts, strict=True)):
             own = [Entry(INDEX, index, "uint16"), Entry(COUNT, count, "uint16"), Entry(TENSORS, tensors, "int32")]
+            if count == 1:
+                own = []
             write_tensors(path, layout.architecture, own if index else entries + own, planned, folder)
-        report = _verified(folder, layout, paths[0], target)
-    return [target.with_name(path.name) for path in paths], report
 
-
-def _verified(folder: ModelFolder, layout: Layout, file: Path, target: Path) -> VerifyReport:
-    report = compare(folder, layout, GGUFFile(file))
-    if not report.ok:
-        raise VerificationError(f"--out {target}: {report.first_difference}: nothing was written, report this as a bug")
+        report = compare(folder, layout, GGUFFile(paths[0]))
+        if not report.ok:
+            raise VerificationError(
+                f"--out {target}: {report.first_difference}: nothing was written, report this as a bug"
+            )
     return report

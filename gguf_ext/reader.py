@@ -159,13 +159,12 @@ class GGUFFile:
     def kind(self, name: str) -> TensorType:
         """The type of a tensor. Raises GGUFError for a type that this package does not know."""
         info = self.tensors[name]
-        try:
-            return TensorType(info.type)
-        except ValueError:
+        if not info.is_ours:
             kinds = ", ".join(kind.name for kind in TensorType)
             raise GGUFError(
                 f"{self.path}: tensor {name} is {info.type_name}, not one of {kinds}: give a file that sqft wrote"
-            ) from None
+            )
+        return TensorType(info.type)
 
     def _others(self) -> list[str]:
         """The names of the parts after the first."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, absent, head_width
+from gguf_ext.arch.spec import Architecture, Config, Key, Rule, absent, head_width
 
 CONTEXT = 2048
 """Bloom's own training length: ALiBi sets no limit, and not every config.json has one."""
@@ -22,12 +24,8 @@ def _reason(config: Config) -> str:
     return ""
 
 
-def _entries(config: Config) -> list[Entry]:
-    context = config.get("seq_length") or config.get("max_position_embeddings") or CONTEXT
-    return [
-        Entry("bloom.context_length", int(context), "uint32"),
-        Entry("bloom.feed_forward_length", 4 * int(config["hidden_size"]), "uint32"),
-    ]
+def _context(config: Config) -> Any:
+    return config.get("seq_length") or config.get("max_position_embeddings") or CONTEXT
 
 
 def qkv_order(config: Config) -> Tensor:
@@ -46,6 +44,8 @@ BLOOM = Architecture(
         Key("attention.head_count", "num_attention_heads"),
         Key("attention.head_count_kv", "num_attention_heads"),
         Key("attention.layer_norm_epsilon", "layer_norm_epsilon", "float32"),
+        Key("context_length", _context),
+        Key("feed_forward_length", lambda config: 4 * int(config["hidden_size"])),
     ),
     rules=(
         Rule("transformer.word_embeddings"),
@@ -60,5 +60,4 @@ BLOOM = Architecture(
         Rule("transformer.h.{i}.mlp.dense_4h_to_h", bias="required"),
     ),
     reason=_reason,
-    entries=_entries,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gguf_ext.arch.rope import rope_constants, rope_entries, rope_note, rope_reason
-from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Entry, Rule, rotary
+from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Key, Rule, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -58,7 +58,7 @@ def decoder(
         keys=WINDOWED_KEYS if windowed else DECODER_KEYS,
         rules=rules,
         reason=lambda config: reason(config) or why_not(name, config, rope_types, parts),
-        entries=partial(windowed_entries if windowed else rope_entries, name),
+        entries=partial(rope_entries, name),
         constants=rope_constants,
         note=decoder_note if windowed else rope_note,
     )
@@ -85,15 +85,11 @@ def window(config: Config) -> int | None:
     return int(size) if size and int(size) < int(config["max_position_embeddings"]) else None
 
 
-WINDOWED_KEYS = tuple(key for key in DECODER_KEYS if key.name != "context_length")
-"""Of models with a window, whose context `windowed_entries` has."""
-
-
-def windowed_entries(name: str, config: Config) -> list[Entry]:
-    """As `rope_entries`, and the context up to which llama.cpp, which has no window here, computes what the model
-    does."""
-    context = window(config) or int(config["max_position_embeddings"])
-    return [Entry(f"{name}.context_length", context, "uint32"), *rope_entries(name, config)]
+WINDOWED_KEYS = (
+    *(key for key in DECODER_KEYS if key.name != "context_length"),
+    Key("context_length", lambda config: window(config) or config["max_position_embeddings"]),
+)
+"""Of models with a window: the context is that up to which llama.cpp, which has no window here, computes the same."""
 
 
 def decoder_note(config: Config) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.spec import GELU_TANH, Architecture, Config, Entry, Key, Rule
+from gguf_ext.arch.spec import GELU_TANH, Architecture, Config, Key, Rule
 
 
 def _reason(config: Config) -> str:
@@ -11,11 +11,6 @@ def _reason(config: Config) -> str:
     if not config.get("scale_attn_weights", True) or config.get("scale_attn_by_inverse_layer_idx"):
         return "scale_attn_weights, scale_attn_by_inverse_layer_idx: llama.cpp's gpt2 scales by the root of the head"
     return ""
-
-
-def _entries(config: Config) -> list[Entry]:
-    inner = config.get("n_inner") or 4 * int(config["hidden_size"])
-    return [Entry("gpt2.feed_forward_length", int(inner), "uint32")]
 
 
 GPT2 = Architecture(
@@ -28,6 +23,7 @@ GPT2 = Architecture(
         Key("block_count", "num_hidden_layers"),
         Key("attention.head_count", "num_attention_heads"),
         Key("attention.layer_norm_epsilon", "layer_norm_epsilon", "float32"),
+        Key("feed_forward_length", lambda config: config.get("n_inner") or 4 * int(config["hidden_size"])),
     ),
     rules=(
         Rule("transformer.wte"),
@@ -42,6 +38,5 @@ GPT2 = Architecture(
         Rule("transformer.h.{i}.mlp.c_proj", transposed=True, bias="required"),
     ),
     reason=_reason,
-    entries=_entries,
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # the causal mask, in older checkpoints
 )

@@ -38,10 +38,11 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Key:
-    """A hyper-parameter. name: its GGUF key without the architecture. source: its name in config.json."""
+    """A hyper-parameter. name: its GGUF key without the architecture. source: its name in config.json, or what it is
+    by the configuration."""
 
     name: str
-    source: str
+    source: str | Callable[[Config], Any]
     kind: Kind = "uint32"
 
 
@@ -118,12 +119,14 @@ class Architecture:
 
 def _read(key: Key, config: Config) -> Any:
     read: dict[str, Callable[[Any], Any]] = {"uint32": int, "float32": float, "bool": bool}
-    value = config.get(key.source)
+    name, value = (
+        (key.source, config.get(key.source)) if isinstance(key.source, str) else (key.name, key.source(config))
+    )
     try:
         return read[key.kind](value)
     except (TypeError, ValueError, OverflowError) as error:
         raise UnsupportedArchitectureError(
-            f"{key.source}={value!r} is no {key.name} that a GGUF file could hold: correct config.json"
+            f"{name}={value!r} is no {key.name} that a GGUF file could hold: correct config.json"
         ) from error
 
 

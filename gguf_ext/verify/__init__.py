@@ -2,7 +2,6 @@
 
 tensors     every weight, bit for bit; the report
 tokenizer   tokens, merges, special tokens, flags and chat templates
-cuts        what llama.cpp itself makes of texts with the file
 trial       some hundred texts, cut by llama.cpp and by the model's own tokenizer
 logits      `--logits`: both run on a text
 """

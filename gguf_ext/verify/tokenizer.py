@@ -32,7 +32,7 @@ from gguf_ext.tokenizer.keys import (
 from gguf_ext.tokenizer.pre_names import adds_bos, cuts_alike
 from gguf_ext.tokenizer.read import read_vocabulary
 from gguf_ext.tokenizer.vocabulary import TokenKind, Vocabulary
-from gguf_ext.verify.cuts import compare_cuts
+from gguf_ext.verify.trial import compare_cuts
 from sqft_plugins.checkpoint import ModelFolder
 
 DECISIVE = (TOKENS, MERGES, MODEL, PRE)
@@ -50,7 +50,7 @@ def compare_tokenizer(
     folder: ModelFolder, layout: Layout, read: GGUFFile, tried: bool = True
 ) -> tuple[str, list[tuple[str, str]]]:
     """The verdict ("equal", "equal, but" what llama.cpp does otherwise, "different" or "not compared: why"), and
-    the differences: metadata key, line. tried: whether llama.cpp is asked as well, see `verify.cuts`."""
+    the differences: metadata key, line. tried: whether llama.cpp is asked as well, see `verify.trial`."""
     config = layout.config or template_config(folder, read)
     unknown = ""
     try:
@@ -65,8 +65,8 @@ def compare_tokenizer(
     found = list(differences(ours, read))
     limits = [unknown] if unknown else []
     if tried and not found:
-        cuts = compare_cuts(ours, read)
-        found, limits = cuts.differences, [*limits, *cuts.limits]
+        found, more = compare_cuts(ours, read)
+        limits += more
     equal = f"equal, but {'; '.join(limits)}" if limits else "equal"
     return ("different" if found else equal), found
 

@@ -17,10 +17,12 @@ from tokenizers import decoders
 
 from gguf_ext.arch import Entry
 from gguf_ext.errors import RuntimeFailedError
+from gguf_ext.reader import GGUFFile
 from gguf_ext.run.loadable import unloadable
 from gguf_ext.run.vocabulary import LoadedVocabulary
 from gguf_ext.tokenizer.keys import MODEL, TOKENS, TYPES
-from gguf_ext.tokenizer.stripping import SPECIAL_KINDS, SPECIAL_TEXTS
+from gguf_ext.tokenizer.stripping import SPECIAL_KINDS, SPECIAL_TEXTS, fitting_name, stripped, stripped_in
+from gguf_ext.tokenizer.vocabulary import Vocabulary
 from gguf_ext.write.file import write_tensors
 from sqft_plugins.errors import DependencyError
 
@@ -39,21 +41,56 @@ ADDED, SEQUENCES, LENGTH, LONGEST = 48, 160, 12, 40
 """Added tokens that are tried in all ways, random texts, tokens of one, and the longest run of one character."""
 
 
+NAME = "general.name"
 NOT_TRIED = "llama-cpp-python is not installed, so the tokenizer was not tried in llama.cpp"
 
 
-def try_tokenizer(path: str | Path, metadata: Mapping[str, Any], reference: Callable[[str], list[int]]) -> str:
-    """A line that says how many of the texts llama.cpp cuts otherwise than `reference`, "" where none, or that they
-    could not be tried. metadata: of the file."""
+def compare_cuts(ours: Vocabulary, read: GGUFFile) -> tuple[list[tuple[str, str]], list[str]]:
+    """What llama.cpp itself makes of a file that has the tokens and kinds of `ours`: the differences (metadata key,
+    line), and what it cuts otherwise than the model in any file. First the names by which it strips white space beside
+    special tokens (`tokenizer.stripping`), then a trial."""
+    name = str(read.metadata.get(NAME, ""))
+    wanted, found = stripped(ours.rule, ours.tokens, ours.kinds), stripped_in(read.metadata)
+    if found is None:
+        line = f"{name!r} makes llama.cpp look for tokens of Phi-3 that the file lacks: it cannot load the file"
+        return [(NAME, line)], list(ours.limits)
+    if wanted is not None and (other := sorted(wanted.differing(found))):
+        line = (
+            f"{name!r} decides in llama.cpp about white space beside {len(other)} special tokens, and wrongly, as of "
+            f"{ours.tokens[other[0]]!r}: {fitting_name(name, ours.rule)!r} would do"
+        )
+        return [(NAME, line)], list(ours.limits)
+
+    named = Entry(NAME, fitting_name(name, ours.rule), "string")
+    architecture = str(read.metadata.get("general.architecture"))
+    otherwise, limit = tried_otherwise(read.path, read.metadata, [named, *ours.entries()], architecture, ours.reference)
+    differences = [("tokenizer", f"{otherwise}, and with the model's own rightly")] if otherwise else []
+    return differences, [*ours.limits, *([limit] if limit else [])]
+
+
+def try_tokenizer(
+    path: str | Path, metadata: Mapping[str, Any], reference: Callable[[str], list[int]] | None, own: Path | None = None
+) -> tuple[str, str]:
+    """What llama.cpp cuts otherwise than `reference`, a line each, "" for nothing: with the file though not with `own`
+    (a difference), and with both (a limit of llama.cpp's).
+
+    metadata: of the file. reference: text → token ids; None takes what `own` gives. own: a file with the entries that
+    ours would have; None where the file is ours.
+    """
+    texts = sample_texts(metadata)
     try:
-        with LoadedVocabulary(path) as vocabulary:
-            texts = sample_texts(metadata)
-            wrong = [text for text in texts if vocabulary.tokenize(text) != reference(text)]
+        found = _cuts(path, texts)
+        ours = found if own is None else _cuts(own, texts)
     except DependencyError:
-        return NOT_TRIED
+        return "", NOT_TRIED
     except RuntimeFailedError as error:
-        return f"its tokenizer could not be tried: {error}"
-    return _line(wrong, len(texts))
+        return "", f"its tokenizer could not be tried: {error}"
+
+    right = ours if reference is None else [reference(text) for text in texts]
+    wrong = [at for at in range(len(texts)) if found[at] != right[at]]
+    different = [texts[at] for at in wrong if ours[at] == right[at]]
+    limited = [texts[at] for at in wrong if ours[at] != right[at]]
+    return _line(different, len(texts)), _line(limited, len(texts))
 
 
 def tried_otherwise(
@@ -63,29 +100,18 @@ def tried_otherwise(
     architecture: str,
     reference: Callable[[str], list[int]] | None,
 ) -> tuple[str, str]:
-    """Of a file and the entries that ours would have: what llama.cpp cuts otherwise with the file (a difference), and
-    what it cuts otherwise with both (a limit of llama.cpp's); "" for nothing. A text that the file cuts as the model's
-    tokenizer does is no difference, whatever ours would do."""
+    """`try_tokenizer` of a file of another's making. wanted: the entries that ours would have."""
     if reason := unloadable(metadata):
         return "", f"its tokenizer could not be tried: {reason}"
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "vocabulary.gguf"
         write_tensors(own, architecture, wanted, [], None)
-        try:
-            with LoadedVocabulary(path) as there, LoadedVocabulary(own) as here:
-                texts = sample_texts(metadata)
-                cuts = [(text, there.tokenize(text), here.tokenize(text)) for text in texts]
-        except DependencyError:
-            return "", NOT_TRIED
-        except RuntimeFailedError as error:
-            return "", f"its tokenizer could not be tried: {error}"
+        return try_tokenizer(path, metadata, reference, own)
 
-    right = [ours if reference is None else reference(text) for text, _, ours in cuts]
-    known = zip(cuts, right, strict=True)
-    wrong = [(text, ours == wanted) for (text, found, ours), wanted in known if found != wanted]
-    different = [text for text, avoidable in wrong if avoidable]
-    limited = [text for text, avoidable in wrong if not avoidable]
-    return _line(different, len(texts)), _line(limited, len(texts))
+
+def _cuts(path: str | Path, texts: Sequence[str]) -> list[list[int]]:
+    with LoadedVocabulary(path) as vocabulary:
+        return [vocabulary.tokenize(text) for text in texts]
 
 
 def _line(wrong: Sequence[str], tried: int) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gguf_ext.errors import GGUFError, TargetExistsError
 from gguf_ext.parts import PartName, part_name
-from sqft_plugins.checkpoint import check_output
+from sqft_plugins.checkpoint import check_output, write_file
 from sqft_plugins.checkpoint.files import translate_full_disk
 from sqft_plugins.errors import OutputExistsError
 
@@ -77,18 +77,29 @@ def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Pa
     return path
 
 
+def part_paths(target: Path, count: int) -> list[Path]:
+    """Where the parts of `target` stand; one part is the file itself."""
+    names = PartName(target.name.removesuffix(".gguf"), 0, count)
+    return [target] if count == 1 else [target.with_name(names.name(index)) for index in range(count)]
+
+
 @contextmanager
-def write_parts(target: Path, count: int) -> Iterator[list[Path]]:
+def write_parts(target: Path, count: int, overwrite: bool) -> Iterator[list[Path]]:
     """Yields the paths of `count` parts in a folder beside `target`; on success they get their places, and what was
-    there as `target`, whole or in parts, is gone. On any error they are removed and what was there stays.
+    there as `target`, whole or in parts, is gone. On any error they are removed and what was there stays. One part is a
+    file as `write_file` writes it.
 
     The first part, without which llama.cpp loads nothing, is the last to come and of the old ones the first to go: a
     process that is killed leaves the old file, the new one, or none.
     """
+    if count == 1:
+        with write_file(target, overwrite) as temporary:
+            yield [temporary]
+        return
+
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    names = PartName(target.name.removesuffix(".gguf"), 0, count)
-    parts = [folder / names.name(index) for index in range(count)]
+    parts = [folder / path.name for path in part_paths(target, count)]
     try:
         with translate_full_disk(target, "--out"):
             yield parts

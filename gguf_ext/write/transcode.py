@@ -101,26 +101,23 @@ def matrix_type(tensor: Tensor, name: str, float_type: str = "auto", argument: s
     if tensor.dtype not in TORCH_TYPES.values():
         raise GGUFError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: save the model in float32 or narrower")
 
-    wanted = EMBEDDING_TYPES.get(float_type)
-    candidates = [TensorType.F16, TensorType.BF16] if wanted is None else [wanted]
-    if tensor.ndim == 1:
-        candidates = [TensorType.F32]
+    wanted = TensorType.F32 if tensor.ndim == 1 else EMBEDDING_TYPES.get(float_type)
+    candidates = [TensorType.F16, TensorType.BF16, TensorType.F32] if wanted is None else [wanted]
+    if wanted is not None:
+        row_bytes(tensor.shape[-1], wanted)  # raises where blocks do not fit
 
     for rows in row_slices(tuple(tensor.shape)):
         part = tensor[rows]
         if not bool(torch.isfinite(part).all()):
             raise NonFiniteWeightError(f"{name}: weight holds NaN or infinity: repair the model, see `sqft inspect`")
-        if wanted is not None and tensor.ndim > 1:
-            row_bytes(part.shape[-1], wanted)
-            largest = LARGEST.get(wanted)
-            if largest is not None and float(part.abs().max()) > largest:
-                raise NonFiniteWeightError(
-                    f"{name}: a weight is above {largest:g}, where {wanted.name} ends: use {argument} bf16 or auto"
-                )
-        elif tensor.ndim > 1:
+        if wanted in LARGEST and float(part.abs().max()) > LARGEST[wanted]:
+            raise NonFiniteWeightError(
+                f"{name}: a weight is above {LARGEST[wanted]:g}, where {wanted.name} ends: use {argument} bf16 or auto"
+            )
+        if wanted is None:
             candidates = [kind for kind in candidates if _exact(part, kind)]
 
-    return candidates[0] if candidates else TensorType.F32
+    return candidates[0]
 
 
 def float_bytes(tensor: Tensor, kind: TensorType) -> NDArray[np.uint8]:
