@@ -7,13 +7,10 @@ from pydoc_data.topics import topics
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
-from sqft_plugins.grid import QuantizedWeight, round_to_nearest
-from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
+from sqft_plugins.compress.quantize import quantize_folder
 
 
 def write_model(path: Path, layers: int, *, tied: bool = True, sparse: bool = True, **size: int) -> int:
@@ -52,14 +49,4 @@ def write_model(path: Path, layers: int, *, tied: bool = True, sparse: bool = Tr
 
 def write_int4_model(source: Path, target: Path, group_size: int = 32) -> None:
     """`source` rounded to nearest on the symmetric INT4 grid; its zeros are the mask."""
-    folder = ModelFolder(source)
-    modules = sorted(name.removesuffix(".weight") for name in folder.files if "_proj.weight" in name)
-    packed = {name: pack_mask(nonzero_mask(folder.tensor(f"{name}.weight"))) for name in modules}
-    stamp = Stamp(pipeline=["random", "round-to-nearest"], base="random", sparsity=0.5, mask_hash=mask_hash(packed))
-
-    def quantize(module: str, weight: Tensor) -> QuantizedWeight:
-        return round_to_nearest(weight, nonzero_mask(weight), group_size, symmetric=True)
-
-    target.mkdir(parents=True)
-    grid = GridStamp(group_size=group_size, symmetric=True)
-    write_int4(folder, target, quantize, modules, ["lm_head"], grid, stamp, packed)
+    quantize_folder(source, target, group_size=group_size)

@@ -7,7 +7,6 @@ the INT4 folder was made from, whose nonzero pattern is the mask; only scales an
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +19,13 @@ from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
 from peft_ext.registry import BaseTunerLayer
+from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
-from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
-from sqft_plugins.mask import mask_hash, nonzero_mask, pack_mask
+from sqft_plugins.mask import nonzero_mask
 
 
 def attach_grids(
@@ -53,35 +52,24 @@ def attach_grids(
 
     # each layer's grid, and what says which base and which grid it is
     kinds: set[bool] = set()
-    masks: dict[str, Tensor] = {}
-    scales: dict[str, str] = {}
-    codes: dict[str, str] = {}
+    hashes = GridHashes()
     for name, layer in layers.items():
         weight = weights[name].detach().cpu()
         grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()))
         kinds.add(grid.on_grid)
         layer.elastic[adapter].grid = grid.to(weights[name].device)
-        masks[name] = pack_mask(nonzero_mask(weight) if grid.mask is None else grid.mask)
-        scales[name] = _digest(grid.scale, grid.zero_point)
-        codes[name] = _digest(own_codes)
+        hashes.add(name, nonzero_mask(weight) if grid.mask is None else grid.mask, grid.with_codes(own_codes))
     if len(kinds) > 1:
         raise MismatchError(
             f"some adapted weights are the codes of the INT4 folder {folder.path} and some are not: load the base again"
         )
 
     # what the adapter was trained over
-    assert folder.grid is not None
     on_grid = kinds.pop()
-    found = {
-        "base": "int4" if on_grid else "float",
-        "group_size": folder.grid.group_size,
-        "symmetric": folder.grid.symmetric,
-        "scale_hash": combined_hash(scales),
-        "code_hash": combined_hash(codes),
-        "dtype": str(weight.dtype).removeprefix("torch."),
-    }
+    dtype = str(weight.dtype).removeprefix("torch.")
+    found = hashes.grid_stamp("int4" if on_grid else "float", folder.int4.grid, dtype)
     if not is_found(config.grid_stamp):
-        check_stamp(config, adapter, mask_hash(masks), found, folder.path)
+        check_stamp(config, adapter, hashes.mask_hash, found, folder.path)
 
     rest = [] if on_grid else rest_off_grid(model, folder, layers)
     if rest:
@@ -90,7 +78,7 @@ def attach_grids(
             "here and would be INT4 after a merge. Call model.base_model.put_rest_on_grid() to train as it will be",
             stacklevel=2,
         )
-    return Found(mask_hash(masks)), FoundStamp(found)
+    return Found(hashes.mask_hash), FoundStamp(found)
 
 
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
@@ -240,10 +228,3 @@ def _out_in(module: nn.Module) -> Tensor:
     """The weight of a linear layer as [out, in]; a view."""
     base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return base.weight.data if isinstance(base, nn.Linear) else base.weight.data.t()  # transformers' Conv1D
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

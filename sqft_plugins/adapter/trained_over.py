@@ -7,12 +7,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
+from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import MismatchError
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.mask import mask_hash, pack_mask
 
 KINDS = {
     "int4": "the dequantized codes of an INT4 folder",
     "float": "the sparse float base beside its INT4 folder (grid='…')",
 }
+
+
+class GridHashes:
+    """What a base with a grid is known by, gathered one adapted module after the other."""
+
+    def __init__(self) -> None:
+        self._masks: dict[str, Tensor] = {}
+        self._scales: dict[str, str] = {}
+        self._codes: dict[str, str] = {}
+
+    def add(self, module: str, mask: Tensor, weight: QuantizedWeight) -> None:
+        """mask: bool [out, in]. weight: the codes of the base alone, on its grid."""
+        self._masks[module] = pack_mask(mask)
+        self._scales[module] = digest_of(weight.scale, weight.zero_point)
+        self._codes[module] = digest_of(weight.codes)
+
+    @property
+    def mask_hash(self) -> str:
+        return mask_hash(self._masks)
+
+    def grid_stamp(self, base: str, grid: GridStamp, dtype: str) -> dict[str, Any]:
+        """As adapters store it (docs/reference/formats.md). base: one of `KINDS`. dtype: of its weights."""
+        return {
+            "base": base,
+            "group_size": grid.group_size,
+            "symmetric": grid.symmetric,
+            "scale_hash": combined_hash(self._scales),
+            "code_hash": combined_hash(self._codes),
+            "dtype": dtype,
+        }
 
 
 def check_mask_hash(adapter: str, own: str | None, trained: str | None, found: str) -> None:

@@ -13,13 +13,9 @@ from sqft_plugins.lazy import lazy
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint.files import check_output, write_file, write_folder
     from sqft_plugins.checkpoint.folder import ModelFolder
-    from sqft_plugins.checkpoint.int4 import write_int4
     from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
     from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
     from sqft_plugins.checkpoint.writer import copy_side_files
-
-if TYPE_CHECKING:
-    from sqft_plugins.checkpoint.load import load_model, load_tokenizer, save_model
 
 __all__ = [
     "GridStamp",
@@ -32,13 +28,11 @@ __all__ = [
     "save_model",
     "write_file",
     "write_folder",
-    "write_int4",
     "write_sidecar",
 ]
 _HOMES = {
     "files": ["check_output", "write_file", "write_folder"],
     "folder": ["ModelFolder"],
-    "int4": ["write_int4"],
     "load": ["load_model", "load_tokenizer", "save_model"],
     "stamp": ["GridStamp", "Stamp", "write_sidecar"],
     "writer": ["copy_side_files"],

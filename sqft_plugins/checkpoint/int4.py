@@ -1,19 +1,16 @@
-"""Writing INT4 folders as compressed-tensors `pack-quantized`, which stock transformers and stock vLLM read."""
+"""INT4 weights as compressed-tensors `pack-quantized`, which stock transformers and stock vLLM read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import TensorSpec
-from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, write_sidecar
-from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_count, pack, pack_zero_point, packed_words
 
@@ -55,9 +52,12 @@ def scale_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in SCALE_DTYPES else torch.float32
 
 
-def scale_digest(weight: QuantizedWeight) -> str:
-    """SHA-256 of the scales of one module."""
-    return hashlib.sha256(weight.scale.contiguous().cpu().numpy().tobytes()).hexdigest()
+def digest_of(*tensors: Tensor) -> str:
+    """SHA-256 of the bytes of tensors, one after the other, such as the scales of one module."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict[str, Any]:
@@ -91,46 +91,8 @@ def int4_config(config: Mapping[str, Any], grid: GridStamp, ignore: Iterable[str
     return {**kept, "quantization_config": quantization_config(grid, ignore)}
 
 
-def write_int4(
-    source: ModelFolder,
-    target: Path,
-    quantize: Callable[[str, Tensor], QuantizedWeight],
-    modules: Iterable[str],
-    ignore: Iterable[str],
-    grid: GridStamp,
-    stamp: Stamp,
-    packed_masks: Mapping[str, Tensor] | None = None,
-) -> Stamp:
-    """Copies `source` into the empty folder `target` with `quantize(module, weight)` in place of each module's weight.
-
-    One tensor is in memory at a time; shards keep the source's names. Returns the stamp with the scale hash filled in.
-    packed_masks: what `stamp.mask_hash` was made of; None takes those of `source`.
-    """
-    specs = {}
-    dtypes = {}
-    for module in modules:
-        stored = source.spec(f"{module}.weight")
-        dtypes[module] = stored.dtype
-        specs[f"{module}.weight"] = int4_specs(module, stored.shape, grid, stored.dtype)
-
-    writer = FolderWriter(source, target, specs)
-    writer.copy_rest()
-    scales: dict[str, str] = {}
-    for module, dtype in dtypes.items():
-        quantized = quantize(module, source.tensor(f"{module}.weight"))
-        scales[module] = scale_digest(quantized)
-        for name, tensor in int4_tensors(module, quantized, grid, dtype).items():
-            writer.write(name, tensor)
-
-    copy_side_files(source, target)
-    write_config(target, int4_config(source.config, grid, ignore))
-    stamp = stamp.model_copy(update={"grid": grid, "scale_hash": combined_hash(scales)})
-    write_sidecar(target, stamp, source.masks if packed_masks is None else packed_masks)
-    return stamp
-
-
 def combined_hash(digests: Mapping[str, str]) -> str:
-    """SHA-256 over module names and the digests of their scales, whatever order and shards they were written in."""
+    """SHA-256 over module names and the digests of their scales or codes, whatever order they were made in."""
     combined = hashlib.sha256()
     for module in sorted(digests):
         combined.update(module.encode() + bytes.fromhex(digests[module]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.int4 import combined_hash, int4_config, int4_specs, int4_tensors, scale_digest
+from sqft_plugins.checkpoint.int4 import combined_hash, digest_of, int4_config, int4_specs, int4_tensors
 from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder
@@ -111,7 +111,7 @@ def quantize_folder(
         def quantize_one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
             mask = own_mask(source, module, weight)
             result = quantize_weight(module, weight, mask, quantizer, grid, statistic)
-            scales[module] = scale_digest(result)
+            scales[module] = digest_of(result.scale)
             exact = result.dequantize()
             report = {
                 "sparsity": sparsity_of(mask),

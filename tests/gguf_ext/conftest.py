@@ -12,9 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gguf_ext.tokenizer.pretokenizer import LLAMA3
-from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp, write_int4
-from sqft_plugins.grid import QuantizedWeight, round_to_nearest
-from sqft_plugins.mask import lowest_mask, mask_hash, pack_mask
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.stamp import write_stamp
+from sqft_plugins.compress.prune import prune_folder
+from sqft_plugins.compress.quantize import quantize_folder
 
 # importlib mode keeps test folders off the path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "sqft_plugins")]
@@ -207,22 +208,12 @@ def gemma3(tmp_path_factory, fallback) -> Path:
 
 def make_int4(source: Path, target: Path, group_size: int = 32, symmetric: bool = True, sparsity: float = 0.5) -> Path:
     """`source` pruned by magnitude and rounded to INT4, every linear but lm_head, with its mask and stamp."""
-    folder = ModelFolder(source)
-    modules = sorted(name.removesuffix(".weight") for name in folder.files if "_proj.weight" in name)
-    masks = {name: lowest_mask(folder.tensor(f"{name}.weight").abs(), sparsity) for name in modules}
-    packed = {name: pack_mask(mask) for name, mask in masks.items()}
-    stamp = Stamp(
-        pipeline=["magnitude", "round-to-nearest"], base="tiny", sparsity=sparsity, mask_hash=mask_hash(packed)
-    )
-    folder.masks = packed
-
-    def quantize(module: str, weight: torch.Tensor) -> QuantizedWeight:
-        return round_to_nearest(weight, masks[module], group_size, symmetric)
-
-    target.mkdir(parents=True)
-    write_int4(
-        folder, target, quantize, modules, ["lm_head"], GridStamp(group_size=group_size, symmetric=symmetric), stamp
-    )
+    pruned = target.with_name(f"{target.name}-pruned")
+    prune_folder(source, pruned, "magnitude", sparsity)
+    quantize_folder(pruned, target, group_size=group_size, symmetric=symmetric)
+    stamp = ModelFolder(target).stamp
+    assert stamp is not None
+    write_stamp(target, stamp.model_copy(update={"base": "tiny"}))
     return target
 
 

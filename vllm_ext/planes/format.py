@@ -28,7 +28,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
-from sqft_plugins.checkpoint.int4 import combined_hash
+from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, steps
 from sqft_plugins.identity import file_hash, while_unchanged
@@ -80,8 +80,7 @@ def base_identity(folder: ModelFolder) -> dict[str, Any]:
 def code_hash(folder: Path) -> str:
     """SHA-256 of the INT4 codes of all modules, in whatever form the folder stores them."""
     model = ModelFolder(folder)
-    codes = ((module, model.quantized(module).codes.contiguous().numpy()) for module in model.int4.modules)
-    return combined_hash({module: hashlib.sha256(own.tobytes()).hexdigest() for module, own in codes})
+    return combined_hash({module: digest_of(model.quantized(module).codes) for module in model.int4.modules})
 
 
 def adapter_identity(adapter: Path) -> str:

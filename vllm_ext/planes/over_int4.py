@@ -6,7 +6,6 @@ transformers is imported: a server that is asked for a rank for the first time n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -15,14 +14,12 @@ from torch import Tensor
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.saved import choose_rank
-from sqft_plugins.adapter.trained_over import check_grid_stamp, check_mask_hash
+from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
-from sqft_plugins.mask import mask_hash, pack_mask
 from sqft_plugins.requantize import requantized
 
 
@@ -78,31 +75,12 @@ class OverInt4:
         return self.int4.quantized(module), mask
 
     def _check_base(self) -> None:
-        folder, grid = self.folder, self.int4.grid
-        assert grid is not None
+        folder, hashes = self.folder, GridHashes()
         assert folder.grid_stamp is not None
-
-        # what the stamp says of the adapted modules
-        masks, scales, codes = {}, {}, {}
         for module in folder.pairs:
             stored, mask = self._stored(module)
-            masks[module] = pack_mask(mask)
-            scales[module], codes[module] = _digest(stored.scale, stored.zero_point), _digest(stored.codes)
-        found = {
-            "base": "int4",
-            "group_size": grid.group_size,
-            "symmetric": grid.symmetric,
-            "scale_hash": combined_hash(scales),
-            "code_hash": combined_hash(codes),
-            "dtype": "INT4",
-        }
+            hashes.add(module, mask, stored)
 
-        check_mask_hash(folder.name, folder.base, folder.mask_hash, mask_hash(masks))
+        found = hashes.grid_stamp("int4", self.int4.int4.grid, "INT4")
+        check_mask_hash(folder.name, folder.base, folder.mask_hash, hashes.mask_hash)
         check_grid_stamp(folder.name, folder.base, folder.grid_stamp, found, self.int4.path)
-
-
-def _digest(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
