@@ -18,12 +18,12 @@ from gguf_ext.arch import Architecture, Config, normalized
 from gguf_ext.errors import ModelInMemoryError
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
 from sqft_plugins.checkpoint.attached import SCALE, SHAPE, ZERO_POINT, attached_grid, attached_weight, has_grid
+from sqft_plugins.checkpoint.folder import StoredMasks
 from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.tensors import TensorFiles
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.mask import unpack_mask
 from sqft_plugins.structure import is_conv1d
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class ModelInMemory(ModelFolder):
         return None if self.like is None else self.like.stamp
 
     @cached_property
-    def masks(self) -> Mapping[str, Tensor]:
-        return {} if self.like is None else self.like.masks
+    def masks(self) -> StoredMasks:
+        return StoredMasks({}) if self.like is None else self.like.masks
 
     @cached_property
     def int4(self) -> Int4Format:
@@ -107,11 +107,6 @@ class ModelInMemory(ModelFolder):
 
     def is_transposed(self, module: str) -> bool:
         return is_conv1d(self.model.get_submodule(module))
-
-    def mask(self, module: str) -> Tensor | None:
-        if module not in self._layers or module not in self.masks:
-            return super().mask(module)
-        return unpack_mask(self.masks[module], self.int4.shape(module)[1])
 
 
 class LayersOnGrid(Int4Format):

@@ -119,7 +119,7 @@ def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, 
         if rule is None or tied:
             why = "shares its weight with the embedding" if tied else f"has no place in a {architecture.name} file"
             raise UnmappedTensorError(f"module {module} of adapter {adapter} {why}: {merge}")
-        _check_shape(folder, owner, rule.transposed, (pair.outputs, pair.inputs), adapter)
+        _check_shape(folder, owner, (pair.outputs, pair.inputs), adapter)
 
         B = B.float() * lora.scaling(module)
         B = B if rule.rows is None else B[rule.rows(base)]
@@ -135,14 +135,9 @@ def _plan(lora: AdapterFolder, folder: ModelFolder, architecture: Architecture, 
     return planned
 
 
-def _check_shape(folder: ModelFolder, module: str, transposed: bool, shape: tuple[int, int], adapter: Path) -> None:
-    stored = next((name for name in (module, module.partition(".")[2]) if name in folder.int4), None)
-    there: tuple[int, ...]
-    if stored is not None:
-        there = folder.int4.shape(stored)
-    else:
-        there = folder.spec(folder.weight_name(module)).shape
-        there = there[::-1] if transposed else there
+def _check_shape(folder: ModelFolder, module: str, shape: tuple[int, int], adapter: Path) -> None:
+    stored = next((name for name in (module, module.partition(".")[2]) if name in folder.int4), module)
+    there = folder.weight_shape(stored)
     if there != shape:
         raise MismatchError(
             f"{module} is {shape} in adapter {adapter} but {there} in {folder.path}: name its own base with --base"

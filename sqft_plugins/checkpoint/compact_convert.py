@@ -20,7 +20,7 @@ from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.checkpoint.formats.compact import BITMASK, COMPACT, COMPACT_VERSION, METHOD, ORIGINAL, PREFIX, Compact
 from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.checkpoint.shards import BY_NAME, ShardFile, TensorSpec
-from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp
+from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.checkpoint.tensors import INDEX
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
@@ -44,9 +44,8 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
     # everything that can be refused
     check_output(out, overwrite)
     source = ModelFolder(model)
-    if source.grid is None or source.int4.name != PackQuantized.name:
-        kind = "float" if source.grid is None else source.int4.name
-        raise SQFTError(f"model {model} is {kind}, not pack-quantized INT4: make it one with `sqft quantize`")
+    if source.storage != PackQuantized.name:
+        raise SQFTError(f"model {model} is {source.storage}, not pack-quantized INT4: make it one with `sqft quantize`")
     modules = [module for module in source.int4.modules if module in source.masks]
     if not modules or source.stamp is None:
         raise SQFTError(f"model {model} has no masks of INT4 weights: prune it first, or ship it as it is")
@@ -94,7 +93,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     # everything that can be refused
     check_output(out, overwrite)
     source = ModelFolder(model)
-    if source.grid is None or source.int4.name != Compact.name:
+    if source.storage != Compact.name:
         raise SQFTError(f"model {model} is not in the compact form: give what `sqft compact` wrote")
     original = source.path / ORIGINAL
     headers = {file.name.removesuffix(HEADER): file for file in sorted(original.glob(f"*{HEADER}"))}
@@ -116,7 +115,7 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
         packed: set[str] = set()
         for module in track(modules, "expand"):
             dtype = source.int4.scale_spec(module).dtype
-            for name, tensor in int4_tensors(module, source.quantized(module), _grid(source), dtype).items():
+            for name, tensor in int4_tensors(module, source.quantized(module), source.int4.grid, dtype).items():
                 packed.add(name)
                 where[name].write(name, tensor)
         for name in where:
@@ -142,12 +141,12 @@ def masked_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, Te
     """What a masked INT4 module becomes; kept: int64 [out], how many weights of each row the mask keeps."""
     value_bytes = int(nibble_bytes(kept).sum())
     shape, scales = source.int4.shape(module), source.int4.scale_spec(module)
-    return compact_specs(module, shape, value_bytes, scales, _grid(source).symmetric)
+    return compact_specs(module, shape, value_bytes, scales, source.int4.grid.symmetric)
 
 
 def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
     """The tensors of `masked_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
-    grid, weight, mask = _grid(source), source.quantized(module), _mask(source, module)
+    grid, weight, mask = source.int4.grid, source.quantized(module), _mask(source, module)
     broken = weight.lost_zeros(mask)
     if broken:
         raise MismatchError(
@@ -208,16 +207,11 @@ def _compact_side(source: ModelFolder, target: Path) -> None:
         "quant_method": METHOD,
         "format": COMPACT,
         "version": COMPACT_VERSION,
-        **_grid(source).model_dump(),
+        **source.int4.grid.model_dump(),
         "ignore": config.get("ignore", []),
         FOLDER: config.get(FOLDER),
     }
     write_config(target, {**source.config, "quantization_config": quantization})
-
-
-def _grid(folder: ModelFolder) -> GridStamp:
-    assert folder.grid is not None
-    return folder.grid
 
 
 def _mask(folder: ModelFolder, module: str) -> Tensor:

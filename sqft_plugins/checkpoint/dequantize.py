@@ -47,8 +47,6 @@ def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **k
 
     kwargs: for `from_pretrained`. Raises CheckpointError for tensors that are missing, left over or of another shape.
     """
-    grid = folder.grid
-    assert grid is not None
     scales: dict[str, tuple[Tensor, Tensor]] = {}
 
     def dequantized(name: str, transposed: bool) -> Tensor:
@@ -59,7 +57,7 @@ def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **k
 
     model, layers = load_filled(folder, dequantized, dtype, **kwargs)
     for name, path in layers.items():
-        attach_grid(model.get_submodule(path), grid, *scales[name])
+        attach_grid(model.get_submodule(path), folder.int4.grid, *scales[name])
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.hub import check_folder
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
-from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_tensor
+from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_spec, read_tensor
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
@@ -30,7 +30,7 @@ class ModelFolder(TensorFiles):
     | the weight of a linear layer, [out, in]             | `weight(module)`, `weight_shape(module)`    |
     | the codes, scales and zero points of an INT4 layer  | `quantized(module)`                         |
     | whether a layer is INT4, and which are              | `module in int4`, `int4.modules`            |
-    | how INT4 is stored: format, scales, shape           | `int4.name`, `int4.scale_spec`, `int4.shape`|
+    | how INT4 is stored: format, scales, shape           | `storage`, `int4.scale_spec`, `int4.shape`  |
     | the grid, None for a float folder                   | `grid`                                      |
     | the mask of a layer; the packed masks by module     | `mask(module)`; `masks`                     |
     | what was done to the model                          | `stamp`                                     |
@@ -66,11 +66,14 @@ class ModelFolder(TensorFiles):
         """The tensors in which the weight of a module is stored, float or INT4."""
         return self.int4.parts(module) if module in self.int4 else [self.weight_name(module)]
 
+    def own_name(self, name: str) -> str:
+        """The name in the files of a tensor that the model calls `name`. A folder of the bare body of a model (GPT-2
+        and Bloom are published so) leaves out the first part."""
+        return next((own for own in (name, name.partition(".")[2]) if own in self.files), name)
+
     def weight_name(self, module: str) -> str:
-        """The tensor of a float weight. A folder of the bare body of a model (GPT-2 and Bloom are published so) keeps
-        it without the first part of the module's name."""
-        body = module.partition(".")[2]
-        return next((f"{name}.weight" for name in (module, body) if f"{name}.weight" in self.files), f"{module}.weight")
+        """The tensor of a float weight."""
+        return self.own_name(f"{module}.weight")
 
     # --- weights ---
 
@@ -119,6 +122,11 @@ class ModelFolder(TensorFiles):
         """The grid of an INT4 folder, None for a float one. Raises CheckpointError for other quantized formats."""
         return None if self.quantization is None else self.int4.grid
 
+    @property
+    def storage(self) -> str:
+        """How the linear weights are stored: "float", or the name of the INT4 format."""
+        return "float" if self.grid is None else self.int4.name
+
     def quantized(self, module: str) -> QuantizedWeight:
         """The codes, scales (exact, float32) and zero points of an INT4 module.
 
@@ -132,19 +140,19 @@ class ModelFolder(TensorFiles):
     # --- masks ---
 
     @cached_property
-    def masks(self) -> Mapping[str, Tensor]:
+    def masks(self) -> StoredMasks:
         """Module name → packed mask (`mask.pack_mask`), as stored, read when it is asked for; empty where the
         folder has none."""
         if mask := self.int4.bitmask:
-            names = {name.removesuffix(mask): name for name in self.files if name.endswith(mask)}
-            return LazyTensors(names, lambda module: self.tensor(names[module]))
+            ours = (name for name in self.files if name.endswith(mask))
+            return StoredMasks({name.removesuffix(mask): (self.files[name], name) for name in ours})
         file = self.path / FOLDER / MASK_FILE
         if file.is_file():
             with open_tensors(file) as handle:
-                return LazyTensors(handle.keys(), lambda module: read_tensor(file, module))
+                return StoredMasks({module: (file, module) for module in handle.keys()})  # noqa: SIM118
         if self.stamp is not None:
             raise CheckpointError(f"{file} is missing although the model is stamped: copy the whole folder again")
-        return {}
+        return StoredMasks({})
 
     def mask(self, module: str) -> Tensor | None:
         """bool [out, in], True = kept; None where the folder has no mask for the module.
@@ -176,22 +184,25 @@ class ModelFolder(TensorFiles):
         return torch.ones(self.int4.shape(module), dtype=torch.bool)
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Name → tensor, read anew each time it is asked for: the masks of a big model need not be in memory together."""
+class StoredMasks(Mapping[str, Tensor]):
+    """Module → packed mask, read anew each time it is asked for: the masks of a big model need not be in memory
+    together. places: module → file, and the mask's name there."""
 
-    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]):
-        self._names, self._read = dict.fromkeys(names), read
+    def __init__(self, places: Mapping[str, tuple[Path, str]]):
+        self._places = places
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Of the packed mask, from the header alone."""
+        return read_spec(*self._places[module]).shape
+
+    def __getitem__(self, module: str) -> Tensor:
+        return read_tensor(*self._places[module])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self._names
+    def __contains__(self, module: object) -> bool:  # Mapping's own would read the tensor
+        return module in self._places

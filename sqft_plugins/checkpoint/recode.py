@@ -19,11 +19,10 @@ END = ".weight_packed"
 
 def check_recodable(source: ModelFolder) -> None:
     """Raises CheckpointError for a folder that is not `pack-quantized`."""
-    if source.grid is None or source.int4.name != PackQuantized.name:
-        found = "float" if source.grid is None else source.int4.name
+    if source.storage != PackQuantized.name:
         raise CheckpointError(
-            f"model {source.path} is {found}, a merge writes {PackQuantized.name}: expand a compact folder with "
-            "`sqft compact --expand`, or make it from the sparse base with `sqft quantize`"
+            f"model {source.path} is {source.storage}, a merge writes {PackQuantized.name}: expand a compact folder "
+            "with `sqft compact --expand`, or make it from the sparse base with `sqft quantize`"
         )
 
 

@@ -40,12 +40,7 @@ class TensorFiles:
 
     def spec(self, name: str) -> TensorSpec:
         """dtype, shape and bytes of one tensor, from the header alone."""
-        with open_tensors(self.file(name)) as handle:
-            stored = handle.get_slice(name)
-            dtype = stored.get_dtype()
-            if dtype not in BY_NAME:
-                raise CheckpointError(f"tensor {name} of {self.files[name]} has the unknown type {dtype}: convert it")
-            return TensorSpec(BY_NAME[dtype], tuple(stored.get_shape()))
+        return read_spec(self.file(name), name)
 
     def file(self, name: str) -> Path:
         """The file of one tensor."""
@@ -71,6 +66,16 @@ def read_tensor(file: Path, name: str) -> Tensor:
     with open_tensors(file) as handle:
         tensor: Tensor = handle.get_tensor(name)
         return tensor
+
+
+def read_spec(file: Path, name: str) -> TensorSpec:
+    """dtype and shape, from the header alone."""
+    with open_tensors(file) as handle:
+        stored = handle.get_slice(name)
+        dtype = stored.get_dtype()
+        if dtype not in BY_NAME:
+            raise CheckpointError(f"tensor {name} of {file} has the unknown type {dtype}: convert it")
+        return TensorSpec(BY_NAME[dtype], tuple(stored.get_shape()))
 
 
 def find_tensors(path: Path, prefix: str = "", other: str | None = None) -> dict[str, Path]:

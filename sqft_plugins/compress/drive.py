@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,45 +59,33 @@ Method = Callable[[str, Tensor, Tensor | None], Compressed]
 """(module name, weight [out, in] float32, statistic of its inputs) → what becomes of it."""
 
 
-class Store(Protocol):
-    """Where blocks come from, and where what is made of them goes. rows: the reports of the layers so far. position:
-    how far an earlier run came."""
-
-    model: Any
-    rows: list[Row]
-    position: Position
-
-    def load(self, index: int, block: nn.Module) -> None: ...
-
-    def write(self, module: str, made: Compressed) -> None: ...
-
-    def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
-        """run: with the block's outputs; None where no block is run."""
-        ...
-
-
 class InMemory:
-    """A model in memory, compressed in place."""
+    """Where blocks come from, and where what is made of them goes: here a model in memory, compressed in place.
+
+    rows: the reports of the layers so far. position: how far an earlier run came.
+    """
 
     def __init__(self, model: Any):
         self.model, self.rows, self.position = model, list[Row](), Position()
 
     def load(self, index: int, block: nn.Module) -> None:
-        pass
+        """Fills the block with its weights: they are there."""
 
     def write(self, module: str, made: Compressed) -> None:
-        pass
+        """Keeps what was made of a layer: it is in the model."""
 
     def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
+        """run: with the block's outputs; None where no block is run."""
         self.rows += rows
 
 
-class InFolder:
+class InFolder(InMemory):
     """A folder, read through `skeleton` and written into `weights` and `masks`; `job` is saved after each block."""
 
     def __init__(self, job: Job, skeleton: Skeleton, weights: FolderWriter, masks: ShardFile):
+        super().__init__(skeleton.model)
         self.job, self.skeleton, self.weights, self.masks = job, skeleton, weights, masks
-        self.model, self.rows = skeleton.model, job.rows
+        self.rows = job.rows
         self.position = Position(job.done, job.states, bool(job.notes.get("returns_tuple")))
         job.states = None  # not held there while they change
 
@@ -118,7 +106,7 @@ class InFolder:
     def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
         self.skeleton.free(block)
         release_memory()
-        self.rows += rows
+        super().finished(block, rows, run)
         if run is not None:
             self.job.notes["returns_tuple"] = run.returns_tuple
         self.job.save(None if run is None else run.states)
@@ -138,7 +126,7 @@ class Compression:
     tokens: Tensor | None
     method: Method
 
-    def run(self, store: Store) -> list[Row]:
+    def run(self, store: InMemory) -> list[Row]:
         """Compresses the model of `store`, block after block → the reports of its layers."""
         name, blocks = find_blocks(store.model)
         first = store.position.block
@@ -155,7 +143,7 @@ class Compression:
         return store.rows
 
     def _block(
-        self, store: Store, prefix: str, index: int, block: nn.Module, run: BlockRun | None, steps: Steps
+        self, store: InMemory, prefix: str, index: int, block: nn.Module, run: BlockRun | None, steps: Steps
     ) -> str:
         """One block → what to log of it. prefix: of the names of its modules. run: None where nothing is run."""
         start = time.perf_counter()
@@ -175,7 +163,7 @@ class Compression:
         store.finished(block, rows, run)
         return f"{describe(rows)}, {time.perf_counter() - start:.1f} s"
 
-    def _layer(self, store: Store, module: str, linear: Any, statistic: Tensor | None) -> Row:
+    def _layer(self, store: InMemory, module: str, linear: Any, statistic: Tensor | None) -> Row:
         start = time.perf_counter()
         weight = weight_of(linear).float()  # [out, in]
         made = self.method(module, weight, statistic)

@@ -77,12 +77,11 @@ def stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
 
     Raises CheckpointError for a parameter that the folder does not have.
     """
-    prefix = f"{model.base_model_prefix}."
     tied: dict[int, str] = {}
     model.tie_weights()
     result = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        for candidate in (name, name.removeprefix(prefix), tied.get(id(parameter))):
+        for candidate in (folder.own_name(name), tied.get(id(parameter))):
             if candidate in folder.files:
                 tied.setdefault(id(parameter), candidate)
                 result[name] = candidate

@@ -33,11 +33,10 @@ def accelerate_tuned(model: Any, tuner: Tuner, grid: Path | None) -> Any:
 
     merged, _ = tuner.merge(model)
     folder = ModelFolder(grid)
-    assert folder.grid is not None
     for name in folder.int4.modules:  # over a float base the layers do not have their grid yet
         layer = merged.get_submodule(name)
         if not has_grid(layer):
             stored = folder.quantized(name)
-            attach_grid(layer, folder.grid, stored.scale, stored.zero_point)
+            attach_grid(layer, folder.int4.grid, stored.scale, stored.zero_point)
     accelerate(merged)
     return merged

@@ -129,11 +129,8 @@ def _cast_as_stored(model: Any, base: ModelFolder) -> None:
     """Gives every tensor the dtype that it has in the base, where norms may have another than the rest; what only the
     adapter has (modules_to_save) gets that of the embedding."""
     tensors = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in base.files}}
-    stored = {}
-    for name in tensors:
-        # the files of a bare body lack its prefix
-        found = next((n for n in (name, name.removeprefix(f"{model.base_model_prefix}.")) if n in base.files), None)
-        stored[name] = found and base.spec(found).dtype
+    owned = {name: base.own_name(name) for name in tensors}
+    stored = {name: base.spec(own).dtype for name, own in owned.items() if own in base.files}
     embedding = next(stored[name] for name, tensor in tensors.items() if tensor is model.get_input_embeddings().weight)
     for name, tensor in tensors.items():
-        tensor.data = tensor.data.to(stored[name] or embedding)
+        tensor.data = tensor.data.to(stored.get(name, embedding))

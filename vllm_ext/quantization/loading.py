@@ -22,9 +22,7 @@ from vllm_ext.patching import apply, replaces
 
 def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a compact folder, its INT4 weights as `pack-quantized` stores them."""
-    grid = folder.grid
-    assert grid is not None
-    done = set()
+    grid, done = folder.int4.grid, set()
     for module in folder.int4.modules:
         done.update(folder.parts(module))
         yield from int4_tensors(module, folder.quantized(module), grid, folder.int4.scale_spec(module).dtype).items()

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.checkpoint.formats.compact import BITMASK, Compact
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.identity import State, state_of
@@ -24,9 +22,9 @@ def check_folder(folder: ModelFolder) -> None:
     """Raises CheckpointError or MismatchError for a folder that is damaged or whose masks are another model's; reads
     headers alone."""
     _ = folder.stamp, folder.grid, folder.files
-    int4 = set(folder.int4.modules)
-    for module, shape in mask_shapes(folder).items():
-        if module not in int4:
+    for module in folder.masks:  # opened once: a damaged file says so here
+        shape = folder.masks.shape(module)
+        if module not in folder.int4:
             if folder.weight_name(module) not in folder.files:
                 raise MismatchError(f"{folder.path} has a mask of {module} but no such weight: it is another model's")
             continue
@@ -42,17 +40,6 @@ def weights_state(folder: ModelFolder) -> list[State]:
     """Another one where a file of weights, or the masks, were written to or replaced. Raises OSError."""
     mask = folder.path / FOLDER / MASK_FILE
     return [state_of(file) for file in [*sorted(set(folder.files.values())), *([mask] if mask.is_file() else [])]]
-
-
-def mask_shapes(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
-    """Module → the shape of its packed mask, from headers alone."""
-    masks = folder.masks  # opened once: a damaged file says so here
-    if folder.int4.name == Compact.name:
-        return {module: folder.spec(f"{module}{BITMASK}").shape for module in masks}
-    if not masks:
-        return {}
-    with safe_open(folder.path / FOLDER / MASK_FILE, framework="pt") as handle:
-        return {module: tuple(handle.get_slice(module).get_shape()) for module in handle.keys()}  # noqa: SIM118
 
 
 def parts_of(
