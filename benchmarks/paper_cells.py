@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
@@ -198,8 +197,7 @@ class Bench:
     def sizes(self, folder: ModelFolder, added: int = 0) -> dict[str, Any]:
         """bits_per_weight: of the linear layers of the blocks, with what the adapter adds. bytes: of all weights."""
         modules = list(folder.masks) or list(FloatModel(folder.path, ()).modules)
-        weights = sum(math.prod(folder.weight_shape(module)) for module in modules)
-        bits = bits_per_weight(folder, modules) + 8 * added / weights
+        bits = bits_per_weight(folder, modules, added)
         return {"bits_per_weight": round(bits, 3), "bytes": folder.weight_bytes + added}
 
     def masks(self, sparsity: int | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -18,14 +19,19 @@ def module_bytes(folder: ModelFolder, module: str) -> int:
     return sum(folder.spec(name).nbytes for name in folder.parts(module))
 
 
-def bits_per_weight(folder: ModelFolder, modules: Iterable[str]) -> float:
+def bits_per_weight(folder: ModelFolder, modules: Iterable[str], added: int = 0) -> float:
     """Bits on disk per weight over `modules`: their tensors with scales and zero points, without the mask file.
 
-    Raises CheckpointError for a module that the folder does not have.
+    added: bytes of an adapter of these modules. Raises CheckpointError for a module that the folder does not have.
     """
     names = list(modules)
-    weights = sum(math.prod(folder.weight_shape(module)) for module in names)
-    return 8 * sum(module_bytes(folder, module) for module in names) / max(weights, 1)
+    weights = max(sum(math.prod(folder.weight_shape(module)) for module in names), 1)
+    return 8 * sum(module_bytes(folder, module) for module in names) / weights + 8 * added / weights
+
+
+def sizes(folder: ModelFolder, modules: Iterable[str], added: int = 0) -> dict[str, Any]:
+    """`bits_per_weight`, and the bytes of all weights with what is `added`."""
+    return {"bits_per_weight": bits_per_weight(folder, modules, added), "bytes": folder.weight_bytes + added}
 
 
 def zeros_kept(source: WeightSource, packed_masks: Mapping[str, Tensor]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
 from sqft_plugins.evaluate.tasks import JsonlTask, split_examples
 from sqft_plugins.identity import content_hash
-from sqft_plugins.measure import bits_per_weight, zeros_kept
+from sqft_plugins.measure import sizes, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Task
 from sqft_plugins.progress import say
@@ -196,20 +195,13 @@ class Demo:
 
     def folder_row(self, path: Path) -> Row:
         folder = ModelFolder(path)
-        return self.scores(path) | {
-            "zeros_kept": zeros_kept(folder, self.masks),
-            "bits_per_weight": bits_per_weight(folder, self.masks),
-            "bytes": folder.weight_bytes,
-        }
+        return self.scores(path) | {"zeros_kept": zeros_kept(folder, self.masks), **sizes(folder, self.masks)}
 
     def tuned(self) -> Row:
         pruned, adapter = ModelFolder(self.out / "pruned"), self.out / "sub_adapter"
-        added = AdapterFolder(adapter).weight_bytes
-        weights = sum(math.prod(pruned.weight_shape(module)) for module in self.masks)
         return self.scores(pruned.path, adapter=adapter, rank="max") | {
             "zeros_kept": zeros_kept(pruned, self.masks),  # the adapter is not merged: these are the stored weights
-            "bits_per_weight": bits_per_weight(pruned, self.masks) + 8 * added / weights,
-            "bytes": pruned.weight_bytes + added,
+            **sizes(pruned, self.masks, AdapterFolder(adapter).weight_bytes),
         }
 
     def gguf_row(self, export: Row) -> Row:

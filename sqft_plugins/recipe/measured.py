@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.measure import bits_per_weight, zeros_kept
+from sqft_plugins.measure import sizes, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.structure import structure_of_folder
@@ -22,20 +21,17 @@ def folder_numbers(path: Path) -> dict[str, Any]:
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
         "zeros_kept": zeros_kept(folder, masks) if masks else None,
-        "bits_per_weight": bits_per_weight(folder, modules_of(folder)),
-        "bytes": folder.weight_bytes,
+        **sizes(folder, modules_of(folder)),
     }
 
 
 def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
-    folder, added = ModelFolder(base), AdapterFolder(adapter).weight_bytes
-    weights = sum(math.prod(folder.weight_shape(module)) for module in modules_of(folder))
+    folder = ModelFolder(base)
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
         "zeros_kept": None,  # of the base, which the adapter does not change
-        "bits_per_weight": bits_per_weight(folder, modules_of(folder)) + 8 * added / weights,
-        "bytes": folder.weight_bytes + added,
+        **sizes(folder, modules_of(folder), AdapterFolder(adapter).weight_bytes),
     }
 
 
