@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class SQFTError(ValueError):
@@ -36,6 +37,15 @@ class KernelError(SQFTError):
 
 class DependencyError(SQFTError):
     """An optional package is missing or of a version outside the supported range."""
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Puts `place` before the message of an SQFTError that the block raises: the step, the file, the option."""
+    try:
+        yield
+    except SQFTError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -74,7 +74,7 @@ def is_adapted(config: Mapping[str, Any], module: str) -> bool:
     """Whether PEFT would adapt a module of this name (peft/tuners/tuners_utils.py, `check_target_module_exists`): it
     leaves out tensors of others, and only warns. Raises re.error."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-    if excluded and _named(excluded, module):
+    if excluded and is_named(excluded, module):
         return False
     if any(re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in config.get("modules_to_save") or ()):
         return False
@@ -82,8 +82,8 @@ def is_adapted(config: Mapping[str, Any], module: str) -> bool:
         return True  # the first is what a kind of model has by default, which is known to PEFT alone
     layers = config.get("layers_to_transform")
     if isinstance(targets, str) or layers is None or layers == []:
-        return _named(targets, module)
-    return _named(targets, module) and _layer(module, config.get("layers_pattern")) in (
+        return is_named(targets, module)
+    return is_named(targets, module) and _layer(module, config.get("layers_pattern")) in (
         layers if isinstance(layers, list) else [layers]
     )
 
@@ -101,7 +101,8 @@ def check_adapted(config: Mapping[str, Any], module: str, name: str) -> None:
         )
 
 
-def _named(names: Any, module: str) -> bool:
+def is_named(names: Any, module: str) -> bool:
+    """Whether PEFT takes a module for one of `names`: a text is a regular expression, in a list the end of a name."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)

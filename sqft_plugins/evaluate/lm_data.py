@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3
 """Numbers are equal where they differ by no more, as in LLM-Adapters; its answers are such as 1.8333333333333335."""
+Convert = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A row → a question."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
@@ -72,14 +74,9 @@ def hub_yes_no(row: Mapping[str, Any]) -> dict[str, Any]:
     return _checked(f"{row['question']}?", ["no", "yes"], ["False", "True"], str(row["answer"]))
 
 
-def hub_svamp(row: Mapping[str, Any]) -> dict[str, Any]:
-    """ChilleD/SVAMP."""
-    return _numbered(row["question_concat"], row["Answer"])
-
-
-def hub_mawps(row: Mapping[str, Any]) -> dict[str, Any]:
-    """MU-NLPC/Calc-mawps."""
-    return _numbered(row["question"], row["result_float"])
+def hub_number(question: str, answer: str) -> Convert:
+    """A question and its number, in the columns of these names."""
+    return lambda row: _numbered(row[question], row[answer])
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,9 @@ class TaskRows:
     """Where a task's rows are. files: split → file in `folder`. splits: split → the hub's."""
 
     folder: str
-    local: Callable[[Mapping[str, Any]], dict[str, Any]]
+    local: Convert
     hub: tuple[str, str | None]
-    remote: Callable[[Mapping[str, Any]], dict[str, Any]]
+    remote: Convert
     files: Mapping[str, str] = field(default_factory=lambda: {"test": "test.json", "train": "train.json"})
     splits: Mapping[str, str] = field(default_factory=lambda: {"test": "test", "train": "train"})
 
@@ -108,11 +105,11 @@ SOURCES = {
         "svamp",
         local_number,
         ("ChilleD/SVAMP", None),
-        hub_svamp,
+        hub_number("question_concat", "Answer"),
         files={"test": "test.json"},
         splits={"test": "train+test"},  # all 1,000, as the local file
     ),
-    "mawps": TaskRows("mawps", local_number, ("MU-NLPC/Calc-mawps", None), hub_mawps),
+    "mawps": TaskRows("mawps", local_number, ("MU-NLPC/Calc-mawps", None), hub_number("question", "result_float")),
 }
 
 
@@ -180,7 +177,7 @@ def _hub_rows(at: TaskRows, split: str) -> Iterable[Any]:
         ) from error
 
 
-def _converted(rows: Iterable[Any], convert: Callable[[Any], dict[str, Any]], name: str) -> Iterable[dict[str, Any]]:
+def _converted(rows: Iterable[Any], convert: Convert, name: str) -> Iterable[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         try:
             yield convert(row)

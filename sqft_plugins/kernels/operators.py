@@ -190,13 +190,3 @@ def _(masks, values, block_offsets, zero_points, out_features, in_features):
 
 sparse_int4_linear = torch.ops.sqft.sparse_int4_linear.default
 sparse_int4_linear_planes = torch.ops.sqft.sparse_int4_linear.planes
-
-
-def pack(codes: Tensor, mask: Tensor) -> Packed:
-    """`sqft::sparse_int4_pack`: see layout.pack."""
-    return Packed(*torch.ops.sqft.sparse_int4_pack.default(codes, mask))
-
-
-def unpack(packed: Packed, zero_points: Tensor | None, out: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """`sqft::sparse_int4_unpack`: see layout.unpack."""
-    return torch.ops.sqft.sparse_int4_unpack.default(*packed, zero_points, out, in_features)

@@ -84,7 +84,7 @@ class SparseInt4Weight:
         elif lost := lost_zeros(steps(codes, zero_point), mask):
             raise KernelError(f"mask drops {lost} weights that are not zero: give the mask of this weight, or None")
 
-        packed = operators.pack(codes, mask)
+        packed = layout.pack(codes, mask)
         symmetric = bool((zero_point == SYMMETRIC_ZERO_POINT).all())
         return cls(
             out,
@@ -155,7 +155,7 @@ class SparseInt4Weight:
     def unpack(self) -> QuantizedWeight:
         """Codes (pruned weights have that of their zero point), scale and zero point, on the CPU."""
         out = self.out_features
-        codes, _ = operators.unpack(self.packed, self.zero_points, out, self.in_features)
+        codes, _ = layout.unpack(self.packed, self.zero_points, out, self.in_features)
         return QuantizedWeight(codes, layout.from_groups(self.scales.cpu(), out).float(), self._zero_point())
 
     def _zero_point(self) -> Tensor:
@@ -165,8 +165,8 @@ class SparseInt4Weight:
         return layout.from_groups(self.zero_points.cpu(), self.out_features).contiguous()
 
     def mask(self) -> Tensor:
-        """bool [out, in], True = kept."""
-        return operators.unpack(self.packed, self.zero_points, self.out_features, self.in_features)[1]
+        """bool [out, in], True = kept, on the CPU."""
+        return layout.unpack(self.packed, self.zero_points, self.out_features, self.in_features)[1]
 
     def to(self, device: torch.device | str) -> SparseInt4Weight:
         """On another device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from sqft_plugins.recipe.run import base_of, run_folder, steps_until, todo_of
 from sqft_plugins.recipe.wire import Step, wire
 from sqft_plugins.stages import Stages
 
+UNKNOWN: Mapping[str, Any] = {"peak_memory": None, "seconds": None, "bytes": None}
+"""What nobody can estimate."""
 CHARACTERS = 4
 """Characters of a JSONL line for a token."""
 
@@ -46,20 +48,16 @@ def plan_recipe(
 
     # a row a step
     planner = None if source is None else Planner(source, steps)
-    rows: list[dict[str, Any]] = []
-    for step in steps:
-        cost, size = (None, None) if planner is None else planner.of(step)
-        rows.append(
-            {
-                "name": step.name,
-                "verb": step.verb,
-                "works_on": [artefact.name for artefact in step.works_on],
-                "done": step not in todo,
-                "peak_memory": None if cost is None else cost.peak_memory,
-                "seconds": None if cost is None else cost.seconds,
-                "bytes": size,
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "name": step.name,
+            "verb": step.verb,
+            "works_on": [artefact.name for artefact in step.works_on],
+            "done": step not in todo,
+            **(UNKNOWN if planner is None else planner.of(step)),
+        }
+        for step in steps
+    ]
 
     # the whole
     machine = None if planner is None else machine_now(planner.rate)
@@ -86,13 +84,15 @@ class Planner:
         self.source, self.steps, self.sizes = source, steps, Sizes(source)
         self.rate = Costs(source, PlanSettings(), self.sizes.stored).rate
 
-    def of(self, step: Step) -> tuple[Cost | None, int | None]:
-        """The estimate of a step, and the bytes that it leaves on disk."""
+    def of(self, step: Step) -> dict[str, Any]:
+        """peak_memory and seconds of a step, and the bytes that it leaves on disk."""
         verbs = {
             "prune": self._prune, "quantize": self._quantize, "train": self._train, "search": self._search,
             "extract": self._extract, "merge": self._merge, "eval": self._eval, "export": self._export,
         }  # fmt: skip
-        return verbs[step.verb](step)
+        cost, size = verbs[step.verb](step)
+        known = {} if cost is None else {"peak_memory": cost.peak_memory, "seconds": cost.seconds}
+        return {**UNKNOWN, **known, "bytes": size}
 
     def _prune(self, step: Step) -> tuple[Cost | None, int | None]:
         settings = planned(step.section)

@@ -32,10 +32,6 @@ def parameters(name: str) -> dict[str, click.Parameter]:
     return {key: parameter for key, parameter in found.items() if key not in OWN}
 
 
-def option_names(name: str) -> list[str]:
-    return list(parameters(name))
-
-
 def path_names(name: str) -> list[str]:
     """Those that are paths."""
     return [key for key, parameter in parameters(name).items() if isinstance(parameter.type, click.Path | CheckedPath)]

@@ -11,8 +11,8 @@ from sqft_plugins.checkpoint import GridStamp
 from sqft_plugins.compress.calibration import calibration_texts
 from sqft_plugins.compress.prune import as_pattern
 from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
-from sqft_plugins.errors import SQFTError
-from sqft_plugins.evaluate.harness import choose_tasks, load_tasks, task_names
+from sqft_plugins.errors import SQFTError, within
+from sqft_plugins.evaluate.harness import choose_tasks, load_tasks
 from sqft_plugins.hardware import parse_dtype
 from sqft_plugins.plan.config import has_weights, open_source
 from sqft_plugins.plan.settings import PlanSettings
@@ -34,7 +34,9 @@ TEXTS = (".txt", ".md", ".json", ".jsonl")
 def check_inputs(label: str, steps: Sequence[Step]) -> None:
     """Everything that needs no model. Raises SQFTError, naming the step."""
     for step in steps:
-        with_step(label, step, VERBS[step.verb])
+        if step.verb in VERBS:
+            with within(f"{label}, {step.name}"):
+                VERBS[step.verb](step)
 
 
 def check_model(label: str, steps: Sequence[Step], base: Artefact, todo: Sequence[Step]) -> None:
@@ -45,15 +47,9 @@ def check_model(label: str, steps: Sequence[Step], base: Artefact, todo: Sequenc
     todo: the steps that are not done, which are looked at.
     """
     names = {step.name for step in todo}
-    for step in (step for step in steps if step.name in names):
-        with_step(label, step, lambda step: _on_model(step, steps, base))
-
-
-def with_step(label: str, step: Step, check: Any) -> None:
-    try:
-        check(step)
-    except SQFTError as error:
-        raise type(error)(f"{label}, {step.name}: {error}") from error
+    for step in [step for step in steps if step.name in names]:
+        with within(f"{label}, {step.name}"):
+            _on_model(step, steps, base)
 
 
 # --- one function a verb ---
@@ -94,23 +90,12 @@ def _search(step: Step) -> None:
             raise SQFTError(f"starts {file} is no file: check the path")
 
 
-def _extract(step: Step) -> None:
-    """Nothing beyond what `wire` has seen."""
-
-
-_merge = _extract
-
-
 def _eval(step: Step) -> None:
     section = step.section
-    own = get_manager().collect("sqft_tasks")
     if section.dtype is not None:
         parse_dtype(section.dtype)
-    choose_tasks(section.tasks, section.data)
-    if section.text is not None:
-        _texts("text", section.text)
-    named = [name for name in section.tasks if name in task_names() or name not in own]
-    if named:
+    _texts("text", section.text)
+    if named := [task for task in choose_tasks(section.tasks, section.data) if isinstance(task, str)]:
         load_tasks(named, section.data_dir, section.shots)
 
 
@@ -122,9 +107,9 @@ def _export(step: Step) -> None:
 
 
 VERBS: Mapping[str, Callable[[Step], None]] = {
-    "prune": _prune, "quantize": _quantize, "train": _train, "search": _search,
-    "extract": _extract, "merge": _merge, "eval": _eval, "export": _export,
+    "prune": _prune, "quantize": _quantize, "train": _train, "search": _search, "eval": _eval, "export": _export,
 }  # fmt: skip
+"""Verb → its check; of extract and merge, `wire` has seen all."""
 
 
 def _texts(argument: str, source: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,21 @@ class Maker:
             "prune": self.prune, "quantize": self.quantize, "train": self.train, "search": self.search,
             "extract": self.extract, "merge": self.merge, "eval": self.eval, "export": self.export,
         }  # fmt: skip
-        return {"verb": step.verb, **verbs[step.verb](step)}
+        return {"verb": step.verb, **verbs[step.verb](step), **measured(step)}
 
     def prune(self, step: Step) -> dict[str, Any]:
         given = step.section.part(PruneSettings).keywords()
-        report = prune_folder(step.uses["model"].path, self._target(step), overwrite=True, **given)
-        return {**report, "measured": folder_numbers(self._target(step))}
+        return prune_folder(step.uses["model"].path, step.target, overwrite=True, **given)
 
     def quantize(self, step: Step) -> dict[str, Any]:
         given = step.section.part(QuantizeSettings).keywords()
-        report = quantize_folder(step.uses["model"].path, self._target(step), overwrite=True, **given)
-        return {**report, "measured": folder_numbers(self._target(step))}
+        return quantize_folder(step.uses["model"].path, step.target, overwrite=True, **given)
 
     def train(self, step: Step) -> dict[str, Any]:
         s, grid = step.section, step.uses.get("grid")
-        report = train_adapter(
+        return train_adapter(
             step.uses["model"].path,
-            self._target(step),
+            step.target,
             s.examples("data"),
             s.part(AdapterSettings).model_copy(update={"grid": None if grid is None else str(grid.path)}),
             s.part(TrainSettings),
@@ -69,7 +68,6 @@ class Maker:
             overwrite=True,
             anew=True,  # a recipe that was changed
         )
-        return {**report, "measured": adapter_numbers(self._target(step), step.uses["model"].path)}
 
     def search(self, step: Step) -> dict[str, Any]:
         from sqft_plugins.search.run import search_adapter
@@ -80,7 +78,7 @@ class Maker:
             step.uses["adapter"].path,
             s.questions("task"),
             s.part(SearchSettings),
-            out=self._target(step),
+            out=step.target,
             study=self.out / "stages" / f"{step.name}-{self.stages.keys[step.name][:12]}.journal",
             starts=s.starts,
             save=s.save,
@@ -89,22 +87,18 @@ class Maker:
         )
 
     def extract(self, step: Step) -> dict[str, Any]:
-        adapter = step.uses["adapter"]
-        report = extract_adapter(adapter.path, self._target(step), _rank(step.rank), overwrite=True)
-        assert adapter.base is not None
-        return {**report, "measured": adapter_numbers(self._target(step), adapter.base.path)}
+        return extract_adapter(step.uses["adapter"].path, step.target, _rank(step.rank), overwrite=True)
 
     def merge(self, step: Step) -> dict[str, Any]:
         grid = step.uses.get("grid")
-        report = merge_folder(
+        return merge_folder(
             step.uses["model"].path,
             step.uses["adapter"].path,
-            self._target(step),
+            step.target,
             _rank(step.rank),
             overwrite=True,
             grid=None if grid is None else grid.path,
         )
-        return {**report, "measured": folder_numbers(self._target(step))}
 
     def eval(self, step: Step) -> dict[str, Any]:
         """One report a target, in files of their own, too."""
@@ -119,15 +113,21 @@ class Maker:
 
     def export(self, step: Step) -> dict[str, Any]:
         values = {**step.options, **{role: artefact.path for role, artefact in step.uses.items()}}
-        target = self._target(step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        report = exporting.export(step.section.format, values, target)
-        return {**report, "measured": file_numbers(step.section.format, step.uses.get("model"), target)}
+        step.target.parent.mkdir(parents=True, exist_ok=True)
+        return exporting.export(step.section.format, values, step.target)
 
-    @staticmethod
-    def _target(step: Step) -> Path:
-        assert step.makes is not None
-        return step.makes.path
+
+def measured(step: Step) -> dict[str, Any]:
+    """The numbers of what a step has made, as `measured`; empty for ranks and scores."""
+    made = step.makes
+    if made is None or made.kind == "ranks":
+        return {}
+    if made.kind == "model":
+        return {"measured": folder_numbers(made.path)}
+    if made.kind == "adapter":
+        assert made.base is not None
+        return {"measured": adapter_numbers(made.path, made.base.path)}
+    return {"measured": file_numbers(step.section.format, made.source, made.path)}
 
 
 def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str, Any]:
@@ -141,11 +141,9 @@ def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str
     options = {name: value for name, value in section.runtime().items() if meant[name]}
 
     chosen, prose = choose_tasks(section.tasks, section.data), section.prose("text")
-    candidate = open_candidate(model.path, adapter, _rank(rank), batch_size=section.batch_size, **options)
-    try:
+    opened = open_candidate(model.path, adapter, _rank(rank), batch_size=section.batch_size, **options)
+    with closing(opened) as candidate:
         report = evaluate_model(candidate, chosen, text=prose, **section.questions())
-    finally:
-        candidate.close()
 
     about: Mapping[str, Any] = {"model": str(model.path), "adapter": None if adapter is None else str(adapter)}
     return {**about, "rank": None if rank is None else rank.read(), **report}

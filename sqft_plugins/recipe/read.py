@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.errors import SQFTError, nearest, within
 from sqft_plugins.recipe.sections import SECTIONS, Section
 from sqft_plugins.recipe.text import parse_yaml, read_yaml, write_yaml
 
@@ -90,7 +90,10 @@ def read_recipe(files: Sequence[str | Path], settings: Iterable[str] = ()) -> Re
         raise SQFTError(f"{label} has no model: write model: FOLDER, a name on the hub, or {GEMMA}")
     if not sections:
         raise SQFTError(f"{label} has no step: write one or more of {', '.join(SECTIONS)}")
-    made = {name: _section(label, name, values) for name, values in sections.items()}
+    made = {}
+    for name, values in sections.items():
+        with within(f"{label}, {name}"):
+            made[name] = SECTIONS[verb_of(name, label)].make(values)
     out = Path(top["out"]) if "out" in top else None
     return Recipe(label, top["model"], out, made, Path(files[0]).stem, [commented for _, commented in read])
 
@@ -100,10 +103,8 @@ def _added(
 ) -> Values:
     """What a section says after one more part: `more`, with paths as seen from `folder`, on top of `so_far`."""
     section = SECTIONS[verb_of(name, source)]
-    try:
+    with within(f"{source}, {name}"):
         marks = section.marks({**so_far, **more})
-    except SQFTError as error:
-        raise SQFTError(f"{source}, {name}: {error}") from error
 
     replaced = {other for key, other in section.instead.items() if key in more and other not in more}
     kept = {key: value for key, value in so_far.items() if key not in replaced}
@@ -169,10 +170,3 @@ def _existing(folder: Path, value: str) -> str:
     """A path where there is something, else what stands there."""
     path = _path(folder, value)
     return str(path) if path.exists() else value
-
-
-def _section(label: str, name: str, values: Values) -> Section:
-    try:
-        return SECTIONS[verb_of(name, label)].make(values)
-    except SQFTError as error:
-        raise SQFTError(f"{label}, {name}: {error}") from error

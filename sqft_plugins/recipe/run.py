@@ -128,7 +128,7 @@ def inputs_of(step: Step) -> dict[str, Any]:
         found["data_dir"] = os.environ[DATA_DIR]
     uses = {role: artefact.name if artefact.step else _identity(artefact.path) for role, artefact in step.uses.items()}
     targets = [artefact.name if artefact.step else _identity(artefact.path) for artefact, _ in step.targets]
-    ranks = [rank and (rank.search.name if rank.search else rank.rank) for rank in (step.rank, *_ranks(step))]
+    ranks = [rank and (rank.search.name if rank.search else rank.rank) for rank in step.ranks]
     return {"verb": step.verb, "options": found, "uses": uses, "targets": targets, "ranks": ranks}
 
 
@@ -166,10 +166,6 @@ def _prepare(path: Path) -> dict[str, Any]:
 def _base_inputs(recipe: Recipe) -> dict[str, Any]:
     path = Path(recipe.model)
     return {"settings": {"content": _identity(path)} if path.is_dir() else {"model": recipe.model}}
-
-
-def _ranks(step: Step) -> list[Any]:
-    return [rank for _, rank in step.targets]
 
 
 def _content(value: Any) -> Any:

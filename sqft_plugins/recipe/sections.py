@@ -125,9 +125,9 @@ class Export(Section):
 
     @classmethod
     def keys(cls, values: Mapping[str, Any]) -> list[str]:
-        from sqft_plugins.recipe.export import option_names
+        from sqft_plugins.recipe.export import parameters
 
-        return sorted({*cls.model_fields, *option_names(values.get("format", "gguf"))})
+        return sorted({*cls.model_fields, *parameters(values.get("format", "gguf"))})
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.recipe import export as exporting
 from sqft_plugins.recipe.above import EXTRACTED, Above, Chosen
 from sqft_plugins.recipe.artefact import Artefact
@@ -50,11 +50,21 @@ class Step:
         return str(self.section.verb)
 
     @property
+    def target(self) -> Path:
+        """Where its output goes; not of an eval."""
+        assert self.makes is not None
+        return self.makes.path
+
+    @property
+    def ranks(self) -> list[Chosen | None]:
+        """Its own rank and those of its targets."""
+        return [self.rank, *(rank for _, rank in self.targets)]
+
+    @property
     def works_on(self) -> list[Artefact]:
         """Everything that it reads: steps and folders, without repeats."""
-        chosen = [self.rank, *(rank for _, rank in self.targets)]
         used = [*self.uses.values(), *(artefact for artefact, _ in self.targets)]
-        used += [rank.search for rank in chosen if rank is not None and rank.search is not None]
+        used += [rank.search for rank in self.ranks if rank is not None and rank.search is not None]
         used += [over for one in used if one.kind == "adapter" for over in (one.base, one.grid) if over is not None]
         return list({artefact.name: artefact for artefact in used}.values())
 
@@ -66,10 +76,8 @@ def wire(recipe: Recipe, out: Path, base: Artefact) -> list[Step]:
     steps = []
     for name, section in recipe.sections.items():
         above = Above(name, list(recipe.sections), dict(made), out)
-        try:
+        with within(f"{recipe.name}, {name}"):
             step = VERBS[section.verb](above, section)
-        except SQFTError as error:
-            raise SQFTError(f"{recipe.name}, {name}: {error}") from error
         if step.makes is not None:
             made[name] = step.makes
         steps.append(step)

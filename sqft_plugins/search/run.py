@@ -13,7 +13,7 @@ from typing import Any
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import check_output, write_folder
 from sqft_plugins.configurations import FOLDER, check_configuration_name, read_configuration, write_configuration
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.plugins.protocols import SearchMethod, Task
 from sqft_plugins.progress import Steps, say
 from sqft_plugins.search import cost as costs
@@ -178,10 +178,8 @@ def _starting_points(method: SearchMethod, space: Space, adapter: Path, files: S
         known |= {"most-frequent": history.most_frequent(space), "lowest-loss": history.lowest_loss(space)}
     found = {name: known[name] for name in method.starts if name in known}
     for file in files:
-        try:
+        with within(f"--start {file}"):
             found[Path(file).stem] = space.choice(read_configuration(file))
-        except SQFTError as error:
-            raise SQFTError(f"--start {file}: {error}") from error
     return found
 
 

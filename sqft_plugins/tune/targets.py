@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sqft_plugins.adapter.lora_config import is_named
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import structure_of_folder
 from sqft_plugins.tune.settings import ALL_LINEAR
@@ -18,18 +19,12 @@ def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
     structure = structure_of_folder(base)
     names = [*structure.shapes, *structure.outside]
 
+    patterns = {wanted: wanted} if isinstance(wanted, str) else {pattern: [pattern] for pattern in wanted}
     try:
-        patterns = [wanted] if isinstance(wanted, str) else wanted
-        missing = [pattern for pattern in patterns if not any(_matches(name, pattern, wanted) for name in names)]
+        missing = [text for text, pattern in patterns.items() if not any(is_named(pattern, name) for name in names)]
     except re.error as error:
         raise SQFTError(f"target_modules={wanted!r} is no regular expression ({error}): correct it") from error
     if len(missing) == len(patterns):
         ends = dict.fromkeys(name.rpartition(".")[2] for name in structure.shapes)
         raise SQFTError(f"target_modules {missing} are none of this model's layers: choose among {', '.join(ends)}")
     return missing
-
-
-def _matches(name: str, pattern: str, wanted: list[str] | str) -> bool:
-    if isinstance(wanted, str):
-        return bool(re.fullmatch(pattern, name))
-    return name == pattern or name.endswith(f".{pattern}")

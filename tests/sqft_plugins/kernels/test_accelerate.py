@@ -17,7 +17,7 @@ from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, KernelError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.kernels import operators
+from sqft_plugins.kernels import layout
 from sqft_plugins.kernels.linear import NoWeightError, SparseInt4Linear
 from sqft_plugins.kernels.load import load_accelerated
 from sqft_plugins.structure import find_linears, weight_of
@@ -156,7 +156,7 @@ def test_scales_that_float16_does_not_hold_leave_their_layer_as_it_was(int4):
 
 
 def test_a_failure_half_way_puts_all_back(int4, monkeypatch):
-    model, pack = load_model(int4(), torch.float32), operators.pack
+    model, pack = load_model(int4(), torch.float32), layout.pack
     expected, calls = dict(model.named_modules()), []
 
     def fails(codes, mask):
@@ -165,7 +165,7 @@ def test_a_failure_half_way_puts_all_back(int4, monkeypatch):
             raise MemoryError
         return pack(codes, mask)
 
-    monkeypatch.setattr("sqft_plugins.kernels.weight.operators.pack", fails)
+    monkeypatch.setattr("sqft_plugins.kernels.weight.layout.pack", fails)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(MemoryError):
         sqft_plugins.accelerate(model)
