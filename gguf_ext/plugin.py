@@ -10,6 +10,7 @@ from sqft_plugins.plugins import hookimpl
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint import GridStamp
+    from sqft_plugins.cli import Verbs
 
 
 class GGUFExporter:
@@ -94,7 +95,7 @@ def sqft_checks() -> list[Any]:
 
 
 @hookimpl
-def sqft_commands(group: Any) -> None:
+def sqft_commands(group: Verbs) -> None:
     from gguf_ext.cli.chat import chat_command
     from gguf_ext.cli.verify import verify_command
 

@@ -94,7 +94,7 @@ class Steps:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silences transformers' own bars and notes where we show the progress ourselves; downloads keep their bars."""
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

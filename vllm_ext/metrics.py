@@ -7,9 +7,12 @@ leave their numbers in that folder, and the API server adds them up.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_ext.patching import MARK, apply, replaces
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 COUNTERS = {
     "plane_cache_hits": "Requests for a value plane that was in memory",
@@ -65,7 +68,7 @@ def patch_loads() -> bool:
         return True
 
     @replaces(LRUCacheWorkerLoRAManager, "adapters in memory are not counted")
-    def add_adapter(self, lora_request):
+    def add_adapter(self: LRUCacheWorkerLoRAManager, lora_request: LoRARequest) -> bool:
         before = self.list_adapters()
         loaded = add_adapter.original(self, lora_request)
         after = self.list_adapters()

@@ -6,9 +6,13 @@ Nothing here imports vllm: that takes 10 s, and `sqft` loads this module at ever
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqft_plugins import hookimpl
+
+if TYPE_CHECKING:
+    from sqft_plugins.cli import Verbs
+    from sqft_plugins.plugins.protocols import Check
 
 
 class PlaneExporter:
@@ -29,19 +33,19 @@ class PlaneExporter:
 
 
 @hookimpl
-def sqft_exporters():
+def sqft_exporters() -> list[PlaneExporter]:
     return [PlaneExporter()]
 
 
 @hookimpl
-def sqft_commands(group):
+def sqft_commands(group: Verbs) -> None:
     from vllm_ext.serve.cli import serve_command
 
     group.add_command(serve_command, section="run")
 
 
 @hookimpl
-def sqft_checks(deep):
+def sqft_checks(deep: bool) -> list[Check]:
     from vllm_ext.checks import plugin_check, processor_check, torchvision_check, vllm_check
 
     return [vllm_check(), *plugin_check(), *processor_check(), *torchvision_check(deep)]

@@ -188,8 +188,8 @@ class AdapterLlama(Llama):
         UnknownAdapterError, GGUFError for a scale that is no finite number."""
         wanted = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
         if self._adapters.set(wanted):
-            self.reset()  # type: ignore[no-untyped-call]
-            self._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
+            self.reset()
+            self._ctx.kv_cache_clear()
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """As `Llama.set_cache`; states are kept apart by the adapters that were active."""
@@ -208,12 +208,12 @@ class AdapterLlama(Llama):
         super().load_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        state = super().__getstate__()
         return {**state, "adapters": self.adapters, "active": self.active_adapters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         active = state.pop("active")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self.set_adapters(active)
 
 

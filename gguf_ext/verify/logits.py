@@ -66,7 +66,7 @@ def compare_logits(model: str | Path, file: str | Path, text: str, max_tokens: i
         same = session.tokenize(text) == whole
         say(f"loading {model}")
         reference = load_model(model, dtype=torch.float32)
-        head = reference.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = reference.get_output_embeddings()
         if session.vocabulary_size != head.weight.shape[0]:
             raise GGUFError(f"{file} has {session.vocabulary_size} tokens, not as many as {model}: it is another model")
         for window in track(windows, "comparing the logits"):

@@ -53,7 +53,7 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         return torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # torch documents it, and does not export it
         raise GridError(
             f"the inputs' Hessian cannot be inverted with damping={damping}: give more calibration text"
         ) from error

@@ -24,7 +24,7 @@ from pathlib import Path
 try:
     from setuptools.command.build_ext import build_ext
 except ModuleNotFoundError:
-    build_ext = object  # type: ignore[assignment, misc]
+    build_ext = object
 
 LIBRARY = "libsqft_kernels.so"
 SOURCES = Path(__file__).with_name("csrc")

@@ -164,29 +164,42 @@ def _register() -> torch.library.Library:
 _OPERATORS = _register()  # torch forgets operators whose library object is gone
 
 
-@torch.library.register_fake("sqft::sparse_int4_linear")
-def _(x, masks, values, block_offsets, scales, zero_points, bias, out_features, activation_bits=16):
+# --- shapes and dtypes of the results, for torch.compile ---
+
+
+def _linear_shape(
+    x: Tensor, masks: Tensor, values: Tensor, block_offsets: Tensor, scales: Tensor, zero_points: Tensor | None,
+    bias: Tensor | None, out_features: int, activation_bits: int = 16,
+) -> Tensor:  # fmt: skip
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sqft::sparse_int4_linear.planes")
-def _(x, masks, values, tokens, block_offsets, scales, zero_points, bias, out_features, activation_bits=16):
+def _planes_shape(
+    x: Tensor, masks: Tensor, values: list[Tensor], tokens: list[int], block_offsets: Tensor, scales: Tensor,
+    zero_points: Tensor | None, bias: Tensor | None, out_features: int, activation_bits: int = 16,
+) -> Tensor:  # fmt: skip
     return x.new_empty(*x.shape[:-1], out_features)
 
 
-@torch.library.register_fake("sqft::sparse_int4_pack")
-def _(codes, mask):
+def _pack_shapes(codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     blocks, chunks = layout.blocks_of(mask.shape[0]), layout.chunks_of(mask.shape[1])
     masks = mask.new_empty(blocks, chunks, dtype=torch.int64)
     size = torch.library.get_ctx().new_dynamic_size(min=layout.END)
     return masks, codes.new_empty(size), masks.new_empty(blocks + 1)
 
 
-@torch.library.register_fake("sqft::sparse_int4_unpack")
-def _(masks, values, block_offsets, zero_points, out_features, in_features):
+def _unpack_shapes(
+    masks: Tensor, values: Tensor, block_offsets: Tensor, zero_points: Tensor | None, out_features: int,
+    in_features: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     codes = values.new_empty(out_features, in_features)
     return codes, codes.new_empty(codes.shape, dtype=torch.bool)
 
+
+torch.library.register_fake("sqft::sparse_int4_linear", _linear_shape)
+torch.library.register_fake("sqft::sparse_int4_linear.planes", _planes_shape)
+torch.library.register_fake("sqft::sparse_int4_pack", _pack_shapes)
+torch.library.register_fake("sqft::sparse_int4_unpack", _unpack_shapes)
 
 sparse_int4_linear = torch.ops.sqft.sparse_int4_linear.default
 sparse_int4_linear_planes = torch.ops.sqft.sparse_int4_linear.planes

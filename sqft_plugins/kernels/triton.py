@@ -7,6 +7,9 @@ of the masks come before it, so each step sums the bits of its chunks and carrie
 With `TRITON_INTERPRET=1` it runs on a CPU, which is how it is tested where there is no GPU.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# What stands below @triton.jit is Triton's language, which has no types for pointers and blocks.
+
 from __future__ import annotations
 
 from typing import Any

@@ -148,7 +148,9 @@ class SparseInt4Weight:
         """Whether the compiled kernels cannot take the groups."""
         return self.scales.shape[1] > 1 and self.group_size % 8 != 0
 
-    def _rest(self, bias: Tensor | None, activation_bits: int) -> tuple:
+    def _rest(
+        self, bias: Tensor | None, activation_bits: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, int]:
         """The arguments of both operators behind the values."""
         return self.block_offsets, self.scales, self.zero_points, bias, self.out_features, activation_bits
 

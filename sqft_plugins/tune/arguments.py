@@ -93,7 +93,7 @@ def tensorboard_callbacks(folder: str | None, begun: int | None) -> list[Trainer
     if folder is None or not is_main_process():
         return []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     # the steps after the checkpoint come again
     return [TensorBoardCallback(SummaryWriter(folder, purge_step=None if begun is None else begun + 1))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -106,13 +106,13 @@ def batches_by_length(rows: Sequence[Row], batch_size: int, pad: int) -> tuple[l
     return [collate([rows[index] for index in part]) for part in parts], order
 
 
-def mix(task: Sequence, text: Sequence, text_fraction: float, batch_size: int, steps: int, seed: int) -> list:
+def mix(task: Sequence[T], text: Sequence[T], text_fraction: float, batch_size: int, steps: int, seed: int) -> list[T]:
     """`steps * batch_size` rows in training order: in each batch the same share of general text, both kinds shuffled
     anew every time they run out. Deterministic in `seed`."""
     generator = torch.Generator().manual_seed(seed)
     texts = round(batch_size * text_fraction) if text else 0
 
-    def endless(rows: Sequence):
+    def endless(rows: Sequence[T]) -> Iterator[T]:
         while True:
             for index in torch.randperm(len(rows), generator=generator).tolist():
                 yield rows[index]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sqft_plugins.errors import CheckpointError
 
@@ -46,11 +46,11 @@ class RankRecorder(TrainerCallback):
         self.model = model
         self.ranks: dict[str, int] = {}
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ranks = dict(self.drawn(self.model))
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss")
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = (kwargs.get("logs") or {}).get("loss")
         single = args.gradient_accumulation_steps == 1 and args.logging_steps == 1
         if loss is None or not self.ranks or not single or not state.is_world_process_zero:
             return

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sqft_plugins.checkpoint.files import held_alone, make_folder
 from sqft_plugins.errors import MismatchError
@@ -103,7 +103,7 @@ class Checkpoints(TrainerCallback):
             self.best.step, self.best.loss = mark["best"]
             self.best.tensors = load_file(checkpoint / BEST)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
 

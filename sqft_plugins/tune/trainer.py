@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.progress import track
@@ -34,7 +34,10 @@ class AnswerTrainer(Trainer):
         # `mix` has shuffled, the same for every process count
         return SequentialSampler(cast(Sized, self.train_dataset))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
@@ -49,7 +52,9 @@ class AnswerTrainer(Trainer):
             )
         return (loss, logits) if return_outputs else loss
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         # not Trainer's own loop: it takes the mean of the batches' means, and its DataLoader draws a random number
         assert self.held_out is not None
         losses = self.held_out.losses(self.accelerator.unwrap_model(self.model), self.accelerator)
@@ -67,12 +72,14 @@ class Watch(TrainerCallback):
     def __init__(self, what: str):
         self.what = what
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             self.bar = track(range(state.max_steps - state.global_step), self.what)
             next(self.bar, None)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             next(self.bar, None)
         if state.global_step == state.max_steps and args.eval_strategy != "no":

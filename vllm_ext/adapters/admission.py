@@ -7,9 +7,10 @@ import asyncio
 import re
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.entrypoints.openai.models.serving import OpenAIServingModels, create_error_response
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve import create_error_response
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.input_processor import InputProcessor
@@ -21,6 +22,11 @@ from vllm_ext.adapters.load import check_plain, variant_of
 from vllm_ext.adapters.names import Variant
 from vllm_ext.adapters.resolver import NAME, VariantRequest
 from vllm_ext.patching import apply, replaces
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+    from vllm.lora.request import LoRARequest
 
 WRAPPED = (
     re.compile(r"Call to add_lora method failed: (.*)", re.DOTALL),
@@ -37,7 +43,7 @@ def patch_admission() -> bool:
 
 
 @replaces(InputProcessor, "a damaged adapter can end the engine")
-def _validate_lora(self, lora_request):
+def _validate_lora(self: InputProcessor, lora_request: LoRARequest | None) -> None:
     """Each request. An adapter is checked once, and again when a file has changed."""
     _validate_lora.original(self, lora_request)
     if lora_request is None or isinstance(lora_request, VariantRequest):  # the resolver has checked it, in a thread
@@ -50,6 +56,7 @@ def _validate_lora(self, lora_request):
         if now is not None and checked.get(path) == now:
             return
         if variant is None:
+            assert self.vllm_config.lora_config is not None  # else vLLM has refused the request
             check_plain(path, self.vllm_config.lora_config.lora_dtype)
         else:
             _check(variant, self.vllm_config)
@@ -76,7 +83,9 @@ def _base(settings: Any) -> Path | None:
 
 
 @replaces(OpenAIServingModels, "a wrong rank is answered with 500")
-async def load_lora_adapter(self, request, base_model_name=None):
+async def load_lora_adapter(
+    self: OpenAIServingModels, request: LoadLoRAAdapterRequest, base_model_name: str | None = None
+) -> ErrorResponse | str:
     """/v1/load_lora_adapter and --lora-modules: what is wrong with an adapter is the client's error, 400, said before
     a worker is asked; vLLM makes 500 of whatever a worker says."""
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed import get_tp_group
@@ -31,6 +31,12 @@ from vllm.v1.request import RequestStatus
 from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_ext.patching import apply, replaces
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
 
 FAILED = "_sqft_failed"
 """In a worker's manager and in its ModelRunnerOutput: {id of an adapter: why it was not loaded}, of this step."""
@@ -57,7 +63,7 @@ def patch_failures() -> bool:
 
 
 @replaces(LRUCacheWorkerLoRAManager, LOST)
-def _apply_adapters(self, lora_requests):
+def _apply_adapters(self: LRUCacheWorkerLoRAManager, lora_requests: set[LoRARequest]) -> None:
     failed: dict[int, str] = {}
     setattr(self, FAILED, failed)
     empty: set[int] = self.__dict__.setdefault("_sqft_empty", set())
@@ -104,12 +110,12 @@ def failed_elsewhere(failed: Any, numbers: list[int]) -> list[int]:
 
 
 @replaces(Worker, LOST)
-def execute_model(self, scheduler_output):
+def execute_model(self: Worker, scheduler_output: SchedulerOutput) -> Any:
     return _with_failures(self, execute_model.original(self, scheduler_output))
 
 
 @replaces(Worker, LOST)
-def sample_tokens(self, grammar_output):
+def sample_tokens(self: Worker, grammar_output: GrammarOutput | None) -> Any:
     return _with_failures(self, sample_tokens.original(self, grammar_output))
 
 
@@ -135,11 +141,13 @@ def noted(output: Any, failed: dict[int, str]) -> Any:
 
 
 @replaces(Scheduler, LOST)
-def update_from_output(self, scheduler_output, model_runner_output):
+def update_from_output(
+    self: Scheduler, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+) -> dict[int, EngineCoreOutputs]:
     failed: dict[int, str] = getattr(model_runner_output, FAILED, {})
     requests = [self.requests.get(number) for number in scheduler_output.num_scheduled_tokens] if failed else []
     lost = {
-        request.request_id: failed[request.lora_request.lora_int_id]
+        request.request_id: f"adapter {request.lora_request.lora_name}: {failed[request.lora_request.lora_int_id]}"
         for request in requests
         if request is not None and request.lora_request and request.lora_request.lora_int_id in failed
     }
@@ -156,7 +164,7 @@ def update_from_output(self, scheduler_output, model_runner_output):
             request_id=request.request_id,
             new_token_ids=[],
             finish_reason=FinishReason.ERROR,
-            stop_reason=f"adapter {request.lora_request.lora_name}: {lost[request.request_id]}",
+            stop_reason=lost[request.request_id],
             events=request.take_events(),
             trace_headers=request.trace_headers,
         )
@@ -174,7 +182,9 @@ class Reasoned(str):
 
 
 @replaces(RequestState, NO_REASON)
-def _new_completion_output(self, token_ids, finish_reason, stop_reason):
+def _new_completion_output(
+    self: RequestState, token_ids: list[int], finish_reason: FinishReason | None, stop_reason: int | str | None
+) -> CompletionOutput:
     output = _new_completion_output.original(self, token_ids, finish_reason, stop_reason)
     if finish_reason == FinishReason.ERROR and isinstance(stop_reason, str):
         output.finish_reason = Reasoned(output.finish_reason)
@@ -183,7 +193,7 @@ def _new_completion_output(self, token_ids, finish_reason, stop_reason):
 
 
 @replaces(GenerateBaseServing, NO_REASON)
-def _raise_if_error(self, finish_reason, request_id):
+def _raise_if_error(self: GenerateBaseServing, finish_reason: str | None, request_id: str) -> None:
     if isinstance(finish_reason, Reasoned):
         raise RetryableRequestError(finish_reason.reason)
     _raise_if_error.original(self, finish_reason, request_id)

@@ -11,7 +11,7 @@ replaced while requests ran, one version was left out, and the engine ended with
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.lora.request import LoRARequest
@@ -21,6 +21,9 @@ from vllm.v1.kv_cache_interface import AttentionSpec, CircularBufferSpec
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_ext.patching import apply, replaces
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 
 SPOILED = "a NaN may spoil later answers"
 ENDED = "an adapter that is replaced while requests run ends the engine"
@@ -32,7 +35,7 @@ def patch_isolation() -> bool:
 
 
 @replaces(Scheduler, SPOILED)
-def add_request(self, request):
+def add_request(self: Scheduler, request: Request) -> None:
     """In the engine core: has the scheduler, which may have been made before something of ours was met, note the blocks
     that it hands out."""
     if not self.needs_kv_cache_zeroing:
@@ -48,7 +51,7 @@ def _holds_rows(spec: Any) -> bool:
 
 
 @replaces(CPUModelRunner, SPOILED)
-def _zero_block_ids(self, block_ids):
+def _zero_block_ids(self: CPUModelRunner, block_ids: list[int]) -> None:
     """In the worker: clears them."""
     layers = self.compilation_config.static_forward_context
     groups = [group for group in self.kv_cache_config.kv_cache_groups if isinstance(group.kv_cache_spec, AttentionSpec)]
@@ -59,12 +62,12 @@ def _zero_block_ids(self, block_ids):
 
 
 @replaces(LoRARequest, ENDED, "__eq__")
-def same_version(self, value):
+def same_version(self: LoRARequest, value: object) -> bool:
     return isinstance(value, LoRARequest) and _identity(self) == _identity(value)
 
 
 @replaces(LoRARequest, ENDED, "__hash__")
-def version_hash(self):
+def version_hash(self: LoRARequest) -> int:
     return hash(_identity(self))
 
 

@@ -173,7 +173,7 @@ def check_plain(lora_path: str, dtype: Any) -> None:
 
 
 @replaces(WorkerLoRAManager, "no adapter can be served at a rank")
-def _load_adapter(self, lora_request):
+def _load_adapter(self: WorkerLoRAManager, lora_request: LoRARequest) -> LoRAModel:
     variant = variant_of(lora_request.lora_path)
     if variant is None:
         check_plain(lora_request.lora_path, self.lora_config.lora_dtype)

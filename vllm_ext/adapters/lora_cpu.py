@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from vllm.lora.model_manager import LoRAModelManager
@@ -38,6 +38,9 @@ from vllm_ext.adapters.low_rank import (
 )
 from vllm_ext.patching import Replacement, apply, replaces, restore
 from vllm_ext.variables import LORA_CPU
+
+if TYPE_CHECKING:
+    from vllm.lora.layers import LoRAMapping
 
 T = TypeVar("T")
 LOSS = "LoRA on the CPU stays slow, and wrong for requests without an adapter beside others with one"
@@ -109,7 +112,7 @@ def _batch(wrapper: Any, tokens: int) -> Batch:
 
 
 @replaces(LoRAModelManager, LOSS)
-def activate_adapter(self, lora_id):
+def activate_adapter(self: LoRAModelManager, lora_id: int) -> bool:
     changed = activate_adapter.original(self, lora_id)
     if changed:
         for wrapper in self.punica_wrapper_mapping.values():
@@ -118,13 +121,20 @@ def activate_adapter(self, lora_id):
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def update_metadata(self, mapping, lora_index_to_id, max_loras, vocab_size, **kwargs):
+def update_metadata(
+    self: PunicaWrapperCPU, mapping: LoRAMapping, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int,
+    **kwargs: Any,
+) -> None:  # fmt: skip
     update_metadata.original(self, mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
     grouping(self).update(self.token_lora_indices, self.sampler_indices)
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def add_lora_linear(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, *, buffer=None, **kwargs):
+def add_lora_linear(
+    self: PunicaWrapperCPU, y: Tensor, x: Tensor, lora_a_stacked: tuple[Tensor, ...],
+    lora_b_stacked: tuple[Tensor, ...], scale: float, output_slices: tuple[int, ...], *,
+    buffer: tuple[Tensor, ...] | None = None, **kwargs: Any,
+) -> None:  # fmt: skip
     if buffer is not None or scale != 1.0:  # no layer of vLLM 0.32 does
         stacked = lora_a_stacked, lora_b_stacked
         return add_lora_linear.original(self, y, x, *stacked, scale, output_slices, buffer=buffer, **kwargs)
@@ -140,7 +150,10 @@ def add_lora_linear(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_sl
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def add_lora_logits(self, y, x, lora_a_stacked, lora_b_stacked, scale, *, buffer=None, **kwargs):
+def add_lora_logits(
+    self: PunicaWrapperCPU, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, *,
+    buffer: Tensor | None = None, **kwargs: Any,
+) -> None:  # fmt: skip
     if buffer is not None or scale != 1.0:
         return add_lora_logits.original(self, y, x, lora_a_stacked, lora_b_stacked, scale, buffer=buffer, **kwargs)
 
@@ -158,7 +171,9 @@ def add_lora_logits(self, y, x, lora_a_stacked, lora_b_stacked, scale, *, buffer
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def add_lora_embedding(self, y, x, lora_b_stacked, add_inputs=True, **kwargs):
+def add_lora_embedding(
+    self: PunicaWrapperCPU, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
+) -> None:
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
     state, batch = grouping(self), _batch(self, x.shape[0])
     if not add_inputs:  # no layer of vLLM 0.32 does
@@ -173,7 +188,10 @@ def add_lora_embedding(self, y, x, lora_b_stacked, add_inputs=True, **kwargs):
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def add_shrink(self, y, x, lora_a_stacked, scale, **kwargs):
+def add_shrink(
+    self: PunicaWrapperCPU, y: tuple[Tensor, ...], x: Tensor, lora_a_stacked: tuple[Tensor, ...], scale: float,
+    **kwargs: Any,
+) -> None:  # fmt: skip
     """With `fully_sharded_loras`: the other part of the rank is in another process."""
     x = x.view(-1, x.shape[-1])
     batch = _batch(self, x.shape[0])
@@ -185,7 +203,10 @@ def add_shrink(self, y, x, lora_a_stacked, scale, **kwargs):
 
 
 @replaces(PunicaWrapperCPU, LOSS)
-def add_expand(self, y, x, lora_b_stacked, output_slices, offset_start=0, add_inputs=True, **kwargs):
+def add_expand(
+    self: PunicaWrapperCPU, y: Tensor, x: tuple[Tensor, ...], lora_b_stacked: tuple[Tensor, ...],
+    output_slices: tuple[int, ...], offset_start: int = 0, add_inputs: bool = True, **kwargs: Any,
+) -> None:  # fmt: skip
     y = y.view(-1, y.shape[-1])
     begin = offset_start
     for part, B, size in zip(x, lora_b_stacked, output_slices, strict=True):
@@ -195,7 +216,9 @@ def add_expand(self, y, x, lora_b_stacked, output_slices, offset_start=0, add_in
 
 
 @replaces(GPUModelRunner, LOSS)
-def _get_prompt_logprobs_dict(self, hidden_states, num_scheduled_tokens):
+def _get_prompt_logprobs_dict(
+    self: GPUModelRunner, hidden_states: Tensor, num_scheduled_tokens: dict[str, int]
+) -> dict[str, Any]:
     asked: dict[str, int] = self.num_prompt_logprobs
     scores: dict[str, Any] = {}
     vllms_own = _get_prompt_logprobs_dict.original

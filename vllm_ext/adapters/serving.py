@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
@@ -29,6 +29,13 @@ from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, s
 from vllm_ext.adapters.resolver import NAME, AdapterResolver, Locks, VariantTable
 from vllm_ext.patching import MARK, apply, replaces
 
+if TYPE_CHECKING:
+    from fastapi import Request
+    from vllm.engine.protocol import EngineClient
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelList
+    from vllm.lora.request import LoRARequest
+
 logger = logging.getLogger("vllm.sqft")
 GAP_SECONDS = 0.5
 """An adapter that is swapped for another is gone for less."""
@@ -42,7 +49,10 @@ def patch_serving() -> bool:
 
 
 @replaces(OpenAIServingModels, LOST, "__init__")
-def made_with_resolver(self, engine_client, base_model_paths, *, lora_modules=None):
+def made_with_resolver(
+    self: Any, engine_client: EngineClient, base_model_paths: list[BaseModelPath], *,
+    lora_modules: list[LoRAModulePath] | None = None,
+) -> None:  # fmt: skip
     made_with_resolver.original(self, engine_client, base_model_paths, lora_modules=lora_modules)
     resolver = LoRAResolverRegistry.resolvers.get(NAME)
     self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
@@ -55,7 +65,7 @@ def made_with_resolver(self, engine_client, base_model_paths, *, lora_modules=No
 
 
 @replaces(OpenAIServingModels, LOST)
-async def resolve_lora(self, lora_name):
+async def resolve_lora(self: Any, lora_name: str) -> LoRARequest | ErrorResponse:
     if self._sqft_resolver is None:
         return await resolve_lora.original(self, lora_name)
     try:
@@ -72,7 +82,7 @@ async def resolve_lora(self, lora_name):
 
 
 @replaces(OpenAIServingModels, "names are not listed")
-async def show_available_models(self):
+async def show_available_models(self: Any) -> ModelList:
     listed = await show_available_models.original(self)
     if self._sqft_resolver is not None:
         listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
@@ -86,7 +96,7 @@ async def show_available_models(self):
 
 
 @replaces(BaseServing, "a chat may get an adapter")
-def _get_active_default_mm_loras(self, request):
+def _get_active_default_mm_loras(self: BaseServing, request: Any) -> LoRARequest | None:
     table = self.models.lora_requests
     if not isinstance(table, VariantTable):
         return _get_active_default_mm_loras.original(self, request)
@@ -113,7 +123,7 @@ def patch_invocations() -> bool:
         return True
 
     @replaces(InjectToBodyApiTransform, "/invocations answers for adapters with the base")
-    async def transform_request(self, raw_request):
+    async def transform_request(self: InjectToBodyApiTransform, raw_request: Request) -> BaseLoRATransformRequestOutput:
         if raw_request.headers.get(HEADER):
             return await transform_request.original(self, raw_request)
         return BaseLoRATransformRequestOutput(request=None, raw_request=raw_request)

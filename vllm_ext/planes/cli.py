@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import RankType, emit, examples, json_option, overwrite_option
+from sqft_plugins.elastic import Rank
 from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 
 
@@ -29,7 +32,9 @@ from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 )  # fmt: skip
 @overwrite_option
 @json_option
-def plane_command(model, adapter, ranks, base, out, overwrite, as_json) -> None:
+def plane_command(
+    model: str, adapter: str, ranks: tuple[Rank, ...], base: str | None, out: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Write the value planes of a quantization-aware ADAPTER for vLLM.
 
     A plane holds the INT4 codes that `sqft merge` would write at a rank, 2 bits a weight at 50 % sparsity. MODEL is the
@@ -42,7 +47,7 @@ def plane_command(model, adapter, ranks, base, out, overwrite, as_json) -> None:
     emit(as_json, {"planes": planes}, lambda: click.echo("\n".join(map(_line, planes))))
 
 
-def _line(plane) -> str:
+def _line(plane: dict[str, Any]) -> str:
     return (
         f"{plane['out']}: {plane['bytes'] / 1e6:.1f} MB, {plane['modules']} modules, "
         f"{plane['bits_per_weight']:.2f} bits a weight, {plane['codes_changed']:.1%} of the kept codes changed"

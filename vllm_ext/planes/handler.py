@@ -4,7 +4,7 @@ server, loaded in the worker."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.distributed import get_pp_group
@@ -23,6 +23,10 @@ from vllm_ext.patching import MARK, apply, replaces
 from vllm_ext.planes.loaded import load_plane, sqft_layers
 from vllm_ext.planes.store import find_plane
 from vllm_ext.planes.switch import PlaneSwitch
+
+if TYPE_CHECKING:
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.request import LoRARequest
 
 KIND: AdapterKind = "quantization-aware"
 
@@ -102,7 +106,7 @@ def patch_steps(switch: PlaneSwitch) -> bool:
         return True
 
     @replaces(WorkerLoRAManager, "quantization-aware adapters are refused")
-    def set_active_adapters(self, requests, mapping):
+    def set_active_adapters(self: WorkerLoRAManager, requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
         ids = {request.lora_int_id for request in requests if request}
         count_joining(self, ids - switch.running)
         switch.before_step(self, ids)

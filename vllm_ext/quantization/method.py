@@ -30,7 +30,7 @@ def register(problem: str | None = None) -> None:
         )
 
     @register_quantization_config(METHOD)
-    class SQFTQuantizationMethod(QuantizationConfig):  # type: ignore[misc]
+    class SQFTQuantizationMethod(QuantizationConfig):
         """Claims our folders, and hands over to SQFTQuantizationConfig; there are no objects of this class."""
 
         @classmethod

@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,12 +19,12 @@ from vllm_ext.serve.server import DEFAULT_SLOTS, Server
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class BytesType(click.ParamType):
+class BytesType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """A number of bytes, as 500000000, 512MiB or 2GB."""
 
     name = "bytes"
 
-    def convert(self, value, param, ctx) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value).strip()
         number = text.rstrip("BGIKMbgikm")
         with contextlib.suppress(KeyError, ValueError, OverflowError):
@@ -64,8 +65,8 @@ class BytesType(click.ParamType):
 @json_option
 @click.argument("passed", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM ARGUMENTS]")
 def serve_command(
-    model, adapters, host, port, slots, plane_bytes, plane_dir, log, timeout, dry_run, as_json,
-    passed,
+    model: str, adapters: str | None, host: str, port: int, slots: int, plane_bytes: int | None,
+    plane_dir: str | None, log: str | None, timeout: float, dry_run: bool, as_json: bool, passed: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Serve MODEL with vLLM, over OpenAI's HTTP interface.
 
