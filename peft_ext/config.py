@@ -1,5 +1,7 @@
 """SQFTConfig: a LoraConfig with a mask and an elastic rank."""
 
+# ruff: noqa: RUF009 (`_option` returns a field, not a shared default)
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,6 +17,11 @@ from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
 
 
+def _option(default: Any, help: str) -> Any:
+    """A dataclass field with its help, as PEFT's configurations have it."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class SQFTConfig(LoraConfig):
     """Configuration of an SQFT adapter (arXiv 2410.03750); every field of `LoraConfig` is there too.
@@ -23,36 +30,24 @@ class SQFTConfig(LoraConfig):
     what cannot work.
     """
 
-    sparse: bool = field(
-        default=True,
-        metadata={
-            "help": "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."
-        },
+    sparse: bool = _option(
+        True, "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."
     )
-    quantization_aware: bool = field(
-        default=False,
-        metadata={"help": "Train through the base's INT4 grid, so that a merge is INT4 again (QA-SparsePEFT)."},
+    quantization_aware: bool = _option(
+        False, "Train through the base's INT4 grid, so that a merge is INT4 again (QA-SparsePEFT)."
     )
-    grid: str | None = field(
-        default=None,
-        metadata={
-            "help": "The INT4 folder made from this float base (quantization_aware). None: the base is an INT4 folder."
-        },
+    grid: str | None = _option(
+        None, "The INT4 folder made from this float base (quantization_aware). None: the base is an INT4 folder."
     )
-    rank_choices: list[int] | None = field(
-        default=None, metadata={"help": "The search space of ranks; its maximum is `r`. None: a fixed rank."}
+    rank_choices: list[int] | None = _option(None, "The search space of ranks; its maximum is `r`. None: a fixed rank.")
+    share_rank: Literal["layer", "module"] = _option(
+        "layer", "What shares one sampled rank: the modules of a block, or each module alone."
     )
-    share_rank: Literal["layer", "module"] = field(
-        default="layer",
-        metadata={"help": "What shares one sampled rank: the modules of a block, or each module alone."},
+    mask_hash: str | None = _option(
+        None, "Hash of the base's masks under the adapted modules. Filled in; checked when loading."
     )
-    mask_hash: str | None = field(
-        default=None,
-        metadata={"help": "Hash of the base's masks under the adapted modules. Filled in; checked when loading."},
-    )
-    grid_stamp: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "The grid trained through and the base under it. Filled in; checked when loading."},
+    grid_stamp: dict[str, Any] | None = _option(
+        None, "The grid trained through and the base under it. Filled in; checked when loading."
     )
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import nonzero_mask
+from sqft_plugins.structure import weight_of
 
 
 def attach_grids(
@@ -132,12 +133,15 @@ def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Mapping[str, A
     return [name for name in names if not _holds(_out_in(modules[name]), folder.quantized(name))]
 
 
-def put_on_grid(model: nn.Module, folder: ModelFolder, names: list[str]) -> None:
-    """Writes the dequantized codes of the folder into these modules, in place."""
-    modules = dict(model.named_modules())
-    for name in names:
-        weight = _out_in(modules[name])
+def put_rest_on_grid(model: nn.Module, config: SQFTConfig, adapted: Mapping[str, Any]) -> list[str]:
+    """Writes the dequantized codes of the INT4 folder into the modules that `rest_off_grid` finds, in place → their
+    names."""
+    folder = int4_folder(model, config)
+    rest = rest_off_grid(model, folder, adapted)
+    for name in rest:
+        weight = _out_in(model.get_submodule(name))
         weight.copy_(folder.quantized(name).dequantize(weight.dtype))
+    return rest
 
 
 def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: bool) -> tuple[LayerGrid, Tensor]:
@@ -225,6 +229,6 @@ def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: 
 
 
 def _out_in(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as [out, in]; a view."""
+    """The weight of a linear layer, adapted or not, as [out, in]; a view."""
     base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return base.weight.data if isinstance(base, nn.Linear) else base.weight.data.t()  # transformers' Conv1D
+    return weight_of(base)

@@ -22,7 +22,7 @@ from peft_ext.checks import (
 )
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.fields import check_attached
-from peft_ext.grids import attach_grids, int4_folder, put_on_grid, rest_off_grid
+from peft_ext.grids import attach_grids, put_rest_on_grid
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.merged_cache import forget_cache, note_cache
 from peft_ext.other_tuners import refuse_other_tuners
@@ -288,10 +288,7 @@ class SQFTModel(LoraModel):
         place, so that the model computes what it will after a merge → their names. Nothing to do over an INT4 base."""
         adapter = adapter_name or self.active_adapters[0]
         config: Any = self.peft_config[adapter]
-        folder = int4_folder(self.model, config)
-        rest = rest_off_grid(self.model, folder, dict(sqft_layers(self.model, adapter)))
-        put_on_grid(self.model, folder, rest)
-        return rest
+        return put_rest_on_grid(self.model, config, dict(sqft_layers(self.model, adapter)))
 
 
 def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:

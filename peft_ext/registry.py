@@ -4,6 +4,10 @@ PEFT has no registration for adapter types from outside: `PeftType` is a closed 
 one real member to it. Everything private that the other modules need of PEFT comes from here too.
 """
 
+# What is imported below the check is for the other modules.
+# ruff: noqa: E402, F401
+# mypy: implicit-reexport=True
+
 from __future__ import annotations
 
 import functools
@@ -25,35 +29,15 @@ def check_version() -> None:
 
 check_version()
 
-from peft import PeftConfig, PeftModel  # noqa: E402
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # noqa: E402
-from peft.tuners.lora import Linear as LoraLinear  # noqa: E402
-from peft.tuners.lora import LoraConfig, LoraModel  # noqa: E402
-from peft.tuners.lora.layer import LoraLayer, LoraVariant  # noqa: E402
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge  # noqa: E402
-from peft.utils import PeftType, hotswap, register_peft_method  # noqa: E402
-from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK  # noqa: E402
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key  # noqa: E402
-
-__all__ = [
-    "AuxiliaryTrainingWrapper",
-    "BaseTuner",
-    "BaseTunerLayer",
-    "LoraConfig",
-    "LoraLayer",
-    "LoraLinear",
-    "LoraModel",
-    "LoraVariant",
-    "PeftConfig",
-    "PeftModel",
-    "PeftType",
-    "check_adapters_to_merge",
-    "get_pattern_key",
-    "hotswap",
-    "peft_type",
-    "register",
-    "wrap",
-]
+from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraConfig, LoraModel
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import PeftType, hotswap, register_peft_method
+from peft.utils.hotswap import CONFIG_KEYS_TO_CHECK
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 
 WRAPPED = "_sqft_wrapped"
 """Set on a function of PEFT that is wrapped already."""

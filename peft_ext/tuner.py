@@ -129,16 +129,12 @@ class SQFTTuner(PeftTuner):
 
     def _config(self, settings: Any) -> SQFTConfig:
         return SQFTConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=settings.target_modules,
+            **_lora_options(settings),
             rank_choices=settings.rank_choices,
             share_rank=settings.share_rank,
             sparse=settings.sparse,
             quantization_aware=settings.quantization_aware,
             grid=settings.grid,
-            task_type="CAUSAL_LM",
         )
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
@@ -170,14 +166,7 @@ class LoraTuner(PeftTuner):
                 raise SQFTError(f"{field} needs --tuner sqft: a plain LoRA has one rank and knows no grid")
 
     def attach(self, model: Any, settings: Any) -> nn.Module:
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=settings.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, config)
+        return get_peft_model(model, LoraConfig(**_lora_options(settings)))
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         """A plain LoRA has one rank: every named one is it."""
@@ -190,6 +179,17 @@ class LoraTuner(PeftTuner):
 
     def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
         raise SQFTError("a plain LoRA has no codes: it was not trained through a grid")
+
+
+def _lora_options(settings: Any) -> dict[str, Any]:
+    """The fields of a LoraConfig that the verbs set."""
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": settings.target_modules,
+        "task_type": "CAUSAL_LM",
+    }
 
 
 def _give_own_weights(model: nn.Module) -> None:

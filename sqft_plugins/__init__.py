@@ -6,9 +6,10 @@ surfaces, peft_ext, vllm_ext and gguf_ext, import the core; the core knows them 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqft_plugins._version import VERSION
+from sqft_plugins.lazy import lazy
 from sqft_plugins.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -17,10 +18,4 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = ["__version__", "accelerate", "hookimpl"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "accelerate":  # late: it brings torch and transformers
-        from sqft_plugins.kernels.accelerate import accelerate
-
-        return accelerate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {"accelerate": "kernels.accelerate"})  # it brings torch and transformers

@@ -66,11 +66,6 @@ class Replacement:
         self.function.__doc__, self.function.__dict__[MARK] = self._original.__doc__, self
         setattr(self.owner, self.name, self.function)
 
-    def restore(self) -> None:
-        """vLLM's own method again; for tests and for a comparison in one process."""
-        if self.is_applied:
-            setattr(self.owner, self.name, self._original)
-
 
 def replaces(owner: type, loss: str, name: str = "") -> Callable[[Callable[..., Any]], Replacement]:
     """Makes a function the replacement of `owner`'s method of the same name, or of `name`."""
@@ -86,8 +81,3 @@ def apply(*replacements: Replacement) -> bool:
     for replacement in missing:
         replacement.put()
     return True
-
-
-def restore(*replacements: Replacement) -> None:
-    for replacement in replacements:
-        replacement.restore()

@@ -31,7 +31,6 @@ class Pruner(Protocol):
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """weight [out, in] → the new weight (same shape and dtype) and its mask (bool, True = kept). `weight` itself
         stays as it is; of the new one, what the mask prunes is exactly 0."""
-        ...
 
 
 class Quantizer(Protocol):
@@ -42,7 +41,6 @@ class Quantizer(Protocol):
 
     def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
         """weight [out, in] → codes on the grid; every weight that `mask` prunes must get the code of zero."""
-        ...
 
 
 Searcher = Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]
@@ -69,7 +67,6 @@ class SearchMethod(Protocol):
     def sampler(self, space: Space, seed: int) -> Any:
         """An `optuna.samplers.BaseSampler`; each group of `space` is a categorical parameter of its ranks. What it
         proposes a second time is changed before it is evaluated."""
-        ...
 
 
 class Tuner(Protocol):
@@ -79,41 +76,32 @@ class Tuner(Protocol):
 
     def check(self, base: Path, settings: Any) -> None:
         """Raises SQFTError for settings that cannot work over the model folder `base`, before anything is loaded."""
-        ...
 
     def attach(self, model: PreTrainedModel, settings: Any) -> nn.Module:
         """The model with a new, trainable adapter; `settings` is `sqft_plugins.tune.AdapterSettings`."""
-        ...
 
     def load(self, model: PreTrainedModel, adapter: Path, grid: Path | None = None) -> nn.Module:
         """The model with a saved adapter, for evaluation. grid: the INT4 folder of a quantization-aware adapter, where
         it is not at the path that the adapter remembers."""
-        ...
 
     def search_space(self, adapter: Path) -> tuple[Sequence[str], Sequence[int]]:
         """The adapted modules of a saved adapter and its rank choices (one where the rank is fixed)."""
-        ...
 
     def set_rank(self, model: nn.Module, rank: Any) -> Mapping[str, int]:
         """Activates a rank for evaluation and merging → module name → rank."""
-        ...
 
     def merge(self, model: nn.Module) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
         """The base with the adapter merged in, and module name → mask of the base (empty for a dense adapter)."""
-        ...
 
     def grid_of(self, adapter: Path, base: Path) -> Path | None:
         """The INT4 folder whose grid a saved quantization-aware adapter of `base` was trained through; None for any
         other adapter."""
-        ...
 
     def quantized(self, model: nn.Module, merged: bool = True) -> Mapping[str, QuantizedWeight]:
         """Module name → INT4 weight of the base with a quantization-aware adapter merged in, or of the base alone."""
-        ...
 
     def extract(self, adapter: Path, target: Path, rank: Any) -> Mapping[str, int]:
         """Writes the sub-adapter of that rank into the empty folder `target` → module name → rank."""
-        ...
 
     # May also offer, for `sqft search`: drawn_ranks(model) -> Mapping[str, int], module name → rank of the training
     # step that was begun last, empty where none was drawn; `sqft train` records them.
@@ -129,12 +117,10 @@ class Exporter(Protocol):
 
     def export(self, model: Path, target: Path, overwrite: bool = False) -> Mapping[str, Any]:
         """Writes the model folder as `target`."""
-        ...
 
     def verify(self, model: Path, target: Path) -> Mapping[str, Any]:
         """Compares `target` with the model folder → at least `equal` (bool), `zeros_kept` (fraction of pruned weights
         that are exactly 0) and `bits_per_weight` (of the masked modules)."""
-        ...
 
     # May also offer, for `sqft plan`: estimate(model: Path, modules: Collection[str], grid: GridStamp) -> Mapping, what
     # an export of the float folder `model` would be once `modules` are INT4 on `grid` (none of them: the float model),
@@ -153,7 +139,6 @@ class Inspector(Protocol):
     def inspect(self, path: Path, patterns: Sequence[Pattern]) -> Mapping[str, Any]:
         """A report of the layout of `sqft_plugins.inspect.inspect_model` with a `kind` of its own. patterns: the N:M to
         judge, for `sqft_plugins.inspect.report.zeros_of`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -190,15 +175,12 @@ class Session(Protocol):
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> Iterator[str]:
         """The greedy completion of each prompt in order, without the prompt."""
-        ...
 
     def logprobs(self, tokens: Sequence[int]) -> torch.Tensor:
         """float32 [len(tokens) - 1]: log-probability of each token after the first, given those before it."""
-        ...
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model puts before a text."""
-        ...
 
     def close(self) -> None: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,3 +59,12 @@ def make_pair(make_model: Callable, folder: Path, family: str = "llama", tokeniz
         tokenizer.save_pretrained(folder / "pruned")
     quantize_folder(folder / "pruned", folder / "int4", **grid)
     return Pair(folder / "pruned", folder / "int4")
+
+
+def without_masks(int4: Path, target: Path) -> None:
+    """A copy of an INT4 folder that says nothing of masks, as one of AutoGPTQ does not."""
+    shutil.copytree(int4, target)
+    shutil.rmtree(target / "sqft")
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"].pop("sqft")
+    (target / "config.json").write_text(json.dumps(config))

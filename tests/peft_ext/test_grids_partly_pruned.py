@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import torch
-from helpers_int4 import Pair
+from helpers_int4 import Pair, without_masks
 from helpers_peft import fill_adapter
 from peft import PeftModel, get_peft_model
 
@@ -59,11 +56,7 @@ def test_a_layer_that_pruning_left_out_keeps_all_its_weights(partly_pruned, toke
 
 def test_masks_that_are_all_missing_are_not_taken_for_kept_weights(partly_pruned, tmp_path) -> None:
     """As of a folder of AutoGPTQ: nothing says which codes were pruned."""
-    shutil.copytree(partly_pruned.int4, tmp_path / "int4")
-    shutil.rmtree(tmp_path / "int4" / "sqft")
-    config = json.loads((tmp_path / "int4" / "config.json").read_text())
-    config["quantization_config"].pop("sqft")
-    (tmp_path / "int4" / "config.json").write_text(json.dumps(config))
+    without_masks(partly_pruned.int4, tmp_path / "int4")
     assert ModelFolder(tmp_path / "int4").kept("model.layers.0.self_attn.q_proj") is None
     pair = Pair(partly_pruned.pruned, tmp_path / "int4")
     with pytest.raises(MismatchError, match=r"has no mask \(sqft/mask.safetensors\)"):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from helpers_int4 import make_pair
+from helpers_int4 import make_pair, without_masks
 from helpers_peft import TARGETS, fill_adapter, sparsify
 from peft import PeftModel, convert_to_lora, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
@@ -122,11 +122,7 @@ def test_a_dense_adapter_over_int4_is_not_merged(pair, tokens) -> None:
 
 
 def test_an_int4_folder_without_its_mask(pair, tmp_path) -> None:
-    shutil.copytree(pair.int4, tmp_path / "int4")
-    shutil.rmtree(tmp_path / "int4" / "sqft")
-    config = json.loads((tmp_path / "int4" / "config.json").read_text())
-    config["quantization_config"].pop("sqft")
-    (tmp_path / "int4" / "config.json").write_text(json.dumps(config))
+    without_masks(pair.int4, tmp_path / "int4")
     message = r"has no mask \(sqft/mask.safetensors\), .* train over the sparse float base with grid='…'"
     with pytest.raises(MismatchError, match=message):
         get_peft_model(load_model(tmp_path / "int4"), pair.config("int4"))

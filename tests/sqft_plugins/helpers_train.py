@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,19 @@ THINKING = """{%- for m in messages -%}<|{{ m.role }}|>
 {% endif -%}"""
 """As Qwen3's: the last answer is written otherwise than those before it."""
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + PLAIN
+TALK = [
+    {"role": "system", "content": "Be  short."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four.\n\n  Or: 4 "},
+    {"role": "user", "content": "assistant, what is the  capital?"},
+    {"role": "assistant", "content": " Paris"},
+]
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    """Writes a JSONL; rows of text stand there as they are."""
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
 
 
 def train(base: Path, out: Path, *, examples=EXAMPLES, adapter: Any = None, tuner="sqft", **changes: Any) -> dict:

@@ -14,6 +14,7 @@ MODULES = {
     "model.layers.1.self_attn.q_proj": (64, 64),
 }
 """module → (in, out)."""
+Q0, DOWN, Q1 = MODULES
 
 
 def write_adapter(folder: Path, modules=MODULES, r=8, choices=(8, 6, 4), seed=0, peft_type="SQFT", **config) -> Path:

@@ -36,7 +36,7 @@ from vllm_ext.adapters.low_rank import (
     true_columns,
     true_slot,
 )
-from vllm_ext.patching import Replacement, apply, replaces, restore
+from vllm_ext.patching import Replacement, apply, replaces
 from vllm_ext.variables import LORA_CPU
 
 if TYPE_CHECKING:
@@ -262,8 +262,3 @@ REPLACEMENTS: list[Replacement] = [
 def patch_lora_cpu() -> bool:
     """Ours on a CPU, unless SQFT_LORA_CPU is 0: all of the methods or none. Idempotent."""
     return current_platform.is_cpu() and os.environ.get(LORA_CPU) != "0" and apply(*REPLACEMENTS)
-
-
-def restore_lora_cpu() -> None:
-    """vLLM's own methods again."""
-    restore(*REPLACEMENTS)

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from helpers_recipe import SPARSE
+
 from sqft_plugins.recipe.read import read_recipe
 from sqft_plugins.recipe.run import run_folder
 from sqft_plugins.recipe.text import write_yaml
 from sqft_plugins.tune.settings import TrainSettings
-
-SPARSE = """
-model: m
-prune: {sparsity: 0.5}
-train: {data: d.jsonl, rank_choices: [32, 24]}
-search: {data: h.jsonl}
-extract:
-merge: {adapter: train}
-quantize:
-eval: {model: [base, prune, train, extract, merge, quantize]}
-export:
-"""
 
 
 def test_later_files_add_to_earlier_ones_and_paths_are_those_of_their_file(tmp_path, monkeypatch):

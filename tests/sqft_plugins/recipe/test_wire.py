@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from helpers_recipe import SPARSE
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.read import read_recipe
 from sqft_plugins.recipe.wire import wire
 
-SPARSE = """
-model: m
-prune: {sparsity: 0.5}
-train: {data: d.jsonl, rank_choices: [32, 24]}
-search: {data: h.jsonl}
-extract:
-merge: {adapter: train}
-quantize:
-eval: {model: [base, prune, train, extract, merge, quantize]}
-export:
-"""
 QA = """
 model: m
 prune: {sparsity: 0.5}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
-from helpers_train import MARKED, PLAIN, STRICT, THINKING
+from helpers_train import MARKED, PLAIN, STRICT, TALK, THINKING, lines
 from tokenizers import processors
 
 from sqft_plugins.errors import SQFTError
@@ -14,19 +13,7 @@ from sqft_plugins.tune.chat import Chat
 from sqft_plugins.tune.data import IGNORED, tokenize
 from sqft_plugins.tune.examples import read_examples
 
-TALK = [
-    {"role": "system", "content": "Be  short."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "Four.\n\n  Or: 4 "},
-    {"role": "user", "content": "assistant, what is the  capital?"},
-    {"role": "assistant", "content": " Paris"},
-]
 SPACES = str.maketrans({"Ġ": " ", "Ċ": "\n", "▁": " "})
-
-
-def lines(path, *rows):
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
-    return path
 
 
 def chat_tokenizer(make, kind: str, template: str):

@@ -5,23 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers_train import TALK, lines
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.chat import Chat, read_template
 from sqft_plugins.tune.examples import Example, read_examples, read_jsonl
-
-TALK = [
-    {"role": "system", "content": "Be  short."},
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "Four.\n\n  Or: 4 "},
-    {"role": "user", "content": "assistant, what is the  capital?"},
-    {"role": "assistant", "content": " Paris"},
-]
-
-
-def lines(path, *rows):
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
-    return path
 
 
 def test_a_file_may_mix_the_three_forms(tmp_path) -> None:

@@ -12,9 +12,9 @@ from helpers_adapters import write_adapter, write_configuration
 
 @pytest.fixture
 def root(tmp_path):
+    """A folder of two adapters: the elastic `math`, and `plain`, a LoRA of PEFT's."""
     root = tmp_path / "adapters"
     write_adapter(root / "math")
-    write_configuration(root / "math", "searched", {".*": 4})
     write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
     return root
 
@@ -29,6 +29,7 @@ def models(root, monkeypatch):
     from vllm_ext.adapters import patch
     from vllm_ext.adapters.resolver import NAME
 
+    write_configuration(root / "math", "searched", {".*": 4})
     monkeypatch.setenv("SQFT_ADAPTERS_DIR", str(root))
     monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
     patch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_adapters import MODULES, change, write_adapter
+from helpers_adapters import DOWN, MODULES, Q0, Q1, change, write_adapter
 from safetensors.torch import load_file
 
 from sqft_plugins.adapter.lora_config import is_adapted
@@ -12,7 +12,6 @@ from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.folder import open_adapter
 
-Q0, DOWN, Q1 = MODULES
 NAN, INFINITY = float("nan"), float("inf")
 
 

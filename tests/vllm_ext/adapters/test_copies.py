@@ -6,25 +6,15 @@ import os
 import shutil
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from helpers_adapters import MODULES, write_adapter, write_configuration
+from helpers_waiting import goes
 
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.copies import AdapterCopies, BusyError, hold
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
 from vllm_ext.adapters.folder import open_adapter, records
-
-Q0, DOWN, Q1 = MODULES
-
-
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "adapters"
-    write_adapter(root / "math")
-    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
-    return root
 
 
 @pytest.fixture
@@ -96,7 +86,7 @@ def test_a_copy_goes_when_nobody_holds_it_and_no_sooner(root, copies):
     time.sleep(0.3)
     assert path.is_dir()
     del other
-    assert _goes(path)
+    assert goes(path)
     assert newer.folder.path.is_dir()
 
 
@@ -108,15 +98,7 @@ def test_a_copy_that_is_asked_for_again_while_it_lingers_stays(root, copies):
     time.sleep(0.8)
     assert path.is_dir()
     del again
-    assert _goes(path)
-
-
-def _goes(path: Path) -> bool:
-    for _ in range(100):
-        if not path.exists():
-            return True
-        time.sleep(0.05)
-    return False
+    assert goes(path)
 
 
 def test_a_folder_that_is_being_written_to_is_waited_for(root, copies):

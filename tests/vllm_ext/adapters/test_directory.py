@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_adapters import MODULES, write_adapter, write_configuration
+from helpers_adapters import Q0, write_adapter, write_configuration
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.configurations import saved_configurations
@@ -17,17 +17,6 @@ from vllm_ext.adapters.copies import AdapterCopies
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
 from vllm_ext.adapters.folder import open_adapter
 from vllm_ext.adapters.names import AdapterNameError
-
-Q0, DOWN, Q1 = MODULES
-
-
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "adapters"
-    write_adapter(root / "math")
-    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
-    return root
-
 
 # --- folders that are not whole ---
 

@@ -5,21 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from helpers_adapters import MODULES, write_adapter, write_configuration
+from helpers_adapters import DOWN, MODULES, Q0, Q1, write_adapter, write_configuration
 
 from sqft_plugins.errors import CheckpointError
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import UnknownRankError, open_adapter
-
-Q0, DOWN, Q1 = MODULES
-
-
-@pytest.fixture
-def root(tmp_path):
-    root = tmp_path / "adapters"
-    write_adapter(root / "math")
-    write_adapter(root / "plain", r=4, choices=None, peft_type="LORA")
-    return root
 
 
 def test_every_offered_variant_has_its_ranks(root):

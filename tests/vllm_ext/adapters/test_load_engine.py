@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from helpers_adapters import write_adapter, write_configuration
+from helpers_patching import restore
 from safetensors.torch import load_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -72,9 +73,7 @@ def difference(one, other) -> float:
 @contextmanager
 def stock_vllm():
     """vLLM's own methods, none of ours: what a server without the plug-in runs on a float model."""
-    lora_cpu.restore_lora_cpu()
-    load._load_adapter.restore()
-    admission._validate_lora.restore()
+    restore(*lora_cpu.REPLACEMENTS, load._load_adapter, admission._validate_lora)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers_patching import restore
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -27,12 +28,12 @@ RANKS = [(16, 8, 4), (2, 0, 16), (1, 16, 16)]
 def path(ours: bool):
     """Our path, or vLLM's own; afterwards the one that was there before."""
     before = lora_cpu.add_lora_linear.is_applied
-    lora_cpu.restore_lora_cpu()
+    restore(*lora_cpu.REPLACEMENTS)
     assert not ours or lora_cpu.patch_lora_cpu()
     try:
         yield
     finally:
-        lora_cpu.restore_lora_cpu()
+        restore(*lora_cpu.REPLACEMENTS)
         if before:
             lora_cpu.patch_lora_cpu()
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers_adapters import change, write_adapter
+from helpers_waiting import goes
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -167,14 +168,6 @@ def test_a_copy_stays_while_a_request_waits_however_long_and_goes_with_it(models
     assert (copy / "adapter_model.safetensors").is_file()
     del request
     assert goes(copy)
-
-
-def goes(path):
-    for _ in range(100):
-        if not path.exists():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_wrong_rank_in_a_path_is_the_clients_error(models, root):

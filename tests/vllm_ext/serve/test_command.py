@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers_adapters import write_adapter
+from helpers_waiting import is_gone
 
 from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError, SQFTError
@@ -239,17 +239,6 @@ def _child(log: Path) -> int:
     return int(log.read_text().split()[1])
 
 
-def _is_gone(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_a_server_is_waited_for_and_leaves_nothing_behind(server) -> None:
     command, url, log = server
     waited = []
@@ -258,7 +247,7 @@ def test_a_server_is_waited_for_and_leaves_nothing_behind(server) -> None:
         assert waited
         assert served_names(url) == ["base", "math@r16"]
     assert process.returncode == -signal.SIGTERM
-    assert _is_gone(_child(log))
+    assert is_gone(_child(log))
 
 
 def test_signals_are_handed_on_and_the_exit_code_is_the_servers(server) -> None:
@@ -268,7 +257,7 @@ def test_signals_are_handed_on_and_the_exit_code_is_the_servers(server) -> None:
         assert wait_healthy(process, url, lambda _: None, timeout=60)
         os.kill(os.getpid(), signal.SIGINT)
         assert process.wait(20) == 7
-    assert _is_gone(_child(log))
+    assert is_gone(_child(log))
     assert signal.getsignal(signal.SIGINT) is before  # from now on the signal is ours again
 
 

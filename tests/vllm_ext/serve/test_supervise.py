@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from helpers_waiting import is_gone
 
 from vllm_ext import private
 from vllm_ext.orphans import end_with_parent
@@ -69,17 +70,6 @@ def watched(server: Server, log: Path):
             yield process, int(log.read_text().split()[1])
         finally:
             process.kill()
-
-
-def is_gone(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
