@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from gguf_ext.arch import Entry
 from gguf_ext.layout import Layout
 from gguf_ext.reader import GGUFFile
-from gguf_ext.tokenizer.ending import END_TOKENS, unplaced
-from gguf_ext.tokenizer.limits import end_limit
+from gguf_ext.tokenizer.ending import END_TOKENS
+from gguf_ext.tokenizer.limits import end_limits
 from gguf_ext.tokenizer.pretokenizer import warn_of_unknown_name
 from gguf_ext.tokenizer.read import from_tokenizer, read_vocabulary
 from gguf_ext.tokenizer.stripping import rule_in
@@ -79,13 +79,7 @@ def tokenizer_notes(file: Path, entries: Sequence[Entry], described: Described, 
         return []
 
     metadata = {entry.key: entry.value for entry in entries}
-    notes = list(described.limits)
-    ends = layout.config[END_TOKENS]
-    if lost := unplaced(ends, metadata):
-        texts = ", ".join(map(repr, lost))
-        notes.append(f"llama.cpp has no place for all end tokens of the model: it will not stop at {texts}")
-    if ends and (limit := end_limit(metadata, ends)):
-        notes.append(limit)
+    notes = [*described.limits, *end_limits(metadata, layout.config[END_TOKENS])]
     if described.reference is not None and (line := try_tokenizer(file, metadata, described.reference)[1]):
         notes.append(line)
 

@@ -80,7 +80,7 @@ class GGUFFile:
         self.path = Path(path)
         first = _Part(self.path)
         self.metadata, self.kinds = first.metadata, first.kinds
-        self._parts = [first, *(_Part(self.path.with_name(name)) for name in self._others())]
+        self._parts = [first, *map(_Part, self._others())]
         self.bytes = sum(part.size for part in self._parts)
 
         # the tensors of all parts, each once
@@ -166,8 +166,8 @@ class GGUFFile:
             )
         return TensorType(info.type)
 
-    def _others(self) -> list[str]:
-        """The names of the parts after the first."""
+    def _others(self) -> list[Path]:
+        """The parts after the first."""
         count, index = self.metadata.get(COUNT, 0), self.metadata.get(INDEX, 0)
         if not isinstance(count, int) or not isinstance(index, int) or count < 2:
             return []
@@ -179,16 +179,13 @@ class GGUFFile:
                 f"NAME-{index + 1:05}-of-{count:05}.gguf"
             )
 
-        others = (named.name(i) for i in range(count))
         if index:
-            raise GGUFError(f"{self.path} is part {index + 1} of {count}: give the first, {next(others)}")
+            raise GGUFError(f"{self.path} is part {index + 1} of {count}: give the first, {named.name(0)}")
 
-        names = []
-        for name in list(others)[1:]:
-            if not self.path.with_name(name).is_file():
-                raise GGUFError(f"{self.path} has {count} parts but {name} is not beside it: copy all parts")
-            names.append(name)
-        return names
+        others = [self.path.with_name(named.name(i)) for i in range(1, count)]
+        if lost := next((path.name for path in others if not path.is_file()), None):
+            raise GGUFError(f"{self.path} has {count} parts but {lost} is not beside it: copy all parts")
+        return others
 
 
 class _Part:

@@ -98,7 +98,7 @@ DEFAULTS: dict[str, Default] = {
     "embedding_length_out": _as("uint32", "embedding_length"),
     "use_parallel_residual": _is("bool", False),
     "pooling_type": _is("uint32", 0),
-    "attention.head_count_kv": Default("uint32", lambda file: file.get("attention.head_count")),
+    "attention.head_count_kv": _as("uint32", "attention.head_count"),
     "attention.key_length": Default("uint32", _head_width),
     "attention.value_length": Default("uint32", _head_width),
     "attention.key_length_swa": _as("uint32", "attention.key_length"),

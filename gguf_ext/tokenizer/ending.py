@@ -49,7 +49,7 @@ def end_tokens(folder: ModelFolder, config: Config) -> list[int]:
 
 def place_ends(wanted: Sequence[int], tokens: Sequence[str], special: Mapping[str, int]) -> dict[str, int]:
     """`special` (names → ids, `eos` among them) with places for those of the `wanted` end tokens that llama.cpp would
-    not stop at. `unplaced` names what does not fit."""
+    not stop at. `limits.end_limits` names what does not fit."""
     placed = dict(special)
     for token in wanted:
         free = [name for name in PLACES if name not in placed]
@@ -57,12 +57,6 @@ def place_ends(wanted: Sequence[int], tokens: Sequence[str], special: Mapping[st
         if free and 0 <= token < len(tokens) and token not in there and tokens[token] not in ENDS:
             placed[free[0]] = token
     return placed
-
-
-def unplaced(wanted: Sequence[int], metadata: Mapping[str, Any]) -> list[str]:
-    """Texts of the wanted end tokens at which llama.cpp does not end a text of this file."""
-    tokens, ends = metadata[TOKENS], file_ends(metadata)
-    return [tokens[token] for token in wanted if 0 <= token < len(tokens) and token not in ends]
 
 
 def file_ends(metadata: Mapping[str, Any]) -> set[int]:

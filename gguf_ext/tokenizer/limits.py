@@ -60,12 +60,14 @@ def metaspace_limit(scheme: str) -> str:
     )
 
 
-def end_limit(metadata: Mapping[str, Any], wanted: Sequence[int]) -> str:
-    """Of tokens at which llama.cpp ends a text by their texts, and the model does not."""
-    if more := sorted(file_ends(metadata) - set(wanted)):
-        named = _named(more, metadata[TOKENS])
-        return f"llama.cpp ends a text at {named} too, by their names"
-    return ""
+def end_limits(metadata: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[str]:
+    """Of the tokens at which a text of this file ends. wanted: those of the model, none where it does not say."""
+    tokens, ends = metadata[TOKENS], file_ends(metadata)
+    if lost := [tokens[token] for token in wanted if 0 <= token < len(tokens) and token not in ends]:
+        texts = ", ".join(map(repr, lost))
+        yield f"llama.cpp has no place for all end tokens of the model: it will not stop at {texts}"
+    if wanted and (more := sorted(ends - set(wanted))):
+        yield f"llama.cpp ends a text at {_named(more, tokens)} too, by their names"
 
 
 def _named(ids: Sequence[int], tokens: Sequence[str]) -> str:

@@ -157,7 +157,8 @@ def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: 
     if shape_of(weight) != shape:
         return differs(f"is {shape} in the file, {shape_of(weight)} in the model")
 
-    # every weight, bit for bit
+    # every weight, bit for bit, and every pruned one 0
+    mask = tensor.mask(folder)
     wrong, largest, rounded = 0, 0.0, 0.0
     for rows, there in _parts(read, tensor.name, shape):
         exact, held = stored(weight, kind, rows)
@@ -169,6 +170,9 @@ def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: 
             largest = max(largest, largest_gap(exact[unequal], there[unequal]))
         elif held is not exact:
             rounded = max(rounded, largest_gap(exact, held))
+        if mask is not None:
+            report.pruned_nonzero += lost_zeros(there, mask[rows])
+
     if wrong:
         differs(f"{wrong} of {math.prod(shape)} weights differ, by {largest:g} at most", largest)
     else:
@@ -176,14 +180,10 @@ def _compare(folder: ModelFolder, read: GGUFFile, tensor: PlacedTensor, report: 
         report.rounded += rounded > 0
         report.largest_error = max(report.largest_error, rounded)
 
-    # every pruned weight is 0
-    mask = tensor.mask(folder)
     if mask is not None:
         report.pruned += int((~mask).sum())
         report.masked_weights += mask.numel()
         report.masked_bytes += shape[0] * row_bytes(shape[1], kind)
-        for rows, there in _parts(read, tensor.name, shape):
-            report.pruned_nonzero += lost_zeros(there, mask[rows])
     return None
 
 

@@ -6,7 +6,6 @@ takes parts of it for versions and fine-tunes.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,7 +34,7 @@ def general_entries(folder: ModelFolder, planned: list[Planned], rule: str = "")
     """Name, size, types, and what the model card says. `general.architecture` is left to the writer. rule: what
     llama.cpp shall find in the name, see `tokenizer.stripping`."""
     name = fitting_name(_name(folder), rule)
-    count = sum(_weights(tensor) for tensor in planned)
+    count = sum(tensor.weights for tensor in planned)
     entries = [
         Entry("general.type", "model", "string"),
         Entry("general.name", name, "string"),
@@ -76,13 +75,9 @@ def main_type(planned: Iterable[Planned]) -> TensorType:
     weights: Counter[TensorType] = Counter()
     for tensor in planned:
         if len(tensor.shape) > 1:
-            weights[tensor.type] += _weights(tensor)
+            weights[tensor.type] += tensor.weights
     blocks = Counter({kind: count for kind, count in weights.items() if kind.holds_steps})
     return (blocks or weights or Counter([TensorType.F32])).most_common(1)[0][0]
-
-
-def _weights(tensor: Planned) -> int:
-    return math.prod(tensor.shape)
 
 
 def _name(folder: ModelFolder) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ class Planned:
     @property
     def name(self) -> str:
         return self.placed.name
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
