@@ -35,7 +35,8 @@ def check_names(names: Iterable[str], known: Iterable[str] = ()) -> None:
     """Raises SQFTError for a name that is neither a file, nor lm-eval's, nor one of ours or `known`."""
     every = [*task_names(), *known]
     for name in names:
-        if name not in every and not name.startswith(FOREIGN) and not _is_file(name):
+        is_file = name.endswith(".yaml") and Path(name).is_file()
+        if name not in every and not name.startswith(FOREIGN) and not is_file:
             raise SQFTError(
                 f"--task {name!r} is unknown: {nearest(name, every)}; lm-evaluation-harness' own are {FOREIGN}NAME"
             )
@@ -199,7 +200,3 @@ def _add(loaded: dict[str, Any], more: Mapping[str, Any]) -> None:
         if both := sorted(there.keys() & found.keys()):
             raise SQFTError(f"two tasks are called {both[0]}, ours and lm-eval's: evaluate them one after the other")
         there.update(found)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".yaml") and Path(name).is_file()

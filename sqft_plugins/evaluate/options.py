@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqft_plugins.tune.data import IGNORED
+from sqft_plugins.tune.data import IGNORED, padded
 from sqft_plugins.tune.loss import answer_logits, head_sees
 
 Score = tuple[float, bool | None]
@@ -71,8 +71,8 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
 
     # the prompt's last token stands before each option: its hidden state predicts the option's first token
     rows = [(questions[place].context[-1], *option) for place, option in zip(owner, options, strict=True)]
-    inputs["input_ids"] = _padded(rows, 0, device)  # [options, 1 + tokens]
-    labels = _padded([(IGNORED, *option) for option in options], IGNORED, device)
+    inputs["input_ids"] = padded(rows, 0).to(device)  # [options, 1 + tokens]
+    labels = padded([(IGNORED, *option) for option in options], IGNORED).to(device)
     logits, targets = answer_logits(model, head, inputs, labels)  # [all option tokens, vocabulary], [all option tokens]
     chosen, greedy = token_scores(logits, targets)
 
@@ -90,11 +90,6 @@ def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     chosen = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
     return chosen.cpu(), (logits.argmax(1) == targets).cpu()
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
 def split_pair(tokenize: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -8,19 +8,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from sqft_plugins.adapter.tensor_names import A, B, in_file
 from sqft_plugins.checkpoint.compact import compact_specs, nibble_bytes
 from sqft_plugins.checkpoint.int4 import int4_specs, scale_dtype
-from sqft_plugins.checkpoint.shards import BY_NAME, TensorSpec, layout
+from sqft_plugins.checkpoint.shards import TensorSpec, layout
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.checkpoint.writer import WEIGHT_FILES, shard_layouts
 from sqft_plugins.compress.float_model import FloatModel
-from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import group_count
 from sqft_plugins.mask import Pattern, packed_mask_shape
-from sqft_plugins.plan.config import ConfigFolder
 
 Specs = Mapping[str, TensorSpec]
 
@@ -46,7 +43,7 @@ class Sizes:
 
     def __init__(self, source: FloatModel):
         self.source = source
-        self.stored = stored_specs(source)
+        self.stored = {name: source.folder.spec(name) for name in source.folder.files}
         self.side = side_bytes(source.path)
         self.weights = sum(rows * columns for rows, columns in source.modules.values())
 
@@ -97,23 +94,6 @@ class Sizes:
 
     def _bits(self, changed: Mapping[str, Specs]) -> float:
         return 8 * sum(spec.nbytes for specs in changed.values() for spec in specs.values()) / self.weights
-
-
-def stored_specs(source: FloatModel) -> dict[str, TensorSpec]:
-    """Tensor name → dtype and shape of every tensor of the folder; each header is read once."""
-    if isinstance(source.folder, ConfigFolder):
-        return source.folder.specs
-    specs = {}
-    for file in sorted(set(source.folder.files.values())):
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                part = handle.get_slice(name)
-                if part.get_dtype() not in BY_NAME:
-                    raise CheckpointError(
-                        f"tensor {name} of {file} has the unknown type {part.get_dtype()}: convert the model"
-                    )
-                specs[name] = TensorSpec(BY_NAME[part.get_dtype()], tuple(part.get_shape()))
-    return specs
 
 
 def planned_specs(

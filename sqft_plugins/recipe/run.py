@@ -137,17 +137,17 @@ def artefacts(base: Artefact, steps: Sequence[Step], results: Mapping[str, Mappi
     bytes, and scores (task → its numbers, as `sqft eval` gives them)."""
     from sqft_plugins.recipe.measured import folder_numbers
 
-    rows = [{"name": BASE, "kind": "model", **folder_numbers(base.path)}]
+    rows = {BASE: {"name": BASE, "kind": "model", **folder_numbers(base.path), "scores": {}}}
     for step in steps:
-        if "measured" in results[step.name] and step.makes is not None:
-            rows.append({"name": step.name, "kind": step.makes.kind, **results[step.name]["measured"]})
-    scores: dict[str, dict[str, Any]] = {}
+        if step.makes is not None and "measured" in results[step.name]:
+            measured = results[step.name]["measured"]
+            rows[step.name] = {"name": step.name, "kind": step.makes.kind, **measured, "scores": {}}
+
     for step in steps:
         for name, report in results[step.name].get("scores", {}).items():
-            scores.setdefault(name, {}).update(report["results"])
-    listed = {row["name"] for row in rows}
-    rows += [{"name": name, "kind": "model"} for name in scores if name not in listed]
-    return [{**row, "scores": scores.get(row["name"], {})} for row in rows]
+            row = rows.setdefault(name, {"name": name, "kind": "model", "scores": {}})
+            row["scores"].update(report["results"])
+    return list(rows.values())
 
 
 # --- inside ---

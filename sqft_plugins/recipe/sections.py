@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -40,12 +40,11 @@ Rank = Annotated[
 
 
 class Section(Settings):
-    """What every section has. verb: what it does. makes: what its output is for the steps after it. instead: options of
-    which a section has one, so that a later file's takes the place of an earlier one's other."""
+    """What every section has. verb: what it does. instead: options of which a section has one, so that a later file's
+    takes the place of an earlier one's other."""
 
     verb: ClassVar[str]
     instead: ClassVar[Mapping[str, str]] = {}
-    makes: ClassVar[Literal["model", "adapter", "ranks", "file", "scores"]]
 
     @classmethod
     def marks(cls, values: Mapping[str, Any]) -> dict[str, Mark]:
@@ -56,24 +55,24 @@ class Section(Settings):
 
 
 class Prune(PruneSettings, Section):
-    verb, makes = "prune", "model"
+    verb = "prune"
     model: Model = None
 
 
 class Quantize(QuantizeSettings, Section):
-    verb, makes = "quantize", "model"
+    verb = "quantize"
     model: Model = None
 
 
 class Train(AdapterSettings, TrainSettings, TrainInputs, Section):
-    verb, makes = "train", "adapter"
+    verb = "train"
     instead = {"steps": "epochs", "epochs": "steps"}  # noqa: RUF012 (a ClassVar in the base)
     model: Model = None
     grid: Grid = None
 
 
 class Search(SearchSettings, SearchInputs, Section):
-    verb, makes = "search", "ranks"
+    verb = "search"
     instead = {"data": "task", "task": "data"}  # noqa: RUF012
     model: Model = None
     adapter: Adapter = None
@@ -81,13 +80,13 @@ class Search(SearchSettings, SearchInputs, Section):
 
 
 class Extract(Section):
-    verb, makes = "extract", "adapter"
+    verb = "extract"
     adapter: Adapter = None
     rank: Rank = None
 
 
 class Merge(Section):
-    verb, makes = "merge", "model"
+    verb = "merge"
     model: Model = None
     adapter: Adapter = None
     rank: Rank = None
@@ -95,7 +94,7 @@ class Merge(Section):
 
 
 class Eval(EvalSettings, Section):
-    verb, makes = "eval", "scores"
+    verb = "eval"
     model: Annotated[str | list[str] | None, "model"] = Field(
         default=None,
         description="What to score: a step or a folder, or several of them. An adapter is scored over its base.",
@@ -111,7 +110,7 @@ class Export(Section):
     """Its other keys are the options of `sqft export FORMAT`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    verb, makes = "export", "file"
+    verb = "export"
     format: str = Field(default="gguf", description="A format of `sqft export`; its options are keys here, too.")
     model: Model = None
     adapter: Adapter = None

@@ -79,8 +79,10 @@ def parse_yaml(text: str) -> Any:
 def write_yaml(values: Mapping[str, Any], commented: Sequence[CommentedMap] = ()) -> str:
     """The keys in their order. commented: mappings as `read_yaml` gives them, whose comments are kept."""
     shown = CommentedMap()
-    for part in reversed(commented):
-        shown = _kept(part, shown)
+    for part in reversed(commented):  # an earlier part, with the sections that only the later ones have
+        for name, value in shown.items():
+            part.setdefault(name, value)
+        shown = part
     for name in [name for name in shown if name not in values]:
         del shown[name]
 
@@ -97,13 +99,6 @@ def write_yaml(values: Mapping[str, Any], commented: Sequence[CommentedMap] = ()
     file = io.StringIO()
     _yaml("rt").dump(shown, file)
     return file.getvalue()
-
-
-def _kept(first: CommentedMap, later: CommentedMap) -> CommentedMap:
-    """`first` with the sections that only `later` has."""
-    for name, value in later.items():
-        first.setdefault(name, value)
-    return first
 
 
 def _put(mapping: CommentedMap, key: str, value: Any) -> None:

@@ -80,11 +80,11 @@ def _below(folder: Path, root: Path, levels: int) -> Iterator[Found]:
         if kind == "unknown" and path.is_file() and path.suffix in COMPANIONS:
             continue
 
-        if kind == "run" or (kind == "unknown" and path.is_dir() and levels > 1):
-            if kind == "run":
-                yield Found(kind, path, name)
-            inside = list(_below(path, root, levels - 1)) if levels > 1 else []
-            if any(found.kind != "unknown" for found in inside) or kind == "run":
-                yield from inside
-                continue
-        yield Found(kind, path, name)
+        # a folder that is nothing itself is named only where it holds nothing known
+        looked_into = kind in ("run", "unknown") and path.is_dir() and levels > 1
+        inside = list(_below(path, root, levels - 1)) if looked_into else []
+        known = kind != "unknown" or all(found.kind == "unknown" for found in inside)
+        if known:
+            yield Found(kind, path, name)
+        if kind == "run" or not known:
+            yield from inside

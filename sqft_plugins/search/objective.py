@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +33,6 @@ def prepare(items: Sequence[Item], tokenizer: Any, max_length: int, batch_size: 
     """Raises SQFTError for a question that is longer than `max_length` tokens."""
     rows = tokenize([Example(item.prompt, item.answer) for item in items], tokenizer, max_length)
     return Prepared(items, *batches_by_length(rows, batch_size, tokenizer.pad_token_id or 0))
-
-
-class Objective(Protocol):
-    """name: as in `--objective`. direction: Optuna's. unit: of the score, for people."""
-
-    name: str
-    direction: Direction
-    unit: str
-
-    def scores(self, model: Any, tokenizer: Any, prepared: Prepared) -> list[float]:
-        """The score of each question, in their order."""
-        ...
 
 
 class AnswerLikelihood:
@@ -84,6 +72,11 @@ class AnswerAccuracy:
         answers = session.generate([item.prompt for item in items], MAX_NEW_TOKENS)
         right = [float(self.task.is_correct(item, text)) for item, text in zip(items, answers, strict=True)]
         return in_order(right, prepared.order)
+
+
+Objective = AnswerLikelihood | AnswerAccuracy
+"""What a configuration is scored by. name: as in `--objective`. direction: Optuna's. unit: of the score, for people.
+scores: of each question, in their order."""
 
 
 def in_order(values: Sequence[float], order: Sequence[int]) -> list[float]:

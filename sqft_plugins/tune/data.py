@@ -80,6 +80,12 @@ def split(examples: Sequence[T], fraction: float, seed: int) -> tuple[list[T], l
     return parts
 
 
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """int64 [rows, tokens], filled up with `value` on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
 @dataclass
 class Collator:
     """Pads a batch on the right → input_ids, attention_mask, labels, each int64 [batch, tokens]."""
@@ -87,14 +93,12 @@ class Collator:
     pad: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-
-        def padded(key: str, value: int) -> Tensor:
-            return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-
-        lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
-        mask = (torch.arange(width)[None] < lengths).long()
-        return {"input_ids": padded("input_ids", self.pad), "attention_mask": mask, "labels": padded("labels", IGNORED)}
+        tokens = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": padded(tokens, self.pad),
+            "attention_mask": padded([[1] * len(row) for row in tokens], 0),
+            "labels": padded([row["labels"] for row in rows], IGNORED),
+        }
 
 
 def batches_by_length(rows: Sequence[Row], batch_size: int, pad: int) -> tuple[list[dict[str, Tensor]], list[int]]:

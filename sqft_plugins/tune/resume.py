@@ -82,11 +82,14 @@ class Checkpoints(TrainerCallback):
     scratch: where RankRecorder writes.
     run: what must be equal in a run that goes on from a checkpoint.
     best: the best adapter so far, None where the last one is kept.
+
+    resumed_from: the step that the run goes on from, None for a run that began anew.
     """
 
     def __init__(self, folder: Path, scratch: Path, run: Mapping[str, Any], best: Best | None):
         self.folder, self.scratch, self.run, self.best = folder, scratch, run, best
         self.begun, self.before = time.monotonic(), 0.0
+        self.resumed_from: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -96,7 +99,7 @@ class Checkpoints(TrainerCallback):
     def restore(self, checkpoint: Path) -> None:
         """Takes up what Trainer does not know of."""
         mark = _mark(checkpoint)
-        self.before = mark["seconds"]
+        self.before, self.resumed_from = mark["seconds"], step_of(checkpoint)
         if (checkpoint / HISTORY).is_file():
             shutil.copyfile(checkpoint / HISTORY, self.scratch / HISTORY)
         if self.best is not None and mark["best"] is not None:

@@ -10,9 +10,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.adapter.saved import CHAT_TEMPLATE
@@ -148,14 +149,14 @@ def train_adapter(
         checkpoints = Checkpoints(folder or Path(temporary), Path(temporary), identity, best)
         if last is not None:
             checkpoints.restore(last)
-        trainer = _trainer(run, tuned, checkpoints, last)
+        trainer = _trainer(run, tuned, checkpoints)
         with quiet_libraries():
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         if best is not None:
             best.restore()
 
         # report
-        report = _report(run, model_path, out, tuned, trainer.state.log_history, checkpoints, last)
+        report = asdict(_report(run, model_path, out, trainer, checkpoints))
         if is_main_process():
             with write_folder(out, overwrite) as target:
                 tuned.save_pretrained(target)
@@ -166,14 +167,14 @@ def train_adapter(
     return report
 
 
-def _trainer(run: Run, tuned: Any, checkpoints: Checkpoints, last: Path | None) -> AnswerTrainer:
+def _trainer(run: Run, tuned: Any, checkpoints: Checkpoints) -> AnswerTrainer:
     training, data, pad = run.training, run.data, run.tokenizer.pad_token_id or 0
     held_out = None
     if data.held_out:
         set_rank = partial(run.method.set_rank, tuned) if run.adapter.rank_choices else None
         held_out = HeldOut(data.held_out, examples_at_once(training), pad, set_rank)
 
-    begun = step_of(last) if last is not None else None
+    begun = checkpoints.resumed_from
     trainer = AnswerTrainer(
         model=tuned,
         args=trainer_arguments(
@@ -223,17 +224,10 @@ def _say_what_is_done(run: Run, last: Path | None) -> None:
 
 
 def _report(
-    run: Run,
-    model_path: str | Path,
-    out: str | Path,
-    tuned: Any,
-    log: Sequence[dict[str, Any]],
-    checkpoints: Checkpoints,
-    last: Path | None,
-) -> dict[str, Any]:
-    best = checkpoints.best
-
-    report = TrainReport(
+    run: Run, model_path: str | Path, out: str | Path, trainer: AnswerTrainer, checkpoints: Checkpoints
+) -> TrainReport:
+    best, log, tuned = checkpoints.best, trainer.state.log_history, cast(nn.Module, trainer.model)
+    return TrainReport(
         out=str(out),
         base=str(model_path),
         tuner=run.method.name,
@@ -249,12 +243,11 @@ def _report(
         held_out=len(run.data.held_out),
         tokens=sum(len(row["input_ids"]) for row in run.data.rows),
         seconds=checkpoints.seconds,
-        resumed_from_step=step_of(last) if last is not None else None,
+        resumed_from_step=checkpoints.resumed_from,
         kept_step=best.step if best is not None and best.step is not None else run.training.steps,
         losses=[row["loss"] for row in log if "loss" in row],
         evaluations=evaluations(log),
     )
-    return asdict(report)
 
 
 def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer: Any) -> None:
