@@ -26,8 +26,9 @@ def _option(default: Any, help: str) -> Any:
 class SQFTConfig(LoraConfig):
     """Configuration of an SQFT adapter (arXiv 2410.03750); every field of `LoraConfig` is there too.
 
-    `r` is the rank of the super-adapter. All ranks scale by `lora_alpha / r`. Raises SQFTError, naming the field, for
-    what cannot work.
+    `r` is the rank of the super-adapter. All ranks scale by `lora_alpha / r`. Evaluation and merging begin at `r`,
+    until `set_active_rank` chooses another; the verbs of `sqft` and the server begin at the median of `rank_choices`.
+    Raises SQFTError, naming the field, for what cannot work.
     """
 
     sparse: bool = _option(

@@ -83,6 +83,6 @@ rank_option = click.option(
     default="heuristic",
     show_default=True,
     metavar="RANK",
-    help="heuristic (the median), max, min, a number, a configuration that the adapter carries, or a JSON file: module "
-    "name → rank.",
+    help="heuristic (the median; in PEFT an adapter starts at max), max, min, a number, a configuration that the "
+    "adapter carries, or a JSON file: module name → rank.",
 )
