@@ -92,31 +92,33 @@ def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetri
     """weight, mask [out, in], factor from `inverse_factor` → codes, scales and zero points."""
     out_features, in_features = weight.shape
     width = group_width(in_features, group_size)
-    remaining = weight.to(torch.float32).masked_fill(~mask, 0)  # compensated as we go
-    codes = torch.empty(out_features, in_features, dtype=torch.uint8)
+    # as [in, out], in which a column of the weight lies in one piece: less than half of the time
+    pruned = (~mask).t().contiguous()
+    remaining = weight.to(torch.float32).t().masked_fill(pruned, 0).contiguous()  # compensated as we go
+    codes = torch.empty(in_features, out_features, dtype=torch.uint8)
     scales, zero_points = [], []
 
     block = min(max(BLOCK // width, 1) * width, in_features)  # whole groups, so that a group's scale sees its updates
     for start in range(0, in_features, block):
         stop = min(start + block, in_features)
-        errors = torch.empty(out_features, stop - start)
+        errors = torch.empty(stop - start, out_features)
 
         for column in range(start, stop):
             if column % width == 0:
                 group = slice(column, column + width)
-                scale, zero_point = make_scale(remaining[:, group].masked_fill(~mask[:, group], 0), -1, symmetric)
+                scale, zero_point = make_scale(remaining[group].masked_fill(pruned[group], 0).t(), -1, symmetric)
                 scales.append(scale)
                 zero_points.append(zero_point)
 
             # on the grid, and the error into the columns to the right in this block
-            wanted = remaining[:, column]
-            kept = wanted.masked_fill(~mask[:, column], 0)
+            wanted = remaining[column]
+            kept = wanted.masked_fill(pruned[column], 0)
             code = quantize(kept.unsqueeze(1), scale, zero_point)  # [out, 1]
-            codes[:, column] = code.squeeze(1)
+            codes[column] = code.squeeze(1)
             error = (wanted - dequantize(code, scale, zero_point).squeeze(1)) / factor[column, column]
-            remaining[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            errors[:, column - start] = error
+            remaining[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
+            errors[column - start] = error
 
         # and into those behind the block
-        remaining[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    return QuantizedWeight(codes, torch.cat(scales, 1), torch.cat(zero_points, 1))
+        remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return QuantizedWeight(codes.t().contiguous(), torch.cat(scales, 1), torch.cat(zero_points, 1))
