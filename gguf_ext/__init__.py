@@ -18,6 +18,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     settings    the options of `sqft export gguf`
     parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
+    weights     the weights of a file under the names of a checkpoint
     blocks      Q4_0, Q5_0, Q8_0: steps and scales ↔ raw bytes
     memory      a model in memory, read as if it were a folder
     inspector   `sqft inspect FILE.gguf`

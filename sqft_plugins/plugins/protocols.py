@@ -124,9 +124,10 @@ class Exporter(Protocol):
 
     # May also offer, for `sqft plan`: estimate(model: Path, modules: Collection[str], grid: GridStamp) -> Mapping, what
     # an export of the float folder `model` would be once `modules` are INT4 on `grid` (none of them: the float model),
-    # from headers alone: types (name → number of tensors), exact (bool), bytes (at most). SQFTError says why not. And
-    # for recipes: check_options(**options of the command), which raises SQFTError for a value that `command` would
-    # refuse only after the steps above it, hours later.
+    # from headers alone: types (name → number of tensors), exact (bool), bytes (at most). SQFTError says why not.
+    # For recipes: check_options(**options of the command), which raises SQFTError for a value that `command` would
+    # refuse only after the steps above it, hours later. For the base of `sqft demo`: weights(file: Path, config:
+    # Mapping) -> Mapping, the float32 tensors of a file under the names of a checkpoint that has this config.json.
 
 
 class Inspector(Protocol):
