@@ -22,9 +22,11 @@ from gguf_ext.tokenizer.tekken import load_mistral
 from gguf_ext.tokenizer.vocabulary import SPACE, TokenKind, Vocabulary, check, reference_of
 from sqft_plugins.checkpoint import load_tokenizer
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.hardware import uncollected
 from sqft_plugins.progress import say
 
 
+@uncollected()
 def read_vocabulary(folder: Path, config: Config, pre: str | None = None) -> Vocabulary:
     """The tokenizer of a model folder, with one token for each row of the embedding.
 

@@ -23,6 +23,7 @@ from sqft_plugins.checkpoint.dequantize import load_dequantized, why_not_stock
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import check_name, unknown_model
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
+from sqft_plugins.hardware import uncollected
 from sqft_plugins.progress import quiet_libraries, say
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -76,6 +77,7 @@ def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> Non
         model.save_pretrained(folder, **kwargs)
 
 
+@uncollected()
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """`AutoTokenizer.from_pretrained`; raises CheckpointError where the folder has none."""
     check_name(path)
