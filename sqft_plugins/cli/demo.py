@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option
@@ -12,6 +15,7 @@ from sqft_plugins.settings.click_options import options
 @click.command(
     epilog=examples(
         "sqft demo",
+        "sqft demo --compare-lora",
         "sqft demo --data my-task.jsonl --out my-demo",
         "sqft demo --sparsity 0.7 --steps 300 --questions 500 --out demo-70 --json",
     )
@@ -25,7 +29,7 @@ from sqft_plugins.settings.click_options import options
 def command(out: str, settings: DemoSettings, overwrite: bool, as_json: bool) -> None:
     """Run the whole way on a real model.
 
-    It is pruned, tuned, merged, quantized and exported; every stage is scored and stands in one table.
+    It is pruned, tuned, merged, quantized and exported; every stage is scored, and the table is shown as it grows.
 
     A second run goes on where the first stopped and reuses what is unchanged.
     """
@@ -33,5 +37,9 @@ def command(out: str, settings: DemoSettings, overwrite: bool, as_json: bool) ->
     from sqft_plugins.demo.report import COLUMNS, rows
     from sqft_plugins.demo.run import run_demo
 
-    report = run_demo(out, settings, overwrite)
-    emit(as_json, report, lambda: table(COLUMNS, rows(report), title=f"{out}/report.md, report.json, report.png"))
+    def show(report: Mapping[str, Any]) -> None:
+        if not as_json:
+            table(COLUMNS, rows(report), title=f"{out}/report.md, report.json, report.png")
+
+    report = run_demo(out, settings, overwrite, show)
+    emit(as_json, report, lambda: None)

@@ -12,6 +12,8 @@ from sqft_plugins.checkpoint.files import write_file
 WIDE = 20
 """Perplexities further apart than this factor are drawn on a logarithmic scale."""
 COLUMNS = ["stage", "accuracy", "perplexity", "zeros kept", "bits/weight", "MB", "seconds"]
+SOURCE = "`sqft demo --compare-lora` shows it; measured in docs/results.md"
+"""Where the comparison with plain LoRA is."""
 MEANING = {
     "dense": "the model as it came",
     "pruned": "Wanda",
@@ -54,7 +56,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows(report)]
     lines = ["# sqft demo", "", "![accuracy, perplexity and zeros of every stage](report.png)", ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]
-    lines += ["", *(f"- **{name}**: {text}" for name, text in MEANING.items()), ""]
+    lines += ["", *(f"- **{stage['name']}**: {MEANING[stage['name']]}" for stage in report["stages"]), ""]
 
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)
     lines += [
@@ -62,13 +64,20 @@ def markdown(report: Mapping[str, Any]) -> str:
         "zeros kept: of the weights that pruning removed, the fraction that is exactly 0 now. bits/weight: on disk, of "
         "the pruned linear layers, with scales. seconds: making and scoring.",
         "",
-        f"Merging changed no logit by more than {report['merge']['max_logit_difference']:.1e} (float32) and lost "
-        f"{report['merge']['zeros_lost']:,} zeros; the plain LoRA merge lost {report['lora_merge']['zeros_lost']:,}.",
-        "",
-        f"Settings: {settings}.",
-        "",
     ]
+    if "merge" in report:
+        lines += [_merges(report), ""]
+    lines += [f"Settings: {settings}.", ""]
     return "\n".join(lines)
+
+
+def _merges(report: Mapping[str, Any]) -> str:
+    merge, lora = report["merge"], report.get("lora_merge")
+    plain = f"the plain LoRA merge lost {lora['zeros_lost']:,}" if lora else f"a plain LoRA merge keeps none ({SOURCE})"
+    return (
+        f"Merging changed no logit by more than {merge['max_logit_difference']:.1e} (float32) and lost "
+        f"{merge['zeros_lost']:,} zeros; {plain}."
+    )
 
 
 def plot(stages: Sequence[Mapping[str, Any]], file: Path) -> None:

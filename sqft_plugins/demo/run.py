@@ -1,9 +1,10 @@
-"""The demo's way: dense → pruned → tuned → merged → INT4 → GGUF, and a plain LoRA merge beside it."""
+"""The demo's way: dense → pruned → tuned → merged → INT4 → GGUF, and where it is asked for a plain LoRA merge beside
+it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,20 @@ MAKERS = {
     "int4": ["quantize"],
     "gguf": ["export"],
 }
-"""Scored stage → the stages that made it, whose seconds count."""
+"""Scored stage → the stages that made it, whose seconds count; in the order of the table."""
+LAST = list(MAKERS)[-1]
 
 
-def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -> dict[str, Any]:
-    """Runs the stages that are not done yet and writes report.json, report.md and report.png under `out`.
+def run_demo(
+    out: str | Path,
+    settings: DemoSettings,
+    overwrite: bool = False,
+    show: Callable[[Mapping[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """Runs the stages that are not done yet and writes report.json, report.md and report.png under `out`, anew with
+    each stage that is scored.
+
+    show: is called with the report so far when a stage was scored, and in any case with the whole one.
 
     Returns the report: `stages` is a list of name, accuracy, accuracy_stderr, perplexity, zeros_kept, bits_per_weight,
     bytes and seconds.
@@ -59,10 +69,7 @@ def run_demo(out: str | Path, settings: DemoSettings, overwrite: bool = False) -
     if settings.model is not None:
         ModelFolder(settings.model)
 
-    demo = Demo(out, settings, training, task, Stages(out, overwrite))
-    report = demo.run()
-    write_report(out, report)
-    return report
+    return Demo(out, settings, training, task, Stages(out, overwrite), show).run()
 
 
 def _check_extras() -> None:
@@ -89,23 +96,30 @@ def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
 class Demo:
     """One run. A stage is a method that makes an output, or one that scores it and returns its row."""
 
-    def __init__(self, out: Path, settings: DemoSettings, training: Sequence[Example], task: Task, stages: Stages):
-        self.out, self.settings, self.training, self.task, self.stages = out, settings, training, task, stages
+    def __init__(
+        self,
+        out: Path,
+        settings: DemoSettings,
+        training: Sequence[Example],
+        task: Task,
+        stages: Stages,
+        show: Callable[[Mapping[str, Any]], None],
+    ):
+        self.out, self.settings, self.training, self.task = out, settings, training, task
+        self.stages, self.show = stages, show
         self.heldout_text = "\n\n".join(builtin_text("heldout"))
         self.general_text = text_examples(builtin_text("train"))
         self.base = Path(settings.model) if settings.model else out / "base"
+        self.made: dict[str, Row] = {}
+        questions = hashlib.sha256(repr(list(task.items())).encode()).hexdigest()
+        self.scoring = {"text_tokens": settings.text_tokens, "questions": questions}
 
     def run(self) -> dict[str, Any]:
         """Makes and scores every stage that is not done yet → the report."""
-        s, out, make = self.settings, self.out, self.stages.run
+        s, out, make, score = self.settings, self.out, self.make, self.score
         data = hashlib.sha256(repr(list(self.training)).encode()).hexdigest()
-        tuning = s.model_dump(exclude={"model", "data", "sparsity", "questions", "text_tokens"}) | {"training": data}
-        questions = hashlib.sha256(repr(list(self.task.items())).encode()).hexdigest()
-        scoring = {"text_tokens": s.text_tokens, "questions": questions}
-        rows: dict[str, Row] = {}
-
-        def score(name: str, after: str, row: Callable[[], Row]) -> None:
-            rows[name] = make(name, row, after=[after], settings=scoring)
+        others = {"model", "data", "sparsity", "questions", "text_tokens", "compare_lora"}
+        tuning = s.model_dump(exclude=others) | {"training": data}
 
         # the model as it came, and pruned: its masks say which zeros are counted, in the dense model, too
         if s.model is None:
@@ -113,7 +127,7 @@ class Demo:
         else:
             about = {"model": s.model, "content": content_hash(self.base)}
             make("base", lambda: {"model": s.model}, settings=about)
-        prune = make("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output=PRUNED)
+        make("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output=PRUNED)
         self.masks = ModelFolder(out / "pruned").masks
         score("dense", "prune", lambda: self.folder_row(self.base))
         score("pruned", "prune", lambda: self.folder_row(out / "pruned"))
@@ -122,35 +136,58 @@ class Demo:
         make("train", lambda: self.train("adapter", "sqft"), after=["prune"], settings=tuning, output="adapter")
         make("extract", self.extract, after=["train"], output="sub_adapter")
         score("tuned", "extract", self.tuned)
-        merge = make("merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output=MERGED)
+        make("merge", lambda: self.merge("sub_adapter", "merged"), after=["extract"], output=MERGED)
         score("merged", "merge", lambda: self.folder_row(out / "merged"))
 
-        # a plain LoRA, merged
-        make("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
-        lora = make("merge_lora", lambda: self.merge("lora", "lora_merged"), after=["train_lora"], output=LORA_MERGED)
-        score("lora_merged", "merge_lora", lambda: self.folder_row(out / "lora_merged"))
+        if s.compare_lora:
+            make("train_lora", lambda: self.train("lora", "lora"), after=["prune"], settings=tuning, output="lora")
+            make("merge_lora", lambda: self.merge("lora", "lora_merged"), after=["train_lora"], output=LORA_MERGED)
+            score("lora_merged", "merge_lora", lambda: self.folder_row(out / "lora_merged"))
 
         # the merged model as INT4, and its codes as GGUF
         make("quantize", self.quantize, after=["merge"], output="int4/config.json")
         score("int4", "quantize", lambda: self.folder_row(out / "int4"))
-        export = make("export", self.export, after=["quantize"], output="model.gguf")
-        score("gguf", "export", lambda: self.gguf_row(export))
+        make("export", self.export, after=["quantize"], output="model.gguf")
+        score("gguf", "export", self.gguf_row)
 
         if self.stages.reused:
             say(f"reused, inputs unchanged: {', '.join(self.stages.reused)}")
-        return {
-            "settings": s.model_dump(),
+        return self.report()
+
+    def make(self, name: str, work: Callable[[], Row], **inputs: Any) -> None:
+        """A stage that makes an output. inputs: as of `Stages.run`."""
+        self.made[name] = self.stages.run(name, work, **inputs)
+
+    def score(self, name: str, after: str, work: Callable[[], Row]) -> None:
+        """A stage that scores what the stage `after` has made; the report grows by its row."""
+        self.make(name, work, after=[after], settings=self.scoring)
+        if name not in self.stages.reused or name == LAST:
+            report = self.report()
+            write_report(self.out, report)
+            self.show(report)
+
+    def report(self) -> dict[str, Any]:
+        """What is known so far."""
+        made = self.made
+        merges = {"merge": "merge", "lora_merge": "merge_lora"}
+        report = {
+            "settings": self.settings.model_dump(),
             "task": self.task.name,
             "stages": [
-                {"name": name} | row | {"seconds": row["seconds"] + sum(map(self.stages.seconds, MAKERS[name]))}
-                for name, row in rows.items()
+                {"name": name} | made[name] | {"seconds": made[name]["seconds"] + sum(map(self.stages.seconds, makers))}
+                for name, makers in MAKERS.items()
+                if name in made
             ],
-            "merge": {key: merge[key] for key in ("max_logit_difference", "zeros_lost")},
-            "lora_merge": {key: lora[key] for key in ("max_logit_difference", "zeros_lost")},
-            "pruned_sparsity": prune["sparsity_reached"],
-            "gguf": {key: value for key, value in export.items() if key != "seconds"},
-            "reused": self.stages.reused,
+            **{
+                key: {name: made[stage][name] for name in ("max_logit_difference", "zeros_lost")}
+                for key, stage in merges.items()
+                if stage in made
+            },
+            "pruned_sparsity": made["prune"]["sparsity_reached"],
         }
+        if "export" in made:
+            report["gguf"] = {key: value for key, value in made["export"].items() if key != "seconds"}
+        return report | {"reused": self.stages.reused}
 
     # --- making ---
 
@@ -204,9 +241,9 @@ class Demo:
             **sizes(pruned, self.masks, AdapterFolder(adapter).weight_bytes),
         }
 
-    def gguf_row(self, export: Row) -> Row:
+    def gguf_row(self) -> Row:
         file = self.out / "model.gguf"
-        measured = {key: export[key] for key in ("zeros_kept", "bits_per_weight")}
+        measured = {key: self.made["export"][key] for key in ("zeros_kept", "bits_per_weight")}
         return self.scores(file) | measured | {"bytes": file.stat().st_size}
 
     def scores(self, path: Path, **options: Any) -> Row:

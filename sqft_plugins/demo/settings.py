@@ -25,13 +25,14 @@ class DemoSettings(Settings):
     sparsity: float = Field(default=0.5, ge=0, le=1, description="The fraction of weights to prune.")
     rank_choices: Annotated[list[int], Written(absent=True)] = Field(default_factory=lambda: [32, 24, 16])
     alpha: Annotated[float, Written(absent=True)] = Field(default=64, gt=0)
-    steps: int = Field(default=60, ge=1, description="Training steps, for SQFT and for the plain LoRA.")
+    steps: int = Field(default=24, ge=1, description="Training steps.")
     batch_size: Annotated[int, Written(absent=True)] = Field(default=8, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0, description="The highest, after the warm-up.")
     text_fraction: float = Field(default=0.125, ge=0, lt=1, description="Share of general text in each batch.")
-    questions: int = Field(default=128, ge=1, description="Held-out questions.")
-    text_tokens: int = Field(default=1536, ge=256, description="Tokens of held-out text for the perplexity.")
+    questions: int = Field(default=64, ge=1, description="Held-out questions.")
+    text_tokens: int = Field(default=1024, ge=256, description="Tokens of held-out text for the perplexity.")
     seed: int = Field(default=0, description="Of everything that is drawn.")
+    compare_lora: bool = Field(default=False, description="Also tune and merge a plain LoRA, which fills the zeros.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,5 +49,6 @@ def command_line(settings: Mapping[str, Any], out: Path) -> str | None:
             continue
         if any(isinstance(mark, Written) and mark.absent for mark in field.metadata):
             return None
-        words += [f"--{name.replace('_', '-')}", str(settings[name])]
+        option = f"--{name.replace('_', '-')}"
+        words += [option] if settings[name] is True else [option, str(settings[name])]
     return shlex.join(words)

@@ -49,5 +49,5 @@ def demo(gemma, tmp_path_factory):
     from sqft_plugins.demo.run import DemoSettings, run_demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
-    small = {"steps": 8, "questions": 4, "text_tokens": 512}
+    small = {"steps": 8, "questions": 4, "text_tokens": 512, "compare_lora": True}
     return out, run_demo(out, DemoSettings.make({"model": str(gemma), **small}))

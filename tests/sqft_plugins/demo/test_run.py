@@ -16,7 +16,7 @@ from sqft_plugins.demo.task import TEST, TRAIN, WordProblems, is_held_out
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.stages import Stages
 
-NAMES = ["dense", "pruned", "tuned", "merged", "lora_merged", "int4", "gguf"]
+NAMES = ["dense", "pruned", "tuned", "merged", "int4", "gguf"]
 KEYS = {"accuracy", "perplexity", "zeros_kept", "bits_per_weight", "bytes", "seconds"}
 
 
@@ -27,18 +27,34 @@ def settings(model, **changes) -> DemoSettings:
 
 @pytest.fixture(scope="module")
 def finished(tiny_llama, tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run_demo(out, settings(tiny_llama))
+    """(folder, report, the names of the stages in each table that was shown)."""
+    out, shown = tmp_path_factory.mktemp("demo") / "out", []
+
+    def show(report) -> None:
+        shown.append([stage["name"] for stage in report["stages"]])
+        assert [line.split(" ")[1] for line in table_of(out)] == shown[-1]
+        assert json.loads((out / "report.json").read_text()) == report
+
+    return out, run_demo(out, settings(tiny_llama), show=show), shown
+
+
+def table_of(out) -> list[str]:
+    """The rows of the table in report.md."""
+    lines = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")]
+    return [line for line in lines if not line.startswith(("| stage", "| ---"))]
+
+
+def test_the_table_grows_by_a_row_with_each_stage_that_is_scored(finished) -> None:
+    assert finished[2] == [NAMES[: count + 1] for count in range(len(NAMES))]
 
 
 def test_the_report_has_every_stage(finished) -> None:
-    out, report = finished
+    out, report, _ = finished
     assert json.loads((out / "report.json").read_text())["stages"] == report["stages"]
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert list(stages) == NAMES
     assert all(set(stage) >= KEYS for stage in report["stages"])
     assert [stages[name]["zeros_kept"] for name in ("pruned", "tuned", "merged", "int4", "gguf")] == [1.0] * 5
-    assert stages["lora_merged"]["zeros_kept"] < 0.01
     assert stages["dense"]["zeros_kept"] < 0.1
     assert report["merge"]["max_logit_difference"] < 1e-3
     assert report["merge"]["zeros_lost"] == 0
@@ -47,20 +63,36 @@ def test_the_report_has_every_stage(finished) -> None:
     assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
     assert (out / "report.png").stat().st_size > 5000
     page = (out / "report.md").read_text()
-    assert all(f"| {name} |" in page for name in NAMES)
+    assert "a plain LoRA merge keeps none (`sqft demo --compare-lora` shows it" in page
+    assert "- **lora_merged**" not in page
+
+
+def test_the_comparison_with_plain_lora_is_added_to_a_finished_demo(finished, tiny_llama, tmp_path) -> None:
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    report = run_demo(out, settings(tiny_llama, compare_lora=True))
+    assert [stage["name"] for stage in report["stages"]] == [*NAMES[:4], "lora_merged", *NAMES[4:]]
+    assert set(report["reused"]) >= {*NAMES, "prune", "train", "merge", "quantize", "export"}
+    assert report["stages"][4]["zeros_kept"] < 0.01
+    assert f"the plain LoRA merge lost {report['lora_merge']['zeros_lost']:,}." in (out / "report.md").read_text()
+
+    without = run_demo(out, settings(tiny_llama))
+    assert [stage["name"] for stage in without["stages"]] == NAMES
+    assert "lora_merge" not in without
 
 
 def test_a_second_run_reuses_everything(finished, tiny_llama) -> None:
-    out, report = finished
+    out, report, _ = finished
     files = {path: path.stat().st_mtime_ns for path in out.glob("*/*") if path.suffix == ".safetensors"}
-    again = run_demo(out, settings(tiny_llama))
+    shown = []
+    again = run_demo(out, settings(tiny_llama), show=shown.append)
     assert again["stages"] == report["stages"]
-    assert set(again["reused"]) >= {*NAMES, "prune", "train", "train_lora", "quantize", "export"}
+    assert shown == [again]
+    assert set(again["reused"]) >= {*NAMES, "prune", "train", "quantize", "export"}
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_other_questions_score_again_but_train_nothing_anew(finished, tiny_llama) -> None:
-    out, _ = finished
+    out, *_ = finished
     again = run_demo(out, settings(tiny_llama, questions=5))
     assert not set(again["reused"]) & set(NAMES)
     assert {"prune", "train", "merge", "quantize", "export"} <= set(again["reused"])
