@@ -5,7 +5,7 @@ from __future__ import annotations
 from gguf_ext.arch.rope import SCALED, rope_note, rope_reason, scaling_entries, yarn_attention
 from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, absent
 
-PATTERN = 6
+PERIOD = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
 LAYERS_27B = 62
 """llama.cpp knows the 27B model, whose attention is scaled differently, by its number of layers (gemma3.cpp)."""
@@ -52,7 +52,7 @@ def _entries(config: Config) -> list[Entry]:
     sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
     if any(sliding):  # with a window that no layer has, llama.cpp ends the process
         entries.append(Entry("gemma3.attention.sliding_window", int(config["sliding_window"]), "uint32"))
-    if any(sliding) and sliding != [bool((layer + 1) % PATTERN) for layer in range(len(sliding))]:
+    if any(sliding) and sliding != [bool((layer + 1) % PERIOD) for layer in range(len(sliding))]:
         entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
 
     if config.get("final_logit_softcapping"):

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gguf_ext.arch.rope import FACTORED, scaling_entries
-
-Config = Mapping[str, Any]
+from gguf_ext.arch.spec import Config
 
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 NAMES = {

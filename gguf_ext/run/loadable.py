@@ -14,16 +14,17 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from gguf_ext.arch.gemma3 import PERIOD
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import UnloadableFileError
-from gguf_ext.hyperparameters.compare import SEEN
+from gguf_ext.hyperparameters.compare import MAX_LAYERS, SEEN, File
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.first_load import check_survives
 from gguf_ext.tokenizer.keys import DEFAULT_IDS, MODEL, PREFIX, TOKENS, id_key
 from gguf_ext.tokenizer.stripping import NEEDED, PHI3, rule_in
 from gguf_ext.tokenizer.vocabulary import BYTES
 
-MAX_LAYERS, MAX_EXPERTS = 512, 1024
+MAX_EXPERTS = 1024
 LARGEST = 2**31 - 1
 """Of a count that llama.cpp hands on as int32."""
 SCALINGS = ("none", "linear", "yarn", "longrope")
@@ -92,7 +93,7 @@ def _reasons(metadata: Mapping[str, Any]) -> Iterator[str]:
     if not found:
         found = [*_scaling(own), *_experts(own), *_vocabulary(metadata)]
     if not found and name in (*TRANSFORMERS, *SEEN):
-        found = [*_heads(name, own), *(_windows(own) if name == "gemma3" else ())]
+        found = [*_heads(File(name, metadata)), *(_windows(own) if name == "gemma3" else ())]
         if (model := metadata.get(MODEL)) in ENCODERS:
             found.append(f"{MODEL}={model!r} is no tokenizer of a {name}")
     yield from (f"{name}.{reason}" if reason.partition("=")[0] in own else reason for reason in found)
@@ -168,20 +169,19 @@ def _experts(own: Mapping[str, Any]) -> Iterator[str]:
         yield f"expert_group_count={groups} does not go with expert_count {count}, of which {picked} groups are used"
 
 
-def _heads(name: str, own: Mapping[str, Any]) -> Iterator[str]:
+def _heads(file: File) -> Iterator[str]:
     """Of every layer: how many heads, of which width, and how much of it is rotated."""
-    blocks, hidden = own["block_count"], own["embedding_length"]
-    heads = _each(own.get("attention.head_count"), blocks)
-    groups = _each(own.get("attention.head_count_kv", own.get("attention.head_count")), blocks)
+    name, blocks, hidden = file.architecture, file.get("block_count"), file.get("embedding_length")
+    counts = [file.get(key) for key in ("attention.head_count", "attention.head_count_kv")]
+    heads, groups = (_each(count, blocks) for count in counts)
     if not heads or min(heads) < 1:
-        yield f"attention.head_count={own.get('attention.head_count')} is no count of heads for {blocks} blocks"
+        yield f"attention.head_count={counts[0]} is no count of heads for {blocks} blocks"
         return
     if not groups or any(kv < 1 or count % kv for count, kv in zip(heads, groups, strict=True)):
-        yield f"attention.head_count_kv={own.get('attention.head_count_kv')} does not divide {heads[0]} heads"
+        yield f"attention.head_count_kv={counts[1]} does not divide {heads[0]} heads"
         return
 
-    width = own.get("attention.key_length", hidden // heads[0])
-    values = own.get("attention.value_length", hidden // heads[0])
+    width, values = file.get("attention.key_length"), file.get("attention.value_length")
     if not _is_count(width) or width < 2 or width != values:  # ggml takes a width of 1 for a transposed matrix
         yield f"attention.key_length={width}: keys and values ({values}) are not of one width, 2 or more"
         return
@@ -190,8 +190,8 @@ def _heads(name: str, own: Mapping[str, Any]) -> Iterator[str]:
             f"{heads[0]} heads of {width} (head_dim) are not the embedding's {hidden}, as llama.cpp's {name} takes "
             "for granted"
         )
-    rotated = own.get("rope.dimension_count", width)
-    for key, part in (("", rotated), ("_swa", own.get("rope.dimension_count_swa", rotated))):
+    rotated = file.get("rope.dimension_count")
+    for key, part in (("", rotated), ("_swa", file.get("rope.dimension_count_swa"))):
         if name in ROTARY and (not _is_count(part) or part < 1 or part % 2 or part > width):
             yield f"rope.dimension_count{key}={part} is no even part of heads of {width}"
     if name in ROTATED_WHOLE and rotated != width:
@@ -202,7 +202,7 @@ def _windows(own: Mapping[str, Any]) -> Iterator[str]:
     """Gemma 3: with a window, some layer must have it."""
     if not own.get("attention.sliding_window"):
         return
-    pattern = own.get("attention.sliding_window_pattern", 6)
+    pattern = own.get("attention.sliding_window_pattern", PERIOD)
     if pattern == 1 or (isinstance(pattern, list) and not any(pattern[: own["block_count"]])):
         size = own["attention.sliding_window"]
         yield f"attention.sliding_window={size}: by attention.sliding_window_pattern no layer has this window"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gguf_ext.arch import Entry, completed
+from gguf_ext.arch.gemma3 import PERIOD
 from gguf_ext.arch.rope import FACTORED, rope_constants, rope_reason
 from gguf_ext.arch.spec import GELU_TANH, SILU, Config
 from gguf_ext.errors import TemplateError
@@ -26,7 +27,7 @@ from sqft_plugins.errors import CheckpointError
 from sqft_plugins.structure import transformers_config
 
 PERIODS = {
-    "afmoe": 4, "cohere2": 4, "exaone4": 4, "exaone-moe": 4, "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2,
+    "afmoe": 4, "cohere2": 4, "exaone4": 4, "exaone-moe": 4, "gemma2": 2, "gemma3": PERIOD, "gemma3n": 5, "gpt-oss": 2,
     "llama4": 4, "olmo2": 4, "plamo3": 8,
 }  # fmt: skip
 """Graphs that have a window (`load_swa_pattern` in src/models): every n-th layer is whole where no pattern is given."""
