@@ -10,12 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from peft_ext.saved_base import is_fsdp_managed
 from sqft_plugins.compress.fused import fused_weights, left_out, means_fused
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.structure import find_linears
+from sqft_plugins.structure import find_linears, is_linear
 
 
 def warn_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module]) -> None:
@@ -38,7 +37,7 @@ def warn_left_out(model: nn.Module, meant: Any, layers: Mapping[str, nn.Module])
     try:
         linears: Mapping[str, Any] = find_linears(model)
     except SQFTError:  # no list of equal blocks
-        linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        linears = {name: m for name, m in model.named_modules() if is_linear(m)}
     linear = sum(layer.weight.numel() for name, layer in linears.items() if ".lora_" not in name)
     adapted = sum(math.prod(layer.get_base_layer().weight.shape) for layer in layers.values())  # type: ignore
 

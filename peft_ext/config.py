@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft_ext.card import write_card
-from peft_ext.fields import CHANGES_THE_BASE, as_plain_numbers, check_fields, check_ignored
+from peft_ext.fields import as_plain_numbers, check_fields, check_ignored
 from peft_ext.registry import LoraConfig, peft_type
+from sqft_plugins.adapter.initialisations import CHANGING
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
 
@@ -74,7 +75,7 @@ class SQFTConfig(LoraConfig):
 
         # what changes the base, or is not a linear layer
         init = self.init_lora_weights
-        if isinstance(init, str) and init.lower().startswith(CHANGES_THE_BASE):
+        if isinstance(init, str) and init.lower().startswith(CHANGING):
             raise SQFTError(f"init_lora_weights={init!r} changes the base weight: use True, 'gaussian' or 'orthogonal'")
         if init == "eva" and self.rank_choices is not None:
             raise SQFTError(

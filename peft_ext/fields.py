@@ -9,14 +9,13 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.adapter.initialisations import CHANGING, PLAIN
 from sqft_plugins.elastic import is_rank
 from sqft_plugins.errors import SQFTError, nearest
 
 MOST_RANK = 2**16
 """More than the width of any model's layer."""
 INITIALISATIONS = ("gaussian", "orthogonal", "eva")
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that write into the base weight, so that its zeros and its grid would be lost."""
 
 
 Test = Callable[[Any], bool]
@@ -116,7 +115,7 @@ def check_fields(config: Any) -> None:
         if not right:
             raise SQFTError(f"{name}={value!r} is not what it takes: give {takes}")
     init = config.init_lora_weights
-    if isinstance(init, str) and not init.lower().startswith((*INITIALISATIONS, *CHANGES_THE_BASE, "mica")):
+    if isinstance(init, str) and not init.lower().startswith((*PLAIN, *CHANGING)):
         raise SQFTError(f"init_lora_weights={init!r} is unknown: {nearest(init, INITIALISATIONS)}")
 
 

@@ -284,7 +284,7 @@ class Linear(LoraLinear):
 
     def _save_base(self) -> None:
         """Saves the base's weight and bias, and puts copies there to be merged into."""
-        self._saved_base = SavedBase.of(self.base_layer, self.base(), in_place=self._is_sharded())
+        self._saved_base = SavedBase.of(self.base_layer, self.base(), in_place=self.is_sharded())
         self.base_layer = self._saved_base.to_merge_into(self.base(), alone=not self.base_is_shared)
 
     def _put_back(self) -> None:
@@ -292,7 +292,8 @@ class Linear(LoraLinear):
         self.base_layer = self._saved_base.put_back(self.base())
         self._saved_base = None
 
-    def _is_sharded(self) -> bool:
+    def is_sharded(self) -> bool:
+        """Whether the base weight is a part of the whole one, or gathered for each forward: it cannot be read now."""
         weight: Any = self.base().weight
         return isinstance(weight, DTensor) or is_fsdp_managed(self)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from peft_ext.bypass import BypassedLayers
 from peft_ext.checks import (
@@ -35,6 +34,7 @@ from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
 from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.structure import is_conv1d, is_linear
 
 
 class SQFTModel(LoraModel):
@@ -64,7 +64,7 @@ class SQFTModel(LoraModel):
             raise SQFTError(
                 "custom modules (_register_custom_module) are not supported: SQFT has its one layer for linears"
             )
-        if not isinstance(base, nn.Linear | Conv1D):
+        if not is_linear(base):
             raise SQFTError(
                 f"target_modules matches {name}, a {type(base).__name__}: SQFT adapts linear layers only, "
                 "leave it out with exclude_modules"
@@ -76,7 +76,7 @@ class SQFTModel(LoraModel):
                 "quantization_aware=True, or use sparse=False and keep the adapter unmerged"
             )
 
-        conv1d = isinstance(base, Conv1D)
+        conv1d = is_conv1d(base)
         lora_config.fan_in_fan_out = conv1d
         return Linear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=conv1d, **kwargs)
 

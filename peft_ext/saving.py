@@ -12,12 +12,10 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.provenance import Found, base_hash
 from peft_ext.registry import get_pattern_key
-from peft_ext.saved_base import is_fsdp_managed
 from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.elastic import slice_lora
 
@@ -67,7 +65,7 @@ def note_mask(config: Any, layers: Mapping[str, Linear], adapter: str) -> None:
     the grid holds the mask."""
     if not config.sparse or config.quantization_aware:
         return
-    if any(isinstance(layer.base().weight, DTensor) or is_fsdp_managed(layer) for layer in layers.values()):
+    if any(layer.is_sharded() for layer in layers.values()):
         return
 
     weights = unmerged_weights(layers)

@@ -217,20 +217,21 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
 
     A dense sub-adapter becomes a plain LoRA, which stock PEFT, vLLM and llama.cpp load; a masked one stays SQFT.
     """
-    own = {module: pattern_value(config.alpha_pattern, module, config.lora_alpha) for module in ranks}
-    alphas = {
-        module: sub_adapter_alpha(own[module], rank, config.r, config.use_rslora) for module, rank in ranks.items()
-    }
+
+    def scaled(alpha: float, rank: int) -> float:
+        return sub_adapter_alpha(alpha, rank, config.r, config.use_rslora)
 
     most = max(ranks.values())
-    alpha = sub_adapter_alpha(config.lora_alpha, most, config.r, config.use_rslora)
+    alpha = scaled(config.lora_alpha, most)
+    alphas = {
+        module: scaled(pattern_value(config.alpha_pattern, module, config.lora_alpha), rank)
+        for module, rank in ranks.items()
+    }
     changes: dict[str, Any] = {
         "r": most,
         "lora_alpha": alpha,
         "rank_pattern": {module: rank for module, rank in ranks.items() if rank != most},
-        "alpha_pattern": {
-            module: alphas[module] for module in ranks if (ranks[module], alphas[module]) != (most, alpha)
-        },
+        "alpha_pattern": {m: alphas[m] for m in ranks if (ranks[m], alphas[m]) != (most, alpha)},
     }
 
     if not isinstance(config, SQFTConfig):

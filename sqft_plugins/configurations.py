@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.elastic import NAMED_RANKS
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 
@@ -55,17 +56,11 @@ def saved_configuration(adapter: str | Path, name: str) -> dict[str, int]:
 
 def read_configuration(file: str | Path) -> dict[str, int]:
     """{module name or pattern: rank} from a JSON file. Raises CheckpointError for a file of anything else."""
-    file = Path(file)
-    try:
-        size = file.stat().st_size
-        ranks = json.loads(file.read_text()) if size <= MAX_BYTES else None
-    except (OSError, ValueError, RecursionError) as error:  # a file that is not UTF-8 or not JSON is a ValueError
-        raise CheckpointError(f"{file} is no JSON file with module name → rank ({error})") from error
-    if size > MAX_BYTES:
-        raise CheckpointError(f"{file} has more than {MAX_BYTES >> 20} MiB and is no configuration of ranks")
-    if not isinstance(ranks, Mapping) or not ranks or not all(type(rank) is int for rank in ranks.values()):
-        raise CheckpointError(f'{file} is no configuration: write {{"module name or pattern": rank, …}}')
-    return dict(ranks)
+    remedy = 'write {"module name or pattern": rank, …}'
+    ranks = read_object(Path(file), remedy, most_bytes=MAX_BYTES)
+    if not ranks or not all(type(rank) is int for rank in ranks.values()):
+        raise CheckpointError(f"{file} is no configuration of ranks: {remedy}")
+    return ranks
 
 
 def _usable(name: str) -> bool:

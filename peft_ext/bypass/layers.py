@@ -6,11 +6,11 @@ from __future__ import annotations
 import warnings
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from peft_ext.bypass.walk import weights_read_by
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.structure import is_linear
 
 
 class BypassedLayers:
@@ -69,7 +69,7 @@ class BypassedLayers:
     def _names(self, parent: nn.Module) -> list[str]:
         """What excludes the layers that `parent` reads, and no others of their names."""
         prefix = next(name for name, module in self.model.named_modules() if module is parent)
-        read = [module for module in self._read_by[parent] if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)]
+        read = [module for module in self._read_by[parent] if is_linear(module) or isinstance(module, BaseTunerLayer)]
         own = [name for name, module in parent.named_modules() if name and module in read]
         paths = [f"{prefix}.{name}".removeprefix(".").split(".") for name in own]
         return sorted({".".join(path[-2:] if not path[-2:][0].isdigit() else path[-1:]) for path in paths})

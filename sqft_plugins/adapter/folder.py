@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from sqft_plugins.adapter import lora_config
 from sqft_plugins.adapter.tensor_names import B_OF, BASE_WEIGHT, EMBEDDING_A, in_base, is_b, module_of
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.elastic import check_rank_choices, slice_lora
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
 
@@ -87,7 +87,7 @@ class AdapterFolder:
         self.path = Path(path)
         self.name = name or str(path)
         self._check_there(self.path / CONFIG)
-        self.config = self._read_config()
+        self.config = read_object(self.path / CONFIG, AGAIN, f"adapter {self.name}: {CONFIG}", MAX_CONFIG_BYTES)
         self._check_there(self.weights)
 
     # --- files ---
@@ -268,18 +268,6 @@ class AdapterFolder:
             raise CheckpointError(
                 f"adapter {self.name} has no {file.name}: give a folder that `sqft train` or save_pretrained wrote"
             )
-
-    def _read_config(self) -> dict[str, Any]:
-        file = self.path / CONFIG
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"adapter {self.name}: {CONFIG} has more than {MAX_CONFIG_BYTES >> 20} MiB: {AGAIN}")
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:  # no UTF-8 or no JSON is a ValueError
-            raise CheckpointError(f"adapter {self.name}: {CONFIG} is not JSON ({error}): {AGAIN}") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"adapter {self.name}: {CONFIG} holds no JSON object: {AGAIN}")
-        return config
 
     @contextmanager
     def _open(self) -> Iterator[Any]:

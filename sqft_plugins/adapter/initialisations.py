@@ -10,6 +10,8 @@ from typing import Any
 
 PLAIN = ("gaussian", "eva", "orthogonal", "mica")
 """Beside True and False, the initialisations that write A and B only; any other is taken to change the base."""
+CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Those of PEFT that do change it, by the beginnings of their names."""
 REPEATED = ("pissa", "olora", "loftq")
 """Of the others, those that come out the same over the same base. `pissa_niter_…` draws random numbers, `corda` and
 `lora_ga` need data that is not there on loading."""

@@ -12,12 +12,21 @@ REMEDY = "copy the model again"
 """What to do about a damaged file of a model folder."""
 
 
-def read_object(file: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError, which ends with `remedy`, for a file that holds none."""
+def read_object(file: Path, remedy: str, name: str | None = None, most_bytes: int | None = None) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError, which ends with `remedy`, for a file that holds none.
+
+    name: what messages call the file; its path where it is None.
+    most_bytes: a larger file is refused without being read.
+    """
+    name = name or str(file)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8 or no JSON is a ValueError
-        raise CheckpointError(f"{file} is not JSON ({error}): {remedy}") from error
+        is_large = most_bytes is not None and file.stat().st_size > most_bytes
+        found = None if is_large else json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 or no JSON is a ValueError
+        raise CheckpointError(f"{name} is not JSON ({error}): {remedy}") from error
+
+    if most_bytes is not None and is_large:
+        raise CheckpointError(f"{name} has more than {most_bytes >> 20} MiB: {remedy}")
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file} holds no JSON object but {type(found).__name__}: {remedy}")
+        raise CheckpointError(f"{name} holds no JSON object but {type(found).__name__}: {remedy}")
     return found
