@@ -7,7 +7,6 @@ are split once and for all, so that nobody measures perplexity on text a pruner 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import DependencyError, SQFTError, first_line
-from sqft_plugins.text_file import read_text
+from sqft_plugins.text_file import json_lines, parse_json, read_text
 
 SPREAD = 16
 """Tokenized is up to this many times the tokens that are needed, and the sequences are spread evenly over it."""
@@ -60,11 +59,10 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
     path = Path(path)
     content = read_text(path, argument, "give a text file, or a JSONL with `text` in every line")
     if path.suffix == ".json" and content.lstrip().startswith("["):
-        records = _parse(content, f"{argument} {path}")
+        records = parse_json(content, f"{argument} {path}")
         texts = [record_text(record, f"{argument} {path} record {number}") for number, record in enumerate(records, 1)]
     elif path.suffix in (".jsonl", ".json"):
-        lines = ((f"{argument} {path} line {number}", line) for number, line in enumerate(content.split("\n"), 1))
-        texts = [record_text(_parse(line, where), where) for where, line in lines if line.strip()]
+        texts = [record_text(record, where) for record, where in json_lines(content, f"{argument} {path}")]
     else:
         texts = [content]
     if not any(text.strip() for text in texts):
@@ -145,13 +143,6 @@ def record_text(record: Any, where: str) -> str:
             if all(isinstance(part, str) for part in parts):
                 return f"{parts[0]}{between}{parts[1]}"
     raise SQFTError(f"{where} has neither `text` nor `prompt` and `completion`: name the fields so")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SQFTError(f"{where} is not JSON ({error.msg}): correct or remove the line") from error
 
 
 def _is_held_out(topic: str) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqft_plugins.errors import SQFTError, nearest
-from sqft_plugins.text_file import read_text
+from sqft_plugins.text_file import json_lines, read_text
 from sqft_plugins.tune.chat import Chat
 
 FORMS = '{"prompt": …, "completion": …}, {"messages": […]} or {"text": …}'
@@ -40,33 +39,13 @@ def _lines(path: str | Path, argument: str) -> list[tuple[dict[str, Any], str]]:
     """The objects of a JSONL, each with its place in words."""
     text = read_text(path, argument, f"give a JSONL, a line such as {FORMS}")
 
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line ends within a text
-        if not line.strip():
-            continue
-        where = f"{argument} {path} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-            raise SQFTError(f"{where} is not JSON ({getattr(error, 'msg', error)}): correct or remove it") from error
+    rows = list(json_lines(text, f"{argument} {path}"))
+    for row, where in rows:
         if not isinstance(row, dict):
             raise SQFTError(f"{where} is not an object: write {FORMS}")
-        _check_characters(line, row, where)
-        rows.append((row, where))
-
     if not rows:
         raise SQFTError(f"{argument} {path} has no examples: write one JSON object a line")
     return rows
-
-
-def _check_characters(line: str, row: Mapping[str, Any], where: str) -> None:
-    if "\\ud" not in line.lower():
-        return
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise SQFTError(f"{where} has half of a character ({half}), which is no text: correct or remove it") from error
 
 
 def _example(row: Mapping[str, Any], where: str) -> Example | Chat:
