@@ -67,11 +67,6 @@ class ModelInMemory(ModelFolder):
         """As `gguf_ext.arch.read_config` gives it of a folder."""
         return normalized(self.model.config, self.path, architecture)
 
-    def check(self) -> None:
-        """Raises ModelInMemoryError for the first INT4 layer whose weight is not on its grid."""
-        for module in self._layers:
-            self.quantized(module)
-
     # --- what ModelFolder reads from files ---
 
     @cached_property

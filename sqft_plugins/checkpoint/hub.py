@@ -18,12 +18,11 @@ def local_folder(model: str | Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     say(f"{model} is no folder here: asking the hub")
     try:
         return Path(snapshot_download(str(model), allow_patterns=WANTED, ignore_patterns=["original/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # what the hub's package raises is one of them
         raise unknown_model(model, error) from error
 
 
@@ -32,11 +31,10 @@ def config_folder(model: str | Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(str(model), "config.json")).parent
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model {model} is not a folder, and its config.json is not to be had from the hub: check the path, or put "
             f"config.json in a folder of that name ({first_line(error, 120)})"

@@ -26,9 +26,7 @@ from sqft_plugins.checkpoint.files import (
     replace_folder,
     translate_full_disk,
 )
-from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import DiskFullError, SQFTError
-from sqft_plugins.identity import content_hash
 from sqft_plugins.progress import say
 
 REQUEST, PROGRESS = "request.json", "progress.json"
@@ -70,11 +68,6 @@ class Job:
 
     def _states_file(self, block: int) -> Path:
         return self.path / f"states-{block}.safetensors"
-
-
-def fingerprint(source: ModelFolder) -> str:
-    """SHA-256 of all that a result depends on: weights, configuration, tokenizer, masks."""
-    return content_hash(source.path)
 
 
 @contextmanager

@@ -24,9 +24,10 @@ from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder, InMemory
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
 from sqft_plugins.compress.fused import check_reachable, fused_weights
-from sqft_plugins.compress.job import fingerprint, open_job
+from sqft_plugins.compress.job import open_job
 from sqft_plugins.compress.report import Report, Row, relative_error, summed_up, total
 from sqft_plugins.errors import GridError, SQFTError
+from sqft_plugins.identity import content_hash
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
 from sqft_plugins.names import resolve, select
 from sqft_plugins.plugins import get_manager
@@ -145,7 +146,7 @@ def prune_folder(
         "method": method,
         "patterns": {module: str(pattern) for module, pattern in patterns.items()},
         "tokens": hash_of(tokens),
-        "source": fingerprint(source.folder),
+        "source": content_hash(source.path),
     }
     with open_job(out, request, overwrite) as job:
         # the files of the output, laid out

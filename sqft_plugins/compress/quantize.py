@@ -22,10 +22,11 @@ from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_sta
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
-from sqft_plugins.compress.job import fingerprint, open_job
+from sqft_plugins.compress.job import open_job
 from sqft_plugins.compress.report import Report, relative_error, summed_up, total
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
+from sqft_plugins.identity import content_hash
 from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Quantizer
@@ -91,7 +92,7 @@ def quantize_folder(
         "grid": grid.model_dump(),
         "modules": list(source.modules),
         "tokens": hash_of(tokens),
-        "source": fingerprint(source.folder),
+        "source": content_hash(source.path),
     }
     left_out = source.say_left_out("they stay float, only linear layers become INT4")
     with open_job(out, request, overwrite) as job:
