@@ -120,7 +120,7 @@ def round_lora(int4: Path, adapter: Path, merged: Path) -> dict[str, Any]:
     adapter_kept: how much of the delta is left after rounding, ⟨Q' - W, Δ⟩ / ⟨Δ, Δ⟩; 1 is all of it.
     """
     from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
-    from sqft_plugins.checkpoint.recode import write_codes
+    from sqft_plugins.checkpoint.recode import Recoded, write_codes
     from sqft_plugins.grid import dequantize, quantize
     from sqft_plugins.plugins import get_manager
 
@@ -139,7 +139,7 @@ def round_lora(int4: Path, adapter: Path, merged: Path) -> dict[str, Any]:
         kept, norm = kept + float((left * delta).sum()), norm + float((delta * delta).sum())
     assert folder.stamp is not None
     with write_folder(merged) as target:
-        write_codes(folder, target, codes, folder.stamp.then("lora-rounded"))
+        write_codes(Recoded(folder, codes), target, folder.stamp.then("lora-rounded"))
     return {"codes_changed": changed / weights, "adapter_kept": kept / norm}
 
 

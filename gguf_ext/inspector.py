@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
 from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
-from sqft_plugins.inspect.report import Row, count, total_of, zeros_of
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.inspect import inspect_layer
+from sqft_plugins.inspect.report import Row, count, total_of
 from sqft_plugins.mask import Pattern
 from sqft_plugins.pattern import PATTERNS
 from sqft_plugins.progress import track
@@ -22,6 +26,38 @@ LAYER = "blk."
 STAMP = {"pipeline": list, "sparsity": float, "mask_hash": str, "scale_hash": str, "base": str, "version": str}
 STAMP |= {"exact": bool, "largest_error": float}
 """`sqft.*` keys that are shown, and what they hold."""
+
+
+class GGUFWeights:
+    """The matrices of a file, a `WeightSource`: a module is called as its tensor, and no file has masks."""
+
+    def __init__(self, file: GGUFFile):
+        self.file, self.path = file, file.path
+
+    def weight_shape(self, module: str) -> tuple[int, int]:
+        *rows, columns = self.file.tensors[module].shape  # experts are one tensor [experts, out, in]
+        return math.prod(rows), columns
+
+    def module_bytes(self, module: str) -> int:
+        return self.file.raw(module).nbytes
+
+    def is_quantized(self, module: str) -> bool:
+        """Whether it is of a type that holds codes of an INT4 grid: Q4_0 or Q5_0."""
+        return self.file.tensors[module].type in set(OFFSET)
+
+    def weight(self, module: str) -> Tensor:
+        return torch.from_numpy(self.file.dequantize(module)).reshape(self.weight_shape(module))
+
+    def quantized(self, module: str) -> QuantizedWeight:
+        """Codes 0..15 of Q4_0, 0..31 of Q5_0; a scale for each block of 32."""
+        kind = self.file.kind(module)
+        steps, d = decode(self.file.raw(module), kind)
+        scale, zero = torch.from_numpy(d.astype(np.float32)), OFFSET[kind]
+        codes = torch.from_numpy(steps + np.int8(zero)).view(torch.uint8)
+        return QuantizedWeight(codes, scale, torch.full_like(scale, zero, dtype=torch.uint8))
+
+    def mask(self, module: str) -> None:
+        return None
 
 
 class GGUFInspector:
@@ -81,26 +117,10 @@ def inspect_gguf(path: str | Path, patterns: Sequence[Pattern] = PATTERNS) -> di
 
 
 def _layer(file: GGUFFile, info: TensorInfo, patterns: Sequence[Pattern]) -> Row:
-    size = file.raw(info.name).nbytes
-    weight = torch.from_numpy(file.dequantize(info.name)).reshape(-1, info.shape[-1])  # [out, in]
-
-    row: Row = {
-        "name": info.name,
-        "shape": list(info.shape),
-        "dtype": info.type_name,
-        **zeros_of(weight, patterns),
-        **dict.fromkeys(("pruned", "violations", "kept_zero")),
-        "bits_per_weight": 8 * size / weight.numel(),
-        "gguf": info.type_name,
-        "gguf_exact": True,
-    }
-
-    # codes and scales, where the type has them
-    if info.type in set(OFFSET):
-        kind = TensorType(info.type)
-        steps, d = decode(file.raw(info.name), kind)
-        row["codes"] = np.bincount(steps.ravel() + OFFSET[kind], minlength=2 * OFFSET[kind]).tolist()
-        row["scale"] = [float(d.min()), float(d.max())]
+    row = inspect_layer(GGUFWeights(file), info.name, patterns)
+    row |= {"shape": list(info.shape), "dtype": info.type_name, "gguf": info.type_name, "gguf_exact": True}
+    if "codes" in row:
+        row["codes"] += [0] * (2 * OFFSET[TensorType(info.type)] - len(row["codes"]))  # as many as the type has
     return row
 
 

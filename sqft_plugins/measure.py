@@ -1,4 +1,4 @@
-"""Numbers about a model folder, read one tensor at a time."""
+"""Numbers about a model, read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,14 @@ from sqft_plugins.errors import MismatchError
 from sqft_plugins.mask import lost_zeros, packed_mask_shape, unpack_mask
 
 
-def module_bytes(folder: ModelFolder, module: str) -> int:
-    """Bytes on disk of one module's weight, in whatever format: with scales and zero points, without the mask file."""
-    return sum(folder.spec(name).nbytes for name in folder.parts(module))
-
-
-def bits_per_weight(folder: ModelFolder, modules: Iterable[str], added: int = 0) -> float:
+def bits_per_weight(source: WeightSource, modules: Iterable[str], added: int = 0) -> float:
     """Bits on disk per weight over `modules`: their tensors with scales and zero points, without the mask file.
 
     added: bytes of an adapter of these modules. Raises CheckpointError for a module that the folder does not have.
     """
     names = list(modules)
-    weights = max(sum(math.prod(folder.weight_shape(module)) for module in names), 1)
-    return 8 * sum(module_bytes(folder, module) for module in names) / weights + 8 * added / weights
+    weights = max(sum(math.prod(source.weight_shape(module)) for module in names), 1)
+    return 8 * sum(map(source.module_bytes, names)) / weights + 8 * added / weights
 
 
 def sizes(folder: ModelFolder, modules: Iterable[str], added: int = 0) -> dict[str, Any]:

@@ -6,16 +6,17 @@ Training, evaluation and merging all make their codes here, so that they agree t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.errors import GridError
 from sqft_plugins.formula import Block, merged_blocks
 from sqft_plugins.layer_grid import LayerGrid
-from sqft_plugins.mask import unpack_mask
 from sqft_plugins.progress import say
 
 FEW = 1e-3
@@ -57,17 +58,12 @@ def say_if_hardly_trained(adapter: Path, changed: float) -> None:
         say(f"{adapter} changes {changed:.3%} of the kept codes: it was hardly trained, or too gently")
 
 
-def codes_changed(
-    merged: Mapping[str, Tensor], plain: Mapping[str, Tensor], packed_masks: Mapping[str, Tensor]
-) -> float:
-    """The fraction of kept codes that differ.
-
-    merged, plain: module → codes [out, in], with the adapter and without.
-    packed_masks: module → packed mask; all weights are kept where a module has none.
-    """
+def codes_changed(merged: Recoded, plain: ModelFolder) -> float:
+    """The fraction of kept codes that differ, over the modules of an adapter. merged, plain: the folder with the
+    adapter and without. All weights are kept where a module has no mask."""
     different = kept = 0
-    for module, codes in merged.items():
-        different += int((codes != plain[module]).sum())
-        packed = packed_masks.get(module)
-        kept += codes.numel() if packed is None else int(unpack_mask(packed, codes.shape[1]).sum())
+    for module, codes in merged.codes.items():
+        different += int((codes != plain.quantized(module).codes).sum())
+        mask = merged.mask(module)
+        kept += codes.numel() if mask is None else int(mask.sum())
     return different / max(kept, 1)

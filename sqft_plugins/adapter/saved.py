@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.adapter.folder import AdapterFolder
+from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.configurations import saved_configuration, saved_configurations
 from sqft_plugins.plugins import get_manager
 
@@ -61,6 +63,12 @@ class SavedAdapter:
         """(`model` with the adapter, at `rank`; module → rank). grid: as for `Tuner.load`."""
         tuned = self.tuner.load(model, self.path, grid)
         return tuned, dict(self.tuner.set_rank(tuned, self.choose_rank(rank)))
+
+    def recoded(self, int4: ModelFolder, tuned: Any, merged: bool = True) -> Recoded:
+        """The INT4 folder with the codes of a quantization-aware adapter that is loaded, at the rank in force; `merged`
+        False: with those of its base alone."""
+        weights = self.tuner.quantized(tuned, merged=merged)
+        return Recoded(int4, {module: weight.codes.cpu() for module, weight in weights.items()})
 
     def copy_chat_template(self, target: Path) -> None:
         """The chat template that the adapter was trained with, where that is not the base's own."""

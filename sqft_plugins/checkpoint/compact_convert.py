@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
         "modules": len(modules),
         "weights": weights,
         "sparsity": 1 - sum(int(rows.sum()) for rows in kept.values()) / weights,
-        "bits_per_weight": 8 * _bytes(done, modules) / weights,
-        "bits_per_weight_before": 8 * (_bytes(source, modules) + mask_bytes) / weights,
+        "bits_per_weight": 8 * sum(map(done.module_bytes, modules)) / weights,
+        "bits_per_weight_before": 8 * (sum(map(source.module_bytes, modules)) + mask_bytes) / weights,
         "bytes": done.weight_bytes,
         "bytes_before": source.weight_bytes + (source.path / FOLDER / MASK_FILE).stat().st_size,
         "seconds": time.perf_counter() - start,
@@ -99,7 +99,6 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     headers = {file.name.removesuffix(HEADER): file for file in sorted(original.glob(f"*{HEADER}"))}
     if not headers or MASK_FILE not in headers or not (original / "config.json").is_file():
         raise CheckpointError(f"{original} lacks headers or config.json: copy the whole compact folder again")
-    modules = [module for module in source.int4.modules if f"{module}{BITMASK}" in source.files]
 
     # work
     with write_folder(out, overwrite) as target:
@@ -112,15 +111,14 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
         masks = files.pop(MASK_FILE)
         where = {name: file for file in files.values() for name in file.specs}
 
-        packed: set[str] = set()
-        for module in track(modules, "expand"):
-            dtype = source.int4.scale_spec(module).dtype
-            for name, tensor in int4_tensors(module, source.quantized(module), source.int4.grid, dtype).items():
-                packed.add(name)
-                where[name].write(name, tensor)
-        for name in where:
-            if name not in packed:
-                where[name].write(name, source.tensor(name))
+        missing = set(where)
+        for name, tensor in track(int4_stream(source), "expand", len(where)):
+            if name not in where:
+                raise CheckpointError(f"{name} is in no header of {original}: copy the whole compact folder again")
+            where[name].write(name, tensor)
+            missing.discard(name)
+        for name in sorted(missing):
+            source.file(name)  # raises CheckpointError
         for module in masks.specs:
             masks.write(module, source.masks[module])
         for file in original.iterdir():
@@ -131,10 +129,23 @@ def expand_folder(model: str | Path, out: str | Path, overwrite: bool = False) -
     done = ModelFolder(out)
     return {
         "out": str(out),
-        "modules": len(modules),
+        "modules": len(source.masks.keys() & set(source.int4.modules)),
         "bytes": done.weight_bytes + masks.size,
         "seconds": time.perf_counter() - start,
     }
+
+
+def int4_stream(source: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the INT4 folder that a compact one was made from, one in memory at a time."""
+    compact = [module for module in source.int4.modules if module in source.masks]
+    for module in compact:
+        dtype = source.int4.scale_spec(module).dtype
+        yield from int4_tensors(module, source.quantized(module), source.int4.grid, dtype).items()
+
+    done = {part for module in compact for part in source.parts(module)}
+    for name in source.tensor_names:
+        if name not in done:
+            yield name, source.tensor(name)
 
 
 def masked_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, TensorSpec]:
@@ -224,10 +235,6 @@ def _header(file: Path) -> bytes:
     with open(file, "rb") as handle:
         length = handle.read(8)
         return length + handle.read(int.from_bytes(length, "little"))
-
-
-def _bytes(folder: ModelFolder, modules: Iterable[str]) -> int:
-    return sum(folder.spec(part).nbytes for module in modules for part in folder.parts(module))
 
 
 class Restored(ShardFile):

@@ -29,7 +29,7 @@ class ModelFolder(TensorFiles):
     |-----------------------------------------------------|---------------------------------------------|
     | the weight of a linear layer, [out, in]             | `weight(module)`, `weight_shape(module)`    |
     | the codes, scales and zero points of an INT4 layer  | `quantized(module)`                         |
-    | whether a layer is INT4, and which are              | `module in int4`, `int4.modules`            |
+    | whether a layer is INT4, and which are              | `is_quantized(module)`, `int4.modules`      |
     | how INT4 is stored: format, scales, shape           | `storage`, `int4.scale_spec`, `int4.shape`  |
     | the grid, None for a float folder                   | `grid`                                      |
     | the mask of a layer; the packed masks by module     | `mask(module)`; `masks`                     |
@@ -64,7 +64,11 @@ class ModelFolder(TensorFiles):
 
     def parts(self, module: str) -> list[str]:
         """The tensors in which the weight of a module is stored, float or INT4."""
-        return self.int4.parts(module) if module in self.int4 else [self.weight_name(module)]
+        return self.int4.parts(module) if self.is_quantized(module) else [self.weight_name(module)]
+
+    def module_bytes(self, module: str) -> int:
+        """Bytes on disk of the weight, with scales and zero points, without the mask file."""
+        return sum(self.spec(name).nbytes for name in self.parts(module))
 
     def own_name(self, name: str) -> str:
         """The name in the files of a tensor that the model calls `name`. A folder of the bare body of a model (GPT-2
@@ -79,7 +83,7 @@ class ModelFolder(TensorFiles):
 
     def weight_shape(self, module: str) -> tuple[int, int]:
         """(out, in), without reading the weight."""
-        if module in self.int4:
+        if self.is_quantized(module):
             return self.int4.shape(module)
         rows, columns = self.spec(self.weight_name(module)).shape
         return (columns, rows) if self.is_transposed(module) else (rows, columns)
@@ -87,7 +91,7 @@ class ModelFolder(TensorFiles):
     def weight(self, module: str) -> Tensor:
         """The weight of a module [out, in]: as stored, or dequantized to float32. Raises CheckpointError for a config
         that transformers does not know."""
-        if module in self.int4:
+        if self.is_quantized(module):
             return self.quantized(module).dequantize()
         weight = self.tensor(self.weight_name(module))
         return weight.t() if self.is_transposed(module) else weight
@@ -127,13 +131,17 @@ class ModelFolder(TensorFiles):
         """How the linear weights are stored: "float", or the name of the INT4 format."""
         return "float" if self.grid is None else self.int4.name
 
+    def is_quantized(self, module: str) -> bool:
+        """Whether the weight is INT4."""
+        return module in self.int4
+
     def quantized(self, module: str) -> QuantizedWeight:
         """The codes, scales (exact, float32) and zero points of an INT4 module.
 
         Scales have 8 significant bits where this project made them; those of AutoGPTQ are fp16 numbers of 11 bits.
         Raises CheckpointError or GridError, naming the tensor, for what is missing, damaged or out of range.
         """
-        if module not in self.int4:
+        if not self.is_quantized(module):
             raise CheckpointError(f"model {self.path} has no INT4 weight {module}: it is float, or another model's")
         return self.int4.weight(module)
 
@@ -162,18 +170,24 @@ class ModelFolder(TensorFiles):
         """
         if module not in self.masks:
             return None
-        packed = self.masks[module]
-        shape = self.int4.shape(module) if module in self.int4 else self.spec(self.weight_name(module)).shape
+        return unpack_mask(self.masks[module], self.masked_shape(module)[1])
+
+    def masked_shape(self, module: str) -> tuple[int, ...]:
+        """(out, in) of a weight that has a mask, from headers alone. Raises CheckpointError where the mask is another
+        model's."""
+        packed = self.masks.shape(module)
+        shape = self.int4.shape(module) if self.is_quantized(module) else self.spec(self.weight_name(module)).shape
 
         # only where the mask fits the turned weight alone: asking which weights are turned imports transformers
-        turned = packed.shape == packed_mask_shape(shape[::-1]) != packed_mask_shape(shape)
+        turned = packed == packed_mask_shape(shape[::-1]) != packed_mask_shape(shape)
         if turned and self.is_transposed(module):
             shape = shape[::-1]
-        if packed.shape != packed_mask_shape(shape):
+        if packed != packed_mask_shape(shape):
             raise CheckpointError(
-                f"mask of {module} is {tuple(packed.shape)} but its weight {shape}: the mask is another model's"
+                f"mask of {module} is {packed} but its weight {shape}: the mask is another model's, copy the whole "
+                "folder again"
             )
-        return unpack_mask(packed, shape[1])
+        return shape
 
     def kept(self, module: str) -> Tensor | None:
         """The mask of an INT4 module, all True for one that pruning has left out; None where the folder has no masks at

@@ -12,9 +12,25 @@ from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import pack
+from sqft_plugins.grid import QuantizedWeight, pack
 
 END = ".weight_packed"
+
+
+class Recoded(ModelFolder):
+    """An INT4 folder with other codes of some modules, as a quantization-aware adapter that is merged makes them: read
+    as the folder that `write_codes` would write.
+
+    codes: module → uint8 [out, in], 0..15.
+    """
+
+    def __init__(self, folder: ModelFolder, codes: Mapping[str, Tensor]):
+        super().__init__(folder.path)
+        self.codes = codes
+
+    def quantized(self, module: str) -> QuantizedWeight:
+        stored = super().quantized(module)
+        return stored._replace(codes=self.codes[module]) if module in self.codes else stored
 
 
 def check_recodable(source: ModelFolder) -> None:
@@ -26,16 +42,14 @@ def check_recodable(source: ModelFolder) -> None:
         )
 
 
-def write_codes(source: ModelFolder, target: Path, codes: Mapping[str, Tensor], stamp: Stamp) -> None:
-    """Copies the `pack-quantized` folder `source` into the empty folder `target` with other codes.
-
-    codes: module → uint8 [out, in], 0..15; modules that are not in it keep theirs. One tensor is in memory at a time.
-    stamp: of the new folder; its mask is that of `source`. Raises CheckpointError for a folder of another format.
+def write_codes(source: Recoded, target: Path, stamp: Stamp) -> None:
+    """Writes a `pack-quantized` folder with other codes into the empty folder `target`. One tensor is in memory at a
+    time. stamp: of the new folder; its mask is that of `source`. Raises CheckpointError for a folder of another format.
     """
     check_recodable(source)
-    writer = FolderWriter(source, target, {f"{m}{END}": {f"{m}{END}": source.spec(f"{m}{END}")} for m in codes})
+    writer = FolderWriter(source, target, {f"{m}{END}": {f"{m}{END}": source.spec(f"{m}{END}")} for m in source.codes})
     writer.copy_rest()
-    for module, own in codes.items():
+    for module, own in source.codes.items():
         writer.write(f"{module}{END}", pack(own))
     copy_side_files(source, target)
     write_config(target, source.config)

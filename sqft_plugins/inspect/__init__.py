@@ -14,23 +14,12 @@ from sqft_plugins.adapter import is_adapter
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.adapter import inspect_adapter
-from sqft_plugins.inspect.model import gguf_type, inspect_layer, inspect_model, layer_names
+from sqft_plugins.inspect.model import inspect_layer, inspect_model
 from sqft_plugins.inspect.plot import check_plot, plot_sparsity
-from sqft_plugins.inspect.report import total_of
 from sqft_plugins.pattern import asked_patterns
 from sqft_plugins.plugins.protocols import Inspector
 
-__all__ = [
-    "check_plot",
-    "gguf_type",
-    "inspect_adapter",
-    "inspect_layer",
-    "inspect_model",
-    "inspect_path",
-    "layer_names",
-    "plot_sparsity",
-    "total_of",
-]
+__all__ = ["check_plot", "inspect_adapter", "inspect_layer", "inspect_model", "inspect_path", "plot_sparsity"]
 
 
 def inspect_path(path: str | Path, pattern: str | None = None) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.source import WeightSource
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import MAX_CODE, QuantizedWeight
 from sqft_plugins.inspect.report import Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
-from sqft_plugins.measure import module_bytes
 from sqft_plugins.pattern import PATTERNS
 from sqft_plugins.progress import track
 from sqft_plugins.structure import structure_of_folder
@@ -68,11 +68,11 @@ def layer_names(folder: ModelFolder) -> list[str]:
     return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
-def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] = PATTERNS) -> Row:
+def inspect_layer(source: WeightSource, module: str, patterns: Sequence[Pattern] = PATTERNS) -> Row:
     """One layer of the report, see `inspect_model`."""
-    quantized = folder.quantized(module) if module in folder.int4 else None
-    weight = folder.weight(module) if quantized is None else quantized.dequantize()  # [out, in]
-    mask = folder.mask(module)
+    quantized = source.quantized(module) if source.is_quantized(module) else None
+    weight = source.weight(module) if quantized is None else quantized.dequantize()  # [out, in]
+    mask = source.mask(module)
 
     row: Row = {
         "name": module,
@@ -82,7 +82,7 @@ def inspect_layer(folder: ModelFolder, module: str, patterns: Sequence[Pattern] 
         "pruned": None if mask is None else sparsity_of(mask),
         "violations": None if mask is None else lost_zeros(weight, mask),
         "kept_zero": None if mask is None else int(torch.count_nonzero(mask & ~nonzero_mask(weight))),
-        "bits_per_weight": 8 * module_bytes(folder, module) / weight.numel(),
+        "bits_per_weight": 8 * source.module_bytes(module) / weight.numel(),
         "gguf": float_type(weight) if quantized is None else gguf_type(quantized),
         "gguf_exact": quantized is None or bool((quantized.scale == quantized.scale.to(torch.float16)).all()),
     }

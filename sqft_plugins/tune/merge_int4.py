@@ -12,10 +12,9 @@ import torch
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import ModelFolder, Stamp, load_model, load_tokenizer, write_folder
-from sqft_plugins.checkpoint.recode import check_recodable, write_codes
+from sqft_plugins.checkpoint.recode import Recoded, check_recodable, write_codes
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash
 from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
 from sqft_plugins.tune.merge_report import MergeReport, Probe
@@ -44,13 +43,12 @@ def merge_quantized(
         given = None if int4.path == base.path else int4.path
         tuned, ranks = saved.load(load_model(base.path, dtype=torch.float32), rank, given)
         probe = Probe(tokenizer, tuned)
-        merged, plain = saved.tuner.quantized(tuned), saved.tuner.quantized(tuned, merged=False)
-        codes = {module: weight.codes for module, weight in merged.items()}
-        changed = codes_changed(codes, {module: weight.codes for module, weight in plain.items()}, int4.masks)
-        del tuned, plain
+        merged = saved.recoded(int4, tuned)
+        changed = codes_changed(merged, saved.recoded(int4, tuned, merged=False))
+        del tuned
 
         # write
-        write_codes(int4, folder, codes, _stamp(int4, saved.tuner.name, ranks))
+        write_codes(merged, folder, _stamp(int4, saved.tuner.name, ranks))
         saved.copy_chat_template(folder)
         write_model_card(folder)
 
@@ -72,7 +70,7 @@ def merge_quantized(
             rank=rank,
             max_logit_difference=difference,
             zeros_lost=lost,
-            modules=len(merged),
+            modules=len(merged.codes),
             seconds=time.monotonic() - start,
             int4=str(int4.path),
             codes_changed=changed,
@@ -90,12 +88,12 @@ def _stamp(int4: ModelFolder, tuner: str, ranks: Mapping[str, int]) -> Stamp:
     )
 
 
-def _check(folder: ModelFolder, merged: Mapping[str, QuantizedWeight]) -> int:
+def _check(folder: ModelFolder, merged: Recoded) -> int:
     """Pruned weights that are not zero in the folder. Raises SQFTError where it does not hold the merged codes."""
     lost = 0
-    for module, weight in merged.items():
+    for module in merged.codes:
         stored = folder.quantized(module)
-        if not all(torch.equal(mine, theirs.cpu()) for mine, theirs in zip(stored, weight, strict=True)):
+        if not all(map(torch.equal, stored, merged.quantized(module))):
             raise SQFTError(f"{module} in {folder.path} is not what was merged: the disk or the writer is broken")
         mask = folder.mask(module)
         if mask is not None:

@@ -13,12 +13,16 @@ import torch
 import gguf_ext.plugin
 from gguf_ext import export_gguf
 from gguf_ext.errors import DamagedFileError, GGUFError
-from gguf_ext.inspector import inspect_gguf
+from gguf_ext.inspector import GGUFWeights, inspect_gguf
+from gguf_ext.reader import GGUFFile
 from gguf_ext.write.transcode import matrix_type
+from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.source import WeightSource
 from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError
 from sqft_plugins.inspect import inspect_path, plot_sparsity
 from sqft_plugins.inspect.model import float_type
+from sqft_plugins.measure import bits_per_weight
 
 SAME = ("shape", "weights", "zeros", "not_finite", "patterns", "scale", "gguf", "bits_per_weight")
 NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
@@ -59,6 +63,26 @@ def test_a_file_is_what_its_int4_folder_is(model, request, tmp_path):
         assert ours["stamp"][key] == stamp[key]
     assert ours["grid"] == {"bits": 4, "group_size": 32, "symmetric": True}
     json.dumps(ours)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_file_is_read_as_the_folder_that_it_holds(llama, make, tmp_path, symmetric):
+    folder = make["int4"](llama, tmp_path / "int4", symmetric=symmetric)
+    export_gguf(folder, tmp_path / "m.gguf")
+    theirs: WeightSource = ModelFolder(folder)
+    file = GGUFFile(tmp_path / "m.gguf")
+    ours: WeightSource = GGUFWeights(file)
+
+    module, name = "model.layers.0.mlp.down_proj", "blk.0.ffn_down.weight"
+    assert torch.equal(ours.weight(name), theirs.weight(module))
+    assert ours.weight_shape(name) == theirs.weight_shape(module) == ours.weight(name).shape
+    assert torch.equal(ours.quantized(name).steps(), theirs.quantized(module).steps())
+    assert torch.equal(ours.quantized(name).dequantize(), ours.weight(name))
+    assert ours.mask(name) is None
+    assert ours.is_quantized(name)
+    assert not ours.is_quantized("token_embd.weight")
+    # a block of 32 has a scale of two bytes, Q5_0 a fifth bit for each code
+    assert bits_per_weight(ours, [name]) == {"Q4_0": 4.5, "Q5_0": 5.5}[file.tensors[name].type_name]
 
 
 def test_asymmetric_layers_have_32_codes(llama, make, tmp_path):

@@ -10,10 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, check_output
+from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
@@ -73,18 +72,18 @@ def export_planes(
 
         # the codes with the adapter
         merged = source.merged(numbers)
-        changed = codes_changed(merged, plain, int4.masks)
+        changed = codes_changed(merged, plain)
         say_if_hardly_trained(folder.path, changed)
         stamp = PlaneStamp(base=identity, adapter=adapted, ranks=numbers, codes_changed=changed)
-        write_plane(file, stamp, merged, int4, overwrite)
+        write_plane(file, stamp, merged, overwrite)
 
         size = file.stat().st_size
         reports[file] = {
             "out": str(file),
             "rank": rank,
-            "modules": len(merged),
+            "modules": len(merged.codes),
             "bytes": size,
-            "bits_per_weight": 8 * size / sum(codes.numel() for codes in merged.values()),
+            "bits_per_weight": 8 * size / sum(codes.numel() for codes in merged.codes.values()),
             "codes_changed": changed,
         }
     return list(reports.values())
@@ -97,12 +96,12 @@ class Source(Protocol):
         """Module → rank, of what `--rank` says."""
         ...
 
-    def plain(self) -> Mapping[str, Tensor]:
-        """Module → codes uint8 [out, in] of the base alone."""
+    def plain(self) -> ModelFolder:
+        """The INT4 folder with the codes of the base alone."""
         ...
 
-    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
-        """Module → codes uint8 [out, in] with the adapter at these ranks."""
+    def merged(self, ranks: Mapping[str, int]) -> Recoded:
+        """The INT4 folder with the adapter at these ranks."""
         ...
 
 
@@ -120,7 +119,7 @@ class ByTuner:
         from sqft_plugins.adapter.saved import SavedAdapter
         from sqft_plugins.checkpoint import load_model
 
-        self.saved = SavedAdapter(adapter)
+        self.int4, self.saved = int4, SavedAdapter(adapter)
         over = int4.path if base is None else Path(base)
         model = load_model(over, dtype=torch.float32)
         self.model = self.saved.tuner.load(model, adapter, None if over == int4.path else int4.path)
@@ -128,14 +127,11 @@ class ByTuner:
     def ranks(self, rank: Rank) -> dict[str, int]:
         return dict(self.saved.tuner.set_rank(self.model, self.saved.choose_rank(rank)))
 
-    def plain(self) -> Mapping[str, Tensor]:
-        return self._codes(merged=False)
+    def plain(self) -> Recoded:
+        return self.saved.recoded(self.int4, self.model, merged=False)
 
-    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
-        return self._codes(merged=True)  # at the ranks that were set
-
-    def _codes(self, merged: bool) -> dict[str, Tensor]:
-        return {name: weight.codes.cpu() for name, weight in self.saved.tuner.quantized(self.model, merged).items()}
+    def merged(self, ranks: Mapping[str, int]) -> Recoded:
+        return self.saved.recoded(self.int4, self.model)  # at the ranks that were set
 
 
 def base_of(adapter: Path) -> Path:

@@ -29,6 +29,7 @@ from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
 from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
+from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, steps
 from sqft_plugins.identity import file_hash, while_unchanged
@@ -95,24 +96,22 @@ def adapter_identity(adapter: Path) -> str:
     return _digest({"weights": weights, "config": {field: folder.config.get(field) for field in fields}})
 
 
-def write_plane(
-    path: str | Path, stamp: PlaneStamp, codes: Mapping[str, Tensor], base: ModelFolder, overwrite: bool = False
-) -> Path:
-    """Writes one plane and reads it back. codes: module → uint8 [out, in]; `base` has the masks and zero points.
+def write_plane(path: str | Path, stamp: PlaneStamp, merged: Recoded, overwrite: bool = False) -> Path:
+    """Writes the plane of a merged folder and reads it back.
 
     Raises MismatchError, before anything is written, where a pruned place does not hold its zero point.
     """
     values = {}
-    for module, own in codes.items():
-        mask, zero_point = _layout(base, module)
+    for module, own in merged.codes.items():
+        mask, zero_point = _layout(merged, module)
         if own.shape != mask.shape or lost_zeros(steps(own, zero_point), mask):
-            raise MismatchError(f"the codes of {module} do not fit the mask of {base.path}: they are another model's")
+            raise MismatchError(f"the codes of {module} do not fit the mask of {merged.path}: they are another model's")
         values[module] = compact_pack(own, mask)[1]
     with write_file(path, overwrite) as file:
         save_file(values, file, metadata={KEY: stamp.model_dump_json()})
         written = PlaneFile(file)
-        for module, own in codes.items():
-            if not torch.equal(written.codes(module, base), own):
+        for module, own in merged.codes.items():
+            if not torch.equal(written.codes(module, merged), own):
                 raise CheckpointError(f"{path} does not hold what was written: the disk is broken")
     return Path(path)
 

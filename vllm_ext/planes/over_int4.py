@@ -16,6 +16,7 @@ from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.saved import choose_rank
 from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -48,20 +49,20 @@ class OverInt4:
             raise SQFTError(f"adapter {self.folder.name} has a fixed rank, which cannot be set: leave --rank out")
         return found
 
-    def plain(self) -> Mapping[str, Tensor]:
-        return {module: self.int4.quantized(module).codes for module in self.folder.pairs}
+    def plain(self) -> ModelFolder:
+        return self.int4
 
-    def merged(self, ranks: Mapping[str, int]) -> Mapping[str, Tensor]:
+    def merged(self, ranks: Mapping[str, int]) -> Recoded:
         codes = {}
         for pair, A, B in self.folder.read_pairs(ranks):
             stored, mask = self._stored(pair.module)
             weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.scale, stored.zero_point, mask, True)
             codes[pair.module] = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
-        return codes
+        return Recoded(self.int4, codes)
 
     def _stored(self, module: str) -> tuple[QuantizedWeight, Tensor]:
         """The INT4 weight of a module, and its mask."""
-        if module not in self.int4.int4.modules:
+        if not self.int4.is_quantized(module):
             raise MismatchError(
                 f"adapter {self.folder.name} adapts {module}, which is not INT4 in {self.int4.path}: it is an adapter "
                 "for another base"

@@ -13,23 +13,11 @@ from torch import Tensor
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.compact_convert import int4_stream
 from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.hub import local_folder
-from sqft_plugins.checkpoint.int4 import int4_tensors
 from sqft_plugins.errors import DependencyError
 from vllm_ext.patching import apply, replaces
-
-
-def int4_stream(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a compact folder, its INT4 weights as `pack-quantized` stores them."""
-    grid, done = folder.int4.grid, set()
-    for module in folder.int4.modules:
-        done.update(folder.parts(module))
-        yield from int4_tensors(module, folder.quantized(module), grid, folder.int4.scale_spec(module).dtype).items()
-    done.update(name for name in folder.files if name.endswith(".bitmask"))  # masks of float weights
-    for name in folder.files:
-        if name not in done:
-            yield name, folder.tensor(name)
 
 
 @replaces(DefaultModelLoader, "compact folders are refused")

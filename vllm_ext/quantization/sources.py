@@ -10,30 +10,17 @@ from torch import Tensor
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
-from sqft_plugins.errors import MismatchError
 from sqft_plugins.identity import State, state_of
-from sqft_plugins.mask import packed_mask_shape
 
 Part = tuple[str, Any]
 """A module of the folder, and vLLM's name for its shard of the fused layer: "q", "k", "v", 0, 1, or None for all."""
 
 
 def check_folder(folder: ModelFolder) -> None:
-    """Raises CheckpointError or MismatchError for a folder that is damaged or whose masks are another model's; reads
-    headers alone."""
+    """Raises CheckpointError for a folder that is damaged or whose masks are another model's; reads headers alone."""
     _ = folder.stamp, folder.grid, folder.files
-    for module in folder.masks:  # opened once: a damaged file says so here
-        shape = folder.masks.shape(module)
-        if module not in folder.int4:
-            if folder.weight_name(module) not in folder.files:
-                raise MismatchError(f"{folder.path} has a mask of {module} but no such weight: it is another model's")
-            continue
-        weight_shape = folder.int4.shape(module)
-        if shape != packed_mask_shape(weight_shape):
-            raise MismatchError(
-                f"mask of {module} is {shape} but its weight {weight_shape}: the mask is another model's; "
-                f"copy the whole folder {folder.path} again"
-            )
+    for module in folder.masks:
+        folder.masked_shape(module)
 
 
 def weights_state(folder: ModelFolder) -> list[State]:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.inspect import gguf_type, inspect_path
-from sqft_plugins.inspect.model import float_type
+from sqft_plugins.inspect import inspect_path
+from sqft_plugins.inspect.model import float_type, gguf_type
 from sqft_plugins.structure import structure_of_folder
 
 MODULE = "model.layers.0.mlp.up_proj"

@@ -57,7 +57,7 @@ DAMAGES = {
     "a cut mask file": (lambda folder: cut(folder / "sqft" / "mask.safetensors"), "copy the model again"),
     "no mask file": (lambda folder: (folder / "sqft" / "mask.safetensors").unlink(), "copy the whole folder again"),
     "a mask of another shape": (lambda folder: change_masks(folder, shrink_mask), f"mask of {MODULE}"),
-    "a mask of another model": (lambda folder: change_masks(folder, foreign_mask), "no such weight"),
+    "a mask of another model": (lambda folder: change_masks(folder, foreign_mask), "has no tensor"),
     "a cut shard": (lambda folder: cut(folder / "model.safetensors"), "damaged or cut off"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
     "a grid that is not 4-bit": (other_grid, "is not 4-bit"),
