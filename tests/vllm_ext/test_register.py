@@ -25,7 +25,7 @@ import sys
 from importlib.metadata import entry_points
 (point,) = [point for point in entry_points(group="vllm.general_plugins") if point.name == "sqft"]
 point.load()
-import vllm_ext.checks, vllm_ext.quantization.claim, vllm_ext.quantization.choice
+import vllm_ext.checks, vllm_ext.quantization.method, vllm_ext.quantization.choice
 assert "vllm" not in sys.modules
 """
     run(code)

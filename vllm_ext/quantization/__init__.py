@@ -1,6 +1,6 @@
 """Quantization `sqft`: stamped INT4 folders in vLLM, with mask and codes kept after loading.
 
-1. method.py   in vLLM's registry: whose folder is this (claim.py)?
+1. method.py   in vLLM's registry: whose folder is this?
 2. config.py   the configuration of one of ours, pickled to every worker; which layers are ours
 3. loading.py  the compact form, unpacked on its way through vLLM's loader
 4. linear.py   a layer after loading: its shard goes to an operator (sources.py: which modules and rows it holds)

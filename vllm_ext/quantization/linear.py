@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,16 @@ from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
 
-from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import GridError, MismatchError
 from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, symmetric_zero_point, unpack, unpack_zero_point
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from vllm_ext.quantization.choice import choose
 from vllm_ext.quantization.operators import Operator, Problem, check_pruned
 from vllm_ext.quantization.sources import Part, parts_of, shard_of
+
+if TYPE_CHECKING:
+    from vllm_ext.planes.switch import PlaneSwitch
+    from vllm_ext.quantization.config import SQFTQuantizationConfig
 
 logger = init_logger("vllm.sqft")
 MULTIPLE = 32
@@ -44,25 +46,6 @@ class LoadedLinear:
     density: float
 
 
-class FolderConfig(Protocol):
-    """What a layer asks of the configuration of its folder (config.py)."""
-
-    folder: Path
-    sources: dict[str, str]
-    packed_modules_mapping: dict[str, list[str]]
-
-    def model_folder(self) -> ModelFolder: ...
-
-
-class PlaneSwitch(Protocol):
-    """Which tokens of the running batch are computed with which value plane (the codes of one rank)."""
-
-    def groups(self, layer: torch.nn.Module, tokens: int) -> Sequence[tuple[Tensor | None, Any]] | None:
-        """For a batch of `tokens`: pairs of token indices (int64; None for all of them) and the layer's plane (None for
-        the base), which together cover each token once. None where no plane is active."""
-        ...
-
-
 _switch: PlaneSwitch | None = None
 
 
@@ -76,7 +59,7 @@ def set_plane_switch(switch: PlaneSwitch | None) -> None:
 class SQFTLinearMethod(LinearMethodBase):
     """One object a layer. prefix: vLLM's name of the layer."""
 
-    def __init__(self, config: FolderConfig, prefix: str):
+    def __init__(self, config: SQFTQuantizationConfig, prefix: str):
         self.config, self.prefix = config, prefix
 
     def create_weights(
@@ -196,13 +179,10 @@ def _by_plane(
     """x: [tokens, in] → [tokens, out], each group of tokens with its plane."""
     if len(groups) == 1 and groups[0][0] is None:
         return loaded.operator.linear(loaded.state, x, bias, groups[0][1])
-    y: Tensor | None = None
-    for index, plane in groups:
-        part = loaded.operator.linear(loaded.state, x[index], bias, plane)
-        if y is None:
-            y = x.new_empty(x.shape[0], part.shape[1])
+    parts = [loaded.operator.linear(loaded.state, x[index], bias, plane) for index, plane in groups]
+    y = x.new_empty(x.shape[0], parts[0].shape[1])
+    for (index, _), part in zip(groups, parts, strict=True):
         y[index] = part
-    assert y is not None
     return y
 
 

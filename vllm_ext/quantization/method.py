@@ -1,15 +1,53 @@
-"""The quantization method `sqft` in vLLM's registry. vLLM asks each of its methods whose a folder is, so this one is
-there for every model; the configuration of a folder of ours (config.py) is imported when there is one."""
+"""The quantization method `sqft` in vLLM's registry, and which folders it claims. vLLM asks each of its methods whose a
+folder is, so this one is there for every model; the configuration of a folder of ours (config.py) is imported when
+there is one. Importing this imports nothing of vLLM."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint.formats.compact import METHOD
+from sqft_plugins.checkpoint.stamp import FOLDER, STAMP_FILE, parse_stamp, read_stamp
 from sqft_plugins.errors import DependencyError
-from vllm_ext.quantization.claim import claims
 from vllm_ext.version import INSTALL, SUPPORTED
+
+STOCK = ("compressed-tensors", "pack-quantized")
+logger = logging.getLogger("vllm.sqft")
+
+
+def claims(quantization: Mapping[str, Any], user_quant: str | None, hf_config: Any) -> bool:
+    """Whether a model with this `quantization_config` is one of ours. user_quant: what `--quantization` says.
+
+    `sqft/stamp.json` is the authority, the key `sqft` only the flag: transformers drops it when it saves again, and a
+    copy of the weights alone keeps it. Where the model is a name on a hub, the flag decides. Raises CheckpointError for
+    a stamp of a newer version.
+    """
+    if user_quant not in (None, METHOD):
+        return False
+    if quantization.get("quant_method") == METHOD:
+        return True
+    if (quantization.get("quant_method"), quantization.get("format")) != STOCK:
+        return False
+
+    # a name on a hub has no stamp to read
+    name = str(getattr(hf_config, "_name_or_path", None) or "")
+    flag = quantization.get("sqft")
+    if not name or not Path(name).is_dir():
+        if flag is not None:
+            parse_stamp(flag, f"the config.json of {name or 'the model'}")
+        return flag is not None
+
+    if read_stamp(Path(name)) is not None:
+        return True
+    if flag is not None:
+        logger.warning(
+            "%s is stamped in config.json but has no %s/%s: served as dense INT4 by vLLM itself; "
+            "copy the whole folder again to serve it sparse", name, FOLDER, STAMP_FILE,
+        )  # fmt: skip
+    return False
 
 
 def register(problem: str | None = None) -> None:
@@ -25,9 +63,7 @@ def register(problem: str | None = None) -> None:
         return
     refusal = f"vLLM is {problem}; sqft-plugins needs {SUPPORTED}: {INSTALL}" if problem else None
     if refusal is not None:
-        logging.getLogger("vllm.sqft").error(
-            "%s. Folders of sqft-plugins will be refused; other models are served", refusal
-        )
+        logger.error("%s. Folders of sqft-plugins will be refused; other models are served", refusal)
 
     @register_quantization_config(METHOD)
     class SQFTQuantizationMethod(QuantizationConfig):

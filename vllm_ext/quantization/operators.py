@@ -26,20 +26,6 @@ MAX_DENSITY = 0.75
 """Above it vLLM's own dense kernel comes first: the mask costs more than the pruned codes save."""
 
 
-class State(Protocol):
-    """One loaded shard. mask: uint8 [out, ceil(in / 8)], packed as `sqft_plugins.mask.pack_mask` does."""
-
-    mask: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    @property
-    def nbytes(self) -> int:
-        """All that is kept for the layer, mask and scales included."""
-        ...
-
-
 class Operator(Protocol):
     """One way to compute `x @ W.T + bias` with W = scale * (codes - zero_point). name: as in SQFT_VLLM_OPERATOR."""
 
@@ -61,10 +47,6 @@ class Operator(Protocol):
 
     def linear(self, state: Any, x: Tensor, bias: Tensor | None, plane: Any = None) -> Tensor:
         """x: [tokens, in] → [tokens, out] in the dtype of x; `plane` in place of the codes of the state."""
-        ...
-
-    def unpack(self, state: Any, plane: Any = None) -> tuple[QuantizedWeight, Tensor]:
-        """The inverse of `prepare`: codes, scale, zero_point, and the mask bool [out, in], bit for bit."""
         ...
 
 

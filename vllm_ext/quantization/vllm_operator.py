@@ -17,14 +17,12 @@ from vllm.model_executor.parameter import (
 )
 from vllm.scalar_type import scalar_types
 
-from sqft_plugins.grid import BITS, PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, pack, pack_zero_point, quantize
+from sqft_plugins.grid import BITS, PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, pack, pack_zero_point
 from sqft_plugins.mask import pack_mask, unpack_mask
 from vllm_ext.quantization.operators import Problem, check_pruned
 
 PACK_FACTOR = 32 // BITS
 CPU_KERNEL = "cpu_gemm_wna16"
-ROWS = 256
-"""How many columns of the weight `unpack` reads back at once."""
 
 
 class DenseWeight(nn.Module):
@@ -74,21 +72,14 @@ class DenseWeight(nn.Module):
 
 @dataclass
 class VllmState:
-    """dense: what the kernel made of the shard. scale: float32 [out, groups]; zero_point: uint8 [out, groups]."""
+    """dense: what the kernel made of the shard. scale, in `dtype`, and zero_point, uint8: [out, groups]. mask: uint8
+    [out, ceil(in / 8)], packed."""
 
     dense: DenseWeight
     scale: Tensor
     zero_point: Tensor
     mask: Tensor
     dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.mask.shape[0], self.dense.kernel.config.partition_weight_shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        return self.dense.nbytes + sum(part.nbytes for part in (self.scale, self.zero_point, self.mask))
 
 
 class VllmOperator:
@@ -113,21 +104,11 @@ class VllmOperator:
         return VllmState(DenseWeight(weight, dtype), weight.scale.to(dtype), weight.zero_point, packed, dtype)
 
     def plane(self, state: VllmState, codes: Tensor) -> DenseWeight:
-        check_pruned(codes, state.zero_point, unpack_mask(state.mask, state.shape[1]).to(codes.device))
+        check_pruned(codes, state.zero_point, unpack_mask(state.mask, codes.shape[1]).to(codes.device))
         return DenseWeight(QuantizedWeight(codes, state.scale.float(), state.zero_point), state.dtype)
 
     def linear(self, state: VllmState, x: Tensor, bias: Tensor | None, plane: DenseWeight | None = None) -> Tensor:
         return (state.dense if plane is None else plane)(x, bias)
-
-    def unpack(self, state: VllmState, plane: DenseWeight | None = None) -> tuple[QuantizedWeight, Tensor]:
-        # Read back through the kernel, as the product with the identity: that needs no knowledge of its layout. What
-        # the kernel rounds is less than half a step.
-        dense = state.dense if plane is None else plane
-        scale, in_features = state.scale.float(), state.shape[1]
-        identity = torch.eye(in_features, dtype=state.dtype, device=state.mask.device)
-        weight = torch.cat([dense(rows, None).t() for rows in identity.split(ROWS)], dim=1)  # [out, in]
-        codes = quantize(weight, scale, state.zero_point)
-        return QuantizedWeight(codes, scale, state.zero_point), unpack_mask(state.mask, in_features)
 
 
 def why_no_cpu_kernel() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_quantization import nbytes, unpack
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import round_to_nearest
@@ -46,8 +47,6 @@ def test_an_operator_computes_the_formula(operator, group_size, symmetric, dtype
         y = operator.linear(state, x, given)
         assert y.dtype == dtype
         assert float((y.double() - exact).abs().max() / exact.abs().max()) < tolerance
-    assert state.shape == (48, 128)
-    assert state.nbytes > 0
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
@@ -55,7 +54,7 @@ def test_an_operator_computes_the_formula(operator, group_size, symmetric, dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_was_prepared_comes_back_bit_for_bit(operator, group_size, symmetric, dtype):
     weight, mask = weight_and_mask(group_size, symmetric)
-    again, kept = operator.unpack(operator.prepare(weight, mask, dtype))
+    again, kept = unpack(operator.prepare(weight, mask, dtype))
     assert all(torch.equal(one, other) for one, other in zip(again, weight, strict=True))
     assert torch.equal(kept, mask)
 
@@ -80,14 +79,14 @@ def test_a_plane_is_the_layer_with_other_codes(operator):
     alone = operator.linear(operator.prepare(weight._replace(codes=moved), mask, torch.float32), x, None)
     assert torch.equal(operator.linear(state, x, None, plane), alone)
     assert not torch.equal(operator.linear(state, x, None), alone)
-    assert torch.equal(operator.unpack(state, plane)[0].codes, moved)
+    assert torch.equal(unpack(state, plane)[0].codes, moved)
     with pytest.raises(SQFTError, match="mask"):
         operator.plane(state, (weight.codes + 1) % 16)
 
 
 def test_the_sparse_form_of_half_the_weights_is_the_smallest():
     weight, mask = weight_and_mask(32, True, 256, 512)
-    dense, sparse = (operator.prepare(weight, mask, torch.bfloat16).nbytes for operator in OPERATORS)
+    dense, sparse = (nbytes(operator.prepare(weight, mask, torch.bfloat16)) for operator in OPERATORS)
     assert 8 * sparse / mask.numel() < 3.8  # 1 + 2 bits and 16 bits a group of 32, and the uneven halves
     assert sparse < dense / 4
     assert SparseOperator().plane(SparseOperator().prepare(weight, mask, torch.bfloat16), weight.codes).nbytes < sparse

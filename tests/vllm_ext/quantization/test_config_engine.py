@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_quantization import unpack
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.checkpoint.compact_convert import compact_folder
@@ -65,7 +66,7 @@ def use(llm, name: str) -> None:
     from vllm_ext.quantization.choice import operators
 
     for layer in layers(llm).values():
-        weight, mask = layer.sqft.operator.unpack(layer.sqft.state)
+        weight, mask = unpack(layer.sqft.state)
         operator = operators()[name]
         state = operator.prepare(weight, mask, layer.params_dtype)
         layer.sqft = dataclasses.replace(layer.sqft, operator=operator, state=state)
@@ -79,7 +80,7 @@ def check_loaded(llm, folder: ModelFolder) -> None:
         seen += modules
         weights = [folder.quantized(module) for module in modules]
         masks = [folder.mask(module) for module in modules]
-        loaded, mask = layer.sqft.operator.unpack(layer.sqft.state)
+        loaded, mask = unpack(layer.sqft.state)
         for field in ("codes", "scale", "zero_point"):
             assert torch.equal(getattr(loaded, field), torch.cat([getattr(weight, field) for weight in weights])), name
         assert torch.equal(mask, torch.cat(masks)), name

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from sqft_plugins.errors import CheckpointError
-from vllm_ext.quantization.claim import claims
+from vllm_ext.quantization.method import claims
 
 
 @pytest.fixture
