@@ -75,12 +75,8 @@ def given(words: Sequence[str], option: str) -> bool:
 
 
 def option_of(words: Sequence[str], option: str) -> str | None:
-    """The last value of `option`, None where it is not there."""
-    value = None
-    for index, word in enumerate(words):
-        if _name(word) == option:
-            value = word.partition("=")[2] if "=" in word else next(iter(words[index + 1 : index + 2]), None)
-    return value
+    """The value of the last `option`, None where it is not there."""
+    return next(iter(words_of(words, option)), None)
 
 
 def words_of(words: Sequence[str], option: str) -> list[str]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.progress import PLAIN_SECONDS, say
 from vllm_ext.serve.keeper import end_session
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -42,6 +43,17 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
+@contextmanager
+def handling(handlers: Mapping[int, Callable[[int, Any], object]]) -> Iterator[None]:
+    """While it is entered, signals to this process go to these handlers."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Ending:
     """How a server ends: by the signals that this process gets, by `now`, and within `patience` seconds.
 
@@ -60,14 +72,11 @@ class Ending:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While it is entered, signals of this process are the server's."""
-        handlers = dict.fromkeys(FORWARDED, self._got) | {signal.SIGALRM: lambda *_: self._kill()}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with handling(dict.fromkeys(FORWARDED, self._got) | {signal.SIGALRM: lambda *_: self._kill()}):
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def of(self, process: subprocess.Popen[bytes]) -> None:
         """The server, as soon as there is one: a signal that came before is handed on now."""
@@ -121,49 +130,41 @@ def started(
     terminal's Ctrl-C a second time.
     """
     ending = ending or Ending(PATIENCE)
-    with ending.listening():
+    with ending.listening(), contextlib.ExitStack() as stack:
         process = subprocess.Popen(
             list(command), env={**os.environ, **environment}, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
+        stack.callback(ending.now)
         ending.of(process)
-        try:
-            with _kept(process, folders, ending):
-                yield process
-        finally:
-            ending.now()
+
+        # until the server has ended, keeper.py watches this process
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        stack.enter_context(keeper)
+        stack.callback(keeper.kill)
+        stack.callback(ending.now)
+        yield process
 
 
-@contextmanager
-def _kept(process: subprocess.Popen[bytes], folders: Sequence[str], ending: Ending) -> Iterator[None]:
-    """With a keeper (keeper.py), until the server has ended."""
-    keeper = subprocess.Popen(
-        [sys.executable, "-m", "vllm_ext.serve.keeper", str(process.pid), *folders], stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    with keeper:
-        try:
-            yield
-        finally:
-            ending.now()
-            keeper.kill()
-
-
-def wait_healthy(process: subprocess.Popen[bytes], url: str, notify: Callable[[float], None], timeout: float) -> bool:
-    """Asks `url`/health until it answers → True; False where the process ended first.
-
-    notify: called about once a second with the seconds since the start. Raises SQFTError after `timeout` seconds.
-    """
-    start = time.monotonic()
+def wait_healthy(process: subprocess.Popen[bytes], url: str, timeout: float, log: str | None = None) -> bool:
+    """Asks `url`/health until it answers → True; False where the process ended first. Says every 15 seconds that the
+    server is not ready; its own log, where that is on stderr (None), says more. Raises SQFTError after `timeout` s."""
+    start = said = time.monotonic()
     while process.poll() is None:
         with contextlib.suppress(*NO_ANSWER), _get(f"{url}/health", timeout=5):
             return True
-        waited = time.monotonic() - start
+        now = time.monotonic()
+        waited = now - start
         if waited > timeout:
             raise SQFTError(
                 f"the server is not healthy after {timeout:.0f} s: see its log, or wait longer by --timeout"
             )
-        notify(waited)
+        if now - said >= PLAIN_SECONDS:
+            said = now
+            say(f"waiting for the server: {waited:.0f} s (35 s are usual){f', log in {log}' if log else ''}")
         time.sleep(1)
     return False
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +15,7 @@ import click
 
 from sqft_plugins.cli.common import emit
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.progress import PLAIN_SECONDS, say
+from sqft_plugins.progress import say
 from vllm_ext.private import make_private, remove_private
 from vllm_ext.serve.server import Server, option_of
 from vllm_ext.serve.supervise import (
@@ -26,6 +24,7 @@ from vllm_ext.serve.supervise import (
     PATIENCE,
     Ending,
     check_port,
+    handling,
     served_names,
     started,
     wait_healthy,
@@ -59,13 +58,14 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
 
     with contextlib.ExitStack() as stack:
         # everything that goes with the server
-        stack.enter_context(exit_at_signals())
-        root = stack.enter_context(private_root())
+        stack.enter_context(handling(dict.fromkeys(FORWARDED, leave)))
+        root = make_private("sqft-serve-")  # those of servers that were killed go now
+        stack.callback(remove_private, root)
         environment = {**private_folders(root), **server.environment}
-        output = stack.enter_context(_log(log))
+        output = stack.enter_context(open_log(log)) if log else sys.stderr.fileno()
         process = stack.enter_context(started(server.command, environment, output, ending, [str(root)]))
 
-        if wait_healthy(process, server.url, Waiting(log), timeout):
+        if wait_healthy(process, server.url, timeout, log):
             names = _names(server)
             result = {**server.as_dict(), "names": names, "pid": process.pid}
             emit(as_json, result, lambda: _show_ready(server, names))
@@ -79,29 +79,9 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
     return 128 + ending.signal if ending.signal and ending.killed else exit_code(process)
 
 
-@contextlib.contextmanager
-def exit_at_signals() -> Iterator[None]:
-    """While it is entered, a signal ends this process as an exception does, so that what it made is removed."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def private_root() -> Iterator[Path]:
-    """A folder that goes with the server; those of servers that were killed go when it is made."""
-    root = make_private("sqft-serve-")
-    try:
-        yield root
-    finally:
-        remove_private(root)
+def leave(number: int, _: object) -> None:
+    """Ends this process at a signal as an exception does, so that what it made is removed."""
+    raise SystemExit(128 + number)
 
 
 def private_folders(root: Path) -> dict[str, str]:
@@ -131,36 +111,17 @@ def _names(server: Server) -> list[str]:
         return [server.name]
 
 
-class Waiting:
-    """Says every 15 seconds that the server is not ready; its own log, where that is on stderr, says more."""
-
-    def __init__(self, log: str | None):
-        self._log, self._last = log, 0.0
-
-    def __call__(self, seconds: float) -> None:
-        if seconds - self._last >= PLAIN_SECONDS:
-            self._last = seconds
-            log = f", log in {self._log}" if self._log else ""
-            say(f"waiting for the server: {seconds:.0f} s (35 s are usual){log}")
-
-
 def exit_code(process: subprocess.Popen[bytes]) -> int:
     """The server's exit code as a shell gives it: 128 + the signal's number where one ended it."""
     code = process.poll() or 0
     return 128 - code if code < 0 else code
 
 
-@contextlib.contextmanager
-def _log(path: str | None) -> Iterator[IO[str] | int]:
-    if path is None:
-        yield sys.stderr.fileno()
-        return
+def open_log(path: str) -> IO[str]:
     try:
-        file = open(path, "a")  # noqa: SIM115
+        return open(path, "a")
     except OSError as error:
         raise SQFTError(f"--log {path} cannot be written ({error.strerror}): choose another path") from error
-    with file:  # not within the try: errors of what runs meanwhile are not the log's
-        yield file
 
 
 def _tail(log: str) -> str:

@@ -239,12 +239,15 @@ def _child(log: Path) -> int:
     return int(log.read_text().split()[1])
 
 
-def test_a_server_is_waited_for_and_leaves_nothing_behind(server) -> None:
+def test_a_server_is_waited_for_and_leaves_nothing_behind(server, monkeypatch) -> None:
     command, url, log = server
-    waited = []
+    said = []
+    monkeypatch.setattr("vllm_ext.serve.supervise.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("vllm_ext.serve.supervise.say", said.append)
     with open(log, "w") as file, started([*command, "1.5"], {}, file) as process:
-        assert wait_healthy(process, url, waited.append, timeout=60)
-        assert waited
+        assert wait_healthy(process, url, timeout=60, log="server.log")
+        assert said[0].startswith("waiting for the server: ")
+        assert said[0].endswith("log in server.log")
         assert served_names(url) == ["base", "math@r16"]
     assert process.returncode == -signal.SIGTERM
     assert is_gone(_child(log))
@@ -254,7 +257,7 @@ def test_signals_are_handed_on_and_the_exit_code_is_the_servers(server) -> None:
     command, url, log = server
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
     with open(log, "w") as file, started([*command, "0"], {}, file) as process:
-        assert wait_healthy(process, url, lambda _: None, timeout=60)
+        assert wait_healthy(process, url, timeout=60)
         os.kill(os.getpid(), signal.SIGINT)
         assert process.wait(20) == 7
     assert is_gone(_child(log))
@@ -264,13 +267,13 @@ def test_signals_are_handed_on_and_the_exit_code_is_the_servers(server) -> None:
 def test_a_server_that_ends_or_is_never_ready_is_told(server) -> None:
     command, url, log = server
     with open(log, "w") as file, started([sys.executable, "-c", "raise SystemExit(3)"], {}, file) as process:
-        assert not wait_healthy(process, url, lambda _: None, timeout=60)
+        assert not wait_healthy(process, url, timeout=60)
         assert process.returncode == 3
     with (
         open(log, "w") as file, started([*command, "600"], {}, file) as process,
         pytest.raises(SQFTError, match="is not healthy after 2 s"),
     ):  # fmt: skip
-        wait_healthy(process, url, lambda _: None, timeout=2)
+        wait_healthy(process, url, timeout=2)
     assert process.returncode is not None
 
 

@@ -93,7 +93,7 @@ def test_a_second_signal_does_not_wait(server, tmp_path) -> None:
     with open(tmp_path / "log", "w") as log:
         ending = Ending(patience=600)
         with started(server.command, {}, log, ending) as process:
-            assert wait_healthy(process, server.url, lambda _: None, timeout=60)
+            assert wait_healthy(process, server.url, timeout=60)
             os.kill(os.getpid(), signal.SIGTERM)
             assert process.poll() is None
             os.kill(os.getpid(), signal.SIGTERM)

@@ -111,7 +111,7 @@ def test_a_proxy_is_not_asked_for_a_server_of_our_own(server, monkeypatch) -> No
             monkeypatch.delenv(name, raising=False)
         folders = dict.fromkeys(PRIVATE, os.environ["TMPDIR"])
         with started(server.command, folders, subprocess.DEVNULL) as process:
-            assert wait_healthy(process, server.url, lambda _: None, timeout=10)
+            assert wait_healthy(process, server.url, timeout=10)
             assert served_names(server.url) == ["base"]
 
 
@@ -126,7 +126,7 @@ with socket.create_server(("127.0.0.1", {port})) as server:
         started([sys.executable, "-c", chat], {}, subprocess.DEVNULL) as process,
         pytest.raises(SQFTError, match="is not healthy after 2 s"),
     ):
-        wait_healthy(process, server.url, lambda _: None, timeout=2)
+        wait_healthy(process, server.url, timeout=2)
 
 
 @pytest.mark.parametrize(
