@@ -18,13 +18,10 @@ Once something of ours is met (met.py), they go, our patches are put in place, a
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
-from pathlib import Path
 from typing import Any
 
 from vllm_ext.met import has_met, meet
@@ -46,12 +43,15 @@ _listening: list[tuple[Any, str, Any]] = []
 
 def listen() -> None:
     """Listens at each place, now or once its module is loaded; nothing is loaded for it."""
-    for module in PLACES:
-        _when_loaded(module, _listen_in)
+    for name in PLACES.keys() & sys.modules.keys():
+        _listen_in(sys.modules[name])
+    sys.meta_path.insert(0, _finder)
 
 
 def stop() -> None:
     """vLLM's own methods again."""
+    if _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
     while _listening:
         setattr(*_listening.pop())
 
@@ -79,36 +79,19 @@ def _listener(original: Any, name: str, adapters_of: Callable[..., Iterable[Any]
 @lru_cache(maxsize=1024)
 def is_ours(lora_path: str) -> bool:
     """Whether a `lora_path` leads to an adapter of ours: to one at a rank, or to a folder that says SQFT. Read once."""
-    from vllm_ext.adapters.names import MARK
+    from vllm_ext.adapters.names import MARK, variant_of
 
-    if MARK in lora_path:
-        return True
-    try:
-        config = json.loads((Path(lora_path) / "adapter_config.json").read_text())
-        return str(config["peft_type"]).upper() == "SQFT"
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+    return MARK in lora_path or variant_of(lora_path) is not None
 
 
-def _when_loaded(name: str, then: Callable[[Any], None]) -> None:
-    """Calls `then` with the module of that name, now if it is loaded, else right after it has been."""
-    if name in sys.modules:
-        then(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _Once(name, then))
-
-
-class _Once(importlib.abc.MetaPathFinder):
-    """Finds one module as the others would, and has `then` called when it was loaded."""
-
-    def __init__(self, name: str, then: Callable[[Any], None]):
-        self.name, self.then = name, then
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of PLACES as the others would, and has each listened in right after it was loaded."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
+        if name not in PLACES:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
         loader: Any = spec.loader if spec is not None else None
         if loader is None:
             return spec
@@ -117,7 +100,10 @@ class _Once(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             load(module)
-            self.then(module)
+            _listen_in(module)
 
         loader.exec_module = exec_module
         return spec
+
+
+_finder = _Finder()

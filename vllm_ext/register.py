@@ -17,7 +17,7 @@ When ours is met:
  5. InputProcessor._validate_lora, OpenAIServingModels.load_lora_adapter (adapters/admission.py), API server and `LLM`:
     what a worker refuses ends the engine (vllm-project/vllm#11702).
  6. LRUCacheWorkerLoRAManager._apply_adapters, Worker.execute_model and sample_tokens, Scheduler.update_from_output,
-    RequestState._new_completion_output, GenerateBaseServing._raise_if_error (adapters/failures.py), all processes: an
+    RequestState._new_completion_output, GenerateBaseServing._raise_if_error (adapters/isolation.py), all processes: an
     adapter that cannot be loaded when its turn comes ends the engine (#5105).
  7. LoRARequest.__eq__ and __hash__ (adapters/isolation.py), worker: two versions of an adapter under one name are one
     to vLLM (#30931).
@@ -29,7 +29,7 @@ When ours is met:
     given to the wrong rows (#16668, #51594).
 11. WorkerLoRAManager.set_active_adapters (planes/handler.py), worker: which token is computed with which value plane
     (the codes of one rank).
-12. LRUCacheWorkerLoRAManager.add_adapter (metrics.py), worker: counters.
+12. LRUCacheWorkerLoRAManager.add_adapter (adapters/load.py), worker: counters.
 
 Where SQFT_ADAPTERS_DIR is set ours is met at once, because vLLM reads its resolvers when its server is made:
 13. resolver `SQFT adapters` (adapters/resolver.py), API server: names with a rank. vLLM's own registry.

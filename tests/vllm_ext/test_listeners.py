@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers_adapters import write_adapter
 
 from vllm_ext import listeners, met
 
@@ -40,8 +40,7 @@ def request(path):
 
 
 def test_adapters_of_others_reach_vllm_as_they_come(engine, tmp_path):
-    (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    write_adapter(tmp_path / "lora", choices=None, peft_type="LORA")
     for path in (tmp_path / "lora", tmp_path / "nowhere"):
         asked = request(path)
         assert engine().add(asked, more=2) == ("vLLM's own", asked, 2)
@@ -51,8 +50,7 @@ def test_adapters_of_others_reach_vllm_as_they_come(engine, tmp_path):
 
 @pytest.mark.parametrize("path", ["math?sub=r8", "math"])
 def test_an_adapter_of_ours_is_met_and_the_call_is_made_again(engine, tmp_path, path):
-    (tmp_path / "math").mkdir()
-    (tmp_path / "math" / "adapter_config.json").write_text(json.dumps({"peft_type": "SQFT"}))
+    write_adapter(tmp_path / "math")
 
     def patch():
         own = engine.add

@@ -13,7 +13,7 @@ API server
  6. resolver.py    a LoRARequest with an id and the path `COPY/math?sub=r16`, loaded in the workers, then in the table
  7. admission.py   requests with a path of their own (`lora_request`, --lora-modules) are checked here
 Engine core
- 8. failures.py    what a worker could not load ends here, alone; isolation.py: the blocks of the cache are cleared
+ 8. isolation.py   what a worker could not load ends here, alone; the blocks of the cache are cleared
 Worker
  9. load.py        `_load_adapter`: opens the copy, cuts A[:16] and B[:, :16] out of the file, times alpha / r_max
 10. lora_cpu.py    vLLM puts them into a slot; the tokens of the step are grouped by slot (low_rank.py)
@@ -25,42 +25,31 @@ A request offline begins at 5 with `lora_request` (offline.py), which takes any 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
+from vllm_ext.patching import apply
 from vllm_ext.variables import ADAPTERS_DIR
-
-if TYPE_CHECKING:
-    from vllm_ext.adapters.offline import lora_request
-
-__all__ = ["lora_request", "patch"]
 
 
 def patch() -> None:
-    """In any process of vLLM: all patches of this package (list: vllm_ext/register.py). Idempotent."""
-    from vllm_ext.adapters.admission import patch_admission
-    from vllm_ext.adapters.failures import patch_failures
-    from vllm_ext.adapters.isolation import patch_isolation
+    """In any process of vLLM: all patches of this package (list: vllm_ext/register.py), each line all or none.
+    Idempotent."""
+    from vllm.platforms import current_platform
+
+    from vllm_ext.adapters import admission, isolation, load, lora_cpu
     from vllm_ext.adapters.kinds import HANDLERS
-    from vllm_ext.adapters.load import LoraHandler, patch_load
-    from vllm_ext.adapters.lora_cpu import patch_lora_cpu
 
-    HANDLERS.setdefault("dense", LoraHandler())
-    patch_load()
-    patch_failures()
-    patch_isolation()
-    patch_lora_cpu()
-    patch_admission()
+    HANDLERS.setdefault("dense", load.LoraHandler())
+    apply(load._load_adapter)
+    apply(load.add_adapter)
+    apply(*isolation.FAILURES)
+    apply(*isolation.VERSIONS)
+    if current_platform.is_cpu():
+        apply(*isolation.BLOCKS)
+        lora_cpu.patch_lora_cpu()
+    apply(admission._validate_lora, admission.load_lora_adapter)
+
     if os.environ.get(ADAPTERS_DIR):
-        from vllm_ext.adapters.resolver import register_resolver
-        from vllm_ext.adapters.serving import patch_serving
+        from vllm_ext.adapters import resolver, serving
 
-        register_resolver()
-        patch_serving()
-
-
-def __getattr__(name: str) -> Any:
-    if name == "lora_request":
-        from vllm_ext.adapters.offline import lora_request
-
-        return lora_request
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        resolver.register_resolver()
+        apply(*serving.REPLACEMENTS)

@@ -16,12 +16,12 @@ from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.engine.input_processor import InputProcessor
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.folder import open_adapter, signature, version_of
+from vllm_ext.adapters.folder import open_variant, signature
 from vllm_ext.adapters.kinds import handler
-from vllm_ext.adapters.load import check_plain, variant_of
-from vllm_ext.adapters.names import Variant
+from vllm_ext.adapters.load import check_plain
+from vllm_ext.adapters.names import variant_of
 from vllm_ext.adapters.resolver import NAME, VariantRequest
-from vllm_ext.patching import apply, replaces
+from vllm_ext.patching import replaces
 
 if TYPE_CHECKING:
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -37,11 +37,6 @@ CHECKED = 1024
 """Variants of which it is remembered that they were checked."""
 
 
-def patch_admission() -> bool:
-    """Idempotent."""
-    return apply(_validate_lora, load_lora_adapter)
-
-
 @replaces(InputProcessor, "a damaged adapter can end the engine")
 def _validate_lora(self: InputProcessor, lora_request: LoRARequest | None) -> None:
     """Each request. An adapter is checked once, and again when a file has changed."""
@@ -55,24 +50,13 @@ def _validate_lora(self: InputProcessor, lora_request: LoRARequest | None) -> No
         now = signature(Path(path) if variant is None else variant.folder)
         if now is not None and checked.get(path) == now:
             return
-        if variant is None:
-            assert self.vllm_config.lora_config is not None  # else vLLM has refused the request
-            check_plain(path, self.vllm_config.lora_config.lora_dtype)
-        else:
-            _check(variant, self.vllm_config)
+        check_path(path, _base(self.vllm_config), self.vllm_config)
     except SQFTError as error:
         raise VLLMValidationError(str(error), parameter="model") from error
 
     if len(checked) >= CHECKED:
         checked.clear()
     checked[path] = now
-
-
-def _check(variant: Variant, settings: Any) -> None:
-    folder = open_adapter(variant.folder)
-    if variant.version not in ("", version_of(variant.folder)):
-        raise SQFTError(f"adapter {folder.name} has changed since: ask lora_request for it again")
-    handler(folder).check(folder, variant.rank, _base(settings), settings)
 
 
 def _base(settings: Any) -> Path | None:
@@ -88,22 +72,24 @@ async def load_lora_adapter(
 ) -> ErrorResponse | str:
     """/v1/load_lora_adapter and --lora-modules: what is wrong with an adapter is the client's error, 400, said before
     a worker is asked; vLLM makes 500 of whatever a worker says."""
-    try:
-        settings = self.engine_client.vllm_config
-        await asyncio.to_thread(check_path, request.lora_path, Path(self.model_config.model), settings)
-    except SQFTError as error:
-        return refused(one_line(error))
+    path, settings, base = request.lora_path, self.engine_client.vllm_config, Path(self.model_config.model)
+    if path and settings.lora_config is not None:
+        try:
+            await asyncio.to_thread(check_path, path, base if base.is_dir() else None, settings)
+        except SQFTError as error:
+            return refused(one_line(error))
     return await load_lora_adapter.original(self, request, base_model_name)
 
 
-def check_path(lora_path: str, base: Path, settings: Any) -> None:
-    """Raises SQFTError for a variant, or a folder, that cannot be served here."""
-    variant = variant_of(lora_path) if lora_path else None
-    if variant is not None:
-        folder = open_adapter(variant.folder)
-        handler(folder).check(folder, variant.rank, base if base.is_dir() else None, settings)
-    elif lora_path and settings.lora_config is not None:
+def check_path(lora_path: str, base: Path | None, settings: Any) -> None:
+    """Raises SQFTError for a variant, or a folder, that cannot be served here. base: the model's folder, None where it
+    is not to be compared."""
+    variant = variant_of(lora_path)
+    if variant is None:
         check_plain(lora_path, settings.lora_config.lora_dtype)
+    else:
+        folder = open_variant(variant)
+        handler(folder).check(folder, variant.rank, base, settings)
 
 
 def refused(reason: str) -> Any:

@@ -2,13 +2,12 @@
 
 A worker reads an adapter when a request for it is first scheduled, and again whenever it was evicted meanwhile; the
 folder may have been replaced or removed by then. So a request is admitted with the path of a copy that was checked
-after it was made, and that nobody touches. It stays as long as anybody holds its `Copy`: the table of names, and each
-request that runs or waits (`VariantRequest`).
+after it was made, and that nobody touches. It stays as long as anybody holds its `ServedAdapter`: the table of names,
+and each request that runs or waits (`VariantRequest`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import shutil
@@ -17,8 +16,6 @@ import threading
 import time
 import uuid
 import weakref
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,26 +24,9 @@ from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory, UnknownAdapterError
-from vllm_ext.adapters.folder import Records, ServedAdapter, Signature, open_adapter, signature
+from vllm_ext.adapters.folder import Records, ServedAdapter, open_adapter, signature
 from vllm_ext.private import make_private
 from vllm_ext.variables import ADAPTER_COPIES
-
-LINGER_SECONDS = 10.0
-"""A copy that nobody needs any more stays this long: the engine may not know yet that its last request has ended."""
-QUIET_SECONDS = 1.0
-"""A folder to which nobody has written for so long is taken for whole: `rsync` and `cp` replace file after file."""
-PATIENCE_SECONDS = 3.0
-"""A request waits so long for a folder that is being written to."""
-GONE_SECONDS = 1.0
-"""An adapter that was there is removed when it is gone for so long; until then it is being swapped for another."""
-
-
-@dataclass(frozen=True, eq=False)
-class Copy:
-    """One version of an adapter. folder: the copy. signature: of its contents."""
-
-    folder: ServedAdapter
-    signature: Signature
 
 
 class BusyError(CheckpointError):
@@ -56,13 +36,19 @@ class BusyError(CheckpointError):
 class AdapterCopies:
     """Copies by adapter and version. May be asked from several threads."""
 
+    linger_seconds = 10.0
+    """A copy that nobody needs any more stays this long: the engine may not know yet that its last request has
+    ended."""
+    quiet_seconds = 1.0
+    """A folder to which nobody has written for so long is taken for whole: `rsync` and `cp` replace file after file."""
+    patience_seconds = 3.0
+    """A request waits so long for a folder that is being written to."""
+    gone_seconds = 1.0
+    """An adapter that was there is removed when it is gone for so long; until then it is being swapped for another."""
+
     def __init__(self, directory: AdapterDirectory):
         self.directory = directory
-        self.linger_seconds = LINGER_SECONDS
-        self.quiet_seconds = QUIET_SECONDS
-        self.patience_seconds = PATIENCE_SECONDS
-        self.gone_seconds = GONE_SECONDS
-        self._copies: weakref.WeakValueDictionary[Path, Copy] = weakref.WeakValueDictionary()
+        self._copies: weakref.WeakValueDictionary[Path, ServedAdapter] = weakref.WeakValueDictionary()
         self._known: set[str] = set()  # adapters that were there
         self._busy_until: dict[str, float] = {}
         self._unneeded: queue.SimpleQueue[tuple[float, Path]] = queue.SimpleQueue()
@@ -83,7 +69,7 @@ class AdapterCopies:
         threading.Thread(target=self._tidy, name="sqft-copies", daemon=True).start()
         return root
 
-    def take(self, name: str, served: bool = False) -> tuple[Copy, Records]:
+    def take(self, name: str, served: bool = False) -> tuple[ServedAdapter, Records]:
         """The copy of an adapter as it is now, made if it is not there, and the records of the folder that holds it.
 
         A folder that is being written to is waited for, and so is one that is gone for a moment, as while two are
@@ -98,7 +84,7 @@ class AdapterCopies:
             now = time.monotonic()
             late = now - begun >= patience
             try:
-                if self._is_quiet(name, now - since) or (late and not served):
+                if self._is_quiet(seen, now - since) or (late and not served):
                     taken = self._take(name)
                     self._known.add(name)
                     self._busy_until.pop(name, None)
@@ -124,24 +110,15 @@ class AdapterCopies:
             if records != seen:
                 seen, since = records, time.monotonic()
 
-    def of(self, path: Path) -> Copy | None:
-        """The copy at a path that `take` gave, None where its files are not whole any more."""
-        copy = self._copies.get(path)
-        return copy if copy is not None and self.is_whole(copy) else None
-
-    def is_whole(self, copy: Copy) -> bool:
-        """Whether its files are still there: somebody may have tidied them away. Costs a few microseconds."""
-        return all((copy.folder.path / file).exists() for file in (CONFIG, WEIGHTS))
-
-    def _is_quiet(self, name: str, observed: float) -> bool:
-        """Whether nobody has written to the adapter for `quiet_seconds`, by the clock of its file system or by what
-        was `observed`: that clock may be another one. An adapter that is gone is quiet."""
-        changed = self.directory.changed(name)
-        if changed is None or observed >= self.quiet_seconds:
+    def _is_quiet(self, records: Records | None, observed: float) -> bool:
+        """Whether nobody has written to a folder for `quiet_seconds`, by its records, which have the clock of its file
+        system, or by what was `observed`: that clock may be another one. An adapter that is gone is quiet."""
+        if records is None or observed >= self.quiet_seconds:
             return True
-        return time.time() - changed >= self.quiet_seconds
+        written = max(ctime or mtime for *_, mtime, ctime in records) / 1e9
+        return time.time() - written >= self.quiet_seconds
 
-    def _take(self, name: str) -> tuple[Copy, Records]:
+    def _take(self, name: str) -> tuple[ServedAdapter, Records]:
         before = self.directory.records(name)
         try:
             copy = self._copy(name)
@@ -155,29 +132,32 @@ class AdapterCopies:
             raise BusyError(f"adapter {name} changed while it was read: ask again when it is written")
         return copy, before
 
-    def _copy(self, name: str) -> Copy:
+    def _copy(self, name: str) -> ServedAdapter:
         self.directory.open(name)  # a damaged adapter is refused before anything is copied
-        source, now = self.directory.find(name), self.directory.signature(name)
+        source = self.directory.find(name)
+        now = signature(source)
         if now is None:
             raise BusyError(f"adapter {name} was removed while it was read")
 
-        # a copy that is there
-        version = hashlib.sha256(repr((name, now)).encode()).hexdigest()[:16]  # a link is another name of one file
-        target = self.root / version / name  # the folder keeps the adapter's name: messages speak of it
+        # the folder keeps the adapter's name, of which messages speak; a link is another name of one version
+        target = self.root / f"{now}-{name}" / name
         with self._lock:
-            known = self.of(target)
-            if known is not None:
+            known = self._copies.get(target)
+            if known is not None and known.is_whole:
                 return known
-            with suppress(SQFTError):
-                return self._keep(open_adapter(target), source, now)
 
-            # a new one
-            shutil.rmtree(target.parent, ignore_errors=True)  # somebody tidied a part of it away
-            self._write(name, source, target)
+            # made anew, unless one that nobody held was not removed yet
+            if signature(target) != now:
+                shutil.rmtree(target.parent, ignore_errors=True)  # somebody tidied a part of it away
+                self._write(name, source, target)
             if signature(target) != now:
                 shutil.rmtree(target.parent, ignore_errors=True)
                 raise BusyError(f"adapter {name} changed while it was copied")
-            return self._keep(open_adapter(target), source, now)
+
+            copy = self._copies[target] = open_adapter(target)
+            copy.source = source
+            weakref.finalize(copy, self._is_unneeded, target).atexit = False
+            return copy
 
     def _write(self, name: str, source: Path, target: Path) -> None:
         partial = self.root / f".{uuid.uuid4().hex}"
@@ -187,7 +167,6 @@ class AdapterCopies:
                 shutil.copyfile(file, partial / name / file.name)
             for file in saved_configurations(source).values():
                 shutil.copyfile(file, partial / name / FOLDER / file.name)
-            open_adapter(partial / name)
             partial.rename(target.parent)
         except FileNotFoundError as error:
             raise BusyError(f"adapter {name} was removed while it was read ({error.filename})") from error
@@ -195,14 +174,6 @@ class AdapterCopies:
             raise CheckpointError(f"adapter {name} cannot be copied to {self.root}: {error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-    def _keep(self, folder: ServedAdapter, source: Path, now: Signature) -> Copy:
-        folder.source = source
-        copy = Copy(folder, now)
-        self._copies[folder.path] = copy
-        gone = weakref.finalize(copy, self._is_unneeded, folder.path)
-        gone.atexit = False
-        return copy
 
     def _is_unneeded(self, path: Path) -> None:
         """Runs wherever the last reference goes, perhaps while the lock is held: only notes it."""
@@ -217,6 +188,6 @@ class AdapterCopies:
                     shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def hold(request: Any, copy: Copy) -> None:
+def hold(request: Any, copy: ServedAdapter) -> None:
     """Keeps the copy for as long as the request exists in this process."""
     weakref.finalize(request, lambda _: None, copy).atexit = False

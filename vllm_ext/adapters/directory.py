@@ -10,15 +10,8 @@ from pathlib import Path
 from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
-from vllm_ext.adapters.folder import (
-    Records,
-    ServedAdapter,
-    Signature,
-    changed,
-    open_adapter,
-    records,
-    signature,
-)
+from sqft_plugins.identity import while_unchanged
+from vllm_ext.adapters.folder import Records, ServedAdapter, open_adapter, records
 from vllm_ext.adapters.names import AdapterNameError, parse_name, shown, why_not_served
 from vllm_ext.variables import ADAPTERS_DIR
 
@@ -44,35 +37,27 @@ class AdapterDirectory:
             raise SQFTError(
                 f"adapters directory {root} is an adapter itself: give the folder it lies in, {self.root.parent}"
             )
-        self._opened: dict[str, tuple[Signature, ServedAdapter | SQFTError]] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The names of the adapter folders, in order; whether they are whole is not looked at."""
-        for entry in self._entries():
-            try:
-                if why_not_served(entry, self.served) is None and (self.root / entry / CONFIG).is_file():
-                    self.find(entry)
-                    yield entry
-            except (SQFTError, OSError):  # no adapter, or one that may not be read
-                continue
+        kept_out = self.kept_out()
+        return (name for name in self._adapters() if name not in kept_out)
 
     def check_names(self) -> None:
         """Raises AdapterNameError for adapters that cannot be served for their names."""
-        adapters = [entry for entry in self._entries() if not entry.startswith(".") and self._is_adapter(entry)]
-        reasons = {entry: why for entry in adapters if (why := why_not_served(entry, self.served)) is not None}
-        for entry, why in reasons.items():
+        reasons = {name: why for name in self._adapters() if (why := why_not_served(name, self.served)) is not None}
+        for name, why in reasons.items():
             more = f" ({len(reasons) - 1} more cannot be served either)" if len(reasons) > 1 else ""
-            raise AdapterNameError(f"adapter {shown(entry)} in {self.given} cannot be served: {why}{more}")
+            raise AdapterNameError(f"adapter {shown(name)} in {self.given} cannot be served: {why}{more}")
 
     def kept_out(self) -> dict[str, str]:
         """Of the folders that look like adapters those that no name leads to, such as links out: {folder: why}."""
         reasons = {}
-        for entry in self._entries():
-            if not entry.startswith(".") and self._is_adapter(entry):
-                try:
-                    self.find(entry)
-                except SQFTError as error:
-                    reasons[entry] = str(error)
+        for name in self._adapters():
+            try:
+                self.find(name)
+            except SQFTError as error:
+                reasons[name] = str(error)
         return reasons
 
     def find(self, name: str) -> Path:
@@ -104,34 +89,17 @@ class AdapterDirectory:
                 raise UnknownAdapterError(f"adapter {name!r}: {file.name} is a link out of {self.given}, copy it there")
         return folder
 
-    def signature(self, name: str) -> Signature | None:
-        """As `folder.signature`: None where the adapter is gone."""
-        return signature(self.root / name)
-
     def records(self, name: str) -> Records | None:
         """As `folder.records`: None where the adapter is gone."""
         return records(self.root / name)
 
-    def changed(self, name: str) -> float | None:
-        """As `folder.changed`: None where the adapter is gone."""
-        return changed(self.root / name)
-
     def open(self, name: str) -> ServedAdapter:
         """The adapter, checked; the checks run again only when a file has changed. Raises as `find` and `open_adapter`
         do."""
-        folder = self.find(name)
-        now = self.signature(name)
-        known = self._opened.get(name)
-        if known is None or known[0] != now or now is None:
-            self._opened = {other: kept for other, kept in list(self._opened.items()) if (self.root / other).is_dir()}
-            try:
-                known = (now or (), open_adapter(folder))
-            except SQFTError as error:
-                known = (now or (), error)
-            self._opened[name] = known
-        if isinstance(known[1], SQFTError):
-            raise known[1]
-        return known[1]
+        try:
+            return _opened(self.find(name))
+        except OSError as error:
+            raise UnknownAdapterError(f"adapter {name!r} was removed just now") from error
 
     def folders(self) -> Iterator[tuple[str, ServedAdapter]]:
         """(name, folder) of every adapter, in order. Those that are not whole are left out."""
@@ -147,6 +115,10 @@ class AdapterDirectory:
             return None
         return real if real != self.root and real.is_relative_to(self.root) else None
 
+    def _adapters(self) -> list[str]:
+        """The folders that look like adapters, in order; hidden ones are nobody's."""
+        return [entry for entry in self._entries() if not entry.startswith(".") and self._is_adapter(entry)]
+
     def _is_adapter(self, entry: str) -> bool:
         try:
             return (self.root / entry / CONFIG).is_file()
@@ -159,3 +131,8 @@ class AdapterDirectory:
             return sorted(os.listdir(self.root))
         except OSError:
             return []
+
+
+@while_unchanged
+def _opened(folder: Path) -> ServedAdapter:
+    return open_adapter(folder)

@@ -13,17 +13,14 @@ from pathlib import Path
 from sqft_plugins.adapter.folder import CONFIG, WEIGHTS, AdapterFolder
 from sqft_plugins.configurations import DEFAULT, FOLDER, saved_configuration, saved_configurations
 from sqft_plugins.elastic import NAMED_RANKS, configuration, parse_rank
-from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.identity import file_hash, record_of
+from vllm_ext.adapters.names import Variant
 
 PLANES = "planes"
 """The subfolder of exported value planes (the codes of one rank each)."""
 NAMED = ("max", "heuristic", "min")
 """The named ranks that are offered; `median` is understood too."""
-
-Signature = tuple[tuple[str, str], ...]
-"""(name, SHA-256) of each file that decides an adapter's answers: another one has other content."""
-
 
 Records = tuple[tuple[str, int, int, int, int, int], ...]
 """(path, and what `sqft_plugins.identity.record_of` gives) of each file and folder, 0 for the last of a folder."""
@@ -42,6 +39,11 @@ class ServedAdapter(AdapterFolder):
     def __init__(self, path: Path):
         super().__init__(path, path.name)
         self.source: Path | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its files are still there: somebody may have tidied a copy away. Costs a few microseconds."""
+        return all((self.path / file).exists() for file in (CONFIG, WEIGHTS))
 
     @cached_property
     def variants(self) -> list[str | None]:
@@ -95,6 +97,17 @@ def open_adapter(path: str | Path) -> ServedAdapter:
     return folder
 
 
+def open_variant(variant: Variant) -> ServedAdapter:
+    """The adapter of a variant. Raises as `open_adapter`, and MismatchError where its files are not of the variant's
+    version any more."""
+    folder = open_adapter(variant.folder)
+    if variant.version and variant.version != signature(variant.folder):
+        raise MismatchError(
+            f"adapter {folder.name} has changed since this request was made: ask lora_request for it again"
+        )
+    return folder
+
+
 def _check(folder: ServedAdapter) -> None:
     name = folder.name
     if folder.method not in ("SQFT", "LORA"):
@@ -127,19 +140,16 @@ def _check(folder: ServedAdapter) -> None:
         )
 
 
-def signature(path: Path) -> Signature | None:
-    """None where the adapter is gone. Asked for at every request: costs a few microseconds while nothing changes, after
-    a change a reading of the files."""
+def signature(path: Path) -> str | None:
+    """Another one where a file that decides an adapter's answers has other content; None where the adapter is gone.
+    Asked for at every request: costs a few microseconds while nothing changes, after a change a reading of the files.
+    """
     try:
-        files = [path / CONFIG, path / WEIGHTS, *_configurations(path)]
-        return tuple((str(file.relative_to(path)), file_hash(file)) for file in files)
+        files = [path / CONFIG, path / WEIGHTS, *saved_configurations(path).values()]
+        hashes = [(str(file.relative_to(path)), file_hash(file)) for file in files]
     except OSError:
         return None
-
-
-def version_of(folder: Path) -> str:
-    """Another one for an adapter folder with other content."""
-    return hashlib.sha256(repr(signature(folder)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()[:16]
 
 
 def records(path: Path) -> Records | None:
@@ -154,17 +164,3 @@ def records(path: Path) -> Records | None:
         return tuple(found + [(str(folder), *record_of(folder)[:4], 0) for folder in folders])
     except OSError:
         return None
-
-
-def changed(path: Path) -> float | None:
-    """When something in an adapter's folder was last written, in seconds as `time.time` counts them. None where the
-    adapter is gone."""
-    found = records(path)
-    return None if found is None else max(ctime or mtime for *_, mtime, ctime in found) / 1e9
-
-
-def _configurations(path: Path) -> list[Path]:
-    try:
-        return sorted(Path(entry.path) for entry in os.scandir(path / FOLDER) if entry.is_file())
-    except OSError:
-        return []

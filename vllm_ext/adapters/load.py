@@ -18,17 +18,18 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import parse_fine_tuned_lora_name
-from vllm.lora.worker_manager import WorkerLoRAManager
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.adapter.tensor_names import in_file
 from sqft_plugins.errors import MismatchError, SQFTError
+from vllm_ext import metrics
 from vllm_ext.adapters.checks import check_base, check_values
-from vllm_ext.adapters.folder import ServedAdapter, open_adapter, version_of
+from vllm_ext.adapters.folder import ServedAdapter, open_adapter, open_variant
 from vllm_ext.adapters.kinds import check_parallel, handler
-from vllm_ext.adapters.names import Variant, parse_path
-from vllm_ext.patching import apply, replaces
+from vllm_ext.adapters.names import variant_of
+from vllm_ext.patching import replaces
 
 Shape = tuple[int, int]
 MAX_RANK = 512
@@ -149,21 +150,6 @@ def _part_sizes(layer: Any) -> list[int]:
     return [layer.output_size] if hasattr(layer, "output_size") else []
 
 
-def variant_of(lora_path: str) -> Variant | None:
-    """The variant behind a path: ours (names.py), or the plain folder of an SQFT adapter, which vLLM would read as a
-    LoRA of the largest rank. None where it is vLLM's own matter."""
-    variant = parse_path(lora_path)
-    if variant is not None:
-        return variant
-    folder = Path(lora_path)
-    if not (folder / CONFIG).is_file():
-        return None
-    try:
-        return Variant(folder) if open_adapter(folder).method == "SQFT" else None
-    except SQFTError:
-        return None
-
-
 def check_plain(lora_path: str, dtype: Any) -> None:
     """What vLLM does not look at in a LoRA that it loads itself. Raises SQFTError for a file that disagrees with its
     configuration, and for values that are not finite in `dtype`."""
@@ -179,12 +165,30 @@ def _load_adapter(self: WorkerLoRAManager, lora_request: LoRARequest) -> LoRAMod
         check_plain(lora_request.lora_path, self.lora_config.lora_dtype)
         return _load_adapter.original(self, lora_request)
 
-    folder = open_adapter(variant.folder)
-    if variant.version and variant.version != version_of(variant.folder):
-        raise MismatchError(f"adapter {folder.name} has changed since this request was made")
+    folder = open_variant(variant)
     return handler(folder).load(folder, variant.rank, lora_request, self)
 
 
-def patch_load() -> bool:
-    """In the worker. Without it, names with a rank fail when they are first asked for. Idempotent."""
-    return apply(_load_adapter)
+@replaces(LRUCacheWorkerLoRAManager, "adapters in memory are not counted")
+def add_adapter(self: LRUCacheWorkerLoRAManager, lora_request: LoRARequest) -> bool:
+    before = self.list_adapters()
+    loaded = add_adapter.original(self, lora_request)
+    after = self.list_adapters()
+    if before != after:
+        metrics.count("variant_cache_loads", len(after - before))
+        metrics.count("variant_cache_evictions", len(before - after))
+        metrics.gauge("variant_cache_bytes", registered_bytes(self._adapter_manager))
+    return loaded
+
+
+def registered_bytes(manager: Any) -> int:
+    """Bytes of the LoRA weights of all adapters that vLLM's LoRAModelManager holds."""
+    layers = [layer for lora in manager.list_adapters().values() for layer in lora.loras.values()]
+    return sum(_bytes(layer.lora_a) + _bytes(layer.lora_b) for layer in layers)
+
+
+def _bytes(tensor: Any) -> int:
+    """Of a tensor, or of the list of them that a fused layer has (None for a part without one)."""
+    if isinstance(tensor, list | tuple):
+        return sum(_bytes(part) for part in tensor)
+    return 0 if tensor is None else tensor.nbytes

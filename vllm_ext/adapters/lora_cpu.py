@@ -16,33 +16,22 @@ same, up to the order of sums. In a step:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.platforms import current_platform
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_ext.adapters.low_rank import (
-    Batch,
-    Group,
-    Slot,
-    add_low_rank,
-    expand,
-    group_tokens,
-    true_columns,
-    true_slot,
-)
+from vllm_ext.adapters.low_rank import Batch, Group, Slot, add_low_rank, expand, group_tokens, true_slot
 from vllm_ext.patching import Replacement, apply, replaces
 from vllm_ext.variables import LORA_CPU
 
 if TYPE_CHECKING:
     from vllm.lora.layers import LoRAMapping
 
-T = TypeVar("T")
 LOSS = "LoRA on the CPU stays slow, and wrong for requests without an adapter beside others with one"
 
 
@@ -50,50 +39,43 @@ class Grouping:
     """What a PunicaWrapperCPU knows beside its indices: groups of this step, true ranks of the adapters loaded now."""
 
     def __init__(self) -> None:
-        self.tokens = self.samples = Batch([])
-        self.count = self.sampled = -1
+        self.tokens = self.samples = Batch(-1, [])
         self.owner: int | None = None  # the slot of the request that all rows of the next logits belong to
-        self._layers: dict[int, tuple[Any, dict[int, Any]]] = {}
+        self._layers: dict[int, tuple[Any, dict[int, Slot | None]]] = {}
 
     def update(self, tokens: Tensor, samples: Tensor) -> None:
         """A new step. tokens, samples: the slot of each token and of each sampled position, -1 without adapter."""
-        self.count, self.sampled = tokens.numel(), samples.numel()
         self.tokens, self.samples = group_tokens(tokens), group_tokens(samples)
 
     def logits(self, rows: int) -> Batch:
         """The adapters of so many rows of logits: of the sampled positions, or all of one request."""
         if self.owner is None:
             return self.samples
-        return Batch([Group(self.owner, 0, rows)] if self.owner >= 0 else [])
+        return Batch(rows, [Group(self.owner, 0, rows)] if self.owner >= 0 else [])
 
     def forget(self, slot: int) -> None:
         """The slot has another adapter now."""
         for _, slots in self._layers.values():
             slots.pop(slot, None)
 
-    def slot(
-        self, layer: Any, A: Sequence[Tensor], B: Sequence[Tensor], sizes: Sequence[int], slot: int
-    ) -> Slot | None:
-        """The adapter in a slot, as a layer needs it; None where the adapter leaves the layer alone.
+    def slots(
+        self, batch: Batch, layer: Any, A: Sequence[Tensor] | None, B: Sequence[Tensor], sizes: Sequence[int]
+    ) -> list[Slot | None]:
+        """For each group of a batch its adapter, as a layer needs it; None where the adapter leaves the layer alone.
 
         layer: an object that is always the same for a layer.
-        A, B: the layer's stacks, one a slice, [slots, 1, rank, in] and [slots, 1, out, rank].
+        A, B: the layer's stacks, one a slice, [slots, 1, rank, in] and [slots, 1, out, rank]. A is None as in Slot.
         sizes: of y's slices.
         """
-        return self._known(layer, slot, lambda: true_slot([a[slot] for a in A], [b[slot] for b in B], sizes))
-
-    def embedding(self, B: Tensor, size: int, slot: int) -> Tensor | None:
-        """B of an embedding, transposed [rank, size] at its true rank; its A is a table that vLLM looks up. None where
-        the adapter leaves the embedding alone, as nearly all do."""
-        return self._known(B, slot, lambda: true_columns(B[slot], size))
-
-    def _known(self, layer: Any, slot: int, make: Callable[[], T]) -> T:
         known = self._layers.get(id(layer))
         if known is None or known[0] is not layer:  # the object is kept, so that its id cannot become another's
             known = self._layers[id(layer)] = (layer, {})
-        if slot not in known[1]:
-            known[1][slot] = make()
-        return known[1][slot]
+
+        found = known[1]
+        for slot, _, _ in batch.groups:
+            if slot not in found:
+                found[slot] = true_slot(None if A is None else [a[slot] for a in A], [b[slot] for b in B], sizes)
+        return [found[slot] for slot, _, _ in batch.groups]
 
 
 def grouping(wrapper: Any) -> Grouping:
@@ -108,7 +90,7 @@ def grouping(wrapper: Any) -> Grouping:
 
 def _batch(wrapper: Any, tokens: int) -> Batch:
     state = grouping(wrapper)
-    return state.tokens if tokens == state.count else group_tokens(wrapper.token_lora_indices[:tokens])
+    return state.tokens if tokens == state.tokens.size else group_tokens(wrapper.token_lora_indices[:tokens])
 
 
 @replaces(LoRAModelManager, LOSS)
@@ -140,11 +122,8 @@ def add_lora_linear(
         return add_lora_linear.original(self, y, x, *stacked, scale, output_slices, buffer=buffer, **kwargs)
 
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    state, batch = grouping(self), _batch(self, x.shape[0])
-    slots = [
-        state.slot(layer=lora_b_stacked, A=lora_a_stacked, B=lora_b_stacked, sizes=output_slices, slot=group.slot)
-        for group in batch.groups
-    ]
+    batch = _batch(self, x.shape[0])
+    slots = grouping(self).slots(batch, lora_b_stacked, A=lora_a_stacked, B=lora_b_stacked, sizes=output_slices)
     add_low_rank(y, x, batch, slots)
     return None
 
@@ -158,14 +137,10 @@ def add_lora_logits(
         return add_lora_logits.original(self, y, x, lora_a_stacked, lora_b_stacked, scale, buffer=buffer, **kwargs)
 
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    state = grouping(self)
-    batch, sizes = state.logits(x.shape[0]), [y.shape[-1]]
-    slots = [
-        state.slot(layer=lora_b_stacked, A=[lora_a_stacked], B=[lora_b_stacked], sizes=sizes, slot=group.slot)
-        for group in batch.groups
-    ]
-    if any(slots) and state.owner is None and x.shape[0] != state.sampled:
-        raise RuntimeError(f"sqft: logits of {x.shape[0]} rows, {state.sampled} positions are sampled: whose?")
+    batch, sizes = grouping(self).logits(x.shape[0]), [y.shape[-1]]
+    slots = grouping(self).slots(batch, lora_b_stacked, A=[lora_a_stacked], B=[lora_b_stacked], sizes=sizes)
+    if any(slots) and x.shape[0] != batch.size:
+        raise RuntimeError(f"sqft: logits of {x.shape[0]} rows, {batch.size} positions are sampled: whose?")
     add_low_rank(y, x, batch, slots)
     return None
 
@@ -174,17 +149,14 @@ def add_lora_logits(
 def add_lora_embedding(
     self: PunicaWrapperCPU, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
 ) -> None:
-    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    state, batch = grouping(self), _batch(self, x.shape[0])
     if not add_inputs:  # no layer of vLLM 0.32 does
-        expand(y, x, lora_b_stacked, batch, add=False)
-        return
+        return add_lora_embedding.original(self, y, x, lora_b_stacked, add_inputs, **kwargs)
 
-    for group in batch.groups:
-        Bt = state.embedding(lora_b_stacked, y.shape[1], group.slot)
-        if Bt is not None:
-            rows = batch.rows(group)
-            y[rows, : Bt.shape[1]] += (x[rows, : Bt.shape[0]].float() @ Bt).to(y.dtype)
+    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+    batch = _batch(self, x.shape[0])
+    slots = grouping(self).slots(batch, lora_b_stacked, A=None, B=[lora_b_stacked], sizes=[y.shape[-1]])
+    add_low_rank(y, x, batch, slots)
+    return None
 
 
 @replaces(PunicaWrapperCPU, LOSS)
@@ -207,11 +179,12 @@ def add_expand(
     self: PunicaWrapperCPU, y: Tensor, x: tuple[Tensor, ...], lora_b_stacked: tuple[Tensor, ...],
     output_slices: tuple[int, ...], offset_start: int = 0, add_inputs: bool = True, **kwargs: Any,
 ) -> None:  # fmt: skip
+    """After `add_shrink`, as vLLM's layers do: what is there is added to."""
     y = y.view(-1, y.shape[-1])
     begin = offset_start
     for part, B, size in zip(x, lora_b_stacked, output_slices, strict=True):
         part = part.view(-1, part.shape[-1])
-        expand(y[:, begin : begin + size], part, B, _batch(self, part.shape[0]), add_inputs)
+        expand(y[:, begin : begin + size], part, B, _batch(self, part.shape[0]))
         begin += size
 
 
@@ -260,5 +233,5 @@ REPLACEMENTS: list[Replacement] = [
 
 
 def patch_lora_cpu() -> bool:
-    """Ours on a CPU, unless SQFT_LORA_CPU is 0: all of the methods or none. Idempotent."""
-    return current_platform.is_cpu() and os.environ.get(LORA_CPU) != "0" and apply(*REPLACEMENTS)
+    """Ours, unless SQFT_LORA_CPU is 0: all of the methods or none. Idempotent."""
+    return os.environ.get(LORA_CPU) != "0" and apply(*REPLACEMENTS)

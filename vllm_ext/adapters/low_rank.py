@@ -43,10 +43,12 @@ class Group(NamedTuple):
 class Batch:
     """The tokens of a step by their adapter.
 
+    size: how many tokens there are, those without an adapter among them.
     groups: one an adapter.
     order: int64, the tokens that have an adapter, group by group. None where each group stands together in the batch.
     """
 
+    size: int
     groups: list[Group]
     order: Tensor | None = None
 
@@ -60,13 +62,13 @@ def group_tokens(slots: Tensor) -> Batch:
     rows = {slot: torch.nonzero(slots == slot).flatten() for slot in torch.unique(slots).tolist() if slot >= 0}
     spans = {slot: (int(own[0]), int(own[-1]) + 1) for slot, own in rows.items()}
     if all(end - begin == rows[slot].numel() for slot, (begin, end) in spans.items()):
-        return Batch([Group(slot, *span) for slot, span in spans.items()])
+        return Batch(slots.numel(), [Group(slot, *span) for slot, span in spans.items()])
 
     groups, begin = [], 0
     for slot, own in rows.items():
         groups.append(Group(slot, begin, begin + own.numel()))
         begin += own.numel()
-    return Batch(groups, torch.cat(list(rows.values())))
+    return Batch(slots.numel(), groups, torch.cat(list(rows.values())))
 
 
 @dataclass(frozen=True)
@@ -74,41 +76,40 @@ class Slot:
     """One layer's adapter at its true rank, in float32: bfloat16 GEMMs so small cost 20 to 25 us a call in oneDNN
     before they begin, float32's 2 to 8 in all, and at 512 tokens float32 is no slower where there is no AMX (seen).
 
-    A: transposed, of all slices of a fused layer side by side, [in, ranks].
+    A: transposed, of all slices of a fused layer side by side, [in, ranks]. None where x is A x already, [tokens, ranks
+    or more]: the A of an embedding is a table that vLLM looks up.
     slices: for each slice with a rank its columns of A, its columns of y, and its B transposed [rank, out].
     """
 
-    A: Tensor
+    A: Tensor | None
     slices: list[tuple[slice, slice, Tensor]]
 
 
-def true_slot(A: Sequence[Tensor], B: Sequence[Tensor], sizes: Sequence[int]) -> Slot | None:
+def true_slot(A: Sequence[Tensor] | None, B: Sequence[Tensor], sizes: Sequence[int]) -> Slot | None:
     """The Slot of an adapter, with copies of its own: of the true rank they are small, and contiguous. None where the
     adapter leaves the layer alone.
 
-    A: of each slice, [(1,) max_rank, in], padded with zeros.
+    A: of each slice, [(1,) max_rank, in], padded with zeros. None as in Slot.
     B: of each slice, [(1,) out, max_rank], padded with zeros.
     sizes: of the slices of y.
     """
     parts, slices, row, column = [], [], 0, 0
-    for a, b, size in zip(A, B, sizes, strict=True):
-        a, b = a.reshape(a.shape[-2:]), b.reshape(b.shape[-2:])
-        rank = min(_extent(a), _extent(b.t()))  # a zero row of A, or column of B, adds nothing
+    for index, (b, size) in enumerate(zip(B, sizes, strict=True)):
+        b = b.reshape(b.shape[-2:])
+        rank = _extent(b.t())
+        if A is not None:
+            a = A[index].reshape(A[index].shape[-2:])
+            rank = min(rank, _extent(a))  # a zero row of A, or column of B, adds nothing
+            parts.append(a[:rank])
         if rank:
             width = min(size, b.shape[0])  # logits may be padded
             Bt = b[:width, :rank].t().float().contiguous()
             slices.append((slice(row, row + rank), slice(column, column + width), Bt))
-            parts.append(a[:rank])
-            row += rank
+        row += rank
         column += size
-    return Slot(torch.cat(parts).float().t(), slices) if parts else None
-
-
-def true_columns(B: Tensor, size: int) -> Tensor | None:
-    """B [(1,) out, max_rank] transposed at its true rank, [rank, size], in float32. None where it is zero."""
-    B = B.reshape(B.shape[-2:])
-    rank = _extent(B.t())
-    return B[:size, :rank].t().float().contiguous() if rank else None
+    if not slices:
+        return None
+    return Slot(torch.cat(parts).float().t() if parts else None, slices)
 
 
 def _extent(rows: Tensor) -> int:
@@ -133,9 +134,11 @@ def add_low_rank(y: Tensor, x: Tensor, batch: Batch, slots: Sequence[Slot | None
         if slot is None:
             continue
         tokens = slice(group.begin, group.end)
-        h = ordered[tokens].float() @ slot.A  # [tokens, ranks]
+        h = ordered[tokens].float()
+        if slot.A is not None:
+            h = h @ slot.A  # [tokens, ranks]
         for rows, columns, Bt in slot.slices:
-            total[tokens, columns].addmm_(h if len(slot.slices) == 1 else h[:, rows], Bt)
+            total[tokens, columns].addmm_(h if h.shape[1] == Bt.shape[0] else h[:, rows], Bt)
 
     if batch.order is not None:
         y.index_add_(0, batch.order, total.to(y.dtype))
@@ -143,8 +146,8 @@ def add_low_rank(y: Tensor, x: Tensor, batch: Batch, slots: Sequence[Slot | None
         y.add_(total.to(y.dtype))
 
 
-def expand(y: Tensor, x: Tensor, B: Tensor, batch: Batch, add: bool) -> None:
-    """y [tokens, out] += or = x [tokens, rank] @ Bᵀ of each group's adapter, in tokens that have one.
+def expand(y: Tensor, x: Tensor, B: Tensor, batch: Batch) -> None:
+    """y [tokens, out] += x [tokens, rank] @ Bᵀ of each group's adapter, in tokens that have one.
 
     B: [slots, 1, out, rank].
     """
@@ -152,4 +155,4 @@ def expand(y: Tensor, x: Tensor, B: Tensor, batch: Batch, add: bool) -> None:
         own, rows = B[group.slot].reshape(B.shape[-2:]), batch.rows(group)
         out = (x[rows].float() @ own.float().t()).to(y.dtype)
         width = min(out.shape[1], y.shape[1])
-        y[rows, :width] = y[rows, :width] + out[:, :width] if add else out[:, :width]
+        y[rows, :width] += out[:, :width]

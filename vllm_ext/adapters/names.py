@@ -17,7 +17,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.adapter.folder import AdapterFolder
+from sqft_plugins.errors import CheckpointError, SQFTError
 
 MARK, VERSION = "?sub=", "&v="
 MAX_LENGTH = 200
@@ -102,3 +103,15 @@ def parse_path(lora_path: str) -> Variant | None:
         return None
     rank, _, version = rest.partition(VERSION)
     return Variant(Path(folder), parse_name(str(AdapterName("x", rank))).rank if rank else None, version)
+
+
+def variant_of(lora_path: str) -> Variant | None:
+    """The variant behind a `lora_path`: as `parse_path`, or the plain folder of an SQFT adapter, which vLLM would read
+    as a LoRA of the largest rank. None where it is vLLM's own matter."""
+    variant = parse_path(lora_path)
+    if variant is not None:
+        return variant
+    try:
+        return Variant(Path(lora_path)) if AdapterFolder(lora_path).method == "SQFT" else None
+    except (CheckpointError, OSError):
+        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vllm.lora.request import LoRARequest
 
-from vllm_ext.adapters.folder import open_adapter, version_of
+from vllm_ext.adapters.folder import open_adapter, signature
 from vllm_ext.adapters.kinds import handler
 from vllm_ext.adapters.names import Variant, parse_name
 from vllm_ext.met import meet
@@ -27,7 +27,7 @@ def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRAReq
     own = path.with_name(name.adapter)
     folder = open_adapter(own)
     handler(folder).check(folder, name.rank, None)
-    variant = str(Variant(own, name.rank, version_of(own)))
+    variant = str(Variant(own, name.rank, signature(own) or ""))
     return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id or _number_of(variant), lora_path=variant)
 
 

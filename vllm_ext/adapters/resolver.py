@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -20,11 +20,11 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters.copies import AdapterCopies, Copy, hold
+from vllm_ext.adapters.copies import AdapterCopies, hold
 from vllm_ext.adapters.directory import AdapterDirectory
-from vllm_ext.adapters.folder import Records
+from vllm_ext.adapters.folder import Records, ServedAdapter
 from vllm_ext.adapters.kinds import handler
-from vllm_ext.adapters.names import Variant, parse_name, parse_path, shown
+from vllm_ext.adapters.names import Variant, parse_name, shown
 from vllm_ext.variables import ADAPTERS_DIR
 
 NAME = "SQFT adapters"
@@ -46,8 +46,7 @@ class AdapterResolver(LoRAResolver):
     def __init__(self, directory: AdapterDirectory):
         self.directory = directory
         self.copies = AdapterCopies(directory)
-        self._kinds: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._reading = Locks()
+        self._kinds, self._reading = Locks(), Locks()
         self._jobs: set[asyncio.Task[Any]] = set()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -59,27 +58,29 @@ class AdapterResolver(LoRAResolver):
             logger.warning("sqft: %s not served: %s", shown(lora_name), error)
             return None
 
-    async def newest(self, adapter: str, served: bool = False) -> tuple[Copy, Records]:
+    async def newest(self, adapter: str, served: bool = False) -> tuple[ServedAdapter, Records]:
         """As `AdapterCopies.take`. One request waits for an adapter that is being written, the others for him."""
 
-        async def take() -> tuple[Copy, Records]:
+        async def take() -> tuple[ServedAdapter, Records]:
             async with self._reading[adapter]:
                 return await asyncio.to_thread(self.copies.take, adapter, served)
 
         return await self._to_its_end(take())
 
-    async def resolve(self, copy: Copy, base_model_name: str, lora_name: str, settings: Any = None) -> LoRARequest:
+    async def resolve(
+        self, copy: ServedAdapter, base_model_name: str, lora_name: str, settings: Any = None
+    ) -> LoRARequest:
         """The request for a variant of that version. Raises SQFTError with the reason. settings: vllm's VllmConfig. The
         id is vLLM's to give."""
         name, base = parse_name(lora_name), Path(base_model_name)
-        check = handler(copy.folder).check
+        check = handler(copy).check
 
         async def checked() -> None:
-            async with self._kinds[copy.folder.kind]:  # one at a time: a plane may take minutes and much memory
-                await asyncio.to_thread(check, copy.folder, name.rank, base if base.is_dir() else None, settings)
+            async with self._kinds[copy.kind]:  # one at a time: a plane may take minutes and much memory
+                await asyncio.to_thread(check, copy, name.rank, base if base.is_dir() else None, settings)
 
         await self._to_its_end(checked())
-        path = str(Variant(copy.folder.path, name.rank))
+        path = str(Variant(copy.path, name.rank))
         request = VariantRequest(lora_name=str(name), lora_int_id=1, lora_path=path)
         hold(request, copy)
         return request
@@ -97,15 +98,21 @@ class AdapterResolver(LoRAResolver):
             job.exception()  # seen: where the client has hung up, nobody else asks for it
 
 
-def register_resolver() -> AdapterResolver:
+def register_resolver() -> None:
     """Registers the resolver for SQFT_ADAPTERS_DIR; the one that is there already is kept. Raises SQFTError where the
     variable names no folder."""
-    known = LoRAResolverRegistry.resolvers.get(NAME)
-    if isinstance(known, AdapterResolver):
-        return known
-    resolver = AdapterResolver(AdapterDirectory(os.environ[ADAPTERS_DIR]))
-    LoRAResolverRegistry.register_resolver(NAME, resolver)
-    return resolver
+    if NAME not in LoRAResolverRegistry.resolvers:
+        LoRAResolverRegistry.register_resolver(NAME, AdapterResolver(AdapterDirectory(os.environ[ADAPTERS_DIR])))
+
+
+@dataclass
+class Entry:
+    """A name of ours. copy: the version behind it. records: of its folder before it was read, None where a later
+    writing may not show. asked: when it was last asked for."""
+
+    copy: ServedAdapter
+    records: Records | None
+    asked: float = 0.0
 
 
 class VariantTable(dict[str, Any]):
@@ -118,42 +125,32 @@ class VariantTable(dict[str, Any]):
     /v1/load_lora_adapter) stay as they are.
     """
 
-    def __init__(
-        self,
-        directory: AdapterDirectory,
-        copies: AdapterCopies,
-        limit: int = LIMIT,
-        grace_seconds: float = GRACE_SECONDS,
-    ):
+    def __init__(self, directory: AdapterDirectory, limit: int = LIMIT, grace_seconds: float = GRACE_SECONDS):
         super().__init__()
         self.directory = directory
-        self.copies = copies
         self.limit = limit
         self.grace_seconds = grace_seconds
         self.clock: Callable[[], float] = time.monotonic
-        self._records: dict[str, Records | None] = {}
+        self._ours: dict[str, Entry] = {}  # the one not asked for longest first
         self._refused: dict[str, Records | None] = {}  # adapter → its folder, as it cannot be served
-        self._asked: dict[str, float] = {}  # of ours, the one not asked for longest first
         self._gone: dict[str, float] = {}  # adapter → when it was first seen to be gone
         self._given: WeakKeyDictionary[asyncio.Task[Any], dict[str, Any]] = WeakKeyDictionary()
 
-    def add(self, name: str, request: Any, records: Records | None) -> None:
-        """A variant of ours. records: of its folder before it was read, None where a later writing may not show."""
-        self[name] = request
-        self._records[name] = records
-        self._touch(name)
-        self._give(name, request)
-        adapter, path = parse_name(name).adapter, self._path(name)
-        for other in [other for other in self._asked if parse_name(other).adapter == adapter]:
-            if self._path(other) != path:  # another version
+    def add(self, name: str, request: Any, copy: ServedAdapter, records: Records | None) -> None:
+        """A variant of ours, in that version. records: as in `Entry`."""
+        adapter = parse_name(name).adapter
+        for other in self._names(adapter):
+            if self._ours[other].copy is not copy:  # another version
                 self.pop(other)
+        self[name], self._ours[name] = request, Entry(copy, records)
+        self._touch(name)
         if records is not None:
             self._refused.pop(adapter, None)
         self._forget()
 
     def refuse(self, adapter: str, records: Records | None) -> None:
         """The folder as it is cannot be served: what was served before stays in the table while it is so. records: as
-        in `add`."""
+        in `Entry`."""
         self._refused[adapter] = records
 
     def is_refused(self, adapter: str) -> bool:
@@ -161,96 +158,84 @@ class VariantTable(dict[str, Any]):
         known = self._refused.get(adapter)
         return known is not None and known == self.directory.records(adapter)
 
-    def served(self, adapter: str) -> Copy | None:
+    def served(self, adapter: str) -> ServedAdapter | None:
         """The version of an adapter that is served, None where there is none."""
-        for name in reversed(self._asked):
-            copy = self.copy_of(name) if parse_name(name).adapter == adapter else None
-            if copy is not None:
-                return copy
-        return None
+        copies = (self._ours[name].copy for name in reversed(self._names(adapter)))
+        return next((copy for copy in copies if copy.is_whole), None)
 
-    def adapters(self) -> dict[str, Copy]:
+    def adapters(self) -> dict[str, ServedAdapter]:
         """Those of which a version is served."""
-        names = dict.fromkeys(parse_name(name).adapter for name in self._asked)
-        return {name: copy for name in names if (copy := self.served(name)) is not None}
+        return {adapter: copy for adapter in self._adapters() if (copy := self.served(adapter)) is not None}
 
     def remove(self, adapter: str) -> None:
         """All variants of an adapter."""
-        for name in [name for name in self._asked if parse_name(name).adapter == adapter]:
+        for name in self._names(adapter):
             self.pop(name)
         self._refused.pop(adapter, None)
         self._gone.pop(adapter, None)
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
         if name in self._given_here():
             return True
         if not super().__contains__(name):
             return False
-        if self.is_ours(name):
+        if isinstance(name, str) and self.is_ours(name):
             if not self._is_fresh(name):
                 return False
             self._touch(name)
-            self._give(name, super().__getitem__(name))
         return True
 
     def __getitem__(self, name: str) -> Any:
         given = self._given_here()
         return given[name] if name in given else super().__getitem__(name)
 
-    def known(self, name: str) -> Any:
-        """The request of ours for a name, of whatever version; None where there is none."""
-        return super().__getitem__(name) if self.is_ours(name) else None
-
-    def copy_of(self, name: str) -> Copy | None:
-        """The copy behind one of our names, None where it is not whole."""
-        return self.copies.of(self._path(name))
+    def known(self, name: str, copy: ServedAdapter) -> Any:
+        """The request of ours for a name in that version, None where there is none."""
+        return super().__getitem__(name) if self.is_ours(name) and self._ours[name].copy is copy else None
 
     def is_ours(self, name: str) -> bool:
-        return name in self._asked
+        return name in self._ours
 
     def pop(self, name: str, *default: Any) -> Any:
-        self._asked.pop(name, None)
-        self._records.pop(name, None)
+        self._ours.pop(name, None)
         return super().pop(name, *default)
 
     def __delitem__(self, name: str) -> None:
         self.pop(name)
 
+    def _names(self, adapter: str) -> list[str]:
+        """Our names of an adapter, the one not asked for longest first."""
+        return [name for name in self._ours if parse_name(name).adapter == adapter]
+
+    def _adapters(self) -> list[str]:
+        return list(dict.fromkeys(parse_name(name).adapter for name in self._ours))
+
     def _given_here(self) -> dict[str, Any]:
         """What the running request has been given."""
         return self._given.get(task, {}) if (task := _task()) is not None else {}
 
-    def _give(self, name: str, request: Any) -> None:
+    def _touch(self, name: str) -> None:
+        """The name is asked for now, and its request given to the task that runs."""
+        entry = self._ours[name] = self._ours.pop(name)
+        entry.asked = self.clock()
         if (task := _task()) is not None:
-            self._given.setdefault(task, {})[name] = request
+            self._given.setdefault(task, {})[name] = super().__getitem__(name)
 
     def _is_fresh(self, name: str) -> bool:
-        adapter = parse_name(name).adapter
-        known = self._records[name]
-        same = known is not None and known == self.directory.records(adapter)
-        return (same or self.is_refused(adapter)) and self.copy_of(name) is not None  # somebody may have tidied /tmp
-
-    def _path(self, name: str) -> Path:
-        variant = parse_path(super().__getitem__(name).lora_path)
-        assert variant is not None
-        return variant.folder
+        adapter, entry = parse_name(name).adapter, self._ours[name]
+        same = entry.records is not None and entry.records == self.directory.records(adapter)
+        return (same or self.is_refused(adapter)) and entry.copy.is_whole  # somebody may have tidied /tmp
 
     def _forget(self) -> None:
-        for name in list(self._asked):
-            if len(self._asked) <= self.limit or self.clock() - self._asked[name] < self.grace_seconds:
+        for name, entry in list(self._ours.items()):
+            if len(self._ours) <= self.limit or self.clock() - entry.asked < self.grace_seconds:
                 break
             self.pop(name)
-        for adapter in dict.fromkeys(parse_name(name).adapter for name in self._asked):
+        for adapter in self._adapters():
             if self.directory.records(adapter) is not None:
                 self._gone.pop(adapter, None)
             elif self.clock() - self._gone.setdefault(adapter, self.clock()) >= self.grace_seconds:
                 self.remove(adapter)
-
-    def _touch(self, name: str) -> None:
-        self._asked.pop(name, None)
-        self._asked[name] = self.clock()
 
 
 def _task() -> asyncio.Task[Any] | None:

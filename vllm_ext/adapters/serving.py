@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Set
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -21,13 +22,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.identity import is_settled
 from vllm_ext.adapters.admission import one_line, refused
-from vllm_ext.adapters.copies import BusyError, Copy
+from vllm_ext.adapters.copies import BusyError
 from vllm_ext.adapters.directory import UnknownAdapterError
 from vllm_ext.adapters.folder import Records, ServedAdapter, UnknownRankError
 from vllm_ext.adapters.kinds import HANDLERS, check_parallel
 from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown
 from vllm_ext.adapters.resolver import NAME, AdapterResolver, Locks, VariantTable
-from vllm_ext.patching import MARK, apply, replaces
+from vllm_ext.patching import apply, replaces
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -43,37 +44,29 @@ HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
 LOST = "answers about adapters do not say why they were refused"
 
 
-def patch_serving() -> bool:
-    """Idempotent. An OpenAIServingModels goes by the resolver that is registered when it is made."""
-    return apply(made_with_resolver, resolve_lora, show_available_models, _get_active_default_mm_loras)
-
-
 @replaces(OpenAIServingModels, LOST, "__init__")
 def made_with_resolver(
     self: Any, engine_client: EngineClient, base_model_paths: list[BaseModelPath], *,
     lora_modules: list[LoRAModulePath] | None = None,
 ) -> None:  # fmt: skip
+    """It goes by the resolver that is registered now."""
     made_with_resolver.original(self, engine_client, base_model_paths, lora_modules=lora_modules)
-    resolver = LoRAResolverRegistry.resolvers.get(NAME)
-    self._sqft_resolver = resolver if isinstance(resolver, AdapterResolver) else None
-    if self._sqft_resolver is not None:
-        check_parallel(engine_client.vllm_config)
-        patch_invocations()
-        self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
-        self.lora_requests = VariantTable(self._sqft_resolver.directory, self._sqft_resolver.copies)
-        self.lora_resolver_lock = Locks()
+    check_parallel(engine_client.vllm_config)
+    patch_invocations()
+    self._sqft_resolver = LoRAResolverRegistry.resolvers[NAME]
+    self._sqft_resolver.directory.served = [path.name for path in base_model_paths]
+    self.lora_requests = VariantTable(self._sqft_resolver.directory)
+    self.lora_resolver_lock = Locks()
 
 
 @replaces(OpenAIServingModels, LOST)
 async def resolve_lora(self: Any, lora_name: str) -> LoRARequest | ErrorResponse:
-    if self._sqft_resolver is None:
-        return await resolve_lora.original(self, lora_name)
     try:
         parse_name(lora_name)
         async with self.lora_resolver_lock[lora_name]:
             if lora_name in self.lora_requests:
                 return self.lora_requests[lora_name]
-            return await _resolve(self, self._sqft_resolver, lora_name)
+            return await _resolve(self, lora_name)
     except (AdapterNameError, UnknownAdapterError) as error:
         if len(self.lora_resolvers) > 1:
             return await resolve_lora.original(self, lora_name)
@@ -84,30 +77,33 @@ async def resolve_lora(self: Any, lora_name: str) -> LoRARequest | ErrorResponse
 @replaces(OpenAIServingModels, "names are not listed")
 async def show_available_models(self: Any) -> ModelList:
     listed = await show_available_models.original(self)
-    if self._sqft_resolver is not None:
-        listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
-        known = {card.id for card in listed.data}
+    listed.data = [card for card in listed.data if not self.lora_requests.is_ours(card.id)]
+    known = {card.id for card in listed.data}
 
-        served = self.lora_requests.adapters()
-        broken = {name for name in served if self.lora_requests.is_refused(name)}
-        names = await asyncio.to_thread(offered, self._sqft_resolver, served, broken)
-        listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
+    served = self.lora_requests.adapters()
+    broken = {name for name in served if self.lora_requests.is_refused(name)}
+    names = await asyncio.to_thread(offered, self._sqft_resolver, served, broken)
+    listed.data += [_card(self, name, folder) for name, folder in names if name not in known]
     return listed
 
 
 @replaces(BaseServing, "a chat may get an adapter")
 def _get_active_default_mm_loras(self: BaseServing, request: Any) -> LoRARequest | None:
     table = self.models.lora_requests
-    if not isinstance(table, VariantTable):
+    if not isinstance(table, VariantTable):  # a server without an engine, which loads nothing
         return _get_active_default_mm_loras.original(self, request)
     kinds = self._get_message_types(request)  # ours are served to who asks for them by name, whatever that is
     found = [lora for name, lora in table.items() if name in kinds and not table.is_ours(name)]
     return found[0] if len(found) == 1 else None
 
 
+REPLACEMENTS = (made_with_resolver, resolve_lora, show_available_models, _get_active_default_mm_loras)
+
+
+@cache
 def patch_invocations() -> bool:
     """`/invocations` answers for the model that its body names. In the API server, once its routes are made: Amazon's
-    package sets up logging when it is imported first. Idempotent. Returns False where the package is not installed, and
+    package sets up logging when it is imported first. Runs once. Returns False where the package is not installed, and
     so there is no such route.
 
     vLLM 0.32 hands that route's requests through that package, which puts a header, the SageMaker adapter's name, in
@@ -119,8 +115,6 @@ def patch_invocations() -> bool:
         from model_hosting_container_standards.sagemaker.lora.transforms import InjectToBodyApiTransform
     except ImportError:
         return False
-    if getattr(InjectToBodyApiTransform.transform_request, MARK, None) is not None:
-        return True
 
     @replaces(InjectToBodyApiTransform, "/invocations answers for adapters with the base")
     async def transform_request(self: InjectToBodyApiTransform, raw_request: Request) -> BaseLoRATransformRequestOutput:
@@ -131,10 +125,10 @@ def patch_invocations() -> bool:
     return apply(transform_request)
 
 
-async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> Any:
+async def _resolve(models: Any, lora_name: str) -> Any:
     """The LoRARequest, loaded in the workers, or an ErrorResponse with the reason. Where a newer version cannot be
     served, the one before answers on. Raises UnknownAdapterError."""
-    table, adapter = models.lora_requests, parse_name(lora_name).adapter
+    table, resolver, adapter = models.lora_requests, models._sqft_resolver, parse_name(lora_name).adapter
     served = table.served(adapter)
     try:
         if models.engine_client.vllm_config.lora_config is None:
@@ -142,14 +136,14 @@ async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> An
 
         # as it was when it could not be served
         if served is not None and table.is_refused(adapter):
-            return await _load(models, resolver, served, lora_name, None)
+            return await _load(models, served, lora_name, None)
 
         # as it is now
         records = resolver.directory.records(adapter)
         newest = None
         try:
             newest, records = await resolver.newest(adapter, served is not None)
-            return await _load(models, resolver, newest, lora_name, records)
+            return await _load(models, newest, lora_name, records)
         except (UnknownAdapterError, UnknownRankError, EngineDeadError):
             raise
         except Exception as error:  # whatever a worker says about this adapter
@@ -157,7 +151,7 @@ async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> An
                 raise
             text = "sqft: adapter %s cannot be served as it is now (%s): the version before answers on"
             logger.warning(text, adapter, one_line(error))
-            answer = await _load(models, resolver, served, lora_name, None)
+            answer = await _load(models, served, lora_name, None)
             if not isinstance(error, BusyError):
                 table.refuse(adapter, _lasting(records))
             return answer
@@ -172,18 +166,20 @@ async def _resolve(models: Any, resolver: AdapterResolver, lora_name: str) -> An
         return refused(one_line(error))
 
 
-async def _load(models: Any, resolver: AdapterResolver, copy: Copy, lora_name: str, records: Records | None) -> Any:
+async def _load(models: Any, copy: ServedAdapter, lora_name: str, records: Records | None) -> Any:
     """The LoRARequest for a variant of that version; the one there is, where it is loaded. records: of the adapter's
     folder, where it holds that version."""
     table = models.lora_requests
-    known = table.known(lora_name)
-    if known is not None and table.copy_of(lora_name) is copy:
-        table.add(lora_name, known, _lasting(records))
+    known = table.known(lora_name, copy)
+    if known is not None:
+        table.add(lora_name, known, copy, _lasting(records))
         return known
-    request = await resolver.resolve(copy, models.model_config.model, lora_name, models.engine_client.vllm_config)
+
+    base, settings = models.model_config.model, models.engine_client.vllm_config
+    request = await models._sqft_resolver.resolve(copy, base, lora_name, settings)
     request.lora_int_id = models.lora_id_counter.inc(1)
     await models.engine_client.add_lora(request)
-    table.add(lora_name, request, _lasting(records))
+    table.add(lora_name, request, copy, _lasting(records))
     logger.info("sqft: adapter %s is loaded", lora_name)
     return request
 
@@ -194,13 +190,13 @@ def _lasting(records: Records | None) -> Records | None:
 
 
 def offered(
-    resolver: AdapterResolver, served: Mapping[str, Copy], broken: Set[str] = frozenset()
+    resolver: AdapterResolver, served: Mapping[str, ServedAdapter], broken: Set[str] = frozenset()
 ) -> list[tuple[str, ServedAdapter]]:
     """(name, folder) of what can be asked for here. served: the adapters of which a version is served, which may be
     there again in a moment. broken: those of them that cannot be served as they are now."""
     folders_now = resolver.directory.folders()
     found = {name: folder for name, folder in folders_now if folder.kind in HANDLERS and name not in broken}
-    missing = {name: copy.folder for name, copy in served.items() if name not in found}
+    missing = {name: copy for name, copy in served.items() if name not in found}
     begun = time.monotonic()
     gone = set(missing)
     while gone := {name for name in gone if resolver.directory.records(name) is None}:

@@ -5,7 +5,7 @@ stay the base's.
 
 1. handler.py   API server: may this adapter be served? Its plane is found (store.py), or built in a process of its own
                 (build.py, `sqft export plane`); format.py is the file
-2. handler.py   worker: the plane is read into the operators' own form (loaded.py), within a budget (cache.py)
+2. handler.py   worker: the plane is read into the operators' own form, within a budget (cache.py)
 3. switch.py    worker, each step: which tokens have which plane; linear layers ask for it
 """
 
@@ -16,7 +16,6 @@ def patch() -> None:
     """Lets vLLM serve quantization-aware adapters by value planes. Idempotent. Raises SQFTError for a budget
     (SQFT_PLANE_CACHE_BYTES) that is no number."""
     from vllm_ext.adapters.kinds import HANDLERS
-    from vllm_ext.metrics import patch_loads
     from vllm_ext.planes import handler
     from vllm_ext.planes.store import store_folder
     from vllm_ext.planes.switch import PlaneSwitch
@@ -27,7 +26,6 @@ def patch() -> None:
         return
     store_folder()  # before vLLM starts its workers: they get the same
     switch = PlaneSwitch(plane_bytes())
-    patch_loads()
     if handler.patch_steps(switch):
         HANDLERS[handler.KIND] = handler.PlaneHandler(switch)
         set_plane_switch(switch)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, check_output
@@ -19,7 +19,7 @@ from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
 from vllm_ext.adapters.checks import check_values
 from vllm_ext.adapters.folder import PLANES, open_adapter
 from vllm_ext.planes.format import SUFFIX, PlaneStamp, adapter_identity, base_identity, write_plane
-from vllm_ext.planes.over_int4 import OverInt4
+from vllm_ext.planes.over_int4 import OverInt4, trained_over
 
 FOLDER = PLANES
 """The subfolder of an adapter in which a server looks for its planes."""
@@ -58,8 +58,8 @@ def export_planes(
         check_output(target, overwrite)
 
     # the codes of the base alone
-    over_int4 = base is None and (folder.grid_stamp or {}).get("base") == "int4" and not folder.config.get("grid")
-    source: Source = OverInt4(int4, folder) if over_int4 else ByTuner(int4, folder.path, base)
+    alone = base is None and trained_over(folder) == "int4"
+    source: OverInt4 | ByTuner = OverInt4(int4, folder) if alone else ByTuner(int4, folder.path, base)
     plain = source.plain()
     adapted = adapter_identity(folder.path)
 
@@ -89,24 +89,9 @@ def export_planes(
     return list(reports.values())
 
 
-class Source(Protocol):
-    """Where the codes come from."""
-
-    def ranks(self, rank: Rank) -> dict[str, int]:
-        """Module → rank, of what `--rank` says."""
-        ...
-
-    def plain(self) -> ModelFolder:
-        """The INT4 folder with the codes of the base alone."""
-        ...
-
-    def merged(self, ranks: Mapping[str, int]) -> Recoded:
-        """The INT4 folder with the adapter at these ranks."""
-        ...
-
-
 class ByTuner:
-    """The codes by the tuner that trained the adapter, which has the model in memory: for one over a float base."""
+    """The codes by the tuner that trained the adapter, which has the model in memory: for one over a float base. The
+    methods are those of OverInt4."""
 
     def __init__(self, int4: ModelFolder, adapter: Path, base: str | Path | None):
         if find_spec("peft") is None:

@@ -14,13 +14,14 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from sqft_plugins.adapter.folder import AdapterKind
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import MismatchError, SQFTError
+from vllm_ext import metrics
 from vllm_ext.adapters.checks import check_base, check_values
-from vllm_ext.adapters.failures import nothing_to_add
 from vllm_ext.adapters.folder import ServedAdapter
+from vllm_ext.adapters.isolation import nothing_to_add
 from vllm_ext.adapters.kinds import check_parallel
-from vllm_ext.metrics import count_joining
-from vllm_ext.patching import MARK, apply, replaces
-from vllm_ext.planes.loaded import load_plane, sqft_layers
+from vllm_ext.patching import apply, replaces
+from vllm_ext.planes.cache import load_plane, sqft_layers
+from vllm_ext.planes.over_int4 import trained_over
 from vllm_ext.planes.store import find_plane
 from vllm_ext.planes.switch import PlaneSwitch
 
@@ -95,20 +96,13 @@ def served_by(model: Any, folder: ServedAdapter) -> Any:
     return layers[0].quant_method
 
 
-def trained_over(folder: ServedAdapter) -> str | None:
-    """ "int4" where the adapter was trained over the dequantized codes, "float" where over the float base."""
-    return "float" if folder.config.get("grid") else (folder.grid_stamp or {}).get("base")
-
-
 def patch_steps(switch: PlaneSwitch) -> bool:
-    """Has vLLM announce each batch to the switch. Idempotent."""
-    if getattr(WorkerLoRAManager.set_active_adapters, MARK, None) is not None:
-        return True
+    """Has vLLM announce each batch to the switch."""
 
     @replaces(WorkerLoRAManager, "quantization-aware adapters are refused")
     def set_active_adapters(self: WorkerLoRAManager, requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
         ids = {request.lora_int_id for request in requests if request}
-        count_joining(self, ids - switch.running)
+        metrics.count("variant_cache_hits", len((ids - switch.running) & self.list_adapters()))
         switch.before_step(self, ids)
         set_active_adapters.original(self, requests, mapping)
         switch.step(mapping)

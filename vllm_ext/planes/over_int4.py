@@ -24,6 +24,11 @@ from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.requantize import requantized
 
 
+def trained_over(folder: AdapterFolder) -> str | None:
+    """ "int4" where an adapter was trained over the dequantized codes, "float" where over the float base."""
+    return "float" if folder.config.get("grid") else (folder.grid_stamp or {}).get("base")
+
+
 class OverInt4:
     """Raises MismatchError for an adapter that was trained over another folder."""
 
@@ -38,6 +43,7 @@ class OverInt4:
         self._check_base()
 
     def ranks(self, rank: Rank) -> dict[str, int]:
+        """Module → rank, of what `--rank` says."""
         pairs, fixed = self.folder.pairs, not self.folder.is_elastic
         own = {module: pair.rank for module, pair in pairs.items()}
         rank = choose_rank(rank, self.folder.path, lambda: (self.folder.linears, self.folder.rank_choices))
@@ -50,9 +56,11 @@ class OverInt4:
         return found
 
     def plain(self) -> ModelFolder:
+        """The INT4 folder with the codes of the base alone."""
         return self.int4
 
     def merged(self, ranks: Mapping[str, int]) -> Recoded:
+        """The INT4 folder with the adapter at these ranks."""
         codes = {}
         for pair, A, B in self.folder.read_pairs(ranks):
             stored, mask = self._stored(pair.module)

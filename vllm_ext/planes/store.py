@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,13 @@ def find_plane(
     """
     key = plane_key(known_identity(base), adapter_identity(adapter), ranks)
     file = store_folder() / f"{key}{SUFFIX}"
-    with _locked(file):
-        if not _holds(file, key):
+    with _lock(file):
+        if _key_of(file) != key:
             file.unlink(missing_ok=True)
 
             # exported, or made here
-            found = _exported(exported or adapter, key)
+            files = (path for path in _planes_of(exported or adapter) if not path.is_symlink())
+            found = next((path for path in files if _key_of(path) == key), None)
             if found is not None:
                 _copy(found, file)
             elif kind == "int4":
@@ -103,26 +104,20 @@ def known_identity(base: ModelFolder) -> dict[str, Any]:
     return found
 
 
-def _holds(file: Path, key: str) -> bool:
-    """Whether the plane is there: a folder that outlives its server may have been copied or tidied meanwhile."""
+def _key_of(file: Path) -> str | None:
+    """The key of the plane in a file. None where there is none, or a damaged one: half copied, or tidied meanwhile."""
     try:
-        return file.is_file() and PlaneFile(file).stamp.key == key
+        return PlaneFile(file).stamp.key
     except SQFTError:
-        return False
+        return None
 
 
-def _exported(adapter: Path, key: str) -> Path | None:
-    for file in sorted((adapter / FOLDER).glob(f"*{SUFFIX}")):
-        try:
-            if not file.is_symlink() and PlaneFile(file).stamp.key == key:
-                return file
-        except SQFTError:
-            continue  # half copied: another one may do
-    return None
+def _planes_of(adapter: Path) -> list[Path]:
+    return sorted((adapter / FOLDER).glob(f"*{SUFFIX}"))
 
 
 def _stale(adapter: Path) -> str:
-    found = sorted(file.name for file in (adapter / FOLDER).glob(f"*{SUFFIX}"))
+    found = [file.name for file in _planes_of(adapter)]
     return f"; {', '.join(found[:5])} in {FOLDER}/ is of another base, other weights or other ranks" if found else ""
 
 
@@ -160,18 +155,12 @@ def _copy(source: Path, file: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One process at a time makes a plane; the others then find it."""
-    lock = FileLock(file.with_suffix(".lock"))
+def _lock(file: Path) -> Any:
+    """One process at a time makes a plane; the others then find it. A context manager."""
     try:
-        lock.acquire()
+        return FileLock(file.with_suffix(".lock")).acquire()
     except OSError as error:
         raise SQFTError(f"planes cannot be written to {file.parent} ({error.strerror}): see {PLANE_DIR}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _shown(ranks: Mapping[str, int]) -> str:

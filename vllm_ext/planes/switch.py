@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm_ext import metrics
-from vllm_ext.planes.cache import ByteBudget
-from vllm_ext.planes.loaded import LoadedPlane
+from vllm_ext.planes.cache import ByteBudget, LoadedPlane
 from vllm_ext.variables import PLANE_CACHE_BYTES
 
 logger = logging.getLogger("vllm.sqft")
@@ -27,7 +26,7 @@ class PlaneSwitch:
     """The planes of one worker process. Called by its one thread only."""
 
     def __init__(self, budget: int):
-        self.cache: ByteBudget[LoadedPlane] = ByteBudget(budget, self._evicted)
+        self.cache = ByteBudget(budget, self._evicted)
         self._keys: dict[int, str] = {}  # lora_int_id → key of the cache
         self._worker: Any = None
         self.running: set[int] = set()
@@ -97,7 +96,9 @@ class PlaneSwitch:
             )  # fmt: skip
 
     def groups(self, layer: nn.Module, tokens: int) -> Sequence[tuple[Tensor | None, Any]] | None:
-        """What `vllm_ext.quantization.linear` asks for each layer: (token indices, the layer's plane or None)."""
+        """What `vllm_ext.quantization.linear` asks for each layer of a batch of `tokens`: pairs of token indices
+        (int64; None for all of them) and the layer's plane (None for the base), which together cover each token once.
+        None where the layer has no plane in this batch."""
         if all(plane is None or plane.of(layer) is None for _, plane in self._groups):
             return None
         if tokens < self._tokens:

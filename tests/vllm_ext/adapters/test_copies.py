@@ -30,14 +30,14 @@ def test_a_copy_outlives_its_folder_and_a_changed_folder_gets_another(root, copi
     write_configuration(root / "math", "searched", {".*": 4})
     first, _ = copies.take("math")
     assert copies.take("math")[0] is first
-    before = (first.folder.path / "adapter_model.safetensors").read_bytes()
+    before = (first.path / "adapter_model.safetensors").read_bytes()
     write_adapter(root / "math", seed=1)
     second, _ = copies.take("math")
-    assert second.folder.path != first.folder.path
-    assert second.folder.source == root / "math"
+    assert second.path != first.path
+    assert second.source == root / "math"
     shutil.rmtree(root / "math")
-    assert (first.folder.path / "adapter_model.safetensors").read_bytes() == before
-    assert open_adapter(first.folder.path).ranks("searched") == dict.fromkeys(MODULES, 4)
+    assert (first.path / "adapter_model.safetensors").read_bytes() == before
+    assert open_adapter(first.path).ranks("searched") == dict.fromkeys(MODULES, 4)
     with pytest.raises(UnknownAdapterError):
         copies.take("math")
 
@@ -52,17 +52,18 @@ def test_a_folder_that_was_only_touched_has_the_same_copy(root, copies):
 
 def test_two_names_of_one_folder_have_copies_of_their_own(root, copies):
     (root / "alias").symlink_to(root / "math")
-    names = [copies.take(name)[0].folder.path.name for name in ("math", "alias", "math", "alias")]
+    names = [copies.take(name)[0].path.name for name in ("math", "alias", "math", "alias")]
     assert names == ["math", "alias", "math", "alias"]
 
 
 def test_a_copy_that_was_tidied_away_in_part_is_made_again(root, copies):
     copy = copies.take("math")[0]
-    (copy.folder.path / "adapter_config.json").unlink()
-    assert not copies.is_whole(copy)
+    (copy.path / "adapter_config.json").unlink()
+    assert not copy.is_whole
     again = copies.take("math")[0]
-    assert again.folder.pairs == open_adapter(root / "math").pairs
-    assert copies.of(again.folder.path) is again
+    assert again.pairs == open_adapter(root / "math").pairs
+    assert again.is_whole
+    assert copies.take("math")[0] is again
 
 
 def test_a_place_for_copies_that_is_none_is_told_with_its_variable(root, tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ class Holder:
 
 def test_a_copy_goes_when_nobody_holds_it_and_no_sooner(root, copies):
     held, other = Holder(), Holder()
-    path = copies.take("math")[0].folder.path
+    path = copies.take("math")[0].path
     for holder in (held, other):
         hold(holder, copies.take("math")[0])
     write_adapter(root / "math", seed=1)
@@ -87,14 +88,14 @@ def test_a_copy_goes_when_nobody_holds_it_and_no_sooner(root, copies):
     assert path.is_dir()
     del other
     assert goes(path)
-    assert newer.folder.path.is_dir()
+    assert newer.path.is_dir()
 
 
 def test_a_copy_that_is_asked_for_again_while_it_lingers_stays(root, copies):
     copies.linger_seconds = 0.4
-    path = copies.take("math")[0].folder.path
+    path = copies.take("math")[0].path
     again = copies.take("math")[0]
-    assert again.folder.path == path
+    assert again.path == path
     time.sleep(0.8)
     assert path.is_dir()
     del again
@@ -116,7 +117,7 @@ def test_a_folder_that_is_being_written_to_is_waited_for(root, copies):
     writer.start()
     copy, found = copies.take("math")
     writer.join()
-    assert (copy.folder.path / "adapter_model.safetensors").read_bytes() == weights
+    assert (copy.path / "adapter_model.safetensors").read_bytes() == weights
     assert found == records(root / "math")
 
 
@@ -129,7 +130,7 @@ def test_a_folder_that_is_written_to_for_ever_is_told_where_an_older_version_can
     with pytest.raises(BusyError):
         copies.take("math", served=True)
     assert time.monotonic() - begun < 0.2  # nobody waits a second time
-    assert copies.take("math", served=False)[0].folder.pairs  # whole, as far as anybody can see
+    assert copies.take("math", served=False)[0].pairs  # whole, as far as anybody can see
 
 
 def test_an_adapter_that_is_gone_for_a_moment_is_waited_for(root, copies):
@@ -137,7 +138,7 @@ def test_an_adapter_that_is_gone_for_a_moment_is_waited_for(root, copies):
     copies.take("math")
     shutil.move(root / "math", root / ".aside")
     threading.Timer(0.3, shutil.move, (root / ".aside", root / "math")).start()
-    assert copies.take("math")[0].folder.pairs
+    assert copies.take("math")[0].pairs
     begun = time.monotonic()
     with pytest.raises(UnknownAdapterError):
         copies.take("never")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,17 +115,12 @@ def test_what_is_no_adapter_costs_no_search_for_its_nearest_name(root, monkeypat
     assert list(AdapterDirectory(root)) == ["math", "plain"]
 
 
-def test_an_adapter_may_be_opened_while_another_one_is(root, monkeypatch):
-    directory = AdapterDirectory(root)
-    directory.open("plain")
-    is_dir = Path.is_dir
-
-    def another_thread_opens(path):
-        directory._opened[f"other{len(directory._opened)}"] = ((), CheckpointError("other"))
-        return is_dir(path)
-
-    monkeypatch.setattr(Path, "is_dir", another_thread_opens)
-    assert directory.open("math").path.name == "math"
+def test_adapters_may_be_opened_by_several_threads(root):
+    directory, names = AdapterDirectory(root), [f"other{number}" for number in range(20)]
+    for name in names:
+        write_adapter(root / name)
+    with ThreadPoolExecutor(8) as pool:
+        assert [folder.path.name for folder in pool.map(directory.open, names * 5)] == names * 5
 
 
 # --- nothing outside ---

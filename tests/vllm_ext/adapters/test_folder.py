@@ -8,8 +8,7 @@ import pytest
 from helpers_adapters import DOWN, MODULES, Q0, Q1, write_adapter, write_configuration
 
 from sqft_plugins.errors import CheckpointError
-from vllm_ext.adapters.directory import AdapterDirectory
-from vllm_ext.adapters.folder import UnknownRankError, open_adapter
+from vllm_ext.adapters.folder import UnknownRankError, open_adapter, signature
 
 
 def test_every_offered_variant_has_its_ranks(root):
@@ -67,12 +66,11 @@ def test_configurations_that_do_not_fit_are_errors_of_that_name_only(root):
 
 
 def test_the_signature_changes_with_every_file_and_is_none_when_the_folder_is_gone(root):
-    directory = AdapterDirectory(root)
-    seen = {directory.signature("math")}
+    seen = {signature(root / "math")}
     write_configuration(root / "math", "searched", {".*": 4})
-    seen.add(directory.signature("math"))
+    seen.add(signature(root / "math"))
     write_adapter(root / "math", seed=1)
-    seen.add(directory.signature("math"))
+    seen.add(signature(root / "math"))
     assert len(seen) == 3
     shutil.rmtree(root / "math")
-    assert directory.signature("math") is None
+    assert signature(root / "math") is None

@@ -17,8 +17,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
 from sqft_plugins.errors import SQFTError
-from vllm_ext.adapters import lora_request
 from vllm_ext.adapters.names import Variant
+from vllm_ext.adapters.offline import lora_request
 
 pytestmark = pytest.mark.vllm
 LORA = {"enable_lora": True, "max_loras": 4, "max_lora_rank": 16, "max_cpu_loras": 4, "block_size": 32}

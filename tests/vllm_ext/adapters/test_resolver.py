@@ -20,20 +20,20 @@ from vllm_ext.adapters.resolver import VariantRequest, VariantTable
 
 def test_the_table_forgets_the_name_not_asked_for_longest(root):
     directory = AdapterDirectory(root)
-    table = VariantTable(directory, AdapterCopies(directory), limit=2, grace_seconds=5.0)
-    table.copies.quiet_seconds = 0.0
+    table, copies = VariantTable(directory, limit=2, grace_seconds=5.0), AdapterCopies(directory)
+    copies.quiet_seconds = 0.0
     now = [0.0]
     table.clock = lambda: now[0]
     table["static"] = "vLLM's own"
     taken = {}
     for name in "abcd":
         write_adapter(root / name)
-        taken[name] = table.copies.take(name)
+        taken[name] = copies.take(name)
     time.sleep(0.2)  # until a later writing must show
 
     def add(name):
         copy, records = taken[name]
-        table.add(name, VariantRequest(name, 1, str(Variant(copy.folder.path))), records)
+        table.add(name, VariantRequest(name, 1, str(Variant(copy.path))), copy, records)
 
     for name in "abc":
         add(name)

@@ -264,7 +264,7 @@ def test_a_folder_that_takes_no_planes_is_told_with_its_variable(int4, adapter, 
 
 
 def test_codes_go_to_the_device_of_their_layer(monkeypatch) -> None:
-    from vllm_ext.planes.loaded import load_plane
+    from vllm_ext.planes.cache import load_plane
 
     layer, seen = torch.nn.Module(), []
 

@@ -18,8 +18,8 @@ from vllm.exceptions import VLLMValidationError
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import SQFTError
+from vllm_ext.planes.cache import sqft_layers
 from vllm_ext.planes.handler import PlaneHandler
-from vllm_ext.planes.loaded import sqft_layers
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[2, *range(20, 30)], [2, *range(100, 121)], [2, *range(300, 305)]]
