@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gguf_ext.arch import Architecture, Config, Entry, find_architecture, model_class, read_config, table_of
-from gguf_ext.memory import ModelInMemory
+from gguf_ext.arch import Architecture, Config, Entry, find_architecture, model_class, normalized, table_of
+from gguf_ext.memory import config_of
 from gguf_ext.reader import GGUFFile
 from gguf_ext.template.check import check_template, limited
 from gguf_ext.template.tensors import copied_entries, template_tensors
@@ -57,10 +57,7 @@ def find_layout(folder: ModelFolder, template: GGUFFile | None = None) -> Layout
 
 def _config(folder: ModelFolder, architecture: Architecture) -> Config:
     """As the architecture's table reads it, and the tokens that end a text."""
-    if isinstance(folder, ModelInMemory):
-        config = folder.normalized(architecture)
-    else:
-        config = read_config(folder.path, architecture)
+    config = normalized(config_of(folder), folder.path, architecture)
     return {**config, END_TOKENS: end_tokens(folder, config)}
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gguf_ext.arch import Architecture, Config, normalized
 from gguf_ext.errors import ModelInMemoryError
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
 from sqft_plugins.checkpoint.attached import SCALE, SHAPE, ZERO_POINT, attached_grid, attached_weight, has_grid
@@ -24,7 +23,7 @@ from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.tensors import TensorFiles
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.structure import is_conv1d
+from sqft_plugins.structure import is_conv1d, transformers_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,10 +62,6 @@ class ModelInMemory(ModelFolder):
                 del self._tensors[key]
             self.config.pop("quantization_config", None)
 
-    def normalized(self, architecture: Architecture) -> Config:
-        """As `gguf_ext.arch.read_config` gives it of a folder."""
-        return normalized(self.model.config, self.path, architecture)
-
     # --- what ModelFolder reads from files ---
 
     @cached_property
@@ -102,6 +97,12 @@ class ModelInMemory(ModelFolder):
 
     def is_transposed(self, module: str) -> bool:
         return is_conv1d(self.model.get_submodule(module))
+
+
+def config_of(folder: ModelFolder) -> Any:
+    """The configuration of a model as transformers has it. Raises CheckpointError for a config.json that it does not
+    know."""
+    return folder.model.config if isinstance(folder, ModelInMemory) else transformers_config(folder.path)
 
 
 class LayersOnGrid(Int4Format):

@@ -4,9 +4,8 @@ tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from gguf_ext.arch.rope import rope_constants, rope_entries, rope_note, rope_reason
+from gguf_ext.arch.rope import ROPE_KEYS, rope_constants, rope_note, rope_reason, scaling_entries
 from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Key, Rule, rotary
 
 
@@ -55,10 +54,10 @@ def decoder(
     return Architecture(
         name=name,
         classes=(model_class,),
-        keys=WINDOWED_KEYS if windowed else DECODER_KEYS,
+        keys=(*(WINDOWED_KEYS if windowed else DECODER_KEYS), *ROPE_KEYS),
         rules=rules,
         reason=lambda config: reason(config) or why_not(name, config, rope_types, parts),
-        entries=partial(rope_entries, name),
+        entries=lambda config: scaling_entries(name, config["rope_parameters"], config),
         constants=rope_constants,
         note=decoder_note if windowed else rope_note,
     )

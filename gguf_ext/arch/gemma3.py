@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gguf_ext.arch.rope import SCALED, rope_note, rope_reason, scaling_entries, yarn_attention
+from collections.abc import Callable
+from typing import Any
+
+from gguf_ext.arch.rope import SCALED, rope_reason, scaling_entries, yarn_attention
 from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, absent
 
 PERIOD = 6
@@ -40,13 +43,7 @@ def _reason(config: Config) -> str:
 
 
 def _entries(config: Config) -> list[Entry]:
-    full = config["rope_parameters"]["full_attention"]
-    local = config["rope_parameters"]["sliding_attention"]
-    entries = [
-        Entry("gemma3.rope.freq_base", float(full["rope_theta"]), "float32"),
-        Entry("gemma3.rope.freq_base_swa", float(local["rope_theta"]), "float32"),
-    ]
-    entries += scaling_entries("gemma3", full, config)
+    entries = scaling_entries("gemma3", config["rope_parameters"]["full_attention"], config)
 
     # which layers have a window
     sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
@@ -61,8 +58,9 @@ def _entries(config: Config) -> list[Entry]:
     return entries
 
 
-def _note(config: Config) -> str:
-    return rope_note({**config, "rope_parameters": config["rope_parameters"]["full_attention"]})
+def _base(layers: str) -> Callable[[Config], Any]:
+    """The rotary base of one kind of layers."""
+    return lambda config: config["rope_parameters"][layers]["rope_theta"]
 
 
 # transformers multiplies by (1 + weight), llama.cpp by weight
@@ -73,6 +71,8 @@ GEMMA3 = Architecture(
         *DECODER_KEYS,
         Key("attention.key_length", "head_dim"),
         Key("attention.value_length", "head_dim"),
+        Key("rope.freq_base", _base("full_attention"), "float32"),
+        Key("rope.freq_base_swa", _base("sliding_attention"), "float32"),
     ),
     rules=(
         Rule("model.embed_tokens"),
@@ -94,5 +94,4 @@ GEMMA3 = Architecture(
     ),
     reason=_reason,
     entries=_entries,
-    note=_note,
 )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gguf_ext.arch.spec import Config, Entry, head_width
+from gguf_ext.arch.spec import Config, Entry, Key, head_width
 
 SCALED = ("default", "linear", "yarn")
 """Kinds that need entries alone: every graph with rotary positions has them."""
@@ -39,17 +39,18 @@ def rope_reason(name: str, rope: Config, kinds: Sequence[str]) -> str:
     return ""
 
 
-def rope_entries(name: str, config: Config) -> list[Entry]:
-    """Widths of heads, rotary base, and the scaling where there is one."""
-    rope, head = config["rope_parameters"], head_width(config)
-    rotated = int(head * float(rope.get("partial_rotary_factor") or 1))
-    return [
-        Entry(f"{name}.rope.dimension_count", rotated, "uint32"),
-        Entry(f"{name}.attention.key_length", head, "uint32"),
-        Entry(f"{name}.attention.value_length", head, "uint32"),
-        Entry(f"{name}.rope.freq_base", float(rope["rope_theta"]), "float32"),
-        *scaling_entries(name, rope, config),
-    ]
+def _rotated(config: Config) -> int:
+    """Columns of a head that are rotated."""
+    return int(head_width(config) * float(config["rope_parameters"].get("partial_rotary_factor") or 1))
+
+
+ROPE_KEYS = (
+    Key("rope.dimension_count", _rotated),
+    Key("attention.key_length", head_width),
+    Key("attention.value_length", head_width),
+    Key("rope.freq_base", lambda config: config["rope_parameters"]["rope_theta"], "float32"),
+)
+"""Widths of heads, and the rotary base; `scaling_entries` has the scaling."""
 
 
 def scaling_entries(name: str, rope: Config, config: Config) -> list[Entry]:

@@ -20,11 +20,10 @@ from gguf_ext.arch.spec import GELU_TANH, SILU, Config
 from gguf_ext.errors import TemplateError
 from gguf_ext.hyperparameters.compare import DEFAULTS, HARMLESS, PATTERN, SEEN, File, default_of, same
 from gguf_ext.hyperparameters.config import WINDOW, counterparts, has_window, rope_of, sources_of
-from gguf_ext.memory import ModelInMemory
+from gguf_ext.memory import ModelInMemory, config_of
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.structure import transformers_config
 
 PERIODS = {
     "afmoe": 4, "cohere2": 4, "exaone4": 4, "exaone-moe": 4, "gemma2": 2, "gemma3": PERIOD, "gemma3n": 5, "gpt-oss": 2,
@@ -146,14 +145,10 @@ def limited(entries: list[Entry], context: int | None) -> list[Entry]:
 def full_config(folder: ModelFolder) -> tuple[Config, bool]:
     """The configuration with transformers' defaults and common names filled in, and whether transformers knows it;
     config.json as it stands where it does not."""
-    if isinstance(folder, ModelInMemory):
-        found = folder.model.config
-    else:
-        try:
-            found = transformers_config(folder.path)
-        except CheckpointError:
-            return folder.config, False
-    return completed(found), True
+    try:
+        return completed(config_of(folder)), True
+    except CheckpointError:
+        return folder.config, False
 
 
 def _values(file: File, said: Mapping[str, Any], config: Config) -> Iterator[tuple[str, str]]:
