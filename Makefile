@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 SET ?= test
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow docs install install-% lock clean
+.PHONY: help demo test test-slow docs install install-% lock clean clean-wheels
 
 help: ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 demo: install-demo ## The whole way on a real model, into demo-out/; ARGS="--out DIR ..." are passed to `sqft demo`
 	$(BIN)/sqft demo $(ARGS)
@@ -35,5 +35,9 @@ install-%:
 lock: install-test ## Write constraints.txt from .venv, after a pin was moved
 	@$(PYTHON) .ci/install.py lock
 
-clean: ## Remove .venv, .cache (the compiled llama.cpp, the prepared model) and what the tools leave
+clean: ## Remove .venv, .cache (the prepared model) and what the tools leave; the compiled llama.cpp stays
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@echo "The compiled llama.cpp stays for all checkouts: make clean-wheels removes it."
+
+clean-wheels: ## Remove the compiled llama.cpp, which all checkouts share
+	@$(PYTHON) .ci/install.py clean-wheels

@@ -1,4 +1,5 @@
-"""Makes .venv: `python3.11 .ci/install.py demo|test`, or writes constraints.txt from it: `... lock`.
+"""Makes .venv: `python3.11 .ci/install.py demo|test`. `... lock` writes constraints.txt from it, `... clean-wheels`
+removes the compiled llama.cpp that checkouts share.
 
 Standard library only. Everything comes from the package registries that pip is configured for; pip's configuration and
 PIP_* variables are the user's and stay untouched. docs/how-to/install.md tells the same in words.
@@ -6,7 +7,6 @@ PIP_* variables are the user's and stay untouched. docs/how-to/install.md tells 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,13 +15,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from pathlib import Path
 
-from install_common import CONSTRAINTS, PIP_LOG, PYTHON, ROOT, VENV, InstallError, pip, pip_install, say
+from install_common import CONSTRAINTS, PIP_LOG, PYTHON, ROOT, VENV, InstallError, pip, pip_install, say, take_lock
 from install_jobs import Installer
-from install_llama import build_llama, check_compiler, cmake_args, wheel_folder
+from install_llama import HOOK, WHEELS, build_llama, check_compiler, cmake_args
 from install_peft_tests import fetch_peft_tests
 from install_pins import lock_text, pin, requirements, without
 from install_vllm import install_vllm, vllm_requirements
@@ -65,9 +66,15 @@ def check_machine(name: str) -> None:
             raise InstallError(
                 f"{folder} is not writable: give yourself write permission, or clone into a folder of yours"
             )
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if not VENV.exists() and free < DISK_GB[name]:
-        raise InstallError(f"{ROOT} has {free:.1f} GB free and .venv needs about {DISK_GB[name]}: free some space")
+    if not VENV.exists():
+        check_space(ROOT, DISK_GB[name], "free some space")
+    check_space(Path(tempfile.gettempdir()), 1, "free some space, or set TMPDIR to a folder elsewhere")
+
+
+def check_space(folder: Path, needed: int, remedy: str) -> None:
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < needed:
+        raise InstallError(f"{folder} has {free:.1f} GB free and the installation needs about {needed} there: {remedy}")
 
 
 # --- the steps ---
@@ -116,7 +123,7 @@ def inputs(args: str) -> str:
     scripts = sorted(Path(__file__).parent.glob("*.py"))  # this one and what it imports
     kernels = ROOT / "sqft_plugins/kernels"  # compiled by the editable install
     compiled = sorted([*kernels.glob("build.py"), *kernels.glob("csrc/*")])
-    files = [path.read_text() for path in (CONSTRAINTS, *scripts, *compiled)]
+    files = [path.read_text() for path in (CONSTRAINTS, HOOK, *scripts, *compiled)]
     return fingerprint(read_pyproject(), *files, args, str(shutil.which("nvidia-smi")), sys.version, str(ROOT))
 
 
@@ -124,35 +131,33 @@ def write_state(name: str, args: str) -> None:
     STATE.write_text(json.dumps({"set": name, "fingerprint": inputs(args), "cmake_args": args}, indent=2) + "\n")
 
 
+def ready(wanted: str, name: str) -> bool:
+    return satisfied(read_state(), wanted, name) and works("")
+
+
 def install(name: str) -> None:
     args = cmake_args()
     wanted = inputs(args)
-    if satisfied(read_state(), wanted, name) and works(""):
+    if ready(wanted, name):
         say(f".venv is up to date ({name})")
         return
     start = time.monotonic()
     project, constraints = read_pyproject(), CONSTRAINTS.read_text()
     llama = pin(constraints, "llama-cpp-python")
     check_machine(name)
-    if not wheel_folder(llama, args).exists():
-        check_compiler()
-    lock = os.open(ROOT, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say("another install runs in this folder, waiting for it")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if satisfied(read_state(), wanted, name):
-            return
-    had = read_state().get("set")
-    if had == "test":
+    compiler = check_compiler()
+    take_lock(ROOT / ".cache" / "install.lock", "another install runs in this folder, waiting for it")
+    if ready(wanted, name):
+        return
+
+    if read_state().get("set") == "test":
         name = "test"  # never less than what was there
     extras = SETS[name]
     make_venv()
     STATE.unlink(missing_ok=True)
-    installer = Installer()
-    try:
-        wheel = build_llama(installer, llama, args)
+
+    with Installer() as installer:
+        wheel = build_llama(installer, llama, args, compiler)
         packages = [*project["build-system"]["requires"], *requirements(project["project"], extras)]
         torch = f"torch=={pin(constraints, 'torch')}"
         say(f"pip's log is {PIP_LOG.relative_to(ROOT)}")
@@ -160,25 +165,20 @@ def install(name: str) -> None:
         if name == "test":
             install_vllm(installer, constraints, packages)
         built = wheel()
-        installer.run("llama-cpp-python", pip("install", "--no-deps", "--force-reinstall", str(built)))
+        installer.run("llama-cpp-python", pip_install("--no-deps", "--force-reinstall", str(built)))
         # Once more as a whole: nearly nothing is left to do, and pip checks that all of it fits together.
         editable = f"{ROOT}[{','.join(extras)}]"
         pins = VENV / "constraints-gpu.txt"
         last = pip_install("--no-build-isolation", "-e", editable, constraints=pins if pins.exists() else CONSTRAINTS)
         installer.run("sqft-plugins, editable", last)
-    finally:
-        installer.kill()
     write_state(name, args)
     say(f".venv is ready ({name}) after {time.monotonic() - start:.0f} s")
 
 
 def fetch_test_sources() -> None:
     """What the set `test` has beside .venv. Looked for at every run, because .cache may be removed alone."""
-    installer = Installer()
-    try:
+    with Installer() as installer:
         fetch_peft_tests(installer, pin(CONSTRAINTS.read_text(), "peft"))
-    finally:
-        installer.kill()
 
 
 def read_state() -> dict:
@@ -200,8 +200,8 @@ def lock() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in (*SETS, "lock", "vllm-requirements"):
-        print("usage: python3.11 .ci/install.py demo|test|lock", file=sys.stderr)
+    if len(arguments) != 1 or arguments[0] not in (*SETS, "lock", "clean-wheels", "vllm-requirements"):
+        print("usage: python3.11 .ci/install.py demo|test|lock|clean-wheels", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -209,6 +209,9 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(vllm_requirements()))
         elif arguments[0] == "lock":
             lock()
+        elif arguments[0] == "clean-wheels":
+            shutil.rmtree(WHEELS, ignore_errors=True)
+            say(f"{WHEELS} is removed: the next installation compiles llama.cpp")
         else:
             install(arguments[0])
             if arguments[0] == "test":

@@ -81,11 +81,10 @@ class Job:
 
 
 class Installer:
-    """Runs jobs one after the other while at most one, the compile, runs behind them."""
+    """Runs jobs one after the other, while the compile runs behind them. At the end of `with`, none is left running."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.behind: Job | None = None
         self.start = time.monotonic()
 
     def run(self, title: str, command: list[str]) -> None:
@@ -93,25 +92,25 @@ class Installer:
         self.jobs.append(Job(title, command, PIP_LOG))
         self.wait(self.jobs[-1])
 
-    def run_behind(self, title: str, command: list[str], log: Path, env: dict[str, str]) -> None:
+    def run_behind(self, title: str, command: list[str], log: Path, env: dict[str, str]) -> Job:
         say(f"{title} (in the background, log: {log.relative_to(ROOT)})")
-        self.behind = Job(title, command, log, env)
-        self.jobs.append(self.behind)
+        self.jobs.append(Job(title, command, log, env))
+        return self.jobs[-1]
 
     def wait(self, job: Job) -> None:
+        """Until the job has ended. A failure of any job, the one behind too, is told at once."""
         spoken = time.monotonic()
-        watched = [job] if self.behind in (None, job) else [job, self.behind]
-        while not job.done():
-            for other in watched[1:]:
-                other.done()  # a failed compile is told at once
+        while job in (running := [each for each in self.jobs if not each.done()]):
             time.sleep(0.2)
             if time.monotonic() - spoken > 30:
                 spoken = time.monotonic()
-                for busy in watched:
-                    if busy.process.poll() is None:
-                        say(f"  {spoken - self.start:4.0f} s  {busy.status()}")
+                for busy in running:
+                    say(f"  {spoken - self.start:4.0f} s  {busy.status()}")
         say(f"  {job.title}: done in {job.seconds:.0f} s")
 
-    def kill(self) -> None:
+    def __enter__(self) -> Installer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for job in self.jobs:
             job.kill()

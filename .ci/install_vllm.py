@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,8 +17,6 @@ the CPU torch (`operator torchvision::nms does not exist`). vLLM serves text wit
 
 
 def has_nvidia_gpu() -> bool:
-    if not shutil.which("nvidia-smi"):
-        return False
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / ".ci"))
 
 import install
+import install_common
 import install_jobs
 import install_llama
 import install_pins
@@ -36,7 +38,7 @@ def cpu(*cores: str) -> str:
 
 
 def options(*cores: str) -> dict[str, str]:
-    flags = install_llama.cmake_flags("Linux", "x86_64", cpu(*cores))
+    flags = install_llama.cmake_flags(cpu(*cores))
     return dict(flag.removeprefix("-D").split("=") for flag in flags)
 
 
@@ -48,7 +50,7 @@ def test_flags_of_a_cpu_with_everything():
 
 
 def test_amx_is_never_built():
-    assert not any("AMX" in flag for flag in install_llama.cmake_flags("Linux", "x86_64", cpu(SAPPHIRE)))
+    assert not any("AMX" in flag for flag in install_llama.cmake_flags(cpu(SAPPHIRE)))
 
 
 def test_flags_of_a_cpu_without_avx512():
@@ -70,17 +72,90 @@ def test_names_are_whole_words():
     assert options("avx512f_something avx2x")["GGML_AVX2"] == "OFF"
 
 
-@pytest.mark.parametrize(
-    ("system", "machine", "text"),
-    [("Darwin", "arm64", ""), ("Linux", "aarch64", "Features : asimd"), ("Linux", "x86_64", "")],
-)
-def test_elsewhere_only_native_is_off(system, machine, text):
-    assert install_llama.cmake_flags(system, machine, text) == ["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF"]
+@pytest.mark.parametrize("text", ["", "Features : asimd"])
+def test_elsewhere_only_native_is_off(text):
+    assert install_llama.cmake_flags(text) == ["-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF"]
 
 
 def test_the_users_cmake_args_come_last(monkeypatch):
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_BLAS=ON")
     assert install_llama.cmake_args().endswith(" -DGGML_BLAS=ON")
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch) -> Path:
+    """An empty place for wheels, and a pip whose `wheel` counts its calls and writes one."""
+    fake = f"""
+import pathlib, sys, zipfile
+folder = next(a.partition("=")[2] for a in sys.argv if a.startswith("--wheel-dir="))
+zipfile.ZipFile(pathlib.Path(folder, "llama.whl"), "w").writestr("lib.so", "code")
+with open({str(tmp_path / "calls")!r}, "a") as calls:
+    calls.write("x")
+"""
+    monkeypatch.setattr(install_llama, "WHEELS", tmp_path / "wheels")
+    monkeypatch.setattr(install_llama, "LLAMA_LOG", tmp_path / "llama.log")
+    monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
+    monkeypatch.setattr(install_llama, "pip", lambda *arguments: [sys.executable, "-c", fake, *arguments])
+    return tmp_path / "wheels"
+
+
+def build(compiler: str = "g++ 12") -> Path:
+    return install_llama.build_llama(install_jobs.Installer(), "0.3", "-DGGML_NATIVE=OFF", compiler)()
+
+
+def test_a_wheel_is_compiled_once_for_all_checkouts(wheels):
+    assert build() == build()
+    assert (wheels.parent / "calls").read_text() == "x"
+    assert not list(wheels.glob("*.partial"))
+
+
+def test_another_compiler_makes_another_wheel(wheels):
+    assert build() != build("g++ 13")
+    assert len(list(wheels.glob("*/*.whl"))) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:40], lambda b: b.replace(b"code", b"cold"), lambda b: b""])
+def test_a_damaged_wheel_is_compiled_anew_and_said(wheels, capsys, damage):
+    wheel = build()
+    wheel.write_bytes(damage(wheel.read_bytes()))
+    assert build() == wheel
+    assert f"{wheel} is damaged: llama.cpp is compiled anew" in capsys.readouterr().out
+    assert zipfile.ZipFile(wheel).read("lib.so") == b"code"
+
+
+def test_one_install_waits_for_the_other(tmp_path, capsys):
+    held = install_common.take_lock(tmp_path / "cache" / "lock", "unused")
+    code = f"import sys; sys.path.append({str(SCRIPT.parent)!r}); import install_common, pathlib\n"
+    code += f"install_common.take_lock(pathlib.Path({str(tmp_path / 'cache' / 'lock')!r}), 'waiting'); print('taken')"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "install: waiting\n"
+        os.close(held)
+        assert other.stdout.readline() == "taken\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_wheels_stay_where_the_user_says(tmp_path):
+    code = f"import sys; sys.path.append({str(SCRIPT.parent)!r}); import install_llama; print(install_llama.WHEELS)"
+
+    def place(**environment: str) -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert place(HOME="/home/me") == "/home/me/.cache/sqft/llama-cpp-python"
+    assert place(HOME="/home/me", XDG_CACHE_HOME="/cache") == "/cache/sqft/llama-cpp-python"
+    assert place(XDG_CACHE_HOME="/cache", SQFT_WHEELS="/wheels") == "/wheels/llama-cpp-python"
+
+
+def test_clean_wheels_removes_them(tmp_path):
+    kept = tmp_path / "llama-cpp-python" / "0.3-abc" / "llama.whl"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (tmp_path / "mine").touch()
+    result = make(ROOT, "clean-wheels", SQFT_WHEELS=str(tmp_path))
+    assert result.returncode == 0
+    assert "is removed: the next installation compiles llama.cpp" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_requirements_resolve_extras_of_ourselves():
@@ -223,8 +298,19 @@ def test_a_failure_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch, messa
     assert (tmp_path / "log").read_text().count("\n$ ") == tries
 
 
+def test_a_failed_compile_ends_the_install_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
+    monkeypatch.setattr(install_jobs, "PIP_LOG", tmp_path / "pip.log")
+    with install_jobs.Installer() as installer:
+        compile_ = [sys.executable, "-c", "import sys; sys.exit('no such instruction')"]
+        installer.run_behind("compiling", compile_, tmp_path / "compile.log", dict(os.environ))
+        with pytest.raises(InstallError, match=r"compiling failed with exit code 1: the whole log is compile\.log"):
+            installer.run("packages", [sys.executable, "-c", "import time; time.sleep(600)"])
+    assert installer.jobs[1].process.poll() is not None  # and nothing is left running
+
+
 def clone(tmp_path, *names: str) -> Path:
-    scripts = [f".ci/{path.name}" for path in SCRIPT.parent.glob("*.py")]
+    scripts = [f".ci/{path.name}" for path in SCRIPT.parent.iterdir() if path.is_file()]
     for name in ("Makefile", "pyproject.toml", "constraints.txt", *scripts):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
@@ -270,3 +356,8 @@ def test_an_unwritable_folder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(install.os, "access", lambda path, mode: False)
     with pytest.raises(InstallError, match="is not writable"):
         install.check_machine("demo")
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(InstallError, match=r"has \d+\.\d GB free and the installation needs about 1000000 there: move"):
+        install.check_space(ROOT, 1_000_000, "move")
