@@ -100,7 +100,7 @@ with open({str(tmp_path / "calls")!r}, "a") as calls:
 
 
 def build(compiler: str = "g++ 12") -> Path:
-    return install_llama.build_llama(install_jobs.Installer(), "0.3", "-DGGML_NATIVE=OFF", compiler)()
+    return install_llama.build_llama(install_jobs.Installer(), "0.3.36", "-DGGML_NATIVE=OFF", compiler)()
 
 
 def test_a_wheel_is_compiled_once_for_all_checkouts(wheels):
