@@ -25,7 +25,7 @@ def take_lock(path: Path, waiting: str) -> int:
     """Takes the lock file, after saying `waiting` where another process has it → its descriptor: closing it, or the end
     of this process, gives the lock back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
