@@ -56,10 +56,8 @@ class ServerSession:
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """The greedy completion of each prompt in order; it ends before the first of the `stop` texts."""
-        for start in range(0, len(prompts), PROMPTS):
-            part = list(prompts[start : start + PROMPTS])
-            for choice in self._complete(part, max_tokens=max_new_tokens, stop=list(stop)):
-                yield choice["text"]
+        for choice in self._complete(prompts, max_tokens=max_new_tokens, stop=list(stop)):
+            yield choice["text"]
 
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([score for score, _ in self._echo([tokens])[0]])
@@ -76,18 +74,18 @@ class ServerSession:
     def _echo(self, rows: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
         """For each row of token ids: log-probability and whether it is the likeliest, of each token after the first."""
         found = []
-        for start in range(0, len(rows), PROMPTS):
-            part = [list(row) for row in rows[start : start + PROMPTS]]
-            for row, choice in zip(part, self._complete(part, max_tokens=1, logprobs=1, echo=True), strict=True):
-                given = choice["logprobs"]
-                pairs = zip(given["token_logprobs"][1 : len(row)], given["top_logprobs"][1 : len(row)], strict=True)
-                found.append([(score, score >= max(top.values())) for score, top in pairs])
+        for row, choice in zip(rows, self._complete(rows, max_tokens=1, logprobs=1, echo=True), strict=True):
+            given = choice["logprobs"]
+            pairs = zip(given["token_logprobs"][1 : len(row)], given["top_logprobs"][1 : len(row)], strict=True)
+            found.append([(score, score >= max(top.values())) for score, top in pairs])
         return found
 
-    def _complete(self, prompts: Sequence[Any], **settings: Any) -> list[dict[str, Any]]:
-        """The choices of the prompts, in order."""
-        body = {"model": self.model, "prompt": prompts, "temperature": 0, "seed": 0, **settings}
-        return sorted(self._call("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+    def _complete(self, prompts: Sequence[Any], **settings: Any) -> Iterator[dict[str, Any]]:
+        """The choices of the prompts (texts or token ids), in order."""
+        for start in range(0, len(prompts), PROMPTS):
+            part = list(prompts[start : start + PROMPTS])
+            body = {"model": self.model, "prompt": part, "temperature": 0, "seed": 0, **settings}
+            yield from sorted(self._call("/v1/completions", body)["choices"], key=lambda choice: choice["index"])
 
     def _call(self, path: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json"}

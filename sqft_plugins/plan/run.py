@@ -78,7 +78,7 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     # whether it fits this machine
     machine = {**machine_now(costs.rate), "measured_seconds": time.perf_counter() - start}
     rows = [{**asdict(step), "fits": step.peak_memory <= machine["memory_available"]} for step in steps]
-    needed = sum(stage.bytes + stage.other for stage in stages[1:])
+    needed = sum(stage.total for stage in stages[1:])
     fits = all(row["fits"] for row in rows) and needed <= machine["disk_free"]
 
     return {

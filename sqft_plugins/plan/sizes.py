@@ -37,6 +37,11 @@ class Stage:
     bits_per_weight: float
     exact: bool = True
 
+    @property
+    def total(self) -> int:
+        """Bytes of all its files."""
+        return self.bytes + self.other
+
 
 class Sizes:
     """The stages of one source folder."""

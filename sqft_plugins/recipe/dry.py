@@ -13,7 +13,7 @@ from sqft_plugins.plan import machine_now
 from sqft_plugins.plan.config import has_weights, open_source
 from sqft_plugins.plan.costs import Cost, Costs
 from sqft_plugins.plan.settings import PlanSettings
-from sqft_plugins.plan.sizes import Sizes, Stage
+from sqft_plugins.plan.sizes import Sizes
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.inputs import check_inputs, check_model, grid_of, planned
@@ -98,13 +98,13 @@ class Planner:
         settings = planned(step.section)
         pruner = get_manager().get("sqft_pruners", settings.method, "method")
         costs = self._costs_for(settings)
-        return costs.prune(pruner, settings.patterns(costs.source)), _total(Sizes(costs.source).pruned())
+        return costs.prune(pruner, settings.patterns(costs.source)), Sizes(costs.source).pruned().total
 
     def _quantize(self, step: Step) -> tuple[Cost | None, int | None]:
         settings = planned(step.section)
         quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "method")
         costs = self._costs_for(settings)
-        return costs.quantize(quantizer), _total(Sizes(costs.source).int4(settings.grid))
+        return costs.quantize(quantizer), Sizes(costs.source).int4(settings.grid).total
 
     def _train(self, step: Step) -> tuple[Cost | None, int | None]:
         section = step.section
@@ -117,7 +117,7 @@ class Planner:
             steps=steps, batch_size=section.batch_size, example_tokens=max(min(tokens, section.max_length), 1),
         )  # fmt: skip
         targets = settings.targets(self.source)
-        return self._costs_for(settings).train(targets), _total(self.sizes.adapter(targets, section.rank))
+        return self._costs_for(settings).train(targets), self.sizes.adapter(targets, section.rank).total
 
     def _extract(self, step: Step) -> tuple[Cost | None, int | None]:
         section = next((s.section for s in self.steps if s.makes == step.uses["adapter"]), None)
@@ -125,10 +125,12 @@ class Planner:
             return None, None
         settings = PlanSettings(target_modules=_targets(section.target_modules))
         rank = heuristic_rank(step.uses["adapter"].choices)  # another choice is about as large
-        return None, _total(self.sizes.adapter(settings.targets(self.source), rank))
+        return None, self.sizes.adapter(settings.targets(self.source), rank).total
 
     def _merge(self, step: Step) -> tuple[Cost | None, int | None]:
-        return self._costs_for(PlanSettings()).merge(), self._model_bytes(step.makes)
+        assert step.makes is not None
+        made = self.sizes.int4(grid_of(step.makes, self.steps)) if step.makes.int4 else self.sizes.pruned()
+        return self._costs_for(PlanSettings()).merge(), made.total
 
     def _eval(self, step: Step) -> tuple[Cost | None, int | None]:
         return self._costs_for(PlanSettings()).evaluate(), None
@@ -147,11 +149,6 @@ class Planner:
         modules = list(self.source.modules) if model.int4 else []
         return cost, exporter.estimate(self.source.path, modules, grid_of(model, self.steps))["bytes"]
 
-    def _model_bytes(self, made: Artefact | None) -> int:
-        if made is not None and made.int4:
-            return _total(self.sizes.int4(grid_of(made, self.steps)))
-        return _total(self.sizes.pruned())
-
     def _costs_for(self, settings: PlanSettings) -> Costs:
         """One measurement of this machine serves all; the layers that are left out may differ."""
         source = open_source(self.source.path, settings.exclude) if settings.exclude else self.source
@@ -163,10 +160,6 @@ def _source(recipe: Recipe, base: Artefact) -> FloatModel | None:
     if base.int4 or (recipe.model == GEMMA and not base.path.is_dir()):
         return None
     return open_source(base.path)
-
-
-def _total(stage: Stage) -> int:
-    return stage.bytes + stage.other
 
 
 def _targets(wanted: list[str] | str) -> list[str]:

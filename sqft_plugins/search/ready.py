@@ -20,8 +20,6 @@ from sqft_plugins.search.space import Choice, Space
 if TYPE_CHECKING:
     from optuna.study import Study
 
-    from sqft_plugins.search.study import Result
-
 Costs = Mapping[str, costs.Cost]
 """Name → cost."""
 
@@ -61,15 +59,11 @@ class Search:
             study.set_user_attr("latency", table)
         return found | {"latency": costs.latency(shapes, table)}
 
-    def evaluate(self, cost: Costs, ranks: dict[str, int]) -> Result:
+    def evaluate(self, cost: Costs, ranks: dict[str, int]) -> dict[str, float]:
         """One trial: the score of module → rank on the search's questions, and its costs."""
-        from sqft_plugins.search.study import Result
-
         score = mean(self.searched.scores(ranks, self.objective, self.parts["search"]))
         prices = {name: price(ranks) for name, price in cost.items()}
-        against = self.settings.against
-        values = [score.value] if against is None else [score.value, prices[against]]
-        return Result(values, {"score": score.value, "stderr": score.stderr, **prices})
+        return {"score": score.value, "stderr": score.stderr, **prices}
 
     def fresh_scores(self, study: Study, part: str, choice: Choice) -> list[float]:
         """The score of each question of "recheck" or "report", from the study where it is known there."""

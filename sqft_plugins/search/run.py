@@ -94,6 +94,7 @@ def search_adapter(
             lambda ranks: search.evaluate(cost, ranks),
             budget,
             starts=begin,
+            against=settings.against,
             proposes=method.proposes,
             done=lambda trial: progress(f"{search.objective.name} {trial.user_attrs['score']:.4f}"),
         )

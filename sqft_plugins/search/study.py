@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ from sqft_plugins.search.space import Choice, Space
 NAME = "sqft-search"
 SQLITE = (".db", ".sqlite", ".sqlite3")
 IDENTITY = "sqft"
-
-
-@dataclass(frozen=True)
-class Result:
-    """values: what the study optimizes, in the order of its directions. more: further columns of the trial's row."""
-
-    values: list[float]
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,17 +109,20 @@ def finished(study: Study) -> list[FrozenTrial]:
 def run_trials(
     study: Study,
     space: Space,
-    evaluate: Callable[[dict[str, int]], Result],
+    evaluate: Callable[[dict[str, int]], Mapping[str, float]],
     budget: Budget,
     *,
     starts: Mapping[str, Choice],
+    against: str | None = None,
     proposes: bool = True,
     done: Callable[[FrozenTrial], None] = lambda trial: None,
 ) -> str:
     """Evaluates configurations until the budget is spent → why it ended. No configuration is evaluated twice, neither
     by this process nor by another that works on the study at the same time.
 
+    evaluate: module → rank → the score and the costs, as the columns of the trial's row.
     starts: name → configuration, evaluated first.
+    against: the cost that a study of two objectives optimizes beside the score.
     proposes: whether the study's sampler goes on after them.
     done: called with every trial that this process has finished.
 
@@ -163,10 +158,10 @@ def run_trials(
                 continue
             choice = tuple(trial.params[group] for group in space.groups)
             start = time.monotonic()
-            result = evaluate(space.expand(choice))
-            for key, value in {**result.more, "seconds": time.monotonic() - start}.items():
+            found = evaluate(space.expand(choice))
+            for key, value in {**found, "seconds": time.monotonic() - start}.items():
                 trial.set_user_attr(key, value)
-            done(study.tell(trial, result.values))
+            done(study.tell(trial, [found[name] for name in ("score", against) if name is not None]))
         except UpdateFinishedTrialError:
             say(f"evaluation {trial.number} is not counted: another process took this one for gone and does it again")
         except BaseException:

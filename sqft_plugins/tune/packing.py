@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.modes import evaluating
-from sqft_plugins.tune.data import IGNORED, Row
+from sqft_plugins.tune.data import IGNORED, Row, padded
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -42,26 +43,18 @@ class PackingCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
-        width = max(lengths)
-        packed: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": []}
+        lines = [[rows[index] for index in indices] for indices in fill_rows(lengths, max(lengths))]
+        tokens = [[row["input_ids"] for row in line] for line in lines]
+        positions = [[range(len(part)) for part in parts] for parts in tokens]
+        # the first token follows nothing of its own example
+        labels = [[[IGNORED, *row["labels"][1:]] for row in line] for line in lines]
 
-        for indices in fill_rows(lengths, width):
-            line: Row = {key: [] for key in packed}
-            for index in indices:
-                line["input_ids"] += rows[index]["input_ids"]
-                line["position_ids"] += range(lengths[index])
-                # the first token follows nothing of its own example
-                line["labels"] += [IGNORED, *rows[index]["labels"][1:]]
-
-            rest = width - len(line["input_ids"])
-            line["input_ids"] += [self.pad] * rest
-            line["position_ids"] += range(rest)  # the padding is one more sequence, which nobody sees
-            line["labels"] += [IGNORED] * rest
-
-            for key, values in line.items():
-                packed[key].append(values)
-
-        return {key: torch.tensor(values) for key, values in packed.items()}
+        return {
+            "input_ids": padded([list(chain(*parts)) for parts in tokens], self.pad),
+            # padding at position 0 is a sequence of its own, which nobody sees
+            "position_ids": padded([list(chain(*parts)) for parts in positions], 0),
+            "labels": padded([list(chain(*parts)) for parts in labels], IGNORED),
+        }
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def known_best(space: Space, seed: int) -> tuple[Choice, Callable[[Choice], floa
 def main(study: str, log: str, evaluations: int, seconds: float, seed: int, together: int = 1) -> None:
     from sqft_plugins.search.methods import HILL_CLIMBING
     from sqft_plugins.search.samplers import Unseen
-    from sqft_plugins.search.study import Budget, Result, open_study, run_trials
+    from sqft_plugins.search.study import Budget, open_study, run_trials
 
     space = make_space(5)
     _, loss = known_best(space, 0)
@@ -50,13 +50,13 @@ def main(study: str, log: str, evaluations: int, seconds: float, seed: int, toge
     while len(list(Path(log).parent.glob(f"{Path(log).name}.*"))) < together:
         time.sleep(0.02)
 
-    def evaluate(ranks: dict[str, int]) -> Result:
+    def evaluate(ranks: dict[str, int]) -> dict[str, float]:
         choice = space.choice(ranks)
         for word in ("begins", "ends"):
             with open(log, "a") as file:
                 file.write(f"{seed} {word} {choice}\n")
             time.sleep(seconds if word == "begins" else 0)
-        return Result([loss(choice)], {"score": loss(choice)})
+        return {"score": loss(choice)}
 
     run_trials(opened, space, evaluate, Budget(evaluations), starts={"heuristic": space.choice("heuristic")})
 

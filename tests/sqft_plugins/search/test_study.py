@@ -19,7 +19,7 @@ from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.search.finals import pareto_front
 from sqft_plugins.search.methods import FIXED, HILL_CLIMBING, NSGA2, TPE
 from sqft_plugins.search.samplers import Unseen, choice_of
-from sqft_plugins.search.study import Budget, Result, finished, open_study, run_trials
+from sqft_plugins.search.study import Budget, finished, open_study, run_trials
 
 HELPER = Path(__file__).parents[1] / "helpers_search.py"
 
@@ -36,10 +36,11 @@ def search(method, space, loss, budget, objectives=1, seed=0, target=None):
 
     def evaluate(ranks):
         score, price = loss(space.choice(ranks)), float(sum(ranks.values()))
-        return Result([score, price][:objectives], {"score": score, "parameters": price})
+        return {"score": score, "parameters": price}
 
     starts = {name: space.choice(name) for name in method.starts if name in ("heuristic", "max", "min")}
-    return study, run_trials(study, space, evaluate, budget, starts=starts, proposes=method.proposes)
+    against = "parameters" if objectives == 2 else None
+    return study, run_trials(study, space, evaluate, budget, starts=starts, against=against, proposes=method.proposes)
 
 
 # --- finding ---
