@@ -47,12 +47,20 @@ def compact_unpack(
     `row_offsets` are not those of the mask.
     """
     mask = unpack_mask(bitmask, in_features)
-    offsets, real = _layout(mask)
-    if not torch.equal(offsets, row_offsets) or values.shape != (int(offsets[-1]),):
+    if not torch.equal(_layout(mask)[0], row_offsets):
         raise CheckpointError("row_offsets are not those of the bitmask")
-    codes = zero_codes(zero_point, in_features)
+    return codes_of(values, mask, zero_point), mask
+
+
+def codes_of(values: Tensor, mask: Tensor, zero_point: Tensor) -> Tensor:
+    """uint8 codes [out, in] from the `values` of the weights that `mask` (bool [out, in]) keeps; the others get their
+    zero_point, uint8 [out, groups]. Raises CheckpointError for more or fewer values than the mask keeps."""
+    offsets, real = _layout(mask)
+    if values.shape != (int(offsets[-1]),):
+        raise CheckpointError("values are more or fewer than the bitmask keeps")
+    codes = zero_codes(zero_point, mask.shape[1])
     codes[mask] = unpack_nibbles(values)[real]
-    return codes, mask
+    return codes
 
 
 def compact_specs(

@@ -27,7 +27,7 @@ from torch import Tensor
 from sqft_plugins._version import VERSION
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, write_file
-from sqft_plugins.checkpoint.compact import compact_pack, compact_unpack
+from sqft_plugins.checkpoint.compact import codes_of, compact_pack
 from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
 from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.errors import CheckpointError, MismatchError
@@ -151,9 +151,8 @@ class PlaneFile:
         mask, zero_point = _layout(base, module)
         with self._open() as handle:
             values = handle.get_tensor(module)
-        bitmask, _, offsets = compact_pack(torch.zeros_like(mask, dtype=torch.uint8), mask)
         try:
-            return compact_unpack(bitmask, values, offsets, zero_point, mask.shape[1])[0]
+            return codes_of(values, mask, zero_point)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{module} of {self.path} does not fit {base.path}: export the plane again"
