@@ -85,9 +85,9 @@ def attach_grids(
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
     """What can be known of a grid before the model folder `base` is loaded. Raises SQFTError."""
     folder = _open(config.grid or str(base.path), config)
-    if base.grid is not None and not base.masks:
-        raise _no_mask(base)
-    if base.grid is None:
+    if base.grid is not None:
+        base.check_masked()
+    else:
         missing = set(folder.int4.modules) - {name.removesuffix(".weight") for name in base.files}
         if missing:
             raise MismatchError(
@@ -163,8 +163,6 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
     # an INT4 base: its mask is the stored one
     if _holds(weight, stored):
         mask = folder.kept(name)
-        if mask is None:
-            raise _no_mask(folder)
         _check_zeros(folder, name, stored, mask)
         return LayerGrid(stored.scale, stored.zero_point, mask, on_grid=True), stored.codes
 
@@ -192,14 +190,6 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
     _check_zeros(folder, name, stored, pattern)
     grid = LayerGrid(stored.scale, stored.zero_point)
     return grid, grid.quantize(weight)
-
-
-def _no_mask(folder: ModelFolder) -> MismatchError:
-    return MismatchError(
-        f"{folder.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights were "
-        "pruned: train over the sparse float base with grid='…', or quantize it with `sqft quantize`, which stores the "
-        "mask"
-    )
 
 
 def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:

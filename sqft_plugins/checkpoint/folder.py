@@ -15,7 +15,7 @@ from sqft_plugins.checkpoint.hub import check_folder
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
 from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_spec, read_tensor
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from sqft_plugins.structure import structure_of_folder
@@ -189,13 +189,20 @@ class ModelFolder(TensorFiles):
             )
         return shape
 
-    def kept(self, module: str) -> Tensor | None:
-        """The mask of an INT4 module, all True for one that pruning has left out; None where the folder has no masks at
-        all: which of its codes were pruned is then unknown."""
+    def kept(self, module: str) -> Tensor:
+        """The mask of an INT4 module, all True for one that pruning has left out. Raises what `check_masked` raises."""
+        self.check_masked()
         mask = self.mask(module)
-        if mask is not None or not self.masks:
-            return mask
-        return torch.ones(self.int4.shape(module), dtype=torch.bool)
+        return torch.ones(self.int4.shape(module), dtype=torch.bool) if mask is None else mask
+
+    def check_masked(self) -> None:
+        """Raises MismatchError for an INT4 folder without any masks: which of its codes were pruned is unknown."""
+        if not self.masks:
+            raise MismatchError(
+                f"{self.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights were "
+                "pruned: train over the sparse float base with grid='…', or quantize it with `sqft quantize`, which "
+                "stores the mask"
+            )
 
 
 class StoredMasks(Mapping[str, Tensor]):

@@ -57,7 +57,8 @@ def test_a_layer_that_pruning_left_out_keeps_all_its_weights(partly_pruned, toke
 def test_masks_that_are_all_missing_are_not_taken_for_kept_weights(partly_pruned, tmp_path) -> None:
     """As of a folder of AutoGPTQ: nothing says which codes were pruned."""
     without_masks(partly_pruned.int4, tmp_path / "int4")
-    assert ModelFolder(tmp_path / "int4").kept("model.layers.0.self_attn.q_proj") is None
+    with pytest.raises(MismatchError, match=r"has no mask \(sqft/mask.safetensors\)"):
+        ModelFolder(tmp_path / "int4").kept("model.layers.0.self_attn.q_proj")
     pair = Pair(partly_pruned.pruned, tmp_path / "int4")
     with pytest.raises(MismatchError, match=r"has no mask \(sqft/mask.safetensors\)"):
         get_peft_model(pair.load("int4"), pair.config("int4"))

@@ -167,10 +167,8 @@ class PlaneFile:
 
 def _layout(base: ModelFolder, module: str) -> tuple[Tensor, Tensor]:
     """mask bool [out, in] and zero point uint8 [out, groups] (one group where all are the same)."""
-    mask, grid = base.kept(module), base.grid
-    if mask is None or grid is None:
-        raise MismatchError(f"{base.path} has no mask of {module}: a plane is of a folder that `sqft quantize` made")
-    if grid.symmetric:  # spares reading the codes
+    mask = base.kept(module)
+    if base.int4.grid.symmetric:  # spares reading the codes
         return mask, torch.full((mask.shape[0], 1), SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
     return mask, base.quantized(module).zero_point
 

@@ -75,13 +75,7 @@ class OverInt4:
                 f"adapter {self.folder.name} adapts {module}, which is not INT4 in {self.int4.path}: it is an adapter "
                 "for another base"
             )
-        mask = self.int4.kept(module)
-        if mask is None:
-            raise MismatchError(
-                f"{self.int4.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights "
-                "were pruned: make it with `sqft quantize`"
-            )
-        return self.int4.quantized(module), mask
+        return self.int4.quantized(module), self.int4.kept(module)
 
     def _check_base(self) -> None:
         folder, hashes = self.folder, GridHashes()
