@@ -181,10 +181,10 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
         )
 
     # a float base: its mask is its nonzero pattern
-    mask, pattern = folder.mask(name), nonzero_mask(weight)
-    if mask is not None and not torch.equal(mask, pattern):
+    own, pattern = folder.mask(name), nonzero_mask(weight)
+    if own is not None and not torch.equal(own, pattern):
         raise MismatchError(
-            f"{int((mask != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
+            f"{int((own != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
             "way round: give the INT4 folder made from this base with grid='…'"
         )
     _check_zeros(folder, name, stored, pattern)

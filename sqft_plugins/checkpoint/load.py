@@ -57,18 +57,20 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
 
 
 @contextmanager
-def as_checkpoint_error(path: str | Path) -> Iterator[None]:
-    """What transformers raises for a model that it cannot load becomes CheckpointError."""
+def as_checkpoint_error(
+    path: str | Path,
+    why: str = "is no language model that transformers loads: check its files",
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError),
+) -> Iterator[None]:
+    """What transformers raises for a model that it cannot load becomes CheckpointError, which says `why`."""
     try:
         yield
     except SQFTError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except kinds as error:
         if not Path(path).is_dir():
             raise unknown_model(path, error) from error
-        raise CheckpointError(
-            f"model {path} is no language model that transformers loads: check its files ({first_line(error)})"
-        ) from error
+        raise CheckpointError(f"model {path} {why} ({first_line(error)})") from error
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> None:
@@ -85,12 +87,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if folder.is_dir() and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):
         # transformers would make an empty tokenizer of the model's class and say nothing
         raise CheckpointError(f"model {path} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
-    try:
+    why = "has no tokenizer that transformers reads: copy tokenizer.json and tokenizer_config.json into it"
+    # damaged files make it raise TypeError, KeyError, …, tokenizers plain Exception
+    with as_checkpoint_error(path, why, (Exception,)):
         return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # damaged files make it raise TypeError, KeyError, …, tokenizers plain Exception
-        if not folder.is_dir():
-            raise unknown_model(path, error) from error
-        raise CheckpointError(
-            f"model {path} has no tokenizer that transformers reads: copy tokenizer.json and tokenizer_config.json "
-            f"into it ({first_line(error)})"
-        ) from error
