@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
 
 

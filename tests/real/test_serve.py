@@ -7,7 +7,6 @@ import json
 import math
 import random
 import shutil
-import sys
 import threading
 import time
 import urllib.error
@@ -17,9 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
-
 from serving import OPERATOR, Served, serve, stock
 
 pytestmark = [

@@ -11,17 +11,11 @@ import sys
 
 import pytest
 import torch
+from helpers_prompts import PROMPTS
 
 from sqft_plugins.checkpoint import load_model, load_tokenizer
-from sqft_plugins.demo.task import WordProblems
 from vllm_ext.checks import has_int4_kernel
 
-PROMPTS = [item.prompt for item in WordProblems(16).items()] + [
-    "The capital of France is",
-    "Python is a language that",
-    "Question: What do bees make?\nAnswer:",
-    "def add(a, b):\n    return",
-]
 NEAR_TIE = 0.5
 """vLLM computes in bfloat16 with 8 significant bits, the reference in float32: of two tokens whose log-probabilities
 are closer than this, either may win. A wrong scale, group or code misses by several units."""

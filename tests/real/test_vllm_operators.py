@@ -10,15 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers_prompts import PROMPTS
 
-from sqft_plugins.demo.task import WordProblems
-
-PROMPTS = [item.prompt for item in WordProblems(16).items()] + [
-    "The capital of France is",
-    "Python is a language that",
-    "Question: What do bees make?\nAnswer:",
-    "def add(a, b):\n    return",
-]
 NEAR_TIE = 0.25
 """Of log-probabilities. The rest of the model is bfloat16: those of tokens that both write differ by up to 0.35 where
 either is unlikely, and where the two first wrote different tokens they were 0.0 apart."""
