@@ -19,7 +19,7 @@ LONGEST = 2048
 """Tokens of a window where the model has no limit; also lm-eval's."""
 
 
-class CandidateLM(LM):
+class CandidateLM(LM):  # type: ignore[misc]  # lm-eval has no types
     """Requests of lm-eval's tasks, answered by a Candidate: one class for every runtime."""
 
     def __init__(self, candidate: Candidate):

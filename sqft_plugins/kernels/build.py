@@ -101,7 +101,7 @@ def notice(text: str) -> None:
     print(f"sqft-plugins: {text}", file=sys.stderr, flush=True)
 
 
-class BuildKernels(build_ext):
+class BuildKernels(build_ext):  # type: ignore[misc]  # setuptools has no types
     """setuptools' command. The extension of pyproject.toml stands for the library, which is no Python module."""
 
     def get_ext_filename(self, fullname: str) -> str:
