@@ -4,7 +4,8 @@ it."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from sqft_plugins.tune.train import train_adapter
 
 Row = dict[str, Any]
 """What a stage keeps, as JSON."""
+Show = Callable[[Mapping[str, Any]], None]
+"""Is called with the report so far."""
 PRUNED, MERGED, LORA_MERGED = (f"{folder}/config.json" for folder in ("pruned", "merged", "lora_merged"))
 MAKERS = {
     "dense": ["base"],
@@ -52,7 +55,7 @@ def run_demo(
     out: str | Path,
     settings: DemoSettings,
     overwrite: bool = False,
-    show: Callable[[Mapping[str, Any]], None] = lambda report: None,
+    show: Show = lambda report: None,
 ) -> dict[str, Any]:
     """Runs the stages that are not done yet and writes report.json, report.md and report.png under `out`, anew with
     each stage that is scored.
@@ -93,33 +96,32 @@ def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
     return training, JsonlTask(settings.data, held_out[: settings.questions])
 
 
-class Demo:
-    """One run. A stage is a method that makes an output, or one that scores it and returns its row."""
+def _digest(rows: Iterable[Any]) -> str:
+    return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
-    def __init__(
-        self,
-        out: Path,
-        settings: DemoSettings,
-        training: Sequence[Example],
-        task: Task,
-        stages: Stages,
-        show: Callable[[Mapping[str, Any]], None],
-    ):
-        self.out, self.settings, self.training, self.task = out, settings, training, task
-        self.stages, self.show = stages, show
-        self.heldout_text = "\n\n".join(builtin_text("heldout"))
-        self.general_text = text_examples(builtin_text("train"))
-        self.base = Path(settings.model) if settings.model else out / "base"
-        self.made: dict[str, Row] = {}
-        questions = hashlib.sha256(repr(list(task.items())).encode()).hexdigest()
-        self.scoring = {"text_tokens": settings.text_tokens, "questions": questions}
+
+@dataclass
+class Demo:
+    """One run. A stage is a method that makes an output, or one that scores it and returns its row. made: name → what
+    the stage keeps, of those that are done."""
+
+    out: Path
+    settings: DemoSettings
+    training: Sequence[Example]
+    task: Task
+    stages: Stages
+    show: Show
+    made: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Path:
+        return Path(self.settings.model or self.out / "base")
 
     def run(self) -> dict[str, Any]:
         """Makes and scores every stage that is not done yet → the report."""
         s, out, make, score = self.settings, self.out, self.make, self.score
-        data = hashlib.sha256(repr(list(self.training)).encode()).hexdigest()
         others = {"model", "data", "sparsity", "questions", "text_tokens", "compare_lora"}
-        tuning = s.model_dump(exclude=others) | {"training": data}
+        tuning = s.model_dump(exclude=others) | {"training": _digest(self.training)}
 
         # the model as it came, and pruned: its masks say which zeros are counted, in the dense model, too
         if s.model is None:
@@ -160,7 +162,8 @@ class Demo:
 
     def score(self, name: str, after: str, work: Callable[[], Row]) -> None:
         """A stage that scores what the stage `after` has made; the report grows by its row."""
-        self.make(name, work, after=[after], settings=self.scoring)
+        scoring = {"text_tokens": self.settings.text_tokens, "questions": _digest(self.task.items())}
+        self.make(name, work, after=[after], settings=scoring)
         if name not in self.stages.reused or name == LAST:
             report = self.report()
             write_report(self.out, report)
@@ -169,8 +172,7 @@ class Demo:
     def report(self) -> dict[str, Any]:
         """What is known so far."""
         made = self.made
-        merges = {"merge": "merge", "lora_merge": "merge_lora"}
-        report = {
+        report: dict[str, Any] = {
             "settings": self.settings.model_dump(),
             "task": self.task.name,
             "stages": [
@@ -178,16 +180,15 @@ class Demo:
                 for name, makers in MAKERS.items()
                 if name in made
             ],
-            **{
-                key: {name: made[stage][name] for name in ("max_logit_difference", "zeros_lost")}
-                for key, stage in merges.items()
-                if stage in made
-            },
             "pruned_sparsity": made["prune"]["sparsity_reached"],
+            "reused": self.stages.reused,
         }
+        for key, stage in (("merge", "merge"), ("lora_merge", "merge_lora")):
+            if stage in made:
+                report[key] = {name: made[stage][name] for name in ("max_logit_difference", "zeros_lost")}
         if "export" in made:
             report["gguf"] = {key: value for key, value in made["export"].items() if key != "seconds"}
-        return report | {"reused": self.stages.reused}
+        return report
 
     # --- making ---
 
@@ -209,7 +210,7 @@ class Demo:
         training = TrainSettings.make(shared)
         report = train_adapter(
             self.out / "pruned", self.out / target, self.training, adapter, training,
-            tuner=tuner, text=self.general_text, overwrite=True,
+            tuner=tuner, text=text_examples(builtin_text("train")), overwrite=True,
         )  # fmt: skip
         return {"losses": report["losses"]}
 
@@ -253,7 +254,7 @@ class Demo:
             return {
                 "accuracy": score.value,
                 "accuracy_stderr": score.stderr,
-                "perplexity": perplexity(session, self.heldout_text, self.settings.text_tokens),
+                "perplexity": perplexity(session, "\n\n".join(builtin_text("heldout")), self.settings.text_tokens),
                 "sample": {"prompt": self.task.items()[0].prompt, "completion": score.completions[0]},
             }
         finally:
