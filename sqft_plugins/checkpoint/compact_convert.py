@@ -53,7 +53,7 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
         raise MismatchError(f"{model}/{FOLDER}/{MASK_FILE} has not the mask_hash of the stamp: copy the model again")
 
     # work
-    kept = {module: _mask(source, module).sum(1) for module in modules}  # int64 [out]
+    kept = {module: source.kept(module).sum(1) for module in modules}  # int64 [out]
     with write_folder(out, overwrite) as target:
         writer = _compact_writer(source, target, kept)
         writer.copy_rest()
@@ -157,7 +157,7 @@ def masked_specs(source: ModelFolder, module: str, kept: Tensor) -> dict[str, Te
 
 def compact_tensors(source: ModelFolder, module: str) -> dict[str, Tensor]:
     """The tensors of `masked_specs`. Raises MismatchError where the mask prunes a weight that is not zero."""
-    grid, weight, mask = source.int4.grid, source.quantized(module), _mask(source, module)
+    grid, weight, mask = source.int4.grid, source.quantized(module), source.kept(module)
     broken = weight.lost_zeros(mask)
     if broken:
         raise MismatchError(
@@ -223,12 +223,6 @@ def _compact_side(source: ModelFolder, target: Path) -> None:
         FOLDER: config.get(FOLDER),
     }
     write_config(target, {**source.config, "quantization_config": quantization})
-
-
-def _mask(folder: ModelFolder, module: str) -> Tensor:
-    mask = folder.mask(module)
-    assert mask is not None
-    return mask
 
 
 def _header(file: Path) -> bytes:
