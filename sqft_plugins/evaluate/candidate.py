@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from types import MappingProxyType
 from typing import Any
 
@@ -108,12 +109,8 @@ class Candidate:
 
     def perplexity(self, text: str, max_tokens: int) -> Perplexity:
         """As `perplexity_of`."""
-
-        def compute() -> tuple[float, float, int]:
-            found = perplexity_of(self.session, text, max_tokens)
-            return found.value, found.stderr, found.tokens
-
-        return Perplexity(*self._once(compute, "perplexity", text, max_tokens))
+        asked = (text, max_tokens)
+        return Perplexity(*self._once(lambda: astuple(perplexity_of(self.session, *asked)), "perplexity", *asked))
 
     def rolling(self, text: str, windows: Callable[[], Iterable[tuple[list[int], list[int]]]]) -> float:
         """The log-probability of a whole text, in the windows (context, continuation) of its tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,14 @@ class Artefact:
     masked: bool = False
     quantization_aware: bool = False
     choices: Sequence[int] = field(default=())
+
+    @property
+    def lineage(self) -> Iterator[Artefact]:
+        """A model, the model that it was made from, and so on up to one that no step has changed."""
+        found: Artefact | None = self
+        while found is not None:
+            yield found
+            found = found.source
 
     @property
     def codes(self) -> Artefact | None:

@@ -127,13 +127,13 @@ def _texts(argument: str, source: str | None) -> None:
 
 def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
     section = step.section
-    if step.verb in ("prune", "quantize") and _comes_from(step.uses["model"], base):
+    if step.verb in ("prune", "quantize") and base in step.uses["model"].lineage:
         settings = planned(section)
         source = open_source(base.path, section.exclude)
         settings.patterns(source)
         settings.check(source)
 
-    elif step.verb == "train" and _comes_from(step.uses["model"], base):
+    elif step.verb == "train" and base in step.uses["model"].lineage:
         check_targets(section.target_modules, base.path)
         if base.int4 or has_weights(open_source(base.path)):
             _check_examples(section, base.path)
@@ -141,7 +141,7 @@ def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
     elif step.verb == "export" and step.makes is not None and step.makes.kind == "file" and not base.int4:
         exporter = get_manager().get("sqft_exporters", section.format, "format")
         model, source = step.uses["model"], open_source(base.path)
-        if hasattr(exporter, "estimate") and has_weights(source) and _comes_from(model, base):
+        if hasattr(exporter, "estimate") and has_weights(source) and base in model.lineage:
             exporter.estimate(base.path, list(source.modules) if model.int4 else [], grid_of(model, steps))
 
 
@@ -164,19 +164,9 @@ def _check_examples(section: Any, base: Path) -> None:
     prepare(data, section.general_text(section), held_out, tokenizer, training, process_count(), context)
 
 
-def _comes_from(artefact: Artefact, base: Artefact) -> bool:
-    while artefact.source is not None:
-        artefact = artefact.source
-    return artefact == base
-
-
 def grid_of(model: Artefact, steps: Sequence[Step]) -> GridStamp:
     """The grid that an INT4 model will have: that of the quantize step that it goes back to."""
     sections = {step.name: step.section for step in steps if step.verb == "quantize"}
-    found: Artefact | None = model
-    while found is not None and found.name not in sections:
-        found = found.source
-    section = sections.get(found.name) if found is not None else None
-    if section is None:
-        section = next(iter(sections.values()), None)
+    made = [sections[artefact.name] for artefact in model.lineage if artefact.name in sections]
+    section = next(iter([*made, *sections.values()]), None)
     return GridStamp() if section is None else GridStamp(group_size=section.group_size, symmetric=section.symmetric)
