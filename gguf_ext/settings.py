@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from gguf_ext.errors import GGUFError
 from sqft_plugins.errors import nearest
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Settings, option
 
 CHOICES = {
     "float_type": ("auto", "f32", "f16", "bf16"),
@@ -23,28 +22,28 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 class Options(Settings):
     """How to export. Raises GGUFError for an unknown value."""
 
-    pre: Annotated[str | None, Written(metavar="NAME")] = Field(
-        default=None, description="llama.cpp's name of the pre-tokenizer, where sqft does not know the tokenizer."
+    pre: str | None = option(
+        None, "llama.cpp's name of the pre-tokenizer, where sqft does not know the tokenizer.", metavar="NAME"
     )
-    float_type: Annotated[str, Written(metavar="TYPE")] = Field(
-        default="auto",
-        description="Of matrices that are not INT4: auto (the narrowest that is exact), f32, f16 or bf16.",
+    float_type: str = option(
+        "auto", "Of matrices that are not INT4: auto (the narrowest that is exact), f32, f16 or bf16.", metavar="TYPE"
     )
-    embedding_type: Annotated[str, Written(metavar="TYPE")] = Field(
-        default="auto",
-        description="Of the token embedding and the output head: auto (as --float-type), f32, f16, bf16 or q8_0.",
+    embedding_type: str = option(
+        "auto",
+        "Of the token embedding and the output head: auto (as --float-type), f32, f16, bf16 or q8_0.",
+        metavar="TYPE",
     )
-    rounding: Annotated[str, Written(metavar="refuse|allow")] = Field(
-        default="refuse",
-        description="Of INT4 scales that fp16 does not hold exactly; the largest error is reported.",
+    rounding: str = option(
+        "refuse",
+        "Of INT4 scales that fp16 does not hold exactly; the largest error is reported.",
+        metavar="refuse|allow",
     )
-    split_max_size: Annotated[int | str | None, Written(metavar="SIZE")] = Field(
-        default=None, description="Write a larger file in parts, such as 2G or 500M."
-    )
-    template_gguf: Annotated[str | Path | None, "file", Written(metavar="BASE.gguf")] = Field(
-        default=None,
-        description="A file of the same base: its tokenizer and, where sqft has no table for the model, its names and "
-        "metadata.",
+    split_max_size: int | str | None = option(None, "Write a larger file in parts, such as 2G or 500M.", metavar="SIZE")
+    template_gguf: str | Path | None = option(
+        None,
+        "A file of the same base: its tokenizer and, where sqft has no table for the model, its names and metadata.",
+        "file",
+        metavar="BASE.gguf",
     )
 
     @field_validator(*CHOICES)

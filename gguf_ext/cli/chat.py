@@ -8,10 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqft_plugins.cli.common import emit, examples, json_option
+from sqft_plugins.settings import Settings, option
 from sqft_plugins.settings.checked import FILE
+from sqft_plugins.settings.click_options import options
 
 if TYPE_CHECKING:
     from gguf_ext.run.chat import Chat
+
+
+class ChatSettings(Settings):
+    adapters: list[str] = option(
+        list,
+        "A LoRA file, active with this scale (1 where none is given, 0 for off). Repeatable.",
+        name="--adapter",
+        metavar="NAME=FILE[:SCALE]",
+    )
+    prompt: str | None = option(
+        None, "Answer this and end. Default: a conversation, or a prompt on stdin.", metavar="TEXT"
+    )
+    max_tokens: int = option(256, "Of an answer, at most.", ge=1)
+    temperature: float = option(0.0, "0: always the likeliest token.", ge=0)
+    plain: bool = option(False, "Complete the text, though the file has a chat template.")
+    context: int | None = option(None, "In tokens. [default: 4096, or the model's]", ge=1)
+    threads: int | None = option(None, "[default: all]", ge=1)
 
 
 @click.command(
@@ -23,33 +42,9 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("file", type=FILE, metavar="FILE.gguf")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="NAME=FILE[:SCALE]",
-    help="A LoRA file, active with this scale (1 where none is given, 0 for off). Repeatable.",
-)
-@click.option("--prompt", metavar="TEXT", help="Answer this and end. Default: a conversation, or a prompt on stdin.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer, at most.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: always the likeliest token."
-)
-@click.option("--plain", is_flag=True, help="Complete the text, though the file has a chat template.")
-@click.option("--context", type=click.IntRange(min=1), help="In tokens. [default: 4096, or the model's]")
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all]")
+@options(settings=ChatSettings)
 @json_option
-def chat_command(
-    file: str,
-    adapters: tuple[str, ...],
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    plain: bool,
-    context: int | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
     """Talk to FILE.gguf.
 
     Through the chat template of the file, or, where it has none, as plain completion of each text. /help lists the
@@ -60,6 +55,7 @@ def chat_command(
     from gguf_ext.run.chat import Chat, parse_adapter
     from gguf_ext.run.llama import load
 
+    prompt = settings.prompt
     interactive = prompt is None and sys.stdin.isatty()
     if interactive and as_json:
         raise click.UsageError("--json needs one question: add --prompt, or give the prompt on stdin")
@@ -70,14 +66,14 @@ def chat_command(
             raise click.UsageError(f"the prompt on stdin is not UTF-8 text ({error}): convert it") from error
     if not interactive and not prompt:
         raise click.UsageError("the prompt is empty: write it behind --prompt or to stdin")
-    given = {name: (path, scale) for name, path, scale in map(parse_adapter, adapters)}
-    if len(given) < len(adapters):
+    given = {name: (path, scale) for name, path, scale in map(parse_adapter, settings.adapters)}
+    if len(given) < len(settings.adapters):
         raise click.UsageError("two --adapter have the same name: name them apart")
-    threads = threads or os.cpu_count() or 1
+    threads = settings.threads or os.cpu_count() or 1
     files = {name: path for name, (path, _) in given.items()}
-    llm = load(file, files, n_ctx=context, n_threads=threads, n_threads_batch=threads)
+    llm = load(file, files, n_ctx=settings.context, n_threads=threads, n_threads_batch=threads)
     try:
-        chat = Chat(llm, max_tokens=max_tokens, temperature=temperature, plain=plain)
+        chat = Chat(llm, **settings.model_dump(include={"max_tokens", "temperature", "plain"}))
         chat.switch({name: scale for name, (_, scale) in given.items()})
         if prompt is None:
             _converse(chat)

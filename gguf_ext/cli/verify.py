@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import click
+from pydantic import model_validator
 
-from gguf_ext.cli.export import show_unchecked
+from gguf_ext.cli.export import unchecked_line
 from gguf_ext.settings import check_choice
-from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.cli.common import table
+from sqft_plugins.cli.verb import Found, verb
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.settings import Settings, option
 from sqft_plugins.settings.checked import FILE, MODEL_FOLDER
 
 
-@click.command(
-    "verify",
-    epilog=examples(
-        "sqft verify merged-int4 model.gguf",
-        "sqft verify merged model-f16.gguf --rounding allow --json",
-        "sqft verify merged model-f32.gguf --logits --text prose.txt",
-    ),
+class VerifySettings(Settings):
+    rounding: str = option(
+        "refuse",
+        "allow: weights that the file holds rounded to its types are no difference.",
+        metavar="refuse|allow",
+    )
+    logits: bool = option(False, "Also run both on a text: KL divergence, top-1 agreement, perplexity.")
+    text: str | None = option(None, "For --logits. Default: held-out text that Python ships.", "file", metavar="FILE")
+    max_tokens: int = option(1024, "Of the text, for --logits.", ge=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_choice("rounding", self.rounding)
+        if self.text is not None and not self.logits:
+            raise SQFTError("--text needs --logits: add it, or leave --text out")
+        return self
+
+
+@verb(
+    "sqft verify merged-int4 model.gguf",
+    "sqft verify merged model-f16.gguf --rounding allow --json",
+    "sqft verify merged model-f32.gguf --logits --text prose.txt",
+    name="verify",
+    settings=VerifySettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
 @click.argument("file", type=FILE, metavar="FILE.gguf")
-@click.option(
-    "--rounding",
-    default="refuse",
-    metavar="refuse|allow",
-    show_default=True,
-    help="allow: weights that the file holds rounded to its types are no difference.",
-)
-@click.option("--logits", is_flag=True, help="Also run both on a text: KL divergence, top-1 agreement, perplexity.")
-@click.option(
-    "--text", type=click.Path(), metavar="FILE", help="For --logits. Default: held-out text that Python ships."
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=2), default=1024, show_default=True, help="Of the text, for --logits."
-)
-@json_option
-@click.pass_context
-def verify_command(
-    ctx: click.Context,
-    model: str,
-    file: str,
-    rounding: str,
-    logits: bool,
-    text: str | None,
-    max_tokens: int,
-    as_json: bool,
-) -> None:
+def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     """Compare MODEL with FILE.gguf.
 
     Compared are every weight, every hyper-parameter and the tokenizer, from both sides; of a file in parts, give the
@@ -56,16 +52,13 @@ def verify_command(
     """
     from gguf_ext.verify.tensors import verify_gguf
 
-    check_choice("rounding", rounding)
-    if text is not None and not logits:
-        raise click.UsageError("--text needs --logits: add it, or leave --text out")
-    prose = _prose(text) if logits else ""
+    prose = _prose(settings.text) if settings.logits else ""
     report = verify_gguf(model, file)
     result = report.as_dict()
-    if logits:
+    if settings.logits:
         from gguf_ext.verify.logits import compare_logits
 
-        result["logits"] = compare_logits(model, file, prose, max_tokens).as_dict()
+        result["logits"] = compare_logits(model, file, prose, settings.max_tokens).as_dict()
 
     def show() -> None:
         if report.differences:
@@ -75,14 +68,14 @@ def verify_command(
             click.echo(f"{report.rounded} rounded to their type in the file, by {report.largest_error:.3g} at most")
         click.echo(f"{report.pruned - report.pruned_nonzero} of {report.pruned} pruned weights are 0")
         click.echo(f"tokenizer {report.tokenizer}")
-        show_unchecked(report.unchecked)
-        if logits:
+        for line in unchecked_line(report.unchecked):
+            click.echo(line)
+        if settings.logits:
             _show_logits(result["logits"])
         click.echo("equal" if report.exact else "equal but for rounding" if report.ok else "different")
 
-    emit(as_json, result, show)
-    if not (report.ok if rounding == "allow" else report.exact):
-        ctx.exit(1)
+    same = report.ok if settings.rounding == "allow" else report.exact
+    return Found(result, show, code=int(not same))
 
 
 def _prose(text: str | None) -> str:

@@ -26,7 +26,8 @@ from gguf_ext.write.metadata import WRITER
 from gguf_ext.write.plan import Planned
 from gguf_ext.write.tensors import PlacedTensor, find_place, is_tied
 from sqft_plugins.adapter import AdapterFolder
-from sqft_plugins.checkpoint import ModelFolder, check_output, write_file
+from sqft_plugins.checkpoint import ModelFolder, write_file
+from sqft_plugins.checkpoint.files import check_output_file
 from sqft_plugins.errors import MismatchError
 
 
@@ -63,7 +64,7 @@ def export_lora(
     """
     lora = AdapterFolder(adapter)
     check_dense(lora)
-    target = check_output(target, overwrite)
+    target = check_output_file(target, overwrite)
     require_gguf()
 
     # which module stands where in the base

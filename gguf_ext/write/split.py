@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from gguf_ext.errors import GGUFError, TargetExistsError
 from gguf_ext.parts import PartName, part_name
-from sqft_plugins.checkpoint import check_output, write_file
-from sqft_plugins.checkpoint.files import translate_full_disk
+from sqft_plugins.checkpoint import write_file
+from sqft_plugins.checkpoint.files import check_output_file, translate_full_disk
 from sqft_plugins.errors import OutputExistsError
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Pa
     if split and part_name(path.name):
         raise GGUFError(f"--out {target} is the name of a part: give the name without -00001-of-…, parts are added")
     try:
-        check_output(path, overwrite)
+        check_output_file(path, overwrite)
     except OutputExistsError as error:
         raise TargetExistsError(str(error)) from None
-    if path.is_dir():
-        raise GGUFError(f"--out {target} is a folder, a file goes there: choose another path")
     if split and not overwrite and (parts := _parts_of(path)):
         raise TargetExistsError(
             f"--out {target}: {parts[0].name} exists: choose another path, or replace it with --overwrite"

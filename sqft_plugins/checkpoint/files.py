@@ -40,6 +40,14 @@ def check_output_folder(path: str | Path, overwrite: bool = False, argument: str
     return found
 
 
+def check_output_file(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
+    """`check_output` of a file: refuses a folder, too."""
+    found = check_output(path, overwrite, argument)
+    if found.is_dir():
+        raise SQFTError(f"{argument} {path} is a folder, a file goes there: choose another path")
+    return found
+
+
 @contextmanager
 def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
     """Yields an empty folder beside `path`; on success it becomes `path`, on any error or Ctrl-C it is removed."""
@@ -63,9 +71,7 @@ def replace_folder(folder: Path, path: Path) -> None:
 @contextmanager
 def write_file(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
     """Yields a file name beside `path` to write to; on success it becomes `path`, on any error it is removed."""
-    shown, path = path, check_output(path, overwrite, argument).resolve()
-    if path.is_dir():
-        raise SQFTError(f"{argument} {shown} is a folder, a file goes there: choose another path")
+    shown, path = path, check_output_file(path, overwrite, argument).resolve()
     temporary = _beside(path)
     make_folder(path.parent, shown, argument)
     with _cleaned(temporary, path, argument):

@@ -1,4 +1,4 @@
-"""Options and output that every verb shares."""
+"""Output that every verb shares, and `--json`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import Any
 
 import click
 
-from sqft_plugins.configurations import read_configuration
-from sqft_plugins.errors import SQFTError
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-out_option = click.option(
-    "--out", required=True, type=click.Path(), metavar="DIR", help="Where to write. Must not exist."
-)
 
 
 def examples(*lines: str) -> str:
@@ -23,15 +16,14 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def emit(as_json: bool, result: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
-    """Prints the result: JSON, or `show`, or its top-level values as `name  value` lines."""
+def emit(as_json: bool, result: Mapping[str, Any], text: str | Callable[[], object] = "") -> None:
+    """Prints the result as JSON, or the text, which may be what prints it."""
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
-    elif show is not None:
-        show()
+    elif isinstance(text, str):
+        click.echo(text)
     else:
-        for key, value in result.items():
-            click.echo(f"{key:16} {value}")
+        text()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -61,28 +53,3 @@ def duration(seconds: float | None) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
-
-
-class RankType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
-    """A rank: a number, a name, or a JSON file with module name (or pattern) → rank."""
-
-    name = "rank"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or not value.endswith(".json"):
-            return value
-        try:
-            return read_configuration(value)
-        except SQFTError as error:
-            self.fail(str(error))
-
-
-rank_option = click.option(
-    "--rank",
-    type=RankType(),
-    default="heuristic",
-    show_default=True,
-    metavar="RANK",
-    help="heuristic (the median; in PEFT an adapter starts at max), max, min, a number, a configuration that the "
-    "adapter carries, or a JSON file: module name → rank.",
-)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.cli.verb import Found, Output, verb
+from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import MODEL_FOLDER
 
 
-@click.command(
-    epilog=examples(
-        "sqft compact models/gemma-50-int4 --out models/gemma-50-compact",
-        "sqft compact --expand models/gemma-50-compact --out models/gemma-50-int4",
-        "sqft compact models/gemma-50-int4 --out models/gemma-50-compact --json",
-    )
+class CompactSettings(Output):
+    expand: bool = option(False, "The way back: MODEL is compact, the INT4 folder is restored.")
+
+
+@verb(
+    "sqft compact models/gemma-50-int4 --out models/gemma-50-compact",
+    "sqft compact --expand models/gemma-50-compact --out models/gemma-50-int4",
+    "sqft compact models/gemma-50-int4 --out models/gemma-50-compact --json",
+    settings=CompactSettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
-@click.option("--expand", is_flag=True, help="The way back: MODEL is compact, the INT4 folder is restored.")
-@out_option
-@overwrite_option
-@json_option
-def command(model: str, expand: bool, out: str, overwrite: bool, as_json: bool) -> None:
+def command(model: str, settings: CompactSettings) -> Found:
     """Shrink the sparse INT4 folder MODEL to ship it.
 
     Mask, kept codes and scales: about 3 bits a weight and the scales at 50 % sparsity. Nothing is lost: --expand
@@ -29,14 +29,14 @@ def command(model: str, expand: bool, out: str, overwrite: bool, as_json: bool) 
     """
     from sqft_plugins.checkpoint.compact_convert import compact_folder, expand_folder
 
-    if expand:
-        report = expand_folder(model, out, overwrite)
+    if settings.expand:
+        report = expand_folder(model, settings.out, settings.overwrite)
         text = f"{report['modules']} layers restored, {report['bytes'] / 2**20:.1f} MiB"
     else:
-        report = compact_folder(model, out, overwrite)
+        report = compact_folder(model, settings.out, settings.overwrite)
         text = (
             f"{report['weights'] / 1e6:.1f} M weights in {report['modules']} layers, {report['sparsity']:.2%} pruned, "
             f"{report['bits_per_weight_before']:.3f} → {report['bits_per_weight']:.3f} bits a weight with the mask, "
             f"{report['bytes_before'] / 2**20:.1f} → {report['bytes'] / 2**20:.1f} MiB"
         )
-    emit(as_json, report, lambda: click.echo(f"{report['out']}: {text}, {report['seconds']:.0f} s"))
+    return Found(report, f"{report['out']}: {text}, {report['seconds']:.0f} s")

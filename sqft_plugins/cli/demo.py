@@ -7,9 +7,15 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option
+from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.cli.verb import Overwrite
 from sqft_plugins.demo.settings import DemoSettings
+from sqft_plugins.settings import option
 from sqft_plugins.settings.click_options import options
+
+
+class DemoOutput(Overwrite):
+    out: str = option("demo-out", "Where everything goes.", "place", metavar="DIR")
 
 
 @click.command(
@@ -20,26 +26,21 @@ from sqft_plugins.settings.click_options import options
         "sqft demo --sparsity 0.7 --steps 300 --questions 500 --out demo-70 --json",
     )
 )
-@click.option(
-    "--out", default="demo-out", show_default=True, type=click.Path(), metavar="DIR", help="Where everything goes."
-)
-@options(settings=DemoSettings)
-@overwrite_option
+@options(settings=DemoSettings, output=DemoOutput)
 @json_option
-def command(out: str, settings: DemoSettings, overwrite: bool, as_json: bool) -> None:
+def command(settings: DemoSettings, output: DemoOutput, as_json: bool) -> None:
     """Run the whole way on a real model.
 
     It is pruned, tuned, merged, quantized and exported; every stage is scored, and the table is shown as it grows.
 
     A second run goes on where the first stopped and reuses what is unchanged.
     """
-    from sqft_plugins.cli.common import table
     from sqft_plugins.demo.report import COLUMNS, rows
     from sqft_plugins.demo.run import run_demo
 
     def show(report: Mapping[str, Any]) -> None:
         if not as_json:
-            table(COLUMNS, rows(report), title=f"{out}/report.md, report.json, report.png")
+            table(COLUMNS, rows(report), title=f"{output.out}/report.md, report.json, report.png")
 
-    report = run_demo(out, settings, overwrite, show)
+    report = run_demo(output.out, settings, output.overwrite, show)
     emit(as_json, report, lambda: None)

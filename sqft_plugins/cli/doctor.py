@@ -16,11 +16,13 @@ from pathlib import Path
 import click
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.cli.common import table
+from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import machine_facts, nvidia_gpus, variable
 from sqft_plugins.plugins.packages import declared_range, installed, package_check, why_not_imported
 from sqft_plugins.plugins.protocols import Check
+from sqft_plugins.settings import Settings, option
 from sqft_plugins.variables import KERNEL, PLUGINS
 
 CORE = {"torch": "torch", "transformers": "transformers", "compressed-tensors": "compressed_tensors"}
@@ -115,18 +117,20 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-@click.command(
-    epilog=examples(
-        "sqft doctor",
-        "sqft doctor --deep                        # also import what is installed: takes some seconds",
-        "sqft doctor --json > doctor.json",
-        "SQFT_PLUGINS=none sqft doctor             # the core alone",
-    )
+class DoctorSettings(Settings):
+    deep: bool = option(False, "Import the packages, too: it finds those that are there but broken.")
+
+
+@verb(
+    "sqft doctor",
+    "sqft doctor --deep                        # also import what is installed: takes some seconds",
+    "sqft doctor --json > doctor.json",
+    "SQFT_PLUGINS=none sqft doctor             # the core alone",
+    settings=DoctorSettings,
 )
-@click.option("--deep", is_flag=True, help="Import the packages, too: it finds those that are there but broken.")
-@json_option
-def command(deep: bool, as_json: bool) -> int:
+def command(settings: DoctorSettings) -> Found:
     """Check the environment. Exit code 1 when something is wrong; what is missing is optional, its remedy is shown."""
+    deep = settings.deep
     checks = [*machine_checks(), *core_checks(deep), *plugin_checks(deep)]
     wrong = sum(check.status == "wrong" for check in checks)
 
@@ -137,5 +141,4 @@ def command(deep: bool, as_json: bool) -> int:
                 click.echo(f"{check.name} is {check.status}: {check.remedy}")
         click.echo("Nothing is wrong." if not wrong else f"{wrong} wrong.")
 
-    emit(as_json, {"ok": not wrong, "checks": [asdict(check) for check in checks]}, show)
-    return 1 if wrong else 0
+    return Found({"ok": not wrong, "checks": [asdict(check) for check in checks]}, show, code=int(wrong > 0))

@@ -3,85 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import click
-from click.core import ParameterSource
+from pydantic import model_validator
 
-from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, rank_option
+from sqft_plugins.checkpoint.files import check_output
+from sqft_plugins.cli.verb import AtRank, Found, Overwrite, verb
 from sqft_plugins.elastic import Rank
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.settings import EvalSettings
-from sqft_plugins.settings.checked import ADAPTER_FOLDER, THERE
-from sqft_plugins.settings.click_options import options
+from sqft_plugins.settings import like, option
+from sqft_plugins.settings.checked import THERE
 
 
-@click.command(
-    epilog=examples(
-        "sqft eval models/gemma-50",
-        "sqft eval models/gemma-50 --task arc-easy --task openbookqa --data-dir data --limit 300",
-        "sqft eval models/gemma-50 --adapter adapters/math --rank min --data test.jsonl",
-        "sqft eval models/gemma-int4 --accelerate --task arc-easy --data-dir data",
-        "sqft eval gemma.gguf --task word-problems --limit 100 --json",
-        "sqft eval --server http://localhost:8000 --model math@heuristic --task svamp --data-dir data",
-    )
+class EvalCommand(EvalSettings, Overwrite):
+    """The options that a recipe's `eval` does not have, before those that it has."""
+
+    adapter: str | None = option(None, "An adapter over MODEL, unmerged.", "adapter")
+    rank: Rank = like(AtRank, "rank")
+    server: str | None = option(None, "Ask a running vLLM server instead of loading MODEL.", metavar="URL")
+    served: str | None = option(None, "The model that the server is asked for.", name="--model", metavar="NAME")
+    cache: bool = option(True, "Ask the model again what it has answered before.", name="--no-cache")
+    samples: str | None = option(None, "Write every question with its answer, as JSONL.", "place", metavar="FILE")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.served and not self.server:
+            raise SQFTError("--model names what a --server is asked for: give the path of a model without it")
+        if not self.adapter and "rank" in self.model_fields_set:
+            raise SQFTError("--rank is that of an adapter: give it with --adapter")
+        if self.samples:
+            check_output(self.samples, self.overwrite, "--samples")
+        return self
+
+
+@verb(
+    "sqft eval models/gemma-50",
+    "sqft eval models/gemma-50 --task arc-easy --task openbookqa --data-dir data --limit 300",
+    "sqft eval models/gemma-50 --adapter adapters/math --rank min --data test.jsonl",
+    "sqft eval models/gemma-int4 --accelerate --task arc-easy --data-dir data",
+    "sqft eval gemma.gguf --task word-problems --limit 100 --json",
+    "sqft eval --server http://localhost:8000 --model math@heuristic --task svamp --data-dir data",
+    settings=EvalCommand,
 )
 @click.argument("model", type=THERE, required=False)
-@click.option("--adapter", type=ADAPTER_FOLDER, help="An adapter over MODEL, unmerged.")
-@rank_option
-@options(settings=EvalSettings)
-@click.option("--server", metavar="URL", help="Ask a running vLLM server instead of loading MODEL.")
-@click.option("--model", "served", metavar="NAME", help="The model that the server is asked for.")
-@click.option("--no-cache", is_flag=True, help="Ask the model again what it has answered before.")
-@click.option("--samples", type=click.Path(), metavar="FILE", help="Write every question with its answer, as JSONL.")
-@overwrite_option
-@json_option
-@click.pass_context
-def command(
-    context: click.Context,
-    model: str | None,
-    adapter: str | None,
-    rank: Rank,
-    settings: EvalSettings,
-    server: str | None,
-    served: str | None,
-    no_cache: bool,
-    samples: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(model: str | None, settings: EvalCommand) -> Found:
     """Score MODEL: tasks, perplexity; each number with its standard error.
 
     MODEL is a folder or a .gguf file. Answers are greedy, options are judged by log-likelihood. What an unchanged model
     has answered before is not asked again.
     """
-    from sqft_plugins.checkpoint import check_output
     from sqft_plugins.evaluate.harness import choose_tasks
 
     # everything that can be refused without loading anything
-    if not model and not server:
+    if not model and not settings.server:
         raise click.UsageError("no model: give a folder or a .gguf file, or --server URL")
-    if server and (model or adapter):
+    if settings.server and (model or settings.adapter):
         raise click.UsageError("--server has its model: choose it with --model, and leave out MODEL and --adapter")
-    if served and not server:
-        raise click.UsageError("--model names what a --server is asked for: give the path of a model without it")
-    if not adapter and context.get_parameter_source("rank") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--rank is that of an adapter: give it with --adapter")
-    if samples:
-        check_output(samples, overwrite, "--samples")
     chosen = choose_tasks(settings.tasks, settings.data)
+    prose = settings.prose("--text")
 
     from sqft_plugins.cli.eval_output import show, write_samples
     from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 
-    prose = settings.prose("--text")
+    samples = settings.samples
     candidate = open_candidate(
         model,
-        adapter,
-        rank,
-        server=server,
-        served=served,
-        cache=not no_cache,
-        batch_size=settings.batch_size,
+        **settings.model_dump(include={"adapter", "rank", "server", "served", "cache", "batch_size"}),
         **settings.runtime(),
     )
 
@@ -91,10 +80,10 @@ def command(
         candidate.close()
 
     if samples:
-        write_samples(samples, report.pop("samples"), overwrite)
-    about = {"model": candidate.name, "adapter": adapter, "rank": rank if adapter else None}
-    result = {**about, **_short(report), **report}
-    emit(as_json, result, lambda: show(result))
+        write_samples(samples, report.pop("samples"), settings.overwrite)
+    about = {"adapter": settings.adapter, "rank": settings.rank if settings.adapter else None}
+    result = {"model": candidate.name, **about, **_short(report), **report}
+    return Found(result, lambda: show(result))
 
 
 def _short(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,31 +7,26 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+from sqft_plugins.cli.verb import AtRank, Found, verb
 from sqft_plugins.settings.checked import ADAPTER_FOLDER
 
 
-@click.command(
-    epilog=examples(
-        "sqft extract adapters/math --out adapters/math-heuristic",
-        "sqft extract adapters/math --rank min --out adapters/math-small",
-        "sqft extract adapters/math --rank configuration.json --out adapters/math-searched --json",
-    )
+@verb(
+    "sqft extract adapters/math --out adapters/math-heuristic",
+    "sqft extract adapters/math --rank min --out adapters/math-small",
+    "sqft extract adapters/math --rank configuration.json --out adapters/math-searched --json",
+    settings=AtRank,
 )
 @click.argument("adapter", type=ADAPTER_FOLDER)
-@rank_option
-@out_option
-@overwrite_option
-@json_option
-def command(adapter: str, rank: Any, out: str, overwrite: bool, as_json: bool) -> None:
+def command(adapter: str, settings: AtRank) -> Found:
     """Write the sub-adapter of ADAPTER at a rank. Its logits are those of ADAPTER at that rank.
 
     A dense one (`sqft train --dense`) becomes a plain LoRA that stock PEFT, vLLM and llama.cpp load.
     """
     from sqft_plugins.tune.extract import extract_adapter
 
-    report = extract_adapter(adapter, out, rank, overwrite)
-    emit(as_json, report, lambda: click.echo(_line(report)))
+    report = extract_adapter(adapter, settings.out, settings.rank, settings.overwrite)
+    return Found(report, _line(report))
 
 
 def _line(report: Mapping[str, Any]) -> str:

@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import click
+from pydantic import model_validator
 
-from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
-from sqft_plugins.settings.checked import N_OF_M, THERE
+from sqft_plugins.cli.common import table
+from sqft_plugins.cli.verb import Found, Overwrite, verb
+from sqft_plugins.inspect.plot import check_plot
+from sqft_plugins.pattern import asked_patterns
+from sqft_plugins.settings import option
+from sqft_plugins.settings.checked import THERE
 
 
-@click.command(
-    epilog=examples(
-        "sqft inspect models/gemma-50",
-        "sqft inspect models/gemma-50-int4 --plot sparsity.png",
-        "sqft inspect models/gemma-24 --pattern 1:2",
-        "sqft inspect model.gguf",
-        "sqft inspect adapters/math --json",
-    )
+class InspectSettings(Overwrite):
+    pattern: str | None = option(None, "Look for this N:M, too; 1:4, 2:4 and 4:8 are always looked for.", metavar="N:M")
+    plot: str | None = option(None, "Write a heat map of zeros, blocks × kind of layer.", "place", metavar="FILE.png")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        asked_patterns(self.pattern)
+        if self.plot:
+            check_plot(self.plot, self.overwrite)
+        return self
+
+
+@verb(
+    "sqft inspect models/gemma-50",
+    "sqft inspect models/gemma-50-int4 --plot sparsity.png",
+    "sqft inspect models/gemma-24 --pattern 1:2",
+    "sqft inspect model.gguf",
+    "sqft inspect adapters/math --json",
+    settings=InspectSettings,
 )
 @click.argument("path", type=THERE)
-@click.option(
-    "--pattern", type=N_OF_M, metavar="N:M", help="Look for this N:M, too; 1:4, 2:4 and 4:8 are always looked for."
-)
-@click.option(
-    "--plot", type=click.Path(), metavar="FILE.png", help="Write a heat map of zeros, blocks × kind of layer."
-)
-@overwrite_option
-@json_option
-def command(path: str, pattern: str | None, plot: str | None, overwrite: bool, as_json: bool) -> None:
+def command(path: str, settings: InspectSettings) -> Found:
     """Show what is in PATH, layer by layer.
 
     PATH is a model folder, float or INT4, an adapter, or a GGUF file.
 
     Zeros and their N:M, the mask and weights that break it, INT4 codes and scales, bits a weight, the GGUF type.
     """
-    from sqft_plugins.inspect import check_plot, inspect_path, plot_sparsity
+    from sqft_plugins.inspect import inspect_path, plot_sparsity
 
-    if plot:
-        check_plot(plot, overwrite)
-    report = inspect_path(path, pattern)
-    if plot:
-        plot_sparsity(report, plot, overwrite)
-    emit(as_json, report, lambda: _show_adapter(report) if report["kind"] == "adapter" else _show_model(report))
+    report = inspect_path(path, settings.pattern)
+    if settings.plot:
+        plot_sparsity(report, settings.plot, settings.overwrite)
+    return Found(report, lambda: _show_adapter(report) if report["kind"] == "adapter" else _show_model(report))
 
 
 def _show_model(report: Mapping[str, Any]) -> None:

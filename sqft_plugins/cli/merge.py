@@ -7,27 +7,24 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option, rank_option
+from sqft_plugins.cli.verb import AtRank, Found, verb
+from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 
 
-@click.command(
-    epilog=examples(
-        "sqft merge models/gemma-50 adapters/math --out models/gemma-50-math",
-        "sqft merge models/gemma-50-int4 adapters/math-qa --rank max --out models/gemma-50-math-int4",
-        "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
-    )
+class MergeSettings(AtRank):
+    grid: str | None = option(None, "The INT4 folder of a quantization-aware ADAPTER, if moved.", "file", metavar="DIR")
+
+
+@verb(
+    "sqft merge models/gemma-50 adapters/math --out models/gemma-50-math",
+    "sqft merge models/gemma-50-int4 adapters/math-qa --rank max --out models/gemma-50-math-int4",
+    "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
+    settings=MergeSettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
 @click.argument("adapter", type=ADAPTER_FOLDER)
-@rank_option
-@click.option(
-    "--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER, if moved."
-)
-@out_option
-@overwrite_option
-@json_option
-def command(model: str, adapter: str, rank: Any, grid: str | None, out: str, overwrite: bool, as_json: bool) -> None:
+def command(model: str, adapter: str, settings: MergeSettings) -> Found:
     """Merge ADAPTER into MODEL at a rank.
 
     A masked adapter keeps every zero, a quantization-aware one the INT4 grid, too. MODEL is what the adapter was
@@ -35,8 +32,8 @@ def command(model: str, adapter: str, rank: Any, grid: str | None, out: str, ove
     """
     from sqft_plugins.tune.merge import merge_folder
 
-    report = merge_folder(model, adapter, out, rank, overwrite, grid)
-    emit(as_json, report, lambda: click.echo(_line(report)))
+    report = merge_folder(model, adapter, **settings.model_dump())
+    return Found(report, _line(report))
 
 
 def _line(report: Mapping[str, Any]) -> str:

@@ -8,24 +8,21 @@ from typing import Any
 import click
 
 from sqft_plugins.checkpoint.hub import config_folder
-from sqft_plugins.cli.common import duration, emit, examples, json_option, table
+from sqft_plugins.cli.common import duration, table
+from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.settings.checked import MODEL_NAME
-from sqft_plugins.settings.click_options import options
 
 
-@click.command(
-    epilog=examples(
-        "sqft plan models/gemma",
-        "sqft plan models/gemma --sparsity 2:4 --method sparsegpt --quantize-method gptq --group-size 64",
-        "sqft plan models/gemma --rank 32 --rank-choices 32,24,16 --target-modules q_proj,v_proj --steps 300",
-        "sqft plan models/gemma --json && sqft prune models/gemma --sparsity 0.5 --out models/gemma-50",
-    )
+@verb(
+    "sqft plan models/gemma",
+    "sqft plan models/gemma --sparsity 2:4 --method sparsegpt --quantize-method gptq --group-size 64",
+    "sqft plan models/gemma --rank 32 --rank-choices 32,24,16 --target-modules q_proj,v_proj --steps 300",
+    "sqft plan models/gemma --json && sqft prune models/gemma --sparsity 0.5 --out models/gemma-50",
+    settings=PlanSettings,
 )
 @click.argument("model", type=MODEL_NAME)
-@options(settings=PlanSettings)
-@json_option
-def command(model: str, settings: PlanSettings, as_json: bool) -> None:
+def command(model: str, settings: PlanSettings) -> Found:
     """Say what compressing and tuning MODEL will take.
 
     MODEL is a float model folder; only its headers are read, and about a second is spent on measuring this machine.
@@ -37,9 +34,7 @@ def command(model: str, settings: PlanSettings, as_json: bool) -> None:
     from sqft_plugins.plan import plan_folder
 
     report = plan_folder(model, settings)
-    emit(as_json, report, lambda: _show(report))
-    if not report["fits"]:
-        click.get_current_context().exit(1)
+    return Found(report, lambda: _show(report), code=int(not report["fits"]))
 
 
 def _show(report: Mapping[str, Any]) -> None:

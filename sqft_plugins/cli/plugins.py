@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, table
+from sqft_plugins.cli.common import table
+from sqft_plugins.cli.verb import Found, verb
 
 
 def listing() -> list[dict[str, Any]]:
@@ -32,18 +33,15 @@ def _package(package: importlib.metadata.Distribution | None) -> dict[str, str |
     return {"package": package.name if package else None, "version": package.version if package else None}
 
 
-@click.command(
-    epilog=examples(
-        "sqft plugins",
-        "sqft plugins --json",
-        "SQFT_PLUGINS=none sqft plugins            # the core alone; a list loads only those: SQFT_PLUGINS=peft_ext",
-    )
+@verb(
+    "sqft plugins",
+    "sqft plugins --json",
+    "SQFT_PLUGINS=none sqft plugins            # the core alone; a list loads only those: SQFT_PLUGINS=peft_ext",
 )
-@json_option
-def command(as_json: bool) -> None:
+def command() -> Found:
     """List the plug-ins: name, version, hooks. The core's own methods are listed, too."""
     found = listing()
-    emit(as_json, {"plugins": found}, lambda: _show(found))
+    return Found({"plugins": found}, lambda: _show(found))
 
 
 def _show(found: list[dict[str, Any]]) -> None:

@@ -8,26 +8,21 @@ from typing import Any
 import click
 
 from sqft_plugins.checkpoint.hub import local_folder
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.cli.verb import Found, Output, verb
 from sqft_plugins.compress.settings import QuantizeSettings
 from sqft_plugins.settings.checked import MODEL_NAME
-from sqft_plugins.settings.click_options import options
 
 
-@click.command(
-    epilog=examples(
-        "sqft quantize models/gemma-50 --out models/gemma-50-int4",
-        "sqft quantize models/gemma-50 --method gptq --out models/gemma-50-int4",
-        "sqft quantize models/gemma-50 --group-size 64 --asymmetric --out models/gemma-50-int4",
-        "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
-    )
+@verb(
+    "sqft quantize models/gemma-50 --out models/gemma-50-int4",
+    "sqft quantize models/gemma-50 --method gptq --out models/gemma-50-int4",
+    "sqft quantize models/gemma-50 --group-size 64 --asymmetric --out models/gemma-50-int4",
+    "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
+    settings=QuantizeSettings,
+    output=Output,
 )
 @click.argument("model", type=MODEL_NAME)
-@options(settings=QuantizeSettings)
-@out_option
-@overwrite_option
-@json_option
-def command(model: str, settings: QuantizeSettings, out: str, overwrite: bool, as_json: bool) -> None:
+def command(model: str, settings: QuantizeSettings, output: Output) -> Found:
     """Put MODEL on the INT4 grid.
 
     MODEL is a float model, sparse or dense; the linear layers of its blocks become INT4, pruned weights stay zero.
@@ -38,14 +33,14 @@ def command(model: str, settings: QuantizeSettings, out: str, overwrite: bool, a
     local_folder(model)  # a name that the hub does not know is refused before torch is imported
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(model, out, overwrite=overwrite, **settings.keywords())
-    emit(as_json, report, lambda: _show(report))
+    report = quantize_folder(model, output.out, overwrite=output.overwrite, **settings.keywords())
+    return Found(report, _line(report))
 
 
-def _show(report: Mapping[str, Any]) -> None:
+def _line(report: Mapping[str, Any]) -> str:
     worst = max(report["layers"], key=lambda layer: layer["error"])
     symmetry = "symmetric" if report["symmetric"] else "asymmetric"
-    click.echo(
+    return (
         f"{report['out']}: {report['weights'] / 1e6:.1f} M weights in {report['modules']} layers on INT4 "
         f"({report['method']}, group {report['group_size']}, {symmetry}), {report['sparsity']:.2%} pruned, "
         f"{report['zeros']:.2%} zero, worst error {worst['error']:.1%} in {worst['name']}, "

@@ -7,47 +7,35 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import duration, emit, examples, json_option, overwrite_option, table
+from sqft_plugins.cli.common import duration, table
+from sqft_plugins.cli.verb import Found, Overwrite, verb
+from sqft_plugins.settings import option
 
 
-@click.command(
-    epilog=examples(
-        "sqft run examples/sparsepeft.yaml --out runs/tickets",
-        "sqft run my.yaml --dry-run",
-        "sqft run my.yaml --set train.steps=10 --set eval.limit=20 --until merge --out runs/try",
-        "sqft run my.yaml --set search=false --json",
-        "cd examples/paper && python data.py gsm8k && sqft run shears.yaml phi-3-mini.yaml gsm8k.yaml --dry-run",
+class RunSettings(Overwrite):
+    out: str | None = option(
+        None, "The run folder. Default: the recipe's `out`, else its name without .yaml, here.", "place", metavar="DIR"
     )
+    changes: list[str] = option(
+        list,
+        "On top of the recipe; STEP=false leaves a step out, model=… and out=… work, too. Repeatable.",
+        name="--set",
+        metavar="STEP.KEY=VALUE",
+    )
+    until: str | None = option(None, "The last step to make.", metavar="STEP")
+    dry_run: bool = option(False, "Only show the steps: what is done, and the size, memory and time of each.")
+
+
+@verb(
+    "sqft run examples/sparsepeft.yaml --out runs/tickets",
+    "sqft run my.yaml --dry-run",
+    "sqft run my.yaml --set train.steps=10 --set eval.limit=20 --until merge --out runs/try",
+    "sqft run my.yaml --set search=false --json",
+    "cd examples/paper && python data.py gsm8k && sqft run shears.yaml phi-3-mini.yaml gsm8k.yaml --dry-run",
+    settings=RunSettings,
 )
 @click.argument("recipes", type=click.Path(), nargs=-1, required=True, metavar="RECIPE.yaml…")
-@click.option(
-    "--out",
-    type=click.Path(),
-    metavar="DIR",
-    help="The run folder. Default: the recipe's `out`, else its name without .yaml, here.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="STEP.KEY=VALUE",
-    help="On top of the recipe; STEP=false leaves a step out, model=… and out=… work, too. Repeatable.",
-)
-@click.option("--until", metavar="STEP", help="The last step to make.")
-@click.option(
-    "--dry-run", is_flag=True, help="Only show the steps: what is done, and the size, memory and time of each."
-)
-@overwrite_option
-@json_option
-def command(
-    recipes: tuple[str, ...],
-    out: str | None,
-    settings: tuple[str, ...],
-    until: str | None,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(recipes: tuple[str, ...], settings: RunSettings) -> Found:
     """Run the steps of a recipe, one after the other.
 
     Several files are one recipe: later ones add to earlier ones. Paths are relative to their file, those of --set to
@@ -58,16 +46,15 @@ def command(
     """
     from sqft_plugins.recipe.read import read_recipe
 
-    recipe = read_recipe(recipes, settings)
+    recipe = read_recipe(recipes, settings.changes)
     from sqft_plugins.recipe.dry import plan_recipe
     from sqft_plugins.recipe.run import run_recipe
 
-    if dry_run:
-        plan = plan_recipe(recipe, out, until=until, overwrite=overwrite)
-        emit(as_json, plan, lambda: _show_plan(plan))
-        return
-    report = run_recipe(recipe, out, until=until, overwrite=overwrite)
-    emit(as_json, report, lambda: _show(report))
+    if settings.dry_run:
+        plan = plan_recipe(recipe, settings.out, until=settings.until, overwrite=settings.overwrite)
+        return Found(plan, lambda: _show_plan(plan))
+    report = run_recipe(recipe, settings.out, until=settings.until, overwrite=settings.overwrite)
+    return Found(report, lambda: _show(report))
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
+from pydantic import model_validator
 
-from sqft_plugins.cli.common import emit, examples, json_option, overwrite_option, table
+from sqft_plugins.checkpoint.files import check_output_folder
+from sqft_plugins.cli.common import table
+from sqft_plugins.cli.verb import Found, Overwrite, verb
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
+from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
-from sqft_plugins.settings.click_options import options
 
 
-@click.command(
-    epilog=examples(
-        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --out search/math --save searched",
-        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --method tpe --minutes 30 --out search/tpe",
-        "sqft search models/gemma-50 adapters/math --task word-problems --method nsga2 --against parameters --out f",
-        "sqft search models/gemma-50 adapters/math --data heldout.jsonl --study search/math.journal --worker",
+class StudySettings(Overwrite):
+    """Where the trials are, and what is written."""
+
+    study: str | None = option(
+        None,
+        "Where the trials are: a journal, *.db (SQLite), or a database; #NAME names one of several. "
+        "[default: OUT.journal]",
+        metavar="FILE|URL",
     )
+    worker: bool = option(False, "Only evaluate for --study, beside the process that has --out.")
+    grid: str | None = option(None, "The INT4 folder of a quantization-aware ADAPTER.", "file", metavar="DIR")
+    out: str | None = option(None, "Where to write. Must not exist.", "place", metavar="DIR")
+
+    @model_validator(mode="after")
+    def _check_out(self) -> Self:
+        if self.worker == (self.out is not None):
+            raise SQFTError("give --out DIR, or --worker and --study for a process that only evaluates")
+        if self.out is not None:
+            check_output_folder(self.out, self.overwrite)
+        return self
+
+
+@verb(
+    "sqft search models/gemma-50 adapters/math --data heldout.jsonl --out search/math --save searched",
+    "sqft search models/gemma-50 adapters/math --data heldout.jsonl --method tpe --minutes 30 --out search/tpe",
+    "sqft search models/gemma-50 adapters/math --task word-problems --method nsga2 --against parameters --out f",
+    "sqft search models/gemma-50 adapters/math --data heldout.jsonl --study search/math.journal --worker",
+    inputs=SearchInputs,
+    settings=SearchSettings,
+    study=StudySettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
 @click.argument("adapter", type=ADAPTER_FOLDER)
-@options(inputs=SearchInputs, settings=SearchSettings)
-@click.option(
-    "--study",
-    metavar="FILE|URL",
-    help="Where the trials are: a journal, *.db (SQLite), or a database; #NAME names one of several. "
-    "[default: OUT.journal]",
-)
-@click.option("--worker", is_flag=True, help="Only evaluate for --study, beside the process that has --out.")
-@click.option("--grid", type=click.Path(), metavar="DIR", help="The INT4 folder of a quantization-aware ADAPTER.")
-@click.option("--out", type=click.Path(), metavar="DIR", help="Where to write. Must not exist.")
-@overwrite_option
-@json_option
-def command(
-    model: str,
-    adapter: str,
-    inputs: SearchInputs,
-    settings: SearchSettings,
-    study: str | None,
-    worker: bool,
-    grid: str | None,
-    out: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def command(model: str, adapter: str, inputs: SearchInputs, settings: SearchSettings, study: StudySettings) -> Found:
     """Search the best rank of every layer of ADAPTER over MODEL.
 
     Finalists are scored again on questions that the search never saw; the reported score is of others still, beside the
@@ -56,9 +60,6 @@ def command(
     """
     if (inputs.data is None) == (inputs.task is None):
         raise click.UsageError("give the questions: either --data FILE or --task NAME")
-    if worker == (out is not None):
-        raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
-
     questions = inputs.questions("--task")
     from sqft_plugins.search.run import search_adapter
 
@@ -67,14 +68,11 @@ def command(
         adapter,
         questions,
         settings,
-        out=out,
-        study=study,
         starts=inputs.starts,
         save=inputs.save,
-        grid=grid,
-        overwrite=overwrite,
+        **study.model_dump(exclude={"worker"}),
     )
-    emit(as_json, result, lambda: _show(result))
+    return Found(result, lambda: _show(result))
 
 
 def _show(result: dict[str, Any]) -> None:

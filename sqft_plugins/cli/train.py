@@ -7,37 +7,28 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import emit, examples, json_option, out_option, overwrite_option
+from sqft_plugins.cli.verb import Found, Output, verb
 from sqft_plugins.settings.checked import MODEL_FOLDER
-from sqft_plugins.settings.click_options import options
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
 
 
-@click.command(
-    epilog=examples(
-        "sqft train models/gemma-50 --data train.jsonl --rank 32 --rank-choices 32,24,16 --out adapters/math",
-        "sqft train models/gemma-50 --data train.jsonl --text-fraction 0.2 --steps 300 --out adapters/math",
-        "sqft train models/gemma-50 --data chat.jsonl --epochs 3 --eval-fraction 0.05 --keep best --out adapters/chat",
-        "sqft train models/gemma-50 --data chat.jsonl --epochs 3 --checkpoint-every 200 --packing --out adapters/chat",
-        "sqft train models/gemma-50-int4 --data train.jsonl --quantization-aware --out adapters/math-qa",
-        "sqft train models/gemma-50 --data d.jsonl --quantization-aware --grid models/gemma-50-int4 --out adapters/qa",
-        "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
-    )
+@verb(
+    "sqft train models/gemma-50 --data train.jsonl --rank 32 --rank-choices 32,24,16 --out adapters/math",
+    "sqft train models/gemma-50 --data train.jsonl --text-fraction 0.2 --steps 300 --out adapters/math",
+    "sqft train models/gemma-50 --data chat.jsonl --epochs 3 --eval-fraction 0.05 --keep best --out adapters/chat",
+    "sqft train models/gemma-50 --data chat.jsonl --epochs 3 --checkpoint-every 200 --packing --out adapters/chat",
+    "sqft train models/gemma-50-int4 --data train.jsonl --quantization-aware --out adapters/math-qa",
+    "sqft train models/gemma-50 --data d.jsonl --quantization-aware --grid models/gemma-50-int4 --out adapters/qa",
+    "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
+    inputs=TrainInputs,
+    adapter=AdapterSettings,
+    training=TrainSettings,
+    output=Output,
 )
 @click.argument("model", type=MODEL_FOLDER)
-@options(inputs=TrainInputs, adapter=AdapterSettings, training=TrainSettings)
-@out_option
-@overwrite_option
-@json_option
 def command(
-    model: str,
-    inputs: TrainInputs,
-    adapter: AdapterSettings,
-    training: TrainSettings,
-    out: str,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+    model: str, inputs: TrainInputs, adapter: AdapterSettings, training: TrainSettings, output: Output
+) -> Found | None:
     """Tune an elastic adapter over MODEL.
 
     It learns the completions of --data, of a chat what the assistant says; the base is not changed.
@@ -45,29 +36,30 @@ def command(
     OUT holds the adapter as PEFT saves it, a README on how to load it, and the losses (training.json, loss.png).
     """
     data, eval_data = inputs.examples("data", "--data"), inputs.examples("eval_data", "--eval-data")
+    text = inputs.general_text(training)
     from sqft_plugins.tune.arguments import is_main_process
     from sqft_plugins.tune.train import train_adapter
 
     report = train_adapter(
         model,
-        out,
+        output.out,
         data,
         adapter,
         training,
         tuner=inputs.tuner,
-        text=inputs.general_text(training),
+        text=text,
         eval_examples=eval_data,
-        overwrite=overwrite,
+        overwrite=output.overwrite,
     )
-    if is_main_process():
-        emit(as_json, report, lambda: _show(report))
+    return Found(report, _text(report)) if is_main_process() else None
 
 
-def _show(report: Mapping[str, Any]) -> None:
-    click.echo(
+def _text(report: Mapping[str, Any]) -> str:
+    tuned = (
         f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters tuned in {report['seconds']:.0f} s, "
         f"loss {report['losses'][0]:.3f} → {report['losses'][-1]:.3f}"
     )
-    if report["evaluations"]:
-        kept = next(row for row in report["evaluations"] if row["step"] == report["kept_step"])
-        click.echo(f"held out: {report['evaluations'][0]['loss']:.3f} → {kept['loss']:.3f} (step {kept['step']})")
+    if not report["evaluations"]:
+        return tuned
+    kept = next(row for row in report["evaluations"] if row["step"] == report["kept_step"])
+    return f"{tuned}\nheld out: {report['evaluations'][0]['loss']:.3f} → {kept['loss']:.3f} (step {kept['step']})"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from sqft_plugins.pattern import Pattern
-from sqft_plugins.settings import Offered, Settings, Written
+from sqft_plugins.settings import Offered, Settings, option
 
 
 def check_pattern(value: Any) -> Any:
@@ -20,33 +20,34 @@ def check_pattern(value: Any) -> Any:
 class CompressSettings(Settings):
     """What both have: which layers stay as they are, and the text that calibrates."""
 
-    exclude: Annotated[list[str], Written(metavar="PATTERN")] = Field(
-        default_factory=list,
-        description="Layers to leave as they are: a name, its end (down_proj), or a regular expression. Repeatable.",
+    exclude: list[str] = option(
+        list,
+        "Layers to leave as they are: a name, its end (down_proj), or a regular expression. Repeatable.",
+        metavar="PATTERN",
         examples=[["v_proj", r"model\.layers\.0\..*"]],
     )
-    calibration: Annotated[str | None, "name or file", Written(metavar="FILE|DATASET")] = Field(
-        default=None,
-        description="Text, JSONL or JSON with `text`, `prompt` and `completion`, or `question` and `answer`; or a data "
+    calibration: str | None = option(
+        None,
+        "Text, JSONL or JSON with `text`, `prompt` and `completion`, or `question` and `answer`; or a data "
         "set on the hub, NAME[:CONFIG[:SPLIT]]. Default: the language reference that Python ships.",
+        "name or file",
+        metavar="FILE|DATASET",
     )
-    sequences: int = Field(default=32, ge=1, description="Calibration sequences.")
-    length: int = Field(default=128, ge=2, description="Tokens of each calibration sequence.")
+    sequences: int = option(32, "Calibration sequences.", ge=1)
+    length: int = option(128, "Tokens of each calibration sequence.", ge=2)
 
 
 class PruneSettings(CompressSettings):
-    sparsity: float | str = Field(
-        description="The fraction of weights to prune, such as 0.5; or N:M, N of M kept.", examples=[0.5, "2:4"]
+    sparsity: float | str = option(
+        ..., "The fraction of weights to prune, such as 0.5; or N:M, N of M kept.", examples=[0.5, "2:4"]
     )
-    sparsity_of: Annotated[dict[str, float | str], Written(metavar="PATTERN=SPARSITY")] = Field(
-        default_factory=dict,
-        description="Another sparsity for some layers, patterns as for --exclude; the last that matches counts. "
-        "Repeatable.",
+    sparsity_of: dict[str, float | str] = option(
+        dict,
+        "Another sparsity for some layers, patterns as for --exclude; the last that matches counts. Repeatable.",
+        metavar="PATTERN=SPARSITY",
         examples=[{"down_proj": 0.4}],
     )
-    method: Annotated[str, Offered("sqft_pruners")] = Field(
-        default="wanda", description="Or sparsegpt, magnitude; `sqft plugins` lists more."
-    )
+    method: str = option("wanda", "Or sparsegpt, magnitude; `sqft plugins` lists more.", Offered("sqft_pruners"))
 
     _check_sparsity = field_validator("sparsity", "sparsity_of")(check_pattern)
 
@@ -58,14 +59,14 @@ class PruneSettings(CompressSettings):
 
 
 class QuantizeSettings(CompressSettings):
-    method: Annotated[str, Offered("sqft_quantizers")] = Field(
-        default="round-to-nearest", description="Or gptq; plug-ins add more."
+    method: str = option("round-to-nearest", "Or gptq; plug-ins add more.", Offered("sqft_quantizers"))
+    group_size: int = option(32, "Weights that share a scale: 32, 64, 128; -1: a row.")
+    symmetric: bool = option(
+        True,
+        "False: a zero point for each group.",
+        name="--asymmetric",
+        help="A zero point for each group; its GGUF is Q5_0 where a Q4_0 cannot hold it.",
     )
-    group_size: int = Field(default=32, description="Weights that share a scale: 32, 64, 128; -1: a row.")
-    symmetric: Annotated[
-        bool,
-        Written("--asymmetric", help="A zero point for each group; its GGUF is Q5_0 where a Q4_0 cannot hold it."),
-    ] = Field(default=True, description="False: a zero point for each group.")
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of `quantize_folder`."""

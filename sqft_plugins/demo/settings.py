@@ -5,34 +5,32 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sqft_plugins.elastic import check_rank_choices
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Settings, Written, option
 
 
 class DemoSettings(Settings):
     """Of `data` one line in five is held out."""
 
-    model: Annotated[str | None, "file", Written(metavar="DIR")] = Field(
-        default=None, description="A model folder. Default: Gemma-3-270M from its PyPI package."
+    model: str | None = option(
+        None, "A model folder. Default: Gemma-3-270M from its PyPI package.", "file", metavar="DIR"
     )
-    data: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
-        default=None, description="JSONL: prompt and completion. Default: word problems."
-    )
-    sparsity: float = Field(default=0.5, ge=0, le=1, description="The fraction of weights to prune.")
-    rank_choices: Annotated[list[int], Written(absent=True)] = Field(default_factory=lambda: [32, 24, 16])
-    alpha: Annotated[float, Written(absent=True)] = Field(default=64, gt=0)
-    steps: int = Field(default=24, ge=1, description="Training steps.")
-    batch_size: Annotated[int, Written(absent=True)] = Field(default=8, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0, description="The highest, after the warm-up.")
-    text_fraction: float = Field(default=0.125, ge=0, lt=1, description="Share of general text in each batch.")
-    questions: int = Field(default=64, ge=1, description="Held-out questions.")
-    text_tokens: int = Field(default=1024, ge=256, description="Tokens of held-out text for the perplexity.")
-    seed: int = Field(default=0, description="Of everything that is drawn.")
-    compare_lora: bool = Field(default=False, description="Also tune and merge a plain LoRA, which fills the zeros.")
+    data: str | None = option(None, "JSONL: prompt and completion. Default: word problems.", "file", metavar="FILE")
+    sparsity: float = option(0.5, "The fraction of weights to prune.", ge=0, le=1)
+    rank_choices: list[int] = option(lambda: [32, 24, 16], "", absent=True)
+    alpha: float = option(64, "", absent=True, gt=0)
+    steps: int = option(24, "Training steps.", ge=1)
+    batch_size: int = option(8, "", absent=True, ge=1)
+    learning_rate: float = option(5e-4, "The highest, after the warm-up.", gt=0)
+    text_fraction: float = option(0.125, "Share of general text in each batch.", ge=0, lt=1)
+    questions: int = option(64, "Held-out questions.", ge=1)
+    text_tokens: int = option(1024, "Tokens of held-out text for the perplexity.", ge=256)
+    seed: int = option(0, "Of everything that is drawn.")
+    compare_lora: bool = option(False, "Also tune and merge a plain LoRA, which fills the zeros.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

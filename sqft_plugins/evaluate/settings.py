@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from sqft_plugins.settings import Settings, Written
+from sqft_plugins.settings import Settings, option
 
 
 class EvalSettings(Settings):
-    task: Annotated[str | list[str], "name or file", Written(metavar="NAME")] = Field(
-        default_factory=list,
-        description="arc-easy, arc-challenge, openbookqa, boolq, gsm8k, svamp, mawps, one of a plug-in (`sqft "
+    task: str | list[str] = option(
+        list,
+        "arc-easy, arc-challenge, openbookqa, boolq, gsm8k, svamp, mawps, one of a plug-in (`sqft "
         "plugins`), lm-eval:NAME of lm-evaluation-harness' own, or a task file. Repeatable. Default: word-problems.",
+        "name or file",
+        metavar="NAME",
     )
-    data: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
-        default=None, description="Score a JSONL of prompt and completion instead of a task."
+    data: str | None = option(None, "Score a JSONL of prompt and completion instead of a task.", "file", metavar="FILE")
+    data_dir: str | None = option(
+        None,
+        "Local data of the tasks, a folder each (arc_easy, …). Default: $SQFT_DATA_DIR, else the hub.",
+        "file",
+        metavar="DIR",
     )
-    data_dir: Annotated[str | None, "file", Written(metavar="DIR")] = Field(
-        default=None,
-        description="Local data of the tasks, a folder each (arc_easy, …). Default: $SQFT_DATA_DIR, else the hub.",
+    limit: int | None = option(None, "Only the first questions.", ge=1)
+    shots: int | None = option(None, "Examples before each question. Default: the task's.", ge=0)
+    seed: int = option(1234, "Chooses the examples.")
+    text: str | None = option(
+        None, "Text for the perplexity. Default: held-out text that Python ships.", "file", metavar="FILE"
     )
-    limit: int | None = Field(default=None, ge=1, description="Only the first questions.")
-    shots: int | None = Field(default=None, ge=0, description="Examples before each question. Default: the task's.")
-    seed: int = Field(default=1234, description="Chooses the examples.")
-    text: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
-        default=None, description="Text for the perplexity. Default: held-out text that Python ships."
+    perplexity: bool = option(True, "Also the perplexity of a text. Default: on.")
+    dtype: str | None = option(None, "fast (for this machine), auto (as stored), float32, … Default: fast.", "dtype")
+    accelerate: bool = option(
+        False, "Run INT4 layers from their packed form: less memory and mostly faster, the same up to rounding."
     )
-    perplexity: bool = Field(default=True, description="Also the perplexity of a text. Default: on.")
-    dtype: Annotated[str | None, "dtype"] = Field(
-        default=None, description="fast (for this machine), auto (as stored), float32, … Default: fast."
-    )
-    accelerate: bool = Field(
-        default=False,
-        description="Run INT4 layers from their packed form: less memory and mostly faster, the same up to rounding.",
-    )
-    threads: int | None = Field(default=None, ge=1, description="Threads of llama.cpp. Default: all.")
-    batch_size: int = Field(default=64, ge=1, description="Prompts at a time.")
+    threads: int | None = option(None, "Threads of llama.cpp. Default: all.", ge=1)
+    batch_size: int = option(64, "Prompts at a time.", ge=1)
 
     @property
     def tasks(self) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings, check_pattern
 from sqft_plugins.names import resolve, select
-from sqft_plugins.settings import Settings, Written, like
+from sqft_plugins.settings import Settings, like, option
 from sqft_plugins.tune.settings import ALL_LINEAR, PAPER_TARGETS, AdapterSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ PRUNE, QUANTIZE, TRAIN = "Of `sqft prune`.", "Of `sqft quantize`.", "Of `sqft tr
 class PlanSettings(Settings):
     """target_modules: None stands for those of the paper's that the model has."""
 
-    sparsity: float | str = Field(default=0.5, description="As for `sqft prune`: a fraction, or N:M.")
-    overrides: Annotated[dict[str, float | str], Written("--sparsity-of", metavar="PATTERN=SPARSITY")] = Field(
-        default_factory=dict, description="As for `sqft prune`. Repeatable."
+    sparsity: float | str = option(0.5, "As for `sqft prune`: a fraction, or N:M.")
+    overrides: dict[str, float | str] = option(
+        dict, "As for `sqft prune`. Repeatable.", name="--sparsity-of", metavar="PATTERN=SPARSITY"
     )
     exclude: list[str] = like(PruneSettings, "exclude")
     method: str = like(PruneSettings, "method", PRUNE)
@@ -35,12 +35,12 @@ class PlanSettings(Settings):
     length: int = like(PruneSettings, "length", "Tokens of each.")
     rank: int = like(AdapterSettings, "rank", TRAIN)
     rank_choices: list[int] | None = like(AdapterSettings, "rank_choices", TRAIN)
-    target_modules: Annotated[list[str] | None, Written(metavar="NAME,…", commas=True)] = Field(
-        default=None, description="Of `sqft train`, or all-linear.", examples=[["q_proj", "v_proj"]]
+    target_modules: list[str] | None = option(
+        None, "Of `sqft train`, or all-linear.", metavar="NAME,…", commas=True, examples=[["q_proj", "v_proj"]]
     )
     steps: int = like(TrainSettings, "steps", TRAIN)
     batch_size: int = like(TrainSettings, "batch_size", TRAIN)
-    example_tokens: int = Field(default=64, ge=1, description="Tokens of one training example, for the times.")
+    example_tokens: int = option(64, "Tokens of one training example, for the times.", ge=1)
 
     _check_sparsity = field_validator("sparsity", "overrides")(check_pattern)
 

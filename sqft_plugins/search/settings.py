@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from sqft_plugins.settings import Offered, Settings, Written
+from sqft_plugins.settings import Offered, Settings, option
 
 if TYPE_CHECKING:
     from sqft_plugins.plugins.protocols import Task
@@ -19,17 +17,11 @@ FRESH = 256
 class SearchInputs(Settings):
     """The questions of a search, where it begins, and where else its result goes."""
 
-    data: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
-        default=None, description="JSONL of prompt and completion, not trained on."
-    )
-    task: Annotated[str | None, Offered("sqft_tasks")] = Field(
-        default=None, description="A task in place of --data; `sqft plugins` lists them."
-    )
-    starts: Annotated[list[str], "file", Written("--start")] = Field(
-        default_factory=list, description="A configuration to begin with. Repeatable."
-    )
-    save: Annotated[str | None, Written(metavar="NAME")] = Field(
-        default=None, description="Also save the chosen ranks in ADAPTER as configurations/NAME.json."
+    data: str | None = option(None, "JSONL of prompt and completion, not trained on.", "file", metavar="FILE")
+    task: str | None = option(None, "A task in place of --data; `sqft plugins` lists them.", Offered("sqft_tasks"))
+    starts: list[str] = option(list, "A configuration to begin with. Repeatable.", "file", name="--start")
+    save: str | None = option(
+        None, "Also save the chosen ranks in ADAPTER as configurations/NAME.json.", metavar="NAME"
     )
 
     def questions(self, argument: str) -> Task:
@@ -43,34 +35,25 @@ class SearchInputs(Settings):
 class SearchSettings(Settings):
     """A search."""
 
-    method: Annotated[str, Offered("sqft_search_methods")] = Field(
-        default="hill-climbing", description="hill-climbing, tpe, nsga2, fixed; plug-ins add more."
+    method: str = option(
+        "hill-climbing", "hill-climbing, tpe, nsga2, fixed; plug-ins add more.", Offered("sqft_search_methods")
     )
-    objective: Literal["nll", "accuracy"] = Field(
-        default="nll",
-        description="nll: negative log-likelihood of the gold answers, smooth and cheap. accuracy: greedy answers that "
-        "are right.",
+    objective: Literal["nll", "accuracy"] = option(
+        "nll",
+        "nll: negative log-likelihood of the gold answers, smooth and cheap. accuracy: greedy answers that are right.",
     )
-    against: Literal["parameters", "latency"] | None = Field(
-        default=None, description="Second objective: parameters, or latency (dense adapters only)."
+    against: Literal["parameters", "latency"] | None = option(
+        None, "Second objective: parameters, or latency (dense adapters only)."
     )
-    evaluations: int | None = Field(
-        default=None, ge=1, description="Budget of the whole study. Default: 60, without --minutes."
+    evaluations: int | None = option(None, "Budget of the whole study. Default: 60, without --minutes.", ge=1)
+    minutes: float | None = option(None, "Budget of this call's search, without loading and re-check.", gt=0)
+    subset: int | None = option(None, "Questions that the search sees. Default: 64, at most half.", ge=1)
+    fresh: int = option(FRESH, "At most so many others for re-check and final score.", ge=1)
+    finalists: int = option(3, "Re-checked beside the heuristic.", ge=1)
+    share_rank: Literal["layer", "module"] | None = option(
+        None, "Which modules share a rank. Default: as the adapter was trained."
     )
-    minutes: float | None = Field(
-        default=None, gt=0, description="Budget of this call's search, without loading and re-check."
-    )
-    subset: int | None = Field(
-        default=None, ge=1, description="Questions that the search sees. Default: 64, at most half."
-    )
-    fresh: int = Field(default=FRESH, ge=1, description="At most so many others for re-check and final score.")
-    finalists: int = Field(default=3, ge=1, description="Re-checked beside the heuristic.")
-    share_rank: Literal["layer", "module"] | None = Field(
-        default=None, description="Which modules share a rank. Default: as the adapter was trained."
-    )
-    batch_size: int = Field(default=16, ge=1, description="Questions at a time.")
-    dtype: Annotated[str, "dtype"] = Field(default="fast", description="fast (for here), auto (as stored), float32, …")
-    accelerate: bool = Field(
-        default=False, description="Run MODEL's INT4 layers packed, in less memory; for dense adapters."
-    )
-    seed: int = Field(default=0, description="Of everything that is drawn.")
+    batch_size: int = option(16, "Questions at a time.", ge=1)
+    dtype: str = option("fast", "fast (for here), auto (as stored), float32, …", "dtype")
+    accelerate: bool = option(False, "Run MODEL's INT4 layers packed, in less memory; for dense adapters.")
+    seed: int = option(0, "Of everything that is drawn.")

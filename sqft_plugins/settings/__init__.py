@@ -4,7 +4,7 @@ A field of a `Settings` holds all that is known of an option: its name, type, bo
 and examples. The command line (`click_options`), the sections of a recipe and the JSON schema derive from it:
 
     class PruneSettings(Settings):
-        method: str = Field("wanda", description="Or sparsegpt, magnitude; `sqft plugins` lists more.")
+        method: str = option("wanda", "Or sparsegpt, magnitude; `sqft plugins` lists more.", Offered("sqft_pruners"))
 
 is `--method TEXT  Or sparsegpt, … [default: wanda]` in `sqft prune --help`, `method:` in a recipe, and `method` of
 `PruneSettings.make({...})`. A description speaks the command line's language (`--steps`); the schema translates it.
@@ -19,31 +19,33 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from sqft_plugins.errors import SQFTError, nearest
 
 Mark = Literal["model", "adapter", "rank", "file", "name or file", "place", "dtype"]
-"""What the text of a field stands for, as in `Annotated[str, "file"]`. file: a path to read. name or file: a path where
-there is one, else the name of something. place: a path to write to. dtype: a float type. In recipes alone, model and
-adapter: a step or a folder; rank: a rank, a step of `search`, or a JSON file."""
+"""What the text of a field stands for, as in `option(None, "Held-out text.", "file")`.
+
+file: a path to read. name or file: a path where there is one, else the name of something. place: a path to write to.
+dtype: a float type. adapter: its folder. rank: a rank or a JSON file. In recipes model, adapter and rank may be steps.
+"""
 
 S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True)
 class Offered:
-    """The text is the name of something that plug-ins offer: `Annotated[str, Offered("sqft_pruners")]`."""
+    """The text is the name of something that plug-ins offer through a hook, such as "sqft_pruners"."""
 
     hook: str
 
 
 @dataclass(frozen=True)
 class Written:
-    """How the command line writes a field, where the field's name and type do not say it: `Annotated[T, Written(…)]`.
+    """How the command line writes a field, where the field's name and type do not say it.
 
-    option: another name than the field's, such as "--sparsity-of"; of a field that is True by default, the flag that
+    name: another name than the field's, such as "--sparsity-of"; of a field that is True by default, the flag that
         makes it False, such as "--dense".
     metavar: what stands for the value.
     help: what that flag says of itself, or another text than the description.
@@ -51,7 +53,7 @@ class Written:
     absent: there is no such option.
     """
 
-    option: str = ""
+    name: str = ""
     metavar: str | None = None
     help: str = ""
     commas: bool = False
@@ -98,6 +100,31 @@ class Settings(BaseModel):
     def part(self, kind: type[S]) -> S:
         """Those of these settings that `kind` knows, as `kind`: what was not given stays not given."""
         return kind.make({name: getattr(self, name) for name in kind.model_fields if name in self.model_fields_set})
+
+
+def option(
+    default: Any,
+    description: str,
+    *marks: Mark | Offered,
+    name: str = "",
+    metavar: str | None = None,
+    help: str = "",
+    commas: bool = False,
+    absent: bool = False,
+    **more: Any,
+) -> Any:
+    """A field of settings.
+
+    default: `...` where the field must be given; or a type that makes it, such as `list`.
+    description: its help text.
+    marks: what its text stands for.
+    name, metavar, help, commas, absent: see `Written`.
+    more: what pydantic's `Field` takes, such as bounds and examples.
+    """
+    given = {"default_factory": default} if callable(default) else {"default": default}
+    field: Any = Field(**given, description=description, **more)
+    field.metadata += [*marks, Written(name, metavar, help, commas, absent)]
+    return field
 
 
 def like(kind: type[Settings], name: str, description: str | None = None) -> Any:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sqft_plugins.checkpoint.hub import check_folder, check_name
+from sqft_plugins.configurations import read_configuration
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.hardware import check_dtype
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # no generic type before click 8.2
 
 PLANNED = "planned"
 """The `obj` of a click context whose paths are made later, by the earlier steps of a recipe: they are not checked."""
 
 
-class Checked(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+class Checked(ParamType):
     """Text that `check(value, argument)` accepts, or raises SQFTError for. argument: such as "--data"."""
 
     name = "text"
@@ -30,6 +38,20 @@ class Checked(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 class CheckedPath(Checked):
     """The same of a path."""
+
+
+class Rank(ParamType):
+    """A number, a name, or a JSON file with module name (or pattern) → rank, which is read."""
+
+    name = "rank"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or not value.endswith(".json"):
+            return value
+        try:
+            return read_configuration(value)
+        except SQFTError as error:
+            self.fail(str(error), param, ctx)
 
 
 def offered(hook: str) -> Checked:
@@ -53,45 +75,25 @@ def _file(path: str, argument: str) -> None:
         raise SQFTError(f"{argument} {path} is not a file: check the path")
 
 
-def _model_folder(path: str, argument: str) -> None:
-    from sqft_plugins.checkpoint.hub import check_folder
-
-    check_folder(path)
-
-
 def _model_name(name: str, argument: str) -> None:
-    from sqft_plugins.checkpoint.hub import check_folder, check_name
-
     check_name(name)
     if Path(name).is_dir():
         check_folder(name)
 
 
 def _adapter_folder(path: str, argument: str) -> None:
-    from sqft_plugins.adapter import AdapterFolder
+    from sqft_plugins.adapter import AdapterFolder  # late: it reads safetensors, help pages do not
 
     AdapterFolder(path)
-
-
-def _pattern(text: str, argument: str) -> None:
-    from sqft_plugins.pattern import asked_patterns
-
-    asked_patterns(text)
-
-
-def _dtype(name: str, argument: str) -> None:
-    from sqft_plugins.hardware import check_dtype
-
-    check_dtype(name)
 
 
 THERE = CheckedPath(_there)
 """A path of any kind."""
 FILE = CheckedPath(_file)
-MODEL_FOLDER = CheckedPath(_model_folder)
+MODEL_FOLDER = CheckedPath(lambda path, _: check_folder(path))
 MODEL_NAME = CheckedPath(_model_name)
 """A model folder, or what can be a name on the hub."""
 ADAPTER_FOLDER = CheckedPath(_adapter_folder)
-N_OF_M = Checked(_pattern)
-DTYPE = Checked(_dtype)
+DTYPE = Checked(lambda name, _: check_dtype(name))
 """fast, auto, or the name of a float type."""
+RANK = Rank()

@@ -11,9 +11,10 @@ default and description. The function gets the settings, in which only what was 
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 import click
@@ -21,15 +22,18 @@ from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
 from sqft_plugins.settings import Offered, Settings, Written
-from sqft_plugins.settings.checked import DTYPE, THERE, offered
-
-if TYPE_CHECKING:
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # no generic type before click 8.2
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, DTYPE, RANK, THERE, ParamType, offered
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATHS = ("name or file", "place")
+MARKED: dict[Any, Any] = {
+    "adapter": ADAPTER_FOLDER,
+    "file": THERE,
+    "name or file": click.Path(),
+    "place": click.Path(),
+    "dtype": DTYPE,
+    "rank": RANK,
+}
+"""Mark of a field → its click type."""
 
 
 class Commas(ParamType):
@@ -85,32 +89,27 @@ def options(**kinds: type[Settings]) -> Callable[[Callable[..., Any]], Callable[
 
 def written_fields(kind: type[Settings]) -> list[tuple[str, FieldInfo]]:
     """The fields that have an option: the settings' own before those of the settings that they extend."""
-    own = [name for name in kind.model_fields if name in kind.__annotations__]
-    names = [*own, *(name for name in kind.model_fields if name not in own)]
-    fields = [(name, kind.model_fields[name]) for name in names]
+    names = dict.fromkeys(name for level in kind.__mro__ for name in inspect.get_annotations(level))
+    fields = [(name, kind.model_fields[name]) for name in names if name in kind.model_fields]
     return [(name, field) for name, field in fields if not _written(field).absent]
 
 
 def option_of(name: str, field: FieldInfo) -> Callable[[F], F]:
     """The click option of one field."""
     written, default = _written(field), field.get_default(call_default_factory=True)
-    option = written.option or f"--{name.replace('_', '-')}"
+    option = written.name or f"--{name.replace('_', '-')}"
     text: dict[str, Any] = {"help": written.help or field.description, "metavar": written.metavar}
     members = _members(field)
 
-    if bool in members and written.option:  # given, the field is False
-        return click.option(option, name, is_flag=True, default=False, **text)
-    if bool in members and default is True:
-        return click.option(f"{option}/--no-{option[2:]}", name, default=True, **text)
     if bool in members:
-        return click.option(option, name, is_flag=True, **text)
+        plain = default is False or bool(written.name)
+        switch = option if plain else f"{option}/--no-{option[2:]}"
+        return click.option(switch, name, is_flag=True, default=not plain, **text)
 
     repeated = not written.commas and any(get_origin(member) in (list, dict) for member in members)
-    if field.is_required():
-        return click.option(option, name, type=_type(field), multiple=repeated, required=True, **text)
-    if repeated or written.commas or default is None:
-        return click.option(option, name, type=_type(field), multiple=repeated, **text)
-    return click.option(option, name, type=_type(field), default=default, show_default=True, **text)
+    if not (field.is_required() or written.commas or default in (None, [], {})):
+        text |= {"default": default, "show_default": True}
+    return click.option(option, name, type=_type(field), multiple=repeated, required=field.is_required(), **text)
 
 
 def _given(kind: type[Settings], values: Mapping[str, Any], context: click.Context) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _given(kind: type[Settings], values: Mapping[str, Any], context: click.Conte
         if context.get_parameter_source(name) == ParameterSource.DEFAULT:
             continue
         value, members = values[name], _members(field)
-        if bool in members and _written(field).option:
+        if bool in members and _written(field).name:
             value = not value
         elif isinstance(value, tuple):
             value = dict(value) if any(get_origin(member) is dict for member in members) else list(value)
@@ -137,14 +136,11 @@ def _type(field: FieldInfo) -> Any:
         return Commas(inner[0], ",".join(map(str, example)))
     if any(get_origin(member) is dict for member in members):
         return Assignment()
-    if "file" in field.metadata:
-        return THERE
-    if "dtype" in field.metadata:
-        return DTYPE
-    if any(mark in PATHS for mark in field.metadata):
-        return click.Path()
-    if hook := next((mark.hook for mark in field.metadata if isinstance(mark, Offered)), None):
-        return offered(hook)
+    for mark in field.metadata:
+        if isinstance(mark, Offered):
+            return offered(mark.hook)
+        if isinstance(mark, str):
+            return MARKED[mark]
     if get_origin(members[0]) is Literal:
         return click.Choice(get_args(members[0]))
     if str in members or str in inner:

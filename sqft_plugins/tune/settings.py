@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.settings import Offered, Settings, Written
+from sqft_plugins.settings import Offered, Settings, option
 
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 """The modules that the paper adapts (arXiv 2410.03750, appendix)."""
@@ -25,18 +25,17 @@ ALL_LINEAR = "all-linear"
 class TrainInputs(Settings):
     """What a run learns from, and which kind of adapter it makes."""
 
-    data: Annotated[str | list[str], "file", Written(metavar="FILE")] = Field(
-        description="JSONL: on each line prompt and completion, messages (a chat), or text. Repeatable."
+    data: str | list[str] = option(
+        ...,
+        "JSONL: on each line prompt and completion, messages (a chat), or text. Repeatable.",
+        "file",
+        metavar="FILE",
     )
-    eval_data: Annotated[str | list[str], "file", Written(metavar="FILE")] = Field(
-        default_factory=list, description="Held-out examples. Repeatable."
+    eval_data: str | list[str] = option(list, "Held-out examples. Repeatable.", "file", metavar="FILE")
+    text: str | None = option(
+        None, "The general text of --text-fraction. Default: what Python ships.", "name or file", metavar="FILE"
     )
-    text: Annotated[str | None, "name or file", Written(metavar="FILE")] = Field(
-        default=None, description="The general text of --text-fraction. Default: what Python ships."
-    )
-    tuner: Annotated[str, Offered("sqft_tuners")] = Field(
-        default="sqft", description="The adapter type; `sqft plugins` lists them."
-    )
+    tuner: str = option("sqft", "The adapter type; `sqft plugins` lists them.", Offered("sqft_tuners"))
 
     def examples(self, argument: Literal["data", "eval_data"], shown: str = "") -> list[Any]:
         """The lines of one file or of several. shown: what the user wrote the file behind, such as "--data". Raises
@@ -59,31 +58,34 @@ class TrainInputs(Settings):
 class AdapterSettings(Settings):
     """An adapter."""
 
-    rank: int = Field(default=32, ge=1, le=MOST_RANK, description="The rank of the super-adapter.")
-    rank_choices: Annotated[list[int] | None, Written(metavar="R,R,…", commas=True)] = Field(
-        default=None,
-        description="The search space of elastic ranks. Without it the rank is fixed.",
+    rank: int = option(32, "The rank of the super-adapter.", ge=1, le=MOST_RANK)
+    rank_choices: list[int] | None = option(
+        None,
+        "The search space of elastic ranks. Without it the rank is fixed.",
+        metavar="R,R,…",
+        commas=True,
         examples=[[32, 24, 16]],
     )
-    share_rank: Literal["layer", "module"] = Field(
-        default="layer", description="layer: one rank for all modules of a block; module: one for each."
+    share_rank: Literal["layer", "module"] = option(
+        "layer", "layer: one rank for all modules of a block; module: one for each."
     )
-    alpha: float = Field(default=64.0, gt=0, description="The scaling is alpha / rank.")
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Of the adapter's inputs, while it trains; not with --quantization-aware."
+    alpha: float = option(64.0, "The scaling is alpha / rank.", gt=0)
+    dropout: float = option(0.0, "Of the adapter's inputs, while it trains; not with --quantization-aware.", ge=0, lt=1)
+    sparse: bool = option(
+        True,
+        "Mask the delta. False trains like LoRA, but a merge would fill the zeros.",
+        name="--dense",
+        help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.",
     )
-    sparse: Annotated[
-        bool, Written("--dense", help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.")
-    ] = Field(default=True, description="Mask the delta. False trains like LoRA, but a merge would fill the zeros.")
-    quantization_aware: bool = Field(
-        default=False, description="Train through the INT4 grid of MODEL, so that a merge is INT4 again."
+    quantization_aware: bool = option(False, "Train through the INT4 grid of MODEL, so that a merge is INT4 again.")
+    grid: str | None = option(
+        None, "With --quantization-aware over a float MODEL: its INT4 folder.", "file", metavar="DIR"
     )
-    grid: Annotated[str | None, "file", Written(metavar="DIR")] = Field(
-        default=None, description="With --quantization-aware over a float MODEL: its INT4 folder."
-    )
-    target_modules: Annotated[list[str] | str, Written(metavar="NAME,…", commas=True)] = Field(
-        default_factory=lambda: list(PAPER_TARGETS),
-        description="Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).",
+    target_modules: list[str] | str = option(
+        lambda: list(PAPER_TARGETS),
+        "Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).",
+        metavar="NAME,…",
+        commas=True,
         examples=[["q_proj", "v_proj"], ALL_LINEAR],
     )
 
@@ -102,52 +104,34 @@ class AdapterSettings(Settings):
 class TrainSettings(Settings):
     """A training run."""
 
-    steps: int = Field(default=100, ge=1, description="Optimizer steps.")
-    epochs: float | None = Field(default=None, gt=0, description="Passes over the data, in place of --steps.")
-    batch_size: int = Field(default=16, ge=1, description="Examples of a step, over all processes.")
-    gradient_accumulation: int = Field(
-        default=1, ge=1, description="Parts of a batch, one after the other: less memory."
+    steps: int = option(100, "Optimizer steps.", ge=1)
+    epochs: float | None = option(None, "Passes over the data, in place of --steps.", gt=0)
+    batch_size: int = option(16, "Examples of a step, over all processes.", ge=1)
+    gradient_accumulation: int = option(1, "Parts of a batch, one after the other: less memory.", ge=1)
+    learning_rate: float = option(3e-4, "The highest, after the warm-up.", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "Of the learning rate, after the warm-up.")
+    warmup_fraction: float = option(0.05, "Share of the steps.", ge=0, lt=1)
+    weight_decay: float = option(0.0, "Of AdamW.", ge=0)
+    max_gradient_norm: float = option(1.0, "Larger gradients are clipped; 0: none.", ge=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Of the base; auto: what is fast here.")
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
+    packing: bool = option(False, "Several examples in one row, without seeing each other: less padding.")
+    text_fraction: float = option(0.0, "Share of general text in each batch, against forgetting.", ge=0, lt=1)
+    max_length: int = option(512, "Tokens of the longest example.", ge=8)
+    long: Literal["error", "drop"] = option("error", "What becomes of longer ones; they are never cut.")
+    chat_template: str | None = option(None, "Jinja, in place of the tokenizer's own.", "file", metavar="FILE")
+    eval_fraction: float = option(0.0, "Hold out this share of --data.", ge=0, lt=1)
+    eval_every: int | None = option(
+        None, "Steps between evaluations. Default: a tenth of the steps.", metavar="N", ge=1
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="The highest, after the warm-up.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="Of the learning rate, after the warm-up."
+    keep: Literal["last", "best"] = option(
+        "last", "Which adapter is written: of the last step, or with the smallest held-out loss."
     )
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
-    max_gradient_norm: float = Field(default=1.0, ge=0, description="Larger gradients are clipped; 0: none.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of the base; auto: what is fast here."
+    checkpoint_every: int | None = option(
+        None, "Save every N steps; started again, a killed run goes on.", metavar="N", ge=1
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations twice instead of keeping them."
-    )
-    packing: bool = Field(
-        default=False, description="Several examples in one row, without seeing each other: less padding."
-    )
-    text_fraction: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of general text in each batch, against forgetting."
-    )
-    max_length: int = Field(default=512, ge=8, description="Tokens of the longest example.")
-    long: Literal["error", "drop"] = Field(
-        default="error", description="What becomes of longer ones; they are never cut."
-    )
-    chat_template: Annotated[str | None, "file", Written(metavar="FILE")] = Field(
-        default=None, description="Jinja, in place of the tokenizer's own."
-    )
-    eval_fraction: float = Field(default=0.0, ge=0, lt=1, description="Hold out this share of --data.")
-    eval_every: Annotated[int | None, Written(metavar="N")] = Field(
-        default=None, ge=1, description="Steps between evaluations. Default: a tenth of the steps."
-    )
-    keep: Literal["last", "best"] = Field(
-        default="last", description="Which adapter is written: of the last step, or with the smallest held-out loss."
-    )
-    checkpoint_every: Annotated[int | None, Written(metavar="N")] = Field(
-        default=None, ge=1, description="Save every N steps; started again, a killed run goes on."
-    )
-    tensorboard: Annotated[str | None, "place", Written(metavar="DIR")] = Field(
-        default=None, description="Log for TensorBoard."
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Of everything that is drawn.")
+    tensorboard: str | None = option(None, "Log for TensorBoard.", "place", metavar="DIR")
+    seed: int = option(0, "Of everything that is drawn.", ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:

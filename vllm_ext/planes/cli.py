@@ -6,35 +6,36 @@ from typing import Any
 
 import click
 
-from sqft_plugins.cli.common import RankType, emit, examples, json_option, overwrite_option
+from sqft_plugins.cli.verb import Found, Overwrite, verb
 from sqft_plugins.elastic import Rank
+from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
 
 
-@click.command(
-    "plane",
-    epilog=examples(
-        "sqft export plane models/gemma-50-int4 adapters/math-qa --rank r16 --rank max",
-        "sqft export plane models/gemma-50-int4 adapters/math-qa --base models/gemma-50 --rank r16",
-        "sqft export plane models/gemma-50-int4 adapters/math-qa --rank ranks.json --out plane.safetensors --json",
-    ),
+class PlaneSettings(Overwrite):
+    ranks: list[Rank] = option(
+        lambda: ["heuristic"],
+        "heuristic (the median), max, min, a number, or a JSON file: module name → rank. Repeatable.",
+        "rank",
+        name="--rank",
+        metavar="RANK",
+    )
+    base: str | None = option(None, "The float model that ADAPTER was trained over.", "file", metavar="DIR")
+    out: str | None = option(
+        None, "Where to write. Default: ADAPTER/planes, where a server finds them.", "place", metavar="DIR|FILE"
+    )
+
+
+@verb(
+    "sqft export plane models/gemma-50-int4 adapters/math-qa --rank r16 --rank max",
+    "sqft export plane models/gemma-50-int4 adapters/math-qa --base models/gemma-50 --rank r16",
+    "sqft export plane models/gemma-50-int4 adapters/math-qa --rank ranks.json --out plane.safetensors --json",
+    name="plane",
+    settings=PlaneSettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
 @click.argument("adapter", type=ADAPTER_FOLDER)
-@click.option(
-    "--rank", "ranks", type=RankType(), multiple=True, default=("heuristic",), show_default=True, metavar="RANK",
-    help="heuristic (the median), max, min, a number, or a JSON file: module name → rank. Repeatable.",
-)  # fmt: skip
-@click.option("--base", type=click.Path(), metavar="DIR", help="The float model that ADAPTER was trained over.")
-@click.option(
-    "--out", type=click.Path(), metavar="DIR|FILE",
-    help="Where to write. Default: ADAPTER/planes, where a server finds them.",
-)  # fmt: skip
-@overwrite_option
-@json_option
-def plane_command(
-    model: str, adapter: str, ranks: tuple[Rank, ...], base: str | None, out: str | None, overwrite: bool, as_json: bool
-) -> None:
+def plane_command(model: str, adapter: str, settings: PlaneSettings) -> Found:
     """Write the value planes of a quantization-aware ADAPTER for vLLM.
 
     A plane holds the INT4 codes that `sqft merge` would write at a rank, 2 bits a weight at 50 % sparsity. MODEL is the
@@ -43,8 +44,8 @@ def plane_command(
     """
     from vllm_ext.planes.build import export_planes
 
-    planes = export_planes(model, adapter, ranks, base, out, overwrite)
-    emit(as_json, {"planes": planes}, lambda: click.echo("\n".join(map(_line, planes))))
+    planes = export_planes(model, adapter, **settings.model_dump())
+    return Found({"planes": planes}, "\n".join(map(_line, planes)))
 
 
 def _line(plane: dict[str, Any]) -> str:

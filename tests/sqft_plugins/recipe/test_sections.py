@@ -11,7 +11,7 @@ from sqft_plugins.recipe.sections import SECTIONS
 from sqft_plugins.settings.checked import PLANNED
 
 NOT_IN_RECIPES = {
-    "out", "overwrite", "as_json", "study", "worker", "server", "served", "no_cache", "samples", "adapter"
+    "out", "overwrite", "as_json", "study", "worker", "server", "served", "cache", "samples", "adapter"
 }  # fmt: skip
 """Options that the recipe sets itself, or that make no sense in one. --adapter of eval: an adapter is a target."""
 

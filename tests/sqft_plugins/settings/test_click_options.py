@@ -5,50 +5,74 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import click
 import pytest
 from click.testing import CliRunner
-from pydantic import Field
 
+from gguf_ext.cli.chat import ChatSettings
+from gguf_ext.cli.verify import VerifySettings
 from sqft_plugins.cli import cli
+from sqft_plugins.cli.compact import CompactSettings
+from sqft_plugins.cli.demo import DemoOutput
+from sqft_plugins.cli.doctor import DoctorSettings
+from sqft_plugins.cli.eval import EvalCommand
+from sqft_plugins.cli.inspect import InspectSettings
+from sqft_plugins.cli.merge import MergeSettings
+from sqft_plugins.cli.report import ReportSettings
+from sqft_plugins.cli.run import RunSettings
+from sqft_plugins.cli.search import StudySettings
+from sqft_plugins.cli.verb import AtRank, Output
 from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
 from sqft_plugins.demo.settings import DemoSettings
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.settings import EvalSettings
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
-from sqft_plugins.settings import Settings, Written, like
+from sqft_plugins.settings import Settings, Written, like, option
 from sqft_plugins.settings.click_options import options, written_fields
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
 
 VERBS = {
-    "prune": [PruneSettings],
-    "quantize": [QuantizeSettings],
-    "train": [TrainInputs, AdapterSettings, TrainSettings],
-    "search": [SearchInputs, SearchSettings],
-    "eval": [EvalSettings],
+    "prune": [PruneSettings, Output],
+    "quantize": [QuantizeSettings, Output],
+    "train": [TrainInputs, AdapterSettings, TrainSettings, Output],
+    "search": [SearchInputs, SearchSettings, StudySettings],
+    "extract": [AtRank],
+    "merge": [MergeSettings],
+    "compact": [CompactSettings],
+    "run": [RunSettings],
+    "demo": [DemoSettings, DemoOutput],
     "plan": [PlanSettings],
-    "demo": [DemoSettings],
+    "eval": [EvalCommand],
+    "inspect": [InspectSettings],
+    "report": [ReportSettings],
+    "doctor": [DoctorSettings],
+    "verify": [VerifySettings],
+    "chat": [ChatSettings],
 }
 
 
 class Inner(Settings):
-    size: int = Field(default=3, ge=1, lt=10, description="How many.")
-    kind: Literal["a", "b"] = Field(default="a", description="Which.")
+    size: int = option(3, "How many.", ge=1, lt=10)
+    kind: Literal["a", "b"] = option("a", "Which.")
 
 
 class Example(Settings):
-    name: str = Field(description="Needed.")
+    name: str = option(..., "Needed.")
     size: int = like(Inner, "size", "Of the inner.")
-    ranks: Annotated[list[int] | None, Written(commas=True)] = Field(default=None, examples=[[32, 24, 16]])
-    files: list[str] = Field(default_factory=list)
-    parts: Annotated[dict[str, float | str], Written("--part-of")] = Field(default_factory=dict)
-    whole: Annotated[bool, Written("--cut", help="Not whole.")] = True
-    loud: bool = False
-    quiet: bool = True
-    hidden: Annotated[int, Written(absent=True)] = 5
+    ranks: list[int] | None = option(None, "A search space.", commas=True, examples=[[32, 24, 16]])
+    files: list[str] = option(list, "Several.")
+    parts: dict[str, float | str] = option(dict, "By pattern.", name="--part-of")
+    whole: bool = option(True, "Whole.", name="--cut", help="Not whole.")
+    loud: bool = option(False, "Loud.")
+    quiet: bool = option(True, "Quiet.")
+    hidden: int = option(5, "Not an option.", absent=True)
+
+
+class Extended(Example):
+    first: int = option(1, "Stands before the others.")
 
 
 @pytest.fixture
@@ -108,6 +132,11 @@ def test_a_refusal_names_the_option_the_value_and_the_remedy(run, line, message)
     assert message in run(*line.split())
 
 
+def test_the_options_of_settings_stand_before_those_that_they_extend() -> None:
+    names = [name for name, _ in written_fields(Extended)]
+    assert names == ["first", *(name for name, _ in written_fields(Example))]
+
+
 def test_settings_name_every_mistake_in_one_line() -> None:
     with pytest.raises(SQFTError, match=r"size=0: input should be greater.*; kind='c': input should be 'a' or 'b'"):
         Inner.make({"size": 0, "kind": "c"})
@@ -127,7 +156,7 @@ def test_help_says_what_the_fields_say(verb) -> None:
         said = written.help or field.description
         assert said, name
         assert f"{said.strip()}" in text, name
-        assert parameter.opts[0] == (written.option or f"--{name.replace('_', '-')}")
+        assert parameter.opts[0] == (written.name or f"--{name.replace('_', '-')}")
         literal = next((a for a in [field.annotation, *get_args(field.annotation)] if get_origin(a) is Literal), None)
         if literal is not None:
             assert tuple(parameter.type.choices) == get_args(literal)  # type: ignore[attr-defined]
