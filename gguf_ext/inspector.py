@@ -15,7 +15,7 @@ from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
 from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.inspect import inspect_layer
+from sqft_plugins.inspect.model import inspect_layer
 from sqft_plugins.inspect.report import Row, count, total_of
 from sqft_plugins.mask import Pattern
 from sqft_plugins.pattern import PATTERNS

@@ -14,7 +14,7 @@ from peft_ext.card import write_card
 from peft_ext.fields import as_plain_numbers, check_fields, check_ignored
 from peft_ext.registry import LoraConfig, peft_type
 from sqft_plugins.adapter.initialisations import CHANGING
-from sqft_plugins.elastic import check_rank_choices
+from sqft_plugins.elastic import check_quantization_aware, check_rank_choices
 from sqft_plugins.errors import SQFTError, nearest
 
 
@@ -68,10 +68,13 @@ class SQFTConfig(LoraConfig):
                 )
 
         # the grid
-        if self.quantization_aware:
-            self._check_quantization_aware()
-        elif self.grid is not None:
-            raise SQFTError(f"grid={str(self.grid)!r} needs quantization_aware=True: set it, or leave grid out")
+        check_quantization_aware(self.quantization_aware, self.sparse, self.grid, lora_dropout=self.lora_dropout)
+        if self.quantization_aware and (self.lora_bias or self.bias != "none"):
+            raise SQFTError(
+                f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "
+                "changes INT4 codes only. Use bias='none' and lora_bias=False"
+            )
+        self.grid = None if self.grid is None else str(self.grid)  # a Path cannot be saved as JSON
 
         # what changes the base, or is not a linear layer
         init = self.init_lora_weights
@@ -90,26 +93,6 @@ class SQFTConfig(LoraConfig):
         """Also writes README.md where the adapter's weights are: PEFT's own does not say how to load them."""
         super().save_pretrained(save_directory, **kwargs)
         write_card(Path(save_directory), self)
-
-    def _check_quantization_aware(self) -> None:
-        if not self.sparse:
-            raise SQFTError(
-                "sparse=False cannot be used with quantization_aware: a dense delta would fill the zeros of the INT4 "
-                "base. Leave sparse=True, or leave quantization_aware out and keep the adapter unmerged"
-            )
-
-        if self.lora_dropout:
-            raise SQFTError(
-                f"lora_dropout={self.lora_dropout} cannot be used with quantization_aware: the adapter is inside the "
-                "quantized weight and has no input of its own. Use lora_dropout=0"
-            )
-        if self.lora_bias or self.bias != "none":
-            raise SQFTError(
-                f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "
-                "changes INT4 codes only. Use bias='none' and lora_bias=False"
-            )
-
-        self.grid = None if self.grid is None else str(self.grid)  # a Path cannot be saved as JSON
 
 
 def _name_unknown_fields(original: Callable[..., None]) -> Callable[..., None]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
-from pydantic import model_validator
 
-from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.cli.common import table
 from sqft_plugins.cli.verb import Found, Overwrite, verb
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.search.methods import check_outputs, method_of
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
 from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
@@ -29,14 +27,6 @@ class StudySettings(Overwrite):
     worker: bool = option(False, "Only evaluate for --study, beside the process that has --out.")
     grid: str | None = option(None, "The INT4 folder of a quantization-aware ADAPTER.", "file", metavar="DIR")
     out: str | None = option(None, "Where to write. Must not exist.", "place", metavar="DIR")
-
-    @model_validator(mode="after")
-    def _check_out(self) -> Self:
-        if self.worker == (self.out is not None):
-            raise SQFTError("give --out DIR, or --worker and --study for a process that only evaluates")
-        if self.out is not None:
-            check_output_folder(self.out, self.overwrite)
-        return self
 
 
 @verb(
@@ -60,6 +50,10 @@ def command(model: str, adapter: str, inputs: SearchInputs, settings: SearchSett
     """
     if (inputs.data is None) == (inputs.task is None):
         raise click.UsageError("give the questions: either --data FILE or --task NAME")
+    if study.worker == (study.out is not None):
+        raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
+    check_outputs(Path(adapter), study.out, study.study, inputs.save, study.overwrite)
+    method_of(settings)
     questions = inputs.questions("--task")
     from sqft_plugins.search.run import search_adapter
 

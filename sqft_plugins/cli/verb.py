@@ -35,8 +35,8 @@ class Output(Overwrite):
 class AtRank(Output):
     rank: Rank = option(
         "heuristic",
-        "heuristic (the median; in PEFT an adapter starts at max), max, min, a number, a configuration that the adapter "
-        "carries, or a JSON file: module name → rank.",
+        "heuristic (the median; in PEFT an adapter starts at max), max, min, a number, a configuration that the "
+        "adapter carries, or a JSON file: module name → rank.",
         "rank",
         metavar="RANK",
     )

@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqft_plugins.errors import DependencyError, SQFTError, first_line
 from sqft_plugins.text_file import json_lines, parse_json, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPREAD = 16
 """Tokenized is up to this many times the tokens that are needed, and the sequences are spread evenly over it."""
 PAIRS = (("prompt", "completion", ""), ("question", "answer", "\n"), ("instruction", "output", "\n"))
 """Fields of a record that make one text together, and what goes between them."""
+DATASET = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
+ENDS = (".txt", ".md", ".json", ".jsonl")
+"""Of names that are files and no data sets."""
+WANTED = "give a text file, or a JSONL with `text` in every line"
 SHORTEST = 200
 """Characters below which the rest of a held-out topic is a heading and no text."""
 
@@ -57,7 +62,7 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
     Raises SQFTError where the file is missing, not UTF-8, empty, or has a broken record (named by number).
     """
     path = Path(path)
-    content = read_text(path, argument, "give a text file, or a JSONL with `text` in every line")
+    content = read_text(path, argument, WANTED)
     if path.suffix == ".json" and content.lstrip().startswith("["):
         records = parse_json(content, f"{argument} {path}")
         texts = [record_text(record, f"{argument} {path} record {number}") for number, record in enumerate(records, 1)]
@@ -72,13 +77,8 @@ def read_texts(path: str | Path, argument: str = "--calibration") -> list[str]:
 
 def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
     """The texts of a Hugging Face data set, `NAME[:CONFIG[:SPLIT]]`, split "train" by default, one after the other as
-    they are asked for. Raises DependencyError without the `datasets` package, SQFTError for a set it does not find."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DependencyError(
-            f"{argument} {name} is no file, and a data set by name needs: pip install 'sqft-plugins[data]'"
-        ) from error
+    they are asked for. Raises SQFTError for a set that it does not find."""
+    from datasets import load_dataset
 
     path, config, split = [*name.split(":"), "", ""][:3]
     try:
@@ -94,18 +94,32 @@ def dataset_texts(name: str, argument: str = "--calibration") -> Iterator[str]:
         ) from error
 
 
-def calibration_texts(source: str | Path | None) -> Iterable[str]:
+def calibration_texts(source: str | Path | None, argument: str = "--calibration") -> Iterable[str]:
     """The texts of a file or data set, or the built-in training split where `source` is None."""
     if source is None:
         return builtin_text("train")
-    if not Path(source).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}", str(source)):
-        return dataset_texts(str(source))
-    return read_texts(source)
+    check_texts(str(source), argument)
+    return read_texts(source, argument) if Path(source).is_file() else dataset_texts(str(source), argument)
+
+
+def check_texts(source: str, argument: str = "--calibration") -> None:
+    """Raises SQFTError for what is neither a file nor can be the name of a data set, DependencyError for such a name
+    where the `datasets` package is missing. Nothing is read."""
+    if Path(source).is_file():
+        return
+    if source.endswith(ENDS) or not DATASET.fullmatch(source):
+        raise SQFTError(f"{argument} {source} is not a file: {WANTED}")
+    if find_spec("datasets") is None:
+        raise DependencyError(
+            f"{argument} {source} is no file, and a data set by name needs: pip install 'sqft-plugins[data]'"
+        )
 
 
 def token_batch(texts: Iterable[str], tokenizer: Any, sequences: int = 32, length: int = 128) -> Tensor:
     """int64 [sequences, length]. Texts are joined end to end and cut; every sequence begins with the BOS token where
     the tokenizer has one. The sequences are spread evenly over the text. Raises SQFTError for too little text."""
+    import torch  # late: settings check where a text comes from without it
+
     if sequences < 1 or length < 2:
         raise SQFTError(
             f"sequences={sequences} of length={length} are no calibration batch: use at least 1 of length 2"

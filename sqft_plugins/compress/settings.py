@@ -6,8 +6,13 @@ from typing import Any
 
 from pydantic import field_validator
 
+from sqft_plugins.compress.calibration import check_texts
 from sqft_plugins.pattern import Pattern
 from sqft_plugins.settings import Offered, Settings, option
+from sqft_plugins.settings.checked import CheckedPath
+
+TEXTS = CheckedPath(check_texts)
+"""A file with texts, or what can be the name of a data set."""
 
 
 def check_pattern(value: Any) -> Any:
@@ -30,6 +35,7 @@ class CompressSettings(Settings):
         None,
         "Text, JSONL or JSON with `text`, `prompt` and `completion`, or `question` and `answer`; or a data "
         "set on the hub, NAME[:CONFIG[:SPLIT]]. Default: the language reference that Python ships.",
+        TEXTS,
         "name or file",
         metavar="FILE|DATASET",
     )

@@ -21,14 +21,11 @@ from sqft_plugins.recipe.artefact import Artefact
 from sqft_plugins.recipe.sections import Prune, Quantize
 from sqft_plugins.recipe.wire import Step
 from sqft_plugins.search.methods import check_packages, method_of
-from sqft_plugins.tune.arguments import check_tensorboard, process_count
+from sqft_plugins.tune.arguments import process_count
 from sqft_plugins.tune.chat import read_template
 from sqft_plugins.tune.prepare import check_training, open_tokenizer, prepare
 from sqft_plugins.tune.settings import TrainSettings
 from sqft_plugins.tune.targets import check_targets
-
-TEXTS = (".txt", ".md", ".json", ".jsonl")
-"""Ends of names that are files and no data sets."""
 
 
 def check_inputs(label: str, steps: Sequence[Step]) -> None:
@@ -60,12 +57,12 @@ def _prune(step: Step) -> None:
     get_manager().get("sqft_pruners", section.method, "method")
     for sparsity in (section.sparsity, *section.sparsity_of.values()):
         as_pattern(sparsity)
-    _texts("calibration", section.calibration)
+    calibration_texts(section.calibration, "calibration")
 
 
 def _quantize(step: Step) -> None:
     get_manager().get("sqft_quantizers", step.section.method, "method")
-    _texts("calibration", step.section.calibration)
+    calibration_texts(step.section.calibration, "calibration")
 
 
 def _train(step: Step) -> None:
@@ -75,9 +72,8 @@ def _train(step: Step) -> None:
     check_training(section.part(TrainSettings), bool(section.examples("eval_data")), process_count())
     if section.chat_template is not None:
         read_template(section.chat_template)
-    check_tensorboard(section.tensorboard)
     if section.text_fraction:
-        _texts("text", section.text)
+        calibration_texts(section.text, "text")
 
 
 def _search(step: Step) -> None:
@@ -85,16 +81,13 @@ def _search(step: Step) -> None:
     check_packages()
     method_of(section, dashes="")
     section.questions("task")
-    for file in section.starts:
-        if not Path(file).is_file():
-            raise SQFTError(f"starts {file} is no file: check the path")
 
 
 def _eval(step: Step) -> None:
     section = step.section
     if section.dtype is not None:
         parse_dtype(section.dtype)
-    _texts("text", section.text)
+    calibration_texts(section.text, "text")
     if named := [task for task in choose_tasks(section.tasks, section.data) if isinstance(task, str)]:
         load_tasks(named, section.data_dir, section.shots)
 
@@ -110,16 +103,6 @@ VERBS: Mapping[str, Callable[[Step], None]] = {
     "prune": _prune, "quantize": _quantize, "train": _train, "search": _search, "eval": _eval, "export": _export,
 }  # fmt: skip
 """Verb → its check; of extract and merge, `wire` has seen all."""
-
-
-def _texts(argument: str, source: str | None) -> None:
-    """A file must be readable; any other name is a data set's, which is asked for when its step begins."""
-    if source is None:
-        return
-    if Path(source).is_file():
-        calibration_texts(source)
-    elif source.endswith(TEXTS) or Path(source).is_absolute():
-        raise SQFTError(f"{argument} {source} is no file: check the path")
 
 
 # --- against the model ---

@@ -105,16 +105,12 @@ def _train(above: Above, section: Train) -> Step:
     base = float_base if section.model is None and float_base else above.find(section.model, "model")
 
     aware, masked = section.quantization_aware, section.sparse and section.tuner != "lora"
-    if grid is not None and not aware:
-        raise SQFTError(f"grid {grid.name} is for a quantization-aware adapter: add quantization_aware: true")
     if grid is not None and not grid.int4:
         raise SQFTError(f"grid {grid.name} is float: name an INT4 model, such as a quantize step above")
     if aware and not (base.int4 or grid):
         raise SQFTError(
             f"quantization_aware over the float {base.name} needs an INT4 grid: put quantize above, or name grid:"
         )
-    if aware and section.dropout:
-        raise SQFTError(f"dropout={section.dropout} cannot be used with quantization_aware: leave it out")
     if base.int4 and masked and not aware:
         raise SQFTError(
             f"{base.name} is INT4, where a masked adapter cannot merge back: add quantization_aware: true, or "

@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqft_plugins.checkpoint.files import check_output
+from sqft_plugins.configurations import FOLDER, check_configuration_name
 from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.search.space import Space
@@ -27,6 +30,21 @@ def check_packages(draws: bool = True) -> None:
     for package in ("optuna", "matplotlib") if draws else ("optuna",):
         if find_spec(package) is None:
             raise DependencyError(f"sqft search needs {package}: pip install 'sqft-plugins[search]'")
+
+
+def check_outputs(
+    adapter: Path, out: str | Path | None, study: str | Path | None, save: str | None, overwrite: bool
+) -> Path | None:
+    """The file to save to, or None. Raises DependencyError, OutputExistsError and SQFTError."""
+    check_packages(draws=out is not None)
+    if out is None:
+        if study is None or save is not None:
+            raise SQFTError("a worker needs --study, where the trials are, and takes no --save")
+        return None
+    check_output(out, overwrite)
+    if save is None:
+        return None
+    return check_output(adapter / FOLDER / f"{check_configuration_name(save)}.json", overwrite, "--save")
 
 
 def method_of(settings: SearchSettings, dashes: str = "--") -> SearchMethod:

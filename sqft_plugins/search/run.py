@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter.saved import SavedAdapter
-from sqft_plugins.checkpoint import check_output, write_folder
-from sqft_plugins.configurations import FOLDER, check_configuration_name, read_configuration, write_configuration
+from sqft_plugins.checkpoint import write_folder
+from sqft_plugins.configurations import read_configuration, write_configuration
 from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.plugins.protocols import SearchMethod, Task
 from sqft_plugins.progress import Steps, say
 from sqft_plugins.search import cost as costs
 from sqft_plugins.search.data import split_items
-from sqft_plugins.search.methods import check_packages, method_of
+from sqft_plugins.search.methods import check_outputs, method_of
 from sqft_plugins.search.model import SearchedModel
 from sqft_plugins.search.objective import AnswerAccuracy, AnswerLikelihood, prepare
 from sqft_plugins.search.paired import Direction
@@ -61,7 +61,7 @@ def search_adapter(
     # everything that can be refused
     searched_adapter = SavedAdapter(adapter)
     folder = searched_adapter.path
-    saved = _check_outputs(folder, out, study, save, overwrite)
+    saved = check_outputs(folder, out, study, save, overwrite)
     method = method_of(settings)
     space = adapter_space(folder, settings.share_rank)
     begin = _starting_points(method, space, folder, starts)
@@ -155,21 +155,6 @@ def adapter_space(adapter: Path, share_rank: str | None = None) -> Space:
 def _natural(name: str) -> list[str]:
     """Block 10 stands behind block 9."""
     return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
-
-
-def _check_outputs(
-    adapter: Path, out: str | Path | None, study: str | Path | None, save: str | None, overwrite: bool
-) -> Path | None:
-    """The file to save to, or None. Raises DependencyError, OutputExistsError and SQFTError."""
-    check_packages(draws=out is not None)
-    if out is None:
-        if study is None or save is not None:
-            raise SQFTError("a worker needs --study, where the trials are, and takes no --save")
-        return None
-    check_output(out, overwrite)
-    if save is None:
-        return None
-    return check_output(adapter / FOLDER / f"{check_configuration_name(save)}.json", overwrite, "--save")
 
 
 def _starting_points(method: SearchMethod, space: Space, adapter: Path, files: Sequence[str]) -> dict[str, Choice]:

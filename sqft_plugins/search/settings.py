@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
+from pydantic import model_validator
+
+from sqft_plugins.configurations import check_configuration_name, read_configuration
 from sqft_plugins.settings import Offered, Settings, option
 
 if TYPE_CHECKING:
@@ -23,6 +26,14 @@ class SearchInputs(Settings):
     save: str | None = option(
         None, "Also save the chosen ranks in ADAPTER as configurations/NAME.json.", metavar="NAME"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for file in self.starts:
+            read_configuration(file)
+        if self.save is not None:
+            check_configuration_name(self.save)
+        return self
 
     def questions(self, argument: str) -> Task:
         """The task. argument: what the user wrote its name behind. Raises SQFTError."""

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.settings.checked import ParamType
 
 Mark = Literal["model", "adapter", "rank", "file", "name or file", "place", "dtype"]
 """What the text of a field stands for, as in `option(None, "Held-out text.", "file")`.
@@ -105,7 +106,7 @@ class Settings(BaseModel):
 def option(
     default: Any,
     description: str,
-    *marks: Mark | Offered,
+    *marks: Mark | Offered | ParamType,
     name: str = "",
     metavar: str | None = None,
     help: str = "",
@@ -117,7 +118,7 @@ def option(
 
     default: `...` where the field must be given; or a type that makes it, such as `list`.
     description: its help text.
-    marks: what its text stands for.
+    marks: what its text stands for; or the click type of its option.
     name, metavar, help, commas, absent: see `Written`.
     more: what pydantic's `Field` takes, such as bounds and examples.
     """

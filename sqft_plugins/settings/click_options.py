@@ -137,6 +137,8 @@ def _type(field: FieldInfo) -> Any:
     if any(get_origin(member) is dict for member in members):
         return Assignment()
     for mark in field.metadata:
+        if isinstance(mark, click.ParamType):
+            return mark
         if isinstance(mark, Offered):
             return offered(mark.hook)
         if isinstance(mark, str):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.settings import TrainSettings
 
@@ -75,17 +73,6 @@ def trainer_arguments(
         say(f"one of {arguments.n_gpu} GPUs is used: for all of them begin with `torchrun --nproc_per_node`")
         arguments._n_gpu = 1
     return arguments
-
-
-def check_tensorboard(folder: str | None) -> None:
-    """Raises DependencyError without the package, SQFTError where a file is in the way of the folder."""
-    if folder is None:
-        return
-    if find_spec("tensorboard") is None:
-        raise DependencyError(f"--tensorboard {folder} needs the package: pip install 'sqft-plugins[tensorboard]'")
-    there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise SQFTError(f"--tensorboard {folder}: {there} is a file, a folder goes there: choose another path")
 
 
 def tensorboard_callbacks(folder: str | None, begun: int | None) -> list[TrainerCallback]:

@@ -109,15 +109,7 @@ def texts_of_a_batch(training: TrainSettings) -> int:
 
 def check_training(training: TrainSettings, evaluated: bool, processes: int) -> None:
     """What needs no data. evaluated: there are files of held-out examples. Raises SQFTError."""
-    # held-out examples
-    if evaluated and training.eval_fraction:
-        raise SQFTError(f"eval_fraction={training.eval_fraction:g} beside --eval-data: give one of them")
-    if not evaluated and not training.eval_fraction:
-        for name, value, default in (("keep", training.keep, "last"), ("eval_every", training.eval_every, None)):
-            if value != default:
-                raise SQFTError(f"{name}={value} needs held-out examples: give --eval-data or --eval-fraction")
-
-    # the batch
+    training.check_held_out(evaluated)
     parts = training.gradient_accumulation * processes
     if training.batch_size % parts:
         raise SQFTError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from sqft_plugins.elastic import check_rank_choices
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.compress.settings import TEXTS
+from sqft_plugins.elastic import check_quantization_aware, check_rank_choices
+from sqft_plugins.errors import DependencyError, SQFTError
 from sqft_plugins.settings import Offered, Settings, option
 
 PAPER_TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -33,7 +36,7 @@ class TrainInputs(Settings):
     )
     eval_data: str | list[str] = option(list, "Held-out examples. Repeatable.", "file", metavar="FILE")
     text: str | None = option(
-        None, "The general text of --text-fraction. Default: what Python ships.", "name or file", metavar="FILE"
+        None, "The general text of --text-fraction. Default: what Python ships.", TEXTS, "name or file", metavar="FILE"
     )
     tuner: str = option("sqft", "The adapter type; `sqft plugins` lists them.", Offered("sqft_tuners"))
 
@@ -52,7 +55,7 @@ class TrainInputs(Settings):
         from sqft_plugins.compress.calibration import calibration_texts
         from sqft_plugins.tune.examples import text_examples
 
-        return text_examples(calibration_texts(self.text)) if training.text_fraction else []
+        return text_examples(calibration_texts(self.text, "--text")) if training.text_fraction else []
 
 
 class AdapterSettings(Settings):
@@ -98,6 +101,7 @@ class AdapterSettings(Settings):
     def _check(self) -> Self:
         if self.rank_choices is not None:
             check_rank_choices(self.rank_choices, self.rank)
+        check_quantization_aware(self.quantization_aware, self.sparse, self.grid, dropout=self.dropout)
         return self
 
 
@@ -133,6 +137,18 @@ class TrainSettings(Settings):
     tensorboard: str | None = option(None, "Log for TensorBoard.", "place", metavar="DIR")
     seed: int = option(0, "Of everything that is drawn.", ge=0, lt=2**32)
 
+    @field_validator("tensorboard")
+    @classmethod
+    def _check_tensorboard(cls, folder: str | None) -> str | None:
+        if folder is None:
+            return None
+        if find_spec("tensorboard") is None:
+            raise DependencyError(f"--tensorboard {folder} needs the package: pip install 'sqft-plugins[tensorboard]'")
+        there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise SQFTError(f"--tensorboard {folder}: {there} is a file, a folder goes there: choose another path")
+        return folder
+
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         if self.epochs is not None and "steps" in self.model_fields_set:
@@ -144,6 +160,15 @@ class TrainSettings(Settings):
                 "equal parts: change one of them"
             )
         return self
+
+    def check_held_out(self, given: bool) -> None:
+        """Raises SQFTError for what does not go with the held-out examples. given: there are files of them."""
+        if given and self.eval_fraction:
+            raise SQFTError(f"eval_fraction={self.eval_fraction:g} beside --eval-data: give one of them")
+        if not given and not self.eval_fraction:
+            for name, value, default in (("keep", self.keep, "last"), ("eval_every", self.eval_every, None)):
+                if value != default:
+                    raise SQFTError(f"{name}={value} needs held-out examples: give --eval-data or --eval-fraction")
 
     def check_size(self) -> None:
         """Raises SQFTError for a run that nobody means, whose order of examples would fill the memory."""

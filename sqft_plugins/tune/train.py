@@ -27,7 +27,6 @@ from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Tuner
 from sqft_plugins.progress import quiet_libraries, say
 from sqft_plugins.tune.arguments import (
-    check_tensorboard,
     examples_at_once,
     is_main_process,
     process_count,
@@ -125,7 +124,6 @@ def train_adapter(
     method.check(Path(model_path), adapter)
     check_output_folder(out, overwrite)
     missing = check_targets(adapter.target_modules, model_path)
-    check_tensorboard(training.tensorboard)
     # codes are made from the float weights, so rounding those would train another model than the one merged into
     dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)

@@ -120,7 +120,7 @@ def test_a_dense_adapter_stays_beside_its_int4_base(wired):
         ("model: m\nprune:\n", [], "prune: sparsity="),
         ("model: m\nmerge:\n", [], "merge: no step above makes an adapter"),
         (QA, ["train.grid=prune"], "train: grid prune is float"),
-        (QA, ["train.quantization_aware=false"], "train: grid quantize is for a quantization-aware adapter"),
+        (QA, ["train.quantization_aware=false"], "train: grid='quantize' needs quantization_aware=True"),
         (QA, ["quantize=false", "train.grid=null"], "train: quantization_aware over the float prune needs"),
         (QA, ["train.dropout=0.1"], "train: dropout=0.1 cannot be used with quantization_aware"),
         (QA, ["train.quantization_aware=false", "train.grid=null"], "train: quantize is INT4, where a masked adapter"),
