@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -10,13 +9,13 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from gguf_ext.errors import GGUFError
 from sqft_plugins.errors import nearest
 from sqft_plugins.settings import Settings, option
+from sqft_plugins.settings.checked import parse_bytes
 
 CHOICES = {
     "float_type": ("auto", "f32", "f16", "bf16"),
     "embedding_type": ("auto", "f32", "f16", "bf16", "q8_0"),
     "rounding": ("refuse", "allow"),
 }
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Options(Settings):
@@ -56,13 +55,14 @@ class Options(Settings):
     def _together(self) -> Options:
         if self.pre is not None and self.template_gguf is not None:
             raise GGUFError(f"--pre {self.pre}: the template has a tokenizer with its own: leave one of both out")
-        _ = self.limit
+        if self.split_max_size is not None and not self.limit:
+            raise GGUFError(f"--split-max-size {self.split_max_size} is no size: write such as 2G or 500M")
         return self
 
     @property
     def limit(self) -> int | None:
-        """Bytes of a file, None where there is no limit."""
-        return None if self.split_max_size is None else parse_size(str(self.split_max_size))
+        """Bytes of a file, None where there is no limit. G and M are thousands, as llama.cpp counts."""
+        return None if self.split_max_size is None else parse_bytes(self.split_max_size)
 
 
 def check_choice(option: str, value: str) -> None:
@@ -70,12 +70,3 @@ def check_choice(option: str, value: str) -> None:
     if value not in CHOICES[option]:
         hint = "; for INT4 run `sqft quantize` first" if value.startswith(("q4", "q5")) else ""
         raise GGUFError(f"{option}={value!r} is unknown: {nearest(value, CHOICES[option])}{hint}")
-
-
-def parse_size(text: str) -> int:
-    """ "2G", "500M" or a number of bytes → bytes; thousands, as llama.cpp counts. Raises GGUFError."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", str(text).strip().upper())
-    size = int(found[1]) * UNITS[found[2]] if found else 0
-    if size <= 0:
-        raise GGUFError(f"--split-max-size {text} is no size: write such as 2G or 500M")
-    return size

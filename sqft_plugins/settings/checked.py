@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from sqft_plugins.checkpoint.hub import check_folder, check_name
 from sqft_plugins.configurations import read_configuration
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 else:
     ParamType = click.ParamType  # no generic type before click 8.2
 
+SIZE = TypeAdapter(ByteSize)
 PLANNED = "planned"
 """The `obj` of a click context whose paths are made later, by the earlier steps of a recipe: they are not checked."""
 
@@ -52,6 +55,23 @@ class Rank(ParamType):
             return read_configuration(value)
         except SQFTError as error:
             self.fail(str(error), param, ctx)
+
+
+class Bytes(ParamType):
+    """A number of bytes."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size = parse_bytes(value)
+        return self.fail(f"{value} is no number of bytes: write such as 512MiB or 2GB") if size is None else size
+
+
+def parse_bytes(text: str | int) -> int | None:
+    """500000000, 2G or 512MiB → bytes; None for what is no number of bytes."""
+    with contextlib.suppress(ValidationError):
+        return int(SIZE.validate_python(text))
+    return None
 
 
 def offered(hook: str) -> Checked:
@@ -96,4 +116,5 @@ MODEL_NAME = CheckedPath(_model_name)
 ADAPTER_FOLDER = CheckedPath(_adapter_folder)
 DTYPE = Checked(lambda name, _: check_dtype(name))
 """fast, auto, or the name of a float type."""
+BYTES = Bytes()
 RANK = Rank()
