@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
-from gguf_ext.reader import MAGIC, GGUFFile, TensorInfo
+from gguf_ext.parts import MAGIC
+from gguf_ext.reader import GGUFFile, TensorInfo
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.inspect.model import inspect_layer
 from sqft_plugins.inspect.report import Row, count, total_of

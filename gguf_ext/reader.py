@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from gguf_ext.blocks import TensorType, dequantize, row_bytes
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
 from gguf_ext.gguf_package import require_gguf
-from gguf_ext.parts import COUNT, INDEX, TENSORS, part_name
+from gguf_ext.parts import COUNT, INDEX, MAGIC, TENSORS, check_file, part_name
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -193,17 +192,11 @@ class _Part:
 
     def __init__(self, path: Path):
         self.path = path
-        if not path.is_file():
-            raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
-        self.size = path.stat().st_size
-        if self.size < 24:
-            raise DamagedFileError(f"{path} has {self.size} bytes, too few for a GGUF file: copy or export it again")
+        self.size = check_file(path)
 
         # the header
         self.data = np.memmap(path, np.uint8, mode="r")
-        self._at = 4
-        if self.data[:4].tobytes() != MAGIC:
-            raise DamagedFileError(f"{path} does not begin with GGUF: it is no GGUF file, give another")
+        self._at = len(MAGIC)
         version = self._number("I")
         if version not in VERSIONS:
             raise DamagedFileError(f"{path} has GGUF version {version}, this release reads {VERSIONS}: export it again")

@@ -7,10 +7,12 @@ from pathlib import Path
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from gguf_ext.errors import GGUFError
+from gguf_ext.parts import check_file
 from sqft_plugins.errors import nearest
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import parse_bytes
+from sqft_plugins.settings.checked import CheckedPath, parse_bytes
 
+GGUF_FILE = CheckedPath(lambda path, _: check_file(path))
 CHOICES = {
     "float_type": ("auto", "f32", "f16", "bf16"),
     "embedding_type": ("auto", "f32", "f16", "bf16", "q8_0"),
@@ -41,7 +43,7 @@ class Options(Settings):
     template_gguf: str | Path | None = option(
         None,
         "A file of the same base: its tokenizer and, where sqft has no table for the model, its names and metadata.",
-        "file",
+        GGUF_FILE,
         metavar="BASE.gguf",
     )
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Self
 
 import click
+from pydantic import model_validator
 
+from gguf_ext.run.chat import Chat, parse_adapter
+from gguf_ext.settings import GGUF_FILE
 from sqft_plugins.cli.common import emit, examples, json_option
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import FILE
 from sqft_plugins.settings.click_options import options
-
-if TYPE_CHECKING:
-    from gguf_ext.run.chat import Chat
 
 
 class ChatSettings(Settings):
@@ -32,6 +35,17 @@ class ChatSettings(Settings):
     context: int | None = option(None, "In tokens. [default: 4096, or the model's]", ge=1)
     threads: int | None = option(None, "[default: all]", ge=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.parsed) < len(self.adapters):
+            raise SQFTError("two --adapter have the same name: name them apart")
+        return self
+
+    @property
+    def parsed(self) -> dict[str, tuple[Path, float]]:
+        """Name → (file, scale) of the adapters."""
+        return {name: (path, scale) for name, path, scale in map(parse_adapter, self.adapters)}
+
 
 @click.command(
     "chat",
@@ -41,7 +55,7 @@ class ChatSettings(Settings):
         "echo 'The capital of France is' | sqft chat model.gguf --max-tokens 16 --json",
     ),
 )
-@click.argument("file", type=FILE, metavar="FILE.gguf")
+@click.argument("file", type=GGUF_FILE, metavar="FILE.gguf")
 @options(settings=ChatSettings)
 @json_option
 def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
@@ -50,9 +64,6 @@ def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
     Through the chat template of the file, or, where it has none, as plain completion of each text. /help lists the
     commands. Where stdin is no terminal, all of it is one prompt.
     """
-    import os
-
-    from gguf_ext.run.chat import Chat, parse_adapter
     from gguf_ext.run.llama import load
 
     prompt = settings.prompt
@@ -66,9 +77,7 @@ def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
             raise click.UsageError(f"the prompt on stdin is not UTF-8 text ({error}): convert it") from error
     if not interactive and not prompt:
         raise click.UsageError("the prompt is empty: write it behind --prompt or to stdin")
-    given = {name: (path, scale) for name, path, scale in map(parse_adapter, settings.adapters)}
-    if len(given) < len(settings.adapters):
-        raise click.UsageError("two --adapter have the same name: name them apart")
+    given = settings.parsed
     threads = settings.threads or os.cpu_count() or 1
     files = {name: path for name, (path, _) in given.items()}
     llm = load(file, files, n_ctx=settings.context, n_threads=threads, n_threads_batch=threads)
@@ -96,10 +105,6 @@ def _answer_once(chat: Chat, prompt: str, as_json: bool) -> None:
 
 def _converse(chat: Chat) -> None:
     """Until /quit, ctrl-D, or ctrl-C at the prompt."""
-    import contextlib
-
-    from sqft_plugins.errors import SQFTError
-
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (input() edits lines and remembers them)
     how = "chat template" if chat.templated else "no chat template: each text is completed on its own"

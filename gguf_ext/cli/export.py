@@ -8,6 +8,7 @@ import click
 from pydantic import model_validator
 
 from gguf_ext.settings import Options
+from gguf_ext.write.split import check_target
 from sqft_plugins.checkpoint.files import check_output_file
 from sqft_plugins.cli.verb import Found, Overwrite, verb
 from sqft_plugins.settings import option
@@ -45,6 +46,7 @@ def export_command(model: str, settings: Options, output: FileOutput) -> Found:
     MODEL is a folder with float or INT4 weights; the GGUF file holds the very same ones. Where an option makes it
     round some, the largest error is reported.
     """
+    check_target(output.out, output.overwrite, settings.limit is not None)
     from gguf_ext.export import export_gguf
 
     report = export_gguf(model, output.out, overwrite=output.overwrite, **settings.model_dump(exclude_unset=True))

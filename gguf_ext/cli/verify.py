@@ -8,12 +8,12 @@ import click
 from pydantic import model_validator
 
 from gguf_ext.cli.export import unchecked_line
-from gguf_ext.settings import check_choice
+from gguf_ext.settings import GGUF_FILE, check_choice
 from sqft_plugins.cli.common import table
 from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import FILE, MODEL_FOLDER
+from sqft_plugins.settings.checked import MODEL_FOLDER
 
 
 class VerifySettings(Settings):
@@ -42,7 +42,7 @@ class VerifySettings(Settings):
     settings=VerifySettings,
 )
 @click.argument("model", type=MODEL_FOLDER)
-@click.argument("file", type=FILE, metavar="FILE.gguf")
+@click.argument("file", type=GGUF_FILE, metavar="FILE.gguf")
 def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     """Compare MODEL with FILE.gguf.
 

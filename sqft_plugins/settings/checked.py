@@ -90,11 +90,6 @@ def _there(path: str, argument: str) -> None:
         raise SQFTError(f"{argument} {path} is not there: check the path")
 
 
-def _file(path: str, argument: str) -> None:
-    if not Path(path).is_file():
-        raise SQFTError(f"{argument} {path} is not a file: check the path")
-
-
 def _model_name(name: str, argument: str) -> None:
     check_name(name)
     if Path(name).is_dir():
@@ -109,7 +104,6 @@ def _adapter_folder(path: str, argument: str) -> None:
 
 THERE = CheckedPath(_there)
 """A path of any kind."""
-FILE = CheckedPath(_file)
 MODEL_FOLDER = CheckedPath(lambda path, _: check_folder(path))
 MODEL_NAME = CheckedPath(_model_name)
 """A model folder, or what can be a name on the hub."""
