@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import click
+from pydantic import model_validator
 
 from sqft_plugins.cli.common import emit, examples, json_option, table
 from sqft_plugins.cli.verb import Overwrite
 from sqft_plugins.demo.settings import DemoSettings
 from sqft_plugins.settings import option
 from sqft_plugins.settings.click_options import options
+from sqft_plugins.stages import Stages
 
 
 class DemoOutput(Overwrite):
     out: str = option("demo-out", "Where everything goes.", "place", metavar="DIR")
+
+    @model_validator(mode="after")
+    def _check_out(self) -> Self:
+        Stages(Path(self.out), self.overwrite)
+        return self
 
 
 @click.command(

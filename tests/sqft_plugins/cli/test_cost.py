@@ -144,6 +144,67 @@ def test_a_wrong_argument_is_refused_before_anything_heavy_is_imported(line, tmp
     check(modules - {name for name in modules if name.partition(".")[0] == "safetensors"})  # its headers, without torch
 
 
+WRONG_BESIDE = [
+    "prune base --sparsity 0.5 --out run",
+    "prune base --sparsity 0.5 --out train.jsonl --overwrite",
+    "prune base --sparsity 0.5 --calibration missing.txt --out o",
+    "prune base --sparsity 0.5 --calibration some/missing.txt --out o",
+    "quantize base --out run",
+    "quantize base --group-size 0 --out o",
+    "quantize base --method gptq --calibration missing --out o",
+    "train run/prune --data train.jsonl --out run",
+    "train run/prune --data train.jsonl --text missing.txt --out o",
+    "train run/prune --data train.jsonl --grid int4 --out o",
+    "train run/prune --data train.jsonl --dropout 0.1 --quantization-aware --out o",
+    "train run/prune --data train.jsonl --dense --quantization-aware --out o",
+    "train run/prune --data train.jsonl --eval-every 5 --out o",
+    "train run/prune --data train.jsonl --keep best --out o",
+    "train run/prune --data train.jsonl --tensorboard train.jsonl --out o",
+    "search run/prune run/train --data test.jsonl --out run",
+    "search run/prune run/train --data test.jsonl --start train.jsonl --out o",
+    "search run/prune run/train --data test.jsonl --save max --out o",
+    "search run/prune run/train --data test.jsonl --against latency --out o",
+    "search run/prune run/train --data test.jsonl --grid missing --out o",
+    "search run/prune run/train --data test.jsonl --worker",
+    "extract run/train --out run",
+    "extract run/train --rank missing.json --out o",
+    "merge run/prune run/train --out run",
+    "merge run/prune run/train --grid missing --out o",
+    "compact int4 --out run",
+    "export gguf base --out run",
+    "export gguf base --out lora.gguf",
+    "export gguf base --out o.gguf --float-type q4_0",
+    "export gguf base --out o.gguf --split-max-size 3X",
+    "export gguf base --out o.gguf --template-gguf text.txt",
+    "export gguf base --out o-00001-of-00002.gguf --split-max-size 1G",
+    "export gguf-lora extracted-dense --out lora.gguf",
+    "export gguf-lora extracted-dense --base missing --out o.gguf",
+    "export plane int4 adapter-qa --base missing",
+    "verify base text.txt",
+    "verify base lora.gguf --rounding foo",
+    "verify base lora.gguf --text text.txt",
+    "verify base lora.gguf --logits --text missing.txt",
+    "chat text.txt --prompt a",
+    "chat lora.gguf --adapter foo --prompt a",
+    "chat lora.gguf --adapter x=lora.gguf --adapter x=lora.gguf --prompt a",
+    "eval base --rank max",
+    "eval base --samples text.txt",
+    "eval base --text missing.txt",
+    "inspect base --plot picture.xyz",
+    "inspect base --plot text.txt",
+    "demo --out base",
+    "demo --out text.txt",
+    "demo --model run",
+]
+
+
+@pytest.mark.parametrize("line", WRONG_BESIDE)
+def test_a_wrong_option_beside_right_arguments_is_refused_before_pytorch_is_imported(line, samples):
+    code, modules = child(*line.split())
+    assert code == 2
+    assert {"torch", "transformers", "peft", "llama_cpp"} & modules == set()
+
+
 @pytest.mark.parametrize("package", ["sqft_plugins", "gguf_ext", "vllm_ext"])
 def test_importing_a_package_costs_next_to_nothing(package):
     modules = child(imports=package, run=False)[1]
