@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
 from sqft_plugins.evaluate.settings import EvalSettings
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
-from sqft_plugins.settings import Mark, Settings
+from sqft_plugins.settings import Mark, Settings, option
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
 
-Model = Annotated[
-    str | None,
+MODEL = option(
+    None,
+    "What it works on: a step above, base (the recipe's model), or a folder. Default: the last one above that fits.",
     "model",
-    Field(
-        description="What it works on: a step above, base (the recipe's model), or a folder. Default: the last one "
-        "above that fits."
-    ),
-]
-Adapter = Annotated[
-    str | None, "adapter", Field(description="The adapter: a step above, or a folder. Default: the last one above.")
-]
-Grid = Annotated[
-    str | None,
-    "model",
-    Field(description="The INT4 model of a quantization-aware adapter over a float one: a step above, or a folder."),
-]
-Rank = Annotated[
-    int | str | dict[str, int] | None,
+)
+ADAPTER = option(None, "The adapter: a step above, or a folder. Default: the last one above.", "adapter")
+GRID = option(
+    None, "The INT4 model of a quantization-aware adapter over a float one: a step above, or a folder.", "model"
+)
+RANK = option(
+    None,
+    "heuristic (the median), max, min, a number, a step of search, a JSON file, or module → rank. Default: that of the "
+    "last search of this adapter above, else heuristic.",
     "rank",
-    Field(
-        description="heuristic (the median), max, min, a number, a step of search, a JSON file, or module → rank. "
-        "Default: that of the last search of this adapter above, else heuristic."
-    ),
-]
+)
+Rank = int | str | dict[str, int]
 
 
 class Section(Settings):
@@ -56,50 +48,49 @@ class Section(Settings):
 
 class Prune(PruneSettings, Section):
     verb = "prune"
-    model: Model = None
+    model: str | None = MODEL
 
 
 class Quantize(QuantizeSettings, Section):
     verb = "quantize"
-    model: Model = None
+    model: str | None = MODEL
 
 
 class Train(AdapterSettings, TrainSettings, TrainInputs, Section):
     verb = "train"
     instead = {"steps": "epochs", "epochs": "steps"}  # noqa: RUF012 (a ClassVar in the base)
-    model: Model = None
-    grid: Grid = None
+    model: str | None = MODEL
+    grid: str | None = GRID
 
 
 class Search(SearchSettings, SearchInputs, Section):
     verb = "search"
     instead = {"data": "task", "task": "data"}  # noqa: RUF012
-    model: Model = None
-    adapter: Adapter = None
-    grid: Grid = None
+    model: str | None = MODEL
+    adapter: str | None = ADAPTER
+    grid: str | None = GRID
 
 
 class Extract(Section):
     verb = "extract"
-    adapter: Adapter = None
-    rank: Rank = None
+    adapter: str | None = ADAPTER
+    rank: Rank | None = RANK
 
 
 class Merge(Section):
     verb = "merge"
-    model: Model = None
-    adapter: Adapter = None
-    rank: Rank = None
-    grid: Grid = None
+    model: str | None = MODEL
+    adapter: str | None = ADAPTER
+    rank: Rank | None = RANK
+    grid: str | None = GRID
 
 
 class Eval(EvalSettings, Section):
     verb = "eval"
-    model: Annotated[str | list[str] | None, "model"] = Field(
-        default=None,
-        description="What to score: a step or a folder, or several of them. An adapter is scored over its base.",
+    model: str | list[str] | None = option(
+        None, "What to score: a step or a folder, or several of them. An adapter is scored over its base.", "model"
     )
-    rank: Rank = None
+    rank: Rank | None = RANK
 
     @property
     def targets(self) -> list[str]:
@@ -111,9 +102,9 @@ class Export(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     verb = "export"
-    format: str = Field(default="gguf", description="A format of `sqft export`; its options are keys here, too.")
-    model: Model = None
-    adapter: Adapter = None
+    format: str = option("gguf", "A format of `sqft export`; its options are keys here, too.")
+    model: str | None = MODEL
+    adapter: str | None = ADAPTER
 
     @classmethod
     def marks(cls, values: Mapping[str, Any]) -> dict[str, Mark]:
