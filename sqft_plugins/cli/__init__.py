@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
@@ -45,26 +45,21 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [verb for _, verbs in self._sections() for verb in verbs]
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name in VERBS:
-            return importlib.import_module(f"sqft_plugins.cli.{name}").command
+            return import_module(f"sqft_plugins.cli.{name}").command  # type: ignore[no-any-return]
         self._ask_plugins()
-        return super().get_command(ctx, name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"verb {args[0]!r} is unknown: {nearest(args[0], self.list_commands(ctx))}")
-        return super().resolve_command(ctx, args)
+        found = super().get_command(ctx, name)
+        if found is None:
+            raise click.UsageError(f"verb {name!r} is unknown: {nearest(name, self.list_commands(ctx))}")
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs by section, a line each."""
         longest = max(map(len, self.list_commands(ctx)))
         for title, verbs in self._sections():
-            commands = {verb.ljust(longest): self.get_command(ctx, verb) for verb in verbs}
             limit = formatter.width - 6 - longest
-            rows = [(verb, command.get_short_help_str(limit)) for verb, command in commands.items() if command]
+            rows = [(verb.ljust(longest), self.get_command(ctx, verb).get_short_help_str(limit)) for verb in verbs]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -16,17 +16,11 @@ class Formats(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_exporters())
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        exporter = _exporters().get(name)
-        return exporter.command if exporter else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
         known = _exporters()
-        if args and args[0] not in known:
-            raise click.UsageError(f"export format {args[0]!r} is unknown: {nearest(args[0], known)}{_absent()}")
-        return super().resolve_command(ctx, args)
+        if name not in known:
+            raise click.UsageError(f"export format {name!r} is unknown: {nearest(name, known)}{_absent()}")
+        return known[name].command  # type: ignore[no-any-return]
 
 
 def _exporters() -> dict[str, Any]:
@@ -42,11 +36,9 @@ def _absent() -> str:
     broken = get_manager().broken
     if broken:
         return f"; broken plug-ins: {', '.join(broken)}, see `sqft doctor`"
-    return (
-        ""
-        if _exporters()
-        else "; no plug-in with formats is loaded: pip install 'sqft-plugins[gguf]', unset SQFT_PLUGINS"
-    )
+    if _exporters():
+        return ""
+    return "; no plug-in with formats is loaded: pip install 'sqft-plugins[gguf]', unset SQFT_PLUGINS"
 
 
 @click.group(

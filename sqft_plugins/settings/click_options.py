@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
@@ -70,15 +70,13 @@ def options(**kinds: type[Settings]) -> Callable[[Callable[..., Any]], Callable[
     """A decorator that adds the options of some settings to a command. kinds: argument of the function → settings."""
 
     fields = [pair for kind in kinds.values() for pair in written_fields(kind)]
-    names = {name for name, _ in fields}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def called(*args: Any, **values: Any) -> Any:
             context = click.get_current_context()
             made = {argument: kind.make(_given(kind, values, context)) for argument, kind in kinds.items()}
-            others = {name: value for name, value in values.items() if name not in names}
-            return function(*args, **others, **made)
+            return function(*args, **values, **made)
 
         for name, field in reversed(fields):
             called = option_of(name, field)(called)
@@ -112,13 +110,13 @@ def option_of(name: str, field: FieldInfo) -> Callable[[F], F]:
     return click.option(option, name, type=_type(field), multiple=repeated, required=field.is_required(), **text)
 
 
-def _given(kind: type[Settings], values: Mapping[str, Any], context: click.Context) -> dict[str, Any]:
-    """The values of the fields that stand on the command line."""
+def _given(kind: type[Settings], values: dict[str, Any], context: click.Context) -> dict[str, Any]:
+    """The values of the fields that stand on the command line; all of its fields are taken out of `values`."""
     found: dict[str, Any] = {}
     for name, field in written_fields(kind):
+        value, members = values.pop(name), _members(field)
         if context.get_parameter_source(name) == ParameterSource.DEFAULT:
             continue
-        value, members = values[name], _members(field)
         if bool in members and _written(field).name:
             value = not value
         elif isinstance(value, tuple):

@@ -184,7 +184,7 @@ def test_a_config_alone_is_planned_as_the_whole_folder(family, tiny_model, tmp_p
         (["prune.sparsity=3:7"], "prune: "),
         (["prune.exclude=[nothing]"], "prune: --exclude 'nothing' matches no layer"),
         (["quantize.group_size=48"], "quantize: "),
-        (["quantize.calibration=missing.txt"], "quantize: calibration {folder}/missing.txt is no file"),
+        (["quantize.calibration=missing.txt"], "quantize: calibration {folder}/missing.txt is not a file"),
         (["eval.task=arc-esy"], "eval: --task 'arc-esy' is unknown: did you mean 'arc-easy'?"),
         (["eval.dtype=float99"], "eval: --dtype 'float99' is no float type"),
         (["export.float_type=8"], "export: float_type='8' is unknown"),
