@@ -47,7 +47,7 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name in VERBS:
-            return import_module(f"sqft_plugins.cli.{name}").command  # type: ignore[no-any-return]
+            return import_module(f"sqft_plugins.cli.{name}").command
         self._ask_plugins()
         found = super().get_command(ctx, name)
         if found is None:

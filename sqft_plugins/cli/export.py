@@ -20,7 +20,7 @@ class Formats(click.Group):
         known = _exporters()
         if name not in known:
             raise click.UsageError(f"export format {name!r} is unknown: {nearest(name, known)}{_absent()}")
-        return known[name].command  # type: ignore[no-any-return]
+        return known[name].command
 
 
 def _exporters() -> dict[str, Any]:
