@@ -19,6 +19,7 @@ CHANGED |= {"text_fraction": 0.5, "questions": 3, "text_tokens": 512, "seed": 1,
 def test_the_command_line_gives_the_same_settings(changes, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a model").mkdir()
+    Path("a model/config.json").touch()
     Path("rows.jsonl").touch()
     asked = DemoSettings.make(changes)
     words = shlex.split(str(command_line(asked.model_dump(), Path("a folder"))))
