@@ -87,6 +87,6 @@ def test_verify_logits_from_the_command_line(llama, file, tmp_path, capsys):
         main([*arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["logits"]["mean_kl"] < 1e-5
     with pytest.raises(SystemExit) as done:
-        main(["verify", str(llama), str(file), "--text", "x"])
+        main(["verify", str(llama), str(file), "--text", str(tmp_path / "prose.txt")])
     assert done.value.code == 2
     assert "--text needs --logits" in capsys.readouterr().err
