@@ -83,12 +83,27 @@ def _storage(place: str) -> BaseStorage:
         raise SQFTError(f"--study {place} is a folder, a file goes there: choose another path")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in SQLITE:
-        # two processes that write at once wait for each other instead of failing
-        return _database(f"sqlite:///{file.resolve()}", connect_args={"timeout": 60})
+        return _database(f"sqlite:///{file.resolve()}")
     return JournalStorage(JournalFileBackend(str(file.resolve())))
 
 
-def _database(url: str, **options: Any) -> RDBStorage:
+def _database(url: str) -> RDBStorage:
+    """A database in which one process alone can take a trial that waits.
+
+    Optuna relies on SELECT FOR UPDATE for that, which SQLite does not have. Its transactions therefore lock the whole
+    file before they read, and a process that finds it locked waits.
+    """
+    from sqlalchemy import event
+
+    if not url.startswith("sqlite"):
+        return _open_database(url)
+    # isolation_level=None: the sqlite3 module begins no transaction of its own
+    storage = _open_database(url, connect_args={"timeout": 60, "isolation_level": None})
+    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return storage
+
+
+def _open_database(url: str, **options: Any) -> RDBStorage:
     """Tried again where two processes make its tables at the same moment: the one that comes second fails, and finds
     them there the next time."""
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -206,6 +207,28 @@ def test_two_processes_share_one_study(tmp_path, name) -> None:
     assert len({choice_of(trial, space) for trial in finished(study)}) == 24
     owners = {trial.user_attrs["owner"] for trial in finished(study)}
     assert len(owners) == 2
+
+
+def test_a_waiting_trial_of_a_database_is_taken_once(tmp_path, monkeypatch) -> None:
+    """The second process comes between the first one's look at the trial's state and its change of it."""
+    from optuna.storages import RDBStorage
+
+    first, second = (open_study(tmp_path / "s.db", IDENTITY, ["minimize"], None) for _ in range(2))
+    first.enqueue_trial({})
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(second.ask().number))
+    check = RDBStorage.check_trial_is_updatable
+
+    def late(storage, *about):
+        monkeypatch.undo()
+        other.start()
+        other.join(timeout=1)
+        return check(storage, *about)
+
+    monkeypatch.setattr(RDBStorage, "check_trial_is_updatable", late)
+    taken.append(first.ask().number)
+    other.join()
+    assert sorted(taken) == [0, 1]
 
 
 def test_an_evaluation_that_another_process_gave_up_ends_no_search(tmp_path) -> None:
