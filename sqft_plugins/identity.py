@@ -41,20 +41,26 @@ def is_settled(state: Iterable[Sequence[Any]], now_ns: int) -> bool:
     return all(now_ns - changed > (FINE_TICK_NS if changed % 10**9 else COARSE_TICK_NS) for *_, changed in state)
 
 
-def while_unchanged(function: Callable[[Path], T]) -> Callable[[Path], T]:
-    """Remembers `function(path)`, which depends on nothing but the file or folder `path`, until that changes."""
-    known: dict[Path, tuple[State, T]] = {}  # what was found out longest ago first
+def while_unchanged(
+    function: Callable[[Path], T], records_of: Callable[[Path], Sequence[Sequence[Any]]] = state_of
+) -> Callable[[Path], T]:
+    """Remembers `function(path)`, which depends on nothing but the file or folder `path`, until that changes.
+
+    records_of: the kernel's records of what it depends on, as `is_settled` takes them, where that is a part of the
+    folder only. Raises OSError where the path is gone.
+    """
+    known: dict[Path, tuple[Sequence[Sequence[Any]], T]] = {}  # what was found out longest ago first
     lock = Lock()
 
     @wraps(function)
     def remembered(path: Path) -> T:
         path = Path(os.path.abspath(path))
-        now, before = time.time_ns(), state_of(path)
+        now, before = time.time_ns(), records_of(path)
         found = known.get(path)
         if found is not None and found[0] == before:
             return found[1]
         value = function(path)
-        lasting = is_settled(before, now) and state_of(path) == before
+        lasting = is_settled(before, now) and records_of(path) == before
         with lock:
             known.pop(path, None)
             if lasting:

@@ -15,6 +15,8 @@ from vllm_ext.adapters.folder import Records, ServedAdapter, open_adapter, recor
 from vllm_ext.adapters.names import AdapterNameError, parse_name, shown, why_not_served
 from vllm_ext.variables import ADAPTERS_DIR
 
+_opened = while_unchanged(open_adapter, records)
+
 
 class UnknownAdapterError(SQFTError):
     """A well-formed name of no adapter in the directory."""
@@ -91,7 +93,10 @@ class AdapterDirectory:
 
     def records(self, name: str) -> Records | None:
         """As `folder.records`: None where the adapter is gone."""
-        return records(self.root / name)
+        try:
+            return records(self.root / name)
+        except OSError:
+            return None
 
     def open(self, name: str) -> ServedAdapter:
         """The adapter, checked; the checks run again only when a file has changed. Raises as `find` and `open_adapter`
@@ -131,8 +136,3 @@ class AdapterDirectory:
             return sorted(os.listdir(self.root))
         except OSError:
             return []
-
-
-@while_unchanged
-def _opened(folder: Path) -> ServedAdapter:
-    return open_adapter(folder)

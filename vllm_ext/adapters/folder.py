@@ -152,15 +152,13 @@ def signature(path: Path) -> str | None:
     return hashlib.sha256(repr(hashes).encode()).hexdigest()[:16]
 
 
-def records(path: Path) -> Records | None:
+def records(path: Path) -> Records:
     """What the kernel notes of all that lies in an adapter's folder, whether it is read or not: a part of a file that
-    is being copied, too. None where the adapter is gone."""
-    try:
-        folders = [folder for folder in (path, path / FOLDER, path / PLANES) if folder == path or folder.is_dir()]
-        entries = [entry for folder in folders if folder != path / PLANES for entry in os.scandir(folder)]
-        files = sorted(Path(entry.path) for entry in entries if entry.is_file())
-        found = [(str(file), *record_of(file)) for file in files]
-        # renaming a folder sets the last, though nothing in it was written
-        return tuple(found + [(str(folder), *record_of(folder)[:4], 0) for folder in folders])
-    except OSError:
-        return None
+    is being copied, too. Folders that are no part of an adapter, and what links to them lead to, are not looked into.
+    Raises OSError where the adapter is gone."""
+    folders = [folder for folder in (path, path / FOLDER, path / PLANES) if folder == path or folder.is_dir()]
+    entries = [entry for folder in folders if folder != path / PLANES for entry in os.scandir(folder)]
+    files = sorted(Path(entry.path) for entry in entries if entry.is_file())
+    found = [(str(file), *record_of(file)) for file in files]
+    # renaming a folder sets the last, though nothing in it was written
+    return tuple(found + [(str(folder), *record_of(folder)[:4], 0) for folder in folders])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -142,6 +143,19 @@ def test_links_out_of_the_directory_are_not_followed(root, tmp_path):
     for name in ("folder", "ring", "up", "file", "configured"):
         with pytest.raises(UnknownAdapterError):
             directory.open(name)
+
+
+def test_what_is_no_part_of_an_adapter_is_not_looked_into(root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (root / "math" / "data").symlink_to(tmp_path / "elsewhere")
+    (root / "math" / "checkpoint-1").mkdir()
+    time.sleep(0.2)  # until a later writing must show
+    first = AdapterDirectory(root).open("math")
+    (tmp_path / "elsewhere" / "file").write_text("")
+    (root / "math" / "checkpoint-1" / "file").write_text("")
+    assert AdapterDirectory(root).open("math") is first
+    write_configuration(root / "math", "searched", {".*": 4})
+    assert AdapterDirectory(root).open("math") is not first
 
 
 def test_a_link_within_the_directory_is_another_name(root):
