@@ -38,6 +38,11 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def method_of(config: Mapping[str, Any]) -> str:
+    """PEFT's type of adapter in capitals, "" where the configuration names none."""
+    return str(config.get("peft_type") or "").upper()
+
+
 @dataclass(frozen=True)
 class LoraPair:
     """A and B of one module, by their headers. a, b: their names in the file. inputs: of an embedding, the size of the
@@ -111,8 +116,8 @@ class AdapterFolder:
 
     @property
     def method(self) -> str:
-        """PEFT's type of adapter in capitals, "" where none is named."""
-        return str(self.config.get("peft_type") or "").upper()
+        """As `method_of`."""
+        return method_of(self.config)
 
     @property
     def kind(self) -> AdapterKind:

@@ -19,19 +19,22 @@ class Engine:
 
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
-    """A class of a module that is loaded after somebody listens for it; nothing of ours was met before."""
+    """A class of a module that is loaded after somebody listens for it; nothing of ours was met before. Among Python's
+    finders is one of the old kind, without `find_spec`, as six had."""
     (tmp_path / "an_engine.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(met, "_has_met", False)
     monkeypatch.setattr(met, "_waiting", [])
     monkeypatch.setattr(listeners, "_listening", [])
     monkeypatch.setattr(listeners, "PLACES", {"an_engine": {("Engine", "add"): lambda request, *_: [request]}})
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_module=lambda *_: None), *sys.meta_path])
     listeners.listen()
     met.when_met(listeners.stop)
     assert "an_engine" not in sys.modules
     import an_engine
 
     yield an_engine.Engine
+    listeners.stop()
     sys.modules.pop("an_engine")
 
 
@@ -48,9 +51,10 @@ def test_adapters_of_others_reach_vllm_as_they_come(engine, tmp_path):
     assert not met.has_met()
 
 
-@pytest.mark.parametrize("path", ["math?sub=r8", "math"])
+@pytest.mark.parametrize("path", ["math?sub=r8", "math", "damaged"])
 def test_an_adapter_of_ours_is_met_and_the_call_is_made_again(engine, tmp_path, path):
     write_adapter(tmp_path / "math")
+    (write_adapter(tmp_path / "damaged") / "adapter_model.safetensors").unlink()  # we say so; vLLM's engine would end
 
     def patch():
         own = engine.add

@@ -17,7 +17,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqft_plugins.adapter.folder import AdapterFolder
+from sqft_plugins.adapter.folder import AGAIN, CONFIG, MAX_CONFIG_BYTES, method_of
+from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.errors import CheckpointError, SQFTError
 
 MARK, VERSION = "?sub=", "&v="
@@ -107,11 +108,14 @@ def parse_path(lora_path: str) -> Variant | None:
 
 def variant_of(lora_path: str) -> Variant | None:
     """The variant behind a `lora_path`: as `parse_path`, or the plain folder of an SQFT adapter, which vLLM would read
-    as a LoRA of the largest rank. None where it is vLLM's own matter."""
+    as a LoRA of the largest rank. None where it is vLLM's own matter. A damaged SQFT adapter is ours, too: whoever
+    opens it says what is wrong."""
     variant = parse_path(lora_path)
     if variant is not None:
         return variant
+    folder = Path(lora_path)
     try:
-        return Variant(Path(lora_path)) if AdapterFolder(lora_path).method == "SQFT" else None
-    except (CheckpointError, OSError):
+        config = read_object(folder / CONFIG, AGAIN, most_bytes=MAX_CONFIG_BYTES)
+    except CheckpointError:
         return None
+    return Variant(folder) if method_of(config) == "SQFT" else None
