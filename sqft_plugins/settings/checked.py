@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ else:
     ParamType = click.ParamType  # no generic type before click 8.2
 
 SIZE = TypeAdapter(ByteSize)
+WHOLE_SIZE = re.compile(r"\s*[\d_.]+\s*([kmgtpe]i?)?b?\s*", re.IGNORECASE)
+"""What pydantic reads to its end: it takes "1,000" for 1, and "2GB of it" for 2GB."""
 PLANNED = "planned"
 """The `obj` of a click context whose paths are made later, by the earlier steps of a recipe: they are not checked."""
 
@@ -69,8 +72,9 @@ class Bytes(ParamType):
 
 def parse_bytes(text: str | int) -> int | None:
     """500000000, 2G or 512MiB → bytes; None for what is no number of bytes."""
-    with contextlib.suppress(ValidationError):
-        return int(SIZE.validate_python(text))
+    if WHOLE_SIZE.fullmatch(str(text)):
+        with contextlib.suppress(ValidationError):
+            return int(SIZE.validate_python(text))
     return None
 
 

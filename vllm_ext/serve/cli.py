@@ -7,8 +7,10 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import click
+from pydantic import BeforeValidator
 
 from sqft_plugins.cli.common import emit, examples, json_option
 from sqft_plugins.settings import Settings, option
@@ -16,9 +18,12 @@ from sqft_plugins.settings.checked import BYTES, MODEL_NAME
 from sqft_plugins.settings.click_options import options
 from vllm_ext.serve.server import DEFAULT_SLOTS, Server
 
+Folder = Annotated[Path | None, BeforeValidator(lambda path: path or None)]
+"""Empty, as an unset variable of the shell is, it is none: `Path("")` is the working directory."""
+
 
 class ServeSettings(Settings):
-    adapters: Path | None = option(None, "Serve the adapters that are subfolders of DIR.", "file", metavar="DIR")
+    adapters: Folder = option(None, "Serve the adapters that are subfolders of DIR.", "file", metavar="DIR")
     host: str = option("127.0.0.1", "0.0.0.0: reachable from other machines.")
     port: int = option(8000, "", ge=1, le=65535, metavar="N")
     slots: int = option(DEFAULT_SLOTS, "Adapters in one batch.", ge=1, name="--max-loras", metavar="N")
@@ -29,7 +34,7 @@ class ServeSettings(Settings):
         name="--plane-cache-bytes",
         metavar="BYTES",
     )
-    plane_dir: Path | None = option(
+    plane_dir: Folder = option(
         None,
         "Keep built planes here. Default: a temporary folder that goes with the server.",
         "place",

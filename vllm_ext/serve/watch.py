@@ -62,7 +62,7 @@ def run(server: Server, log: str | None, timeout: float, as_json: bool) -> int:
         root = make_private("sqft-serve-")  # those of servers that were killed go now
         stack.callback(remove_private, root)
         environment = {**private_folders(root), **server.environment}
-        output = stack.enter_context(open_log(log)) if log else sys.stderr.fileno()
+        output = stack.enter_context(open_log(log)) if log is not None else sys.stderr.fileno()
         process = stack.enter_context(started(server.command, environment, output, ending, [str(root)]))
 
         if wait_healthy(process, server.url, timeout, log):

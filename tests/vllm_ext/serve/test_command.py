@@ -131,13 +131,22 @@ def test_a_vllm_that_is_not_known_is_not_started(monkeypatch, found, message) ->
 @pytest.mark.parametrize(
     "words",
     [["--plane-cache-bytes", "-1"], ["--plane-cache-bytes", "inf"], ["--plane-cache-bytes", "nan"],
-     ["--plane-cache-bytes", "1XB"], ["--port", "0"], ["--port", "65536"], ["--max-loras", "0"]],
+     ["--plane-cache-bytes", "1XB"], ["--plane-cache-bytes", "1,000"], ["--plane-cache-bytes", "2GB,4"],
+     ["--plane-cache-bytes", "2Gbit"], ["--port", "0"], ["--port", "65536"], ["--max-loras", "0"]],
 )  # fmt: skip
 def test_a_number_that_cannot_be_is_an_error_of_its_option(int4, capsys, words) -> None:
     with pytest.raises(SystemExit) as end:
         main(["serve", str(int4), "--dry-run", *words])
     assert end.value.code == 2
     assert f"Invalid value for '{words[0]}'" in capsys.readouterr().err
+
+
+def test_an_empty_place_is_not_the_working_directory(int4, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("vllm_ext.serve.command.find_launcher", lambda: api_server)
+    with pytest.raises(SystemExit) as end:
+        main(["serve", str(int4), "--dry-run", "--json", "--adapters", "", "--plane-dir", ""])
+    assert not end.value.code
+    assert not {"SQFT_ADAPTERS_DIR", "SQFT_PLANE_DIR"} & json.loads(capsys.readouterr().out)["environment"].keys()
 
 
 def test_a_dry_run_prints_what_a_shell_can_run(int4, capsys, monkeypatch) -> None:
