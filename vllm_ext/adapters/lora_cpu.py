@@ -179,13 +179,17 @@ def add_expand(
     self: PunicaWrapperCPU, y: Tensor, x: tuple[Tensor, ...], lora_b_stacked: tuple[Tensor, ...],
     output_slices: tuple[int, ...], offset_start: int = 0, add_inputs: bool = True, **kwargs: Any,
 ) -> None:  # fmt: skip
-    """After `add_shrink`, as vLLM's layers do: what is there is added to."""
+    """After `add_shrink`."""
+    if not add_inputs:  # no layer of vLLM 0.32 does
+        return add_expand.original(self, y, x, lora_b_stacked, output_slices, offset_start, add_inputs, **kwargs)
+
     y = y.view(-1, y.shape[-1])
     begin = offset_start
     for part, B, size in zip(x, lora_b_stacked, output_slices, strict=True):
         part = part.view(-1, part.shape[-1])
         expand(y[:, begin : begin + size], part, B, _batch(self, part.shape[0]))
         begin += size
+    return None
 
 
 @replaces(GPUModelRunner, LOSS)

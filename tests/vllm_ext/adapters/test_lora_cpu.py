@@ -168,6 +168,14 @@ def test_shrink_and_expand_alone_are_the_layer_of_fully_sharded_adapters(ours):
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["add_expand", "add_lora_embedding"])
+def test_what_is_to_be_replaced_and_not_added_to_is_left_to_vllm(ours, monkeypatch, method):
+    A, B = stacks((96,))
+    inputs, stacked, more = ([A], B, [(96,)]) if method == "add_expand" else (A, B[0], [])
+    monkeypatch.setattr(getattr(lora_cpu, method), "_original", lambda *_, **__: "vLLM's own")
+    assert getattr(wrapper([1]), method)(torch.zeros(1, 96), inputs, stacked, *more, add_inputs=False) == "vLLM's own"
+
+
 def test_another_adapter_in_a_slot_is_seen(ours, monkeypatch):
     A, B = stacks((96,))
     step, x = wrapper([1, 1]), torch.randn(2, IN)
