@@ -104,10 +104,11 @@ def calibration_texts(source: str | Path | None, argument: str = "--calibration"
 
 def check_texts(source: str, argument: str = "--calibration") -> None:
     """Raises SQFTError for what is neither a file nor can be the name of a data set, DependencyError for such a name
-    where the `datasets` package is missing. Nothing is read."""
-    if Path(source).is_file():
+    where the `datasets` package is missing. Nothing is read. A folder is never taken for a data set of its name."""
+    path = Path(source)
+    if path.is_file():
         return
-    if source.endswith(ENDS) or not DATASET.fullmatch(source):
+    if path.exists() or source.endswith(ENDS) or not DATASET.fullmatch(source):
         raise SQFTError(f"{argument} {source} is not a file: {WANTED}")
     if find_spec("datasets") is None:
         raise DependencyError(

@@ -108,6 +108,8 @@ def test_a_data_set_is_read_by_name_as_far_as_it_is_needed(tmp_path, monkeypatch
     with pytest.raises(SQFTError, match="--calibration org/words is neither a file nor a data set that can be read"):
         list(calibration_texts("org/words"))
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(SQFTError, match="--calibration org/words is not a file: give a text file"):
+        calibration_texts("org/words")  # a folder here is no data set on the hub
     texts = dataset_texts("org/words")
     assert [next(texts) for _ in range(3)] == ["text 0", "text 1", "text 2"]
     assert list(dataset_texts("org/words::test")) == ["held out"]
