@@ -129,8 +129,13 @@ def _cast_as_stored(model: Any, base: ModelFolder) -> None:
     """Gives every tensor the dtype that it has in the base, where norms may have another than the rest; what only the
     adapter has (modules_to_save) gets that of the embedding."""
     tensors = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in base.files}}
-    owned = {name: base.own_name(name) for name in tensors}
-    stored = {name: base.spec(own).dtype for name, own in owned.items() if own in base.files}
-    embedding = next(stored[name] for name, tensor in tensors.items() if tensor is model.get_input_embeddings().weight)
-    for name, tensor in tensors.items():
-        tensor.data = tensor.data.to(stored.get(name, embedding))
+
+    # a tied tensor is stored under one of its names
+    stored: dict[int, torch.dtype] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *tensors.items()]:
+        if base.own_name(name) in base.files:
+            stored.setdefault(id(tensor), base.spec(base.own_name(name)).dtype)
+
+    embedding = stored[id(model.get_input_embeddings().weight)]
+    for tensor in tensors.values():
+        tensor.data = tensor.data.to(stored.get(id(tensor), embedding))

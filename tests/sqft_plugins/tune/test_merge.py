@@ -50,6 +50,21 @@ def test_norms_stay_in_float32_and_the_rest_in_bfloat16(mixed, tmp_path):
     assert after.config["dtype"] == before.config["dtype"]
 
 
+def test_a_tied_embedding_that_is_stored_as_the_head_keeps_its_dtype(mixed, tmp_path):
+    base = shutil.copytree(mixed[0], tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    merge_folder(base, mixed[1], tmp_path / "merged")
+    merged = ModelFolder(tmp_path / "merged")
+    written = {name for name in merged.files if merged.spec(name).dtype == torch.bfloat16}
+    assert written == {name for name in merged.files if "norm" not in name}
+    assert "model.embed_tokens.weight" in written
+
+
 def test_an_adapter_without_one_of_its_tensors_is_named(mixed, tmp_path):
     adapter = shutil.copytree(mixed[1], tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
