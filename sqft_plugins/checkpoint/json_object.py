@@ -19,14 +19,15 @@ def read_object(file: Path, remedy: str, name: str | None = None, most_bytes: in
     most_bytes: a larger file is refused without being read.
     """
     name = name or str(file)
-    try:
-        is_large = most_bytes is not None and file.stat().st_size > most_bytes
-        found = None if is_large else json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8 or no JSON is a ValueError
-        raise CheckpointError(f"{name} is not JSON ({error}): {remedy}") from error
-
-    if most_bytes is not None and is_large:
+    if most_bytes is not None and file.is_file() and file.stat().st_size > most_bytes:
         raise CheckpointError(f"{name} has more than {most_bytes >> 20} MiB: {remedy}")
+
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read ({error.strerror}): {remedy}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8 or no JSON is a ValueError
+        raise CheckpointError(f"{name} is not JSON ({error}): {remedy}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{name} holds no JSON object but {type(found).__name__}: {remedy}")
     return found
