@@ -54,6 +54,7 @@ def command(model: str, adapter: str, inputs: SearchInputs, settings: SearchSett
         raise click.UsageError("give --out DIR, or --worker and --study for a process that only evaluates")
     check_outputs(Path(adapter), study.out, study.study, inputs.save, study.overwrite)
     method_of(settings)
+    inputs.check_starts("--start")
     questions = inputs.questions("--task")
     from sqft_plugins.search.run import search_adapter
 

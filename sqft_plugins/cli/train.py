@@ -37,7 +37,7 @@ def command(
     """
     data, eval_data = inputs.examples("data", "--data"), inputs.examples("eval_data", "--eval-data")
     text = inputs.general_text(training)
-    training.check_held_out(bool(eval_data))
+    training.check_run(bool(eval_data))
     from sqft_plugins.tune.arguments import is_main_process
     from sqft_plugins.tune.train import train_adapter
 

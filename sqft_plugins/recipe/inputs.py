@@ -80,6 +80,7 @@ def _search(step: Step) -> None:
     section = step.section
     check_packages()
     method_of(section, dashes="")
+    section.check_starts("starts")
     section.questions("task")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import model_validator
 
 from sqft_plugins.configurations import check_configuration_name, read_configuration
+from sqft_plugins.errors import within
 from sqft_plugins.settings import Offered, Settings, option
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ class SearchInputs(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for file in self.starts:
-            read_configuration(file)
         if self.save is not None:
             check_configuration_name(self.save)
         return self
+
+    def check_starts(self, argument: str) -> None:
+        """Raises SQFTError for a file that holds no configuration. argument: what the user wrote it behind."""
+        for file in self.starts:
+            with within(f"{argument} {file}"):
+                read_configuration(file)
 
     def questions(self, argument: str) -> Task:
         """The task. argument: what the user wrote its name behind. Raises SQFTError."""

@@ -109,7 +109,7 @@ def texts_of_a_batch(training: TrainSettings) -> int:
 
 def check_training(training: TrainSettings, evaluated: bool, processes: int) -> None:
     """What needs no data. evaluated: there are files of held-out examples. Raises SQFTError."""
-    training.check_held_out(evaluated)
+    training.check_run(evaluated)
     parts = training.gradient_accumulation * processes
     if training.batch_size % parts:
         raise SQFTError(

@@ -137,18 +137,6 @@ class TrainSettings(Settings):
     tensorboard: str | None = option(None, "Log for TensorBoard.", "place", metavar="DIR")
     seed: int = option(0, "Of everything that is drawn.", ge=0, lt=2**32)
 
-    @field_validator("tensorboard")
-    @classmethod
-    def _check_tensorboard(cls, folder: str | None) -> str | None:
-        if folder is None:
-            return None
-        if find_spec("tensorboard") is None:
-            raise DependencyError(f"--tensorboard {folder} needs the package: pip install 'sqft-plugins[tensorboard]'")
-        there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-        if not there.is_dir():
-            raise SQFTError(f"--tensorboard {folder}: {there} is a file, a folder goes there: choose another path")
-        return folder
-
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         if self.epochs is not None and "steps" in self.model_fields_set:
@@ -161,14 +149,24 @@ class TrainSettings(Settings):
             )
         return self
 
-    def check_held_out(self, given: bool) -> None:
-        """Raises SQFTError for what does not go with the held-out examples. given: there are files of them."""
-        if given and self.eval_fraction:
+    def check_run(self, held_out: bool) -> None:
+        """What a run needs beside these settings. held_out: there are files of held-out examples. Raises SQFTError,
+        DependencyError without the package of a log for TensorBoard."""
+        if held_out and self.eval_fraction:
             raise SQFTError(f"eval_fraction={self.eval_fraction:g} beside --eval-data: give one of them")
-        if not given and not self.eval_fraction:
+        if not held_out and not self.eval_fraction:
             for name, value, default in (("keep", self.keep, "last"), ("eval_every", self.eval_every, None)):
                 if value != default:
                     raise SQFTError(f"{name}={value} needs held-out examples: give --eval-data or --eval-fraction")
+
+        if self.tensorboard is None:
+            return
+        named, folder = f"--tensorboard {self.tensorboard}", Path(self.tensorboard).absolute()
+        if find_spec("tensorboard") is None:
+            raise DependencyError(f"{named} needs the package: pip install 'sqft-plugins[tensorboard]'")
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise SQFTError(f"{named}: {there} is a file, a folder goes there: choose another path")
 
     def check_size(self) -> None:
         """Raises SQFTError for a run that nobody means, whose order of examples would fill the memory."""

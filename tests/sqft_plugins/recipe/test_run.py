@@ -139,6 +139,17 @@ def test_a_run_folder_is_one_process_and_until_names_a_step(finished):
         run_recipe(read_recipe([file]), out)
 
 
+def test_what_a_later_step_reads_may_be_there_later(finished):
+    file, out, _ = finished
+    more = file.with_name("more.yaml")
+    more.write_text("search: {data: d.jsonl, starts: [later.json]}\n")
+    recipe = read_recipe([file, more])
+    plan = plan_recipe(recipe, out, until="merge")
+    assert all(step["done"] for step in plan["steps"])
+    with pytest.raises(SQFTError, match=r"search: starts .*/later.json: .* is not JSON"):
+        plan_recipe(recipe, out)
+
+
 def test_a_dry_run_tells_sizes_to_the_byte_and_writes_nothing(finished, tiny_llama, tmp_path, capsys):
     file, out, report = finished
     with pytest.raises(SystemExit) as end:
@@ -179,6 +190,7 @@ def test_a_config_alone_is_planned_as_the_whole_folder(family, tiny_model, tmp_p
         (["train.target_modules=[qkv]"], "train: target_modules ['qkv'] are none of this model's layers: choose among"),
         (["train.keep=best"], "train: keep=best needs held-out examples"),
         (["train.max_length=8"], "train: data {folder}/d.jsonl line 1 has 9 tokens, max_length=8"),
+        (["train.tensorboard=d.jsonl"], "train: --tensorboard {folder}/d.jsonl: {folder}/d.jsonl is a file"),
         (["train.tuner=lara"], "train: tuner 'lara' is unknown"),
         (["prune.method=wand"], "prune: method 'wand' is unknown: did you mean 'wanda'?"),
         (["prune.sparsity=3:7"], "prune: "),
