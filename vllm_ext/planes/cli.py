@@ -9,7 +9,7 @@ import click
 from sqft_plugins.cli.verb import Found, Overwrite, verb
 from sqft_plugins.elastic import Rank
 from sqft_plugins.settings import option
-from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER, MODEL_NAME
 
 
 class PlaneSettings(Overwrite):
@@ -20,7 +20,7 @@ class PlaneSettings(Overwrite):
         name="--rank",
         metavar="RANK",
     )
-    base: str | None = option(None, "The float model that ADAPTER was trained over.", "file", metavar="DIR")
+    base: str | None = option(None, "The float model that ADAPTER was trained over.", MODEL_NAME, metavar="DIR")
     out: str | None = option(
         None, "Where to write. Default: ADAPTER/planes, where a server finds them.", "place", metavar="DIR|FILE"
     )

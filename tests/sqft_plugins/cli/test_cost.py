@@ -179,7 +179,7 @@ WRONG_BESIDE = [
     "export gguf base --out o-00001-of-00002.gguf --split-max-size 1G",
     "export gguf-lora extracted-dense --out lora.gguf",
     "export gguf-lora extracted-dense --base missing --out o.gguf",
-    "export plane int4 adapter-qa --base missing",
+    "export plane int4 adapter-qa --base missing/model/x",
     "verify base text.txt",
     "verify base lora.gguf --rounding foo",
     "verify base lora.gguf --text text.txt",

@@ -118,6 +118,13 @@ def test_the_command_line_writes_planes_where_a_server_finds_them(int4, float_ad
         export_planes(int4, float_adapter, ["r6"], int4.with_name("pruned"))
 
 
+def test_the_float_base_may_be_a_name_on_the_hub(int4, float_adapter, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["export", "plane", str(int4), str(float_adapter), "--base", "no-such/model", "--rank", "r4"])
+    assert end.value.code == 2
+    assert "model no-such/model is neither a folder here nor a model on the hub" in capsys.readouterr().err
+
+
 def test_what_has_no_plane_is_refused(int4, adapter, float_adapter, tiny_int4, tmp_path) -> None:
     dense = write_adapter(tmp_path / "dense")
     with pytest.raises(SQFTError, match="is not quantization-aware"):
