@@ -17,11 +17,11 @@ INDEX, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 NAME = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def check_file(path: str | Path) -> int:
+def check_file(path: str | Path, argument: str = "file") -> int:
     """The bytes of a GGUF file. Raises GGUFError for a path that is no file, DamagedFileError for a file of another
     kind."""
     if not Path(path).is_file():
-        raise GGUFError(f"{path} is not a file: give the path of a GGUF file")
+        raise GGUFError(f"{argument} {path} is not a file: give the path of a GGUF file")
     size = Path(path).stat().st_size
     if size < 24:
         raise DamagedFileError(f"{path} has {size} bytes, too few for a GGUF file: copy or export it again")

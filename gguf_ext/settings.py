@@ -12,7 +12,7 @@ from sqft_plugins.errors import nearest
 from sqft_plugins.settings import Settings, option
 from sqft_plugins.settings.checked import CheckedPath, parse_bytes
 
-GGUF_FILE = CheckedPath(lambda path, _: check_file(path))
+GGUF_FILE = CheckedPath(check_file)
 CHOICES = {
     "float_type": ("auto", "f32", "f16", "bf16"),
     "embedding_type": ("auto", "f32", "f16", "bf16", "q8_0"),
