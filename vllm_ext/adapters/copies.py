@@ -167,6 +167,7 @@ class AdapterCopies:
                 shutil.copyfile(file, partial / name / file.name)
             for file in saved_configurations(source).values():
                 shutil.copyfile(file, partial / name / FOLDER / file.name)
+            open_adapter(partial / name)  # what is damaged since is removed, not put in place
             partial.rename(target.parent)
         except FileNotFoundError as error:
             raise BusyError(f"adapter {name} was removed while it was read ({error.filename})") from error
