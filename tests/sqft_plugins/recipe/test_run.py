@@ -146,7 +146,7 @@ def test_what_a_later_step_reads_may_be_there_later(finished):
     recipe = read_recipe([file, more])
     plan = plan_recipe(recipe, out, until="merge")
     assert all(step["done"] for step in plan["steps"])
-    with pytest.raises(SQFTError, match=r"search: starts .*/later.json: .* is not JSON"):
+    with pytest.raises(SQFTError, match=r"search: starts .*/later.json: .* cannot be read"):
         plan_recipe(recipe, out)
 
 
