@@ -83,10 +83,10 @@ def check_grid_stamp(
         )
 
     # the grid
-    for key, what in (("group_size", "groups"), ("symmetric", "a grid"), ("scale_hash", "scales")):
+    for key, what in (("group_size", "other groups"), ("symmetric", "another grid"), ("scale_hash", "other scales")):
         if trained[key] != found[key]:
             raise MismatchError(
-                f"adapter {adapter!r} was trained through other {what} ({key} {_short(trained[key])}, "
+                f"adapter {adapter!r} was trained through {what} ({key} {_short(trained[key])}, "
                 f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
             )
 
