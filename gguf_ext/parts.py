@@ -19,15 +19,15 @@ NAME = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 def check_file(path: str | Path, argument: str = "file") -> int:
     """The bytes of a GGUF file. Raises GGUFError for a path that is no file, DamagedFileError for a file of another
-    kind."""
+    kind; both name the argument that gave the path, such as "--template-gguf"."""
     if not Path(path).is_file():
         raise GGUFError(f"{argument} {path} is not a file: give the path of a GGUF file")
     size = Path(path).stat().st_size
     if size < 24:
-        raise DamagedFileError(f"{path} has {size} bytes, too few for a GGUF file: copy or export it again")
+        raise DamagedFileError(f"{argument} {path} has {size} bytes, too few for a GGUF file: copy or export it again")
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise DamagedFileError(f"{path} does not begin with GGUF: it is no GGUF file, give another")
+            raise DamagedFileError(f"{argument} {path} does not begin with GGUF: it is no GGUF file, give another")
     return size
 
 

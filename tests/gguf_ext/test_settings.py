@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from gguf_ext import GGUFError, export_gguf
 from gguf_ext.cli.export import export_command
@@ -34,6 +35,22 @@ def test_the_command_has_an_option_for_each_field():
 def test_unknown_values_are_refused_by_name(options, words):
     with pytest.raises(GGUFError, match=words):
         Options(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "--template-gguf none.gguf is not a file: give the path of a GGUF file"),
+        (b"GGUF", "--template-gguf none.gguf has 4 bytes, too few"),
+        (b"{}" * 99, "--template-gguf none.gguf does not begin with GGUF"),
+    ],
+)
+def test_a_wrong_template_is_refused_with_the_name_of_its_option(content, words, llama_int4, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "none.gguf").write_bytes(content)
+    done = CliRunner().invoke(export_command, [str(llama_int4), "--out", "m.gguf", "--template-gguf", "none.gguf"])
+    assert str(done.exception).startswith(words)
 
 
 def test_an_unknown_option_names_the_nearest():
