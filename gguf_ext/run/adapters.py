@@ -28,8 +28,10 @@ class Adapters:
     """The LoRA files of one model and one context. files: name → file. active: name → scale, of those that are on."""
 
     def __init__(self, model: Any, context: Any, base: GGUFFile):
-        """model, context: llama.cpp's pointers; the owner calls `close` before it frees them. base: their file."""
-        self._c, self._model, self._context, self._base = library(), model, context, base
+        """model, context: llama.cpp's pointers; the owner calls `close` before it frees them. base: their file, whose
+        metadata (all tokens) is not kept."""
+        self._c, self._model, self._context = library(), model, context
+        self._path, self._architecture = base.path, base.metadata.get("general.architecture")
         self._handles: dict[str, Any] = {}
         self._identities: dict[str, str] = {}
         self.files: dict[str, Path] = {}
@@ -53,7 +55,7 @@ class Adapters:
         handle = self._c.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not handle:
             raise AdapterMismatchError(
-                f"llama.cpp cannot add {file} to {self._base.path} ({last_error()}): export it for this base"
+                f"llama.cpp cannot add {file} to {self._path} ({last_error()}): export it for this base"
             )
         self._handles[name], self.files[name], self._identities[name] = handle, Path(file), content
 
@@ -111,8 +113,7 @@ class Adapters:
                 "llama-server, or in PEFT"
             )
 
-        wanted, found = (one.get("general.architecture") for one in (self._base.metadata, metadata))
-        if found != wanted:
+        if (found := metadata.get("general.architecture")) != self._architecture:
             raise AdapterMismatchError(
-                f"adapter {file} is for {found}, {self._base.path} is {wanted}: export it for this base"
+                f"adapter {file} is for {found}, {self._path} is {self._architecture}: export it for this base"
             )

@@ -1,6 +1,10 @@
-"""What an error message tells of llama.cpp's log: the cause, and nothing that is about an earlier call."""
+"""The two ways to load a file: what an error message tells of llama.cpp's log, which is the cause, and nothing that is
+about an earlier call; and what of the file stays in Python."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import pytest
 
@@ -8,6 +12,7 @@ import gguf_ext
 from gguf_ext import GGUFError, LlamaSession, export_gguf
 from gguf_ext.errors import RuntimeFailedError
 from gguf_ext.layout import find_layout
+from gguf_ext.reader import GGUFFile
 from gguf_ext.run.backend import CONTINUED, ERROR, WARNING, _keep, forget_errors, last_error
 from gguf_ext.write.file import write_tensors
 from gguf_ext.write.plan import plan
@@ -82,3 +87,20 @@ def test_a_file_that_llama_cpp_refuses_tells_why_through_every_door(refused, doo
     assert "failed to load model" not in str(caught.value)
     with pytest.raises(GGUFError, match="is not a file"):
         door(refused.with_name("none.gguf"))
+
+
+@pytest.mark.parametrize("door", [LlamaSession, gguf_ext.load])
+def test_the_tokens_of_the_file_are_not_kept_beside_llama_cpps(llama, tmp_path, monkeypatch, door):
+    export_gguf(llama, tmp_path / "m.gguf")
+    read = []
+
+    def noted(file: GGUFFile, path) -> None:
+        made(file, path)
+        read.append(weakref.ref(file))
+
+    made = GGUFFile.__init__
+    monkeypatch.setattr(GGUFFile, "__init__", noted)
+    opened = door(tmp_path / "m.gguf")
+    gc.collect()
+    assert [file() for file in read] == [None]
+    opened.close()
