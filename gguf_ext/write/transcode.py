@@ -132,8 +132,14 @@ def float_bytes(tensor: Tensor, kind: TensorType) -> NDArray[np.uint8]:
 
 
 def _exact(part: Tensor, kind: TensorType) -> bool:
-    dtype = TORCH_TYPES[kind]
-    return part.dtype == dtype or torch.equal(part.to(dtype).to(torch.float32), part.to(torch.float32))
+    return _holds_all(kind, part.dtype) or torch.equal(
+        part.to(TORCH_TYPES[kind]).to(torch.float32), part.to(torch.float32)
+    )
+
+
+def _holds_all(kind: TensorType, dtype: torch.dtype) -> bool:
+    """Whether the type holds every number of the dtype, so that none need be looked at."""
+    return kind is TensorType.F32 or dtype == TORCH_TYPES.get(kind)
 
 
 # --- both ---
@@ -161,7 +167,7 @@ def stored(weight: Tensor | QuantizedWeight, kind: TensorType, rows: slice) -> t
 
     floats = weight[rows]
     exact = floats.to(torch.float32)
-    if kind.holds_steps:  # floats on steps are other numbers, not rounded ones
+    if kind.holds_steps or _holds_all(kind, floats.dtype):  # floats on steps are other numbers, not rounded ones
         return exact, exact
     if kind is TensorType.Q8_0:
         held = torch.from_numpy(dequantize(float_bytes(floats, kind), kind))
