@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING
 from sqft_plugins.lazy import lazy
 
 if TYPE_CHECKING:
+    from sqft_plugins.inspect.adapter import inspect_adapter
+    from sqft_plugins.inspect.model import inspect_model
     from sqft_plugins.inspect.path import inspect_path
     from sqft_plugins.inspect.plot import plot_sparsity
 
-__all__ = ["inspect_path", "plot_sparsity"]
-__getattr__ = lazy(__name__, {"inspect_path": "path", "plot_sparsity": "plot"})
+__all__ = ["inspect_adapter", "inspect_model", "inspect_path", "plot_sparsity"]
+__getattr__ = lazy(
+    __name__,
+    {"inspect_adapter": "adapter", "inspect_model": "model", "inspect_path": "path", "plot_sparsity": "plot"},
+)
