@@ -66,6 +66,9 @@ def check_machine(name: str) -> None:
             raise InstallError(
                 f"{folder} is not writable: give yourself write permission, or clone into a folder of yours"
             )
+    wheels = next(folder for folder in (WHEELS, *WHEELS.parents) if folder.exists())
+    if not os.access(wheels, os.W_OK):
+        raise InstallError(f"{WHEELS} cannot be made, {wheels} is not writable: set SQFT_WHEELS to a folder of yours")
     if not VENV.exists():
         check_space(ROOT, DISK_GB[name], "free some space")
     check_space(Path(tempfile.gettempdir()), 1, "free some space, or set TMPDIR to a folder elsewhere")
@@ -210,7 +213,8 @@ def main(arguments: list[str]) -> int:
         elif arguments[0] == "lock":
             lock()
         elif arguments[0] == "clean-wheels":
-            shutil.rmtree(WHEELS, ignore_errors=True)
+            take_lock(WHEELS / "lock", f"an install compiles into {WHEELS}, waiting for it")
+            shutil.rmtree(WHEELS)
             say(f"{WHEELS} is removed: the next installation compiles llama.cpp")
         else:
             install(arguments[0])

@@ -79,8 +79,9 @@ def check_compiler() -> str:
 
 
 def wheel_folder(llama: str, args: str, compiler: str) -> Path:
-    """Where the wheel of that version is kept, for that CPU, that compiler and this C library."""
-    made_from = [args, HOOK.read_text(), compiler, platform.machine(), *platform.libc_ver()]
+    """Where the wheel of that version is kept, for that CPU, that compiler with its flags, and this C library."""
+    flags = [f"{name}={os.environ[name]}" for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS") if os.environ.get(name)]
+    made_from = [args, HOOK.read_text(), compiler, platform.machine(), *platform.libc_ver(), *flags]
     return WHEELS / f"{llama}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]}"
 
 
@@ -112,7 +113,7 @@ def build_llama(installer: Installer, llama: str, args: str, compiler: str) -> C
     partial = folder.with_name(f"{folder.name}.partial")
     for leftover in (folder, partial):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)  # `clean-wheels` may have removed the folder while we waited
     # Of two values the last one counts, so the user's come behind ours.
     env = {**os.environ, "CMAKE_ARGS": f"{shlex.quote(f'-DCMAKE_PROJECT_llama.cpp_INCLUDE={HOOK}')} {args}"}
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # make's job server is not ninja's

@@ -109,9 +109,11 @@ def test_a_wheel_is_compiled_once_for_all_checkouts(wheels):
     assert not list(wheels.glob("*.partial"))
 
 
-def test_another_compiler_makes_another_wheel(wheels):
+def test_another_compiler_or_other_flags_make_another_wheel(wheels, monkeypatch):
     assert build() != build("g++ 13")
-    assert len(list(wheels.glob("*/*.whl"))) == 2
+    monkeypatch.setenv("CXXFLAGS", "-march=native")
+    build()
+    assert len(list(wheels.glob("*/*.whl"))) == 3
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:40], lambda b: b.replace(b"code", b"cold"), lambda b: b""])
@@ -156,6 +158,17 @@ def test_clean_wheels_removes_them(tmp_path):
     assert result.returncode == 0
     assert "is removed: the next installation compiles llama.cpp" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_clean_wheels_waits_for_a_compile(tmp_path):
+    held = install_common.take_lock(tmp_path / "llama-cpp-python" / "lock", "unused")
+    command, environment = [sys.executable, str(SCRIPT), "clean-wheels"], {**os.environ, "SQFT_WHEELS": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as cleaning:
+        assert cleaning.stdout is not None
+        assert "waiting for it" in cleaning.stdout.readline()
+        assert (tmp_path / "llama-cpp-python").exists()
+        os.close(held)
+    assert not (tmp_path / "llama-cpp-python").exists()
 
 
 def test_requirements_resolve_extras_of_ourselves():
@@ -355,6 +368,13 @@ def test_a_compiler_that_cannot_compile_is_one_line(tmp_path):
 def test_an_unwritable_folder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(install.os, "access", lambda path, mode: False)
     with pytest.raises(InstallError, match="is not writable"):
+        install.check_machine("demo")
+
+
+def test_no_place_for_wheels_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "WHEELS", tmp_path / "sqft" / "llama-cpp-python")
+    monkeypatch.setattr(install.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(InstallError, match=rf"cannot be made, {tmp_path} is not writable: set SQFT_WHEELS"):
         install.check_machine("demo")
 
 
