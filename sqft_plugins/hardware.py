@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,21 @@ def on_fast_device(model: Any) -> Any:
         raise SQFTError(
             f"the model does not fit on {device} ({error}): set CUDA_VISIBLE_DEVICES= for the CPU, or a smaller --dtype"
         ) from error
+
+
+def matmul_speed(seconds: float = 0.3) -> float:
+    """GFLOP/s of float32 matrix products on the fast device, with all threads of torch: the best of those that fit into
+    the time."""
+    import torch
+
+    device = fast_device()
+    left, right = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the product
+        best = min(best, time.perf_counter() - start)
+    return 2 * left.numel() * right.shape[1] / best / 1e9
 
 
 def release_memory() -> None:

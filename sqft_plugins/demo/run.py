@@ -17,6 +17,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.demo.report import write_report
 from sqft_plugins.demo.settings import DemoSettings
+from sqft_plugins.demo.sizes import Sizes, choose_size, with_size
 from sqft_plugins.demo.task import WordProblems
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity
@@ -49,6 +50,8 @@ MAKERS = {
 }
 """Scored stage → the stages that made it, whose seconds count; in the order of the table."""
 LAST = list(MAKERS)[-1]
+SEQUENCES = 16
+"""Calibration sequences: half of the default of `sqft prune` and `sqft quantize`, for the time."""
 
 
 def run_demo(
@@ -68,11 +71,17 @@ def run_demo(
     # everything that can be refused
     out = Path(out)
     _check_extras()
-    training, task = _task(settings)
     if settings.model is not None:
         ModelFolder(settings.model)
+    stages = Stages(out, overwrite)
 
-    return Demo(out, settings, training, task, Stages(out, overwrite), show).run()
+    # a demo that goes on keeps the size that it began with
+    chosen = stages.plan("size") or {"size": choose_size()}
+    sizes = with_size(settings, chosen["size"])
+    training, task = _task(settings, sizes)
+
+    stages.run("size", lambda: chosen)
+    return Demo(out, settings, sizes, training, task, stages, show).run()
 
 
 def _check_extras() -> None:
@@ -83,17 +92,17 @@ def _check_extras() -> None:
     host.get("sqft_exporters", "gguf", "exporter")
 
 
-def _task(settings: DemoSettings) -> tuple[list[Example], Task]:
+def _task(settings: DemoSettings, sizes: Sizes) -> tuple[list[Example], Task]:
     """(training examples, the task of the held-out ones). Raises SQFTError for data that are too few."""
     if settings.data is None:
-        problems = WordProblems(settings.questions, settings.seed)
-        return problems.training(settings.steps * settings.batch_size), problems
+        problems = WordProblems(sizes.questions, settings.seed)
+        return problems.training(sizes.steps * settings.batch_size), problems
     training, held_out = split_examples(read_jsonl(settings.data))
     if not training or not held_out:
         raise SQFTError(
             f"--data {settings.data} has {len(training) + len(held_out)} examples: give more, one in five is held out"
         )
-    return training, JsonlTask(settings.data, held_out[: settings.questions])
+    return training, JsonlTask(settings.data, held_out[: sizes.questions])
 
 
 def _digest(rows: Iterable[Any]) -> str:
@@ -107,6 +116,7 @@ class Demo:
 
     out: Path
     settings: DemoSettings
+    sizes: Sizes
     training: Sequence[Example]
     task: Task
     stages: Stages
@@ -121,7 +131,7 @@ class Demo:
         """Makes and scores every stage that is not done yet → the report."""
         s, out, make, score = self.settings, self.out, self.make, self.score
         others = {"model", "data", "sparsity", "questions", "text_tokens", "compare_lora"}
-        tuning = s.model_dump(exclude=others) | {"training": _digest(self.training)}
+        tuning = s.model_dump(exclude=others) | {"steps": self.sizes.steps, "training": _digest(self.training)}
 
         # the model as it came, and pruned: its masks say which zeros are counted, in the dense model, too
         if s.model is None:
@@ -162,7 +172,7 @@ class Demo:
 
     def score(self, name: str, after: str, work: Callable[[], Row]) -> None:
         """A stage that scores what the stage `after` has made; the report grows by its row."""
-        scoring = {"text_tokens": self.settings.text_tokens, "questions": _digest(self.task.items())}
+        scoring = {"text_tokens": self.sizes.text_tokens, "questions": _digest(self.task.items())}
         self.make(name, work, after=[after], settings=scoring)
         if name not in self.stages.reused or name == LAST:
             report = self.report()
@@ -173,7 +183,7 @@ class Demo:
         """What is known so far."""
         made = self.made
         report: dict[str, Any] = {
-            "settings": self.settings.model_dump(),
+            "settings": self.settings.model_dump() | self.sizes._asdict(),
             "task": self.task.name,
             "stages": [
                 {"name": name} | made[name] | {"seconds": made[name]["seconds"] + sum(map(self.stages.seconds, makers))}
@@ -197,7 +207,8 @@ class Demo:
         return {}
 
     def prune(self) -> Row:
-        report = prune_folder(self.base, self.out / "pruned", sparsity=self.settings.sparsity, overwrite=True)
+        pruned, sparsity = self.out / "pruned", self.settings.sparsity
+        report = prune_folder(self.base, pruned, sparsity=sparsity, sequences=SEQUENCES, overwrite=True)
         return {"sparsity_reached": report["sparsity_reached"]}
 
     def train(self, target: str, tuner: str) -> Row:
@@ -206,8 +217,8 @@ class Demo:
         adapter = AdapterSettings.make(
             {"rank": max(s.rank_choices), "alpha": s.alpha, "target_modules": "all-linear", **elastic}
         )
-        shared = {key: getattr(s, key) for key in ("steps", "batch_size", "learning_rate", "text_fraction", "seed")}
-        training = TrainSettings.make(shared)
+        shared = {key: getattr(s, key) for key in ("batch_size", "learning_rate", "text_fraction", "seed")}
+        training = TrainSettings.make(shared | {"steps": self.sizes.steps})
         report = train_adapter(
             self.out / "pruned", self.out / target, self.training, adapter, training,
             tuner=tuner, text=text_examples(builtin_text("train")), overwrite=True,
@@ -221,7 +232,7 @@ class Demo:
         return merge_folder(self.out / "pruned", self.out / adapter, self.out / target, "max", overwrite=True)
 
     def quantize(self) -> Row:
-        quantize_folder(self.out / "merged", self.out / "int4", "gptq", overwrite=True)
+        quantize_folder(self.out / "merged", self.out / "int4", "gptq", sequences=SEQUENCES, overwrite=True)
         return {}
 
     def export(self) -> Row:
@@ -254,7 +265,7 @@ class Demo:
             return {
                 "accuracy": score.value,
                 "accuracy_stderr": score.stderr,
-                "perplexity": perplexity(session, "\n\n".join(builtin_text("heldout")), self.settings.text_tokens),
+                "perplexity": perplexity(session, "\n\n".join(builtin_text("heldout")), self.sizes.text_tokens),
                 "sample": {"prompt": self.task.items()[0].prompt, "completion": score.completions[0]},
             }
         finally:

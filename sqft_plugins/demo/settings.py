@@ -13,6 +13,8 @@ from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.settings import Settings, Written, option
 from sqft_plugins.settings.checked import MODEL_FOLDER
 
+BY_SPEED = "Default: {}, or {} on a slow machine."
+
 
 class DemoSettings(Settings):
     """Of `data` one line in five is held out."""
@@ -24,12 +26,14 @@ class DemoSettings(Settings):
     sparsity: float = option(0.5, "The fraction of weights to prune.", ge=0, le=1)
     rank_choices: list[int] = option(lambda: [32, 24, 16], "", absent=True)
     alpha: float = option(64, "", absent=True, gt=0)
-    steps: int = option(24, "Training steps.", ge=1)
+    steps: int | None = option(None, f"Training steps. {BY_SPEED.format(32, 20)}", ge=1)
     batch_size: int = option(8, "", absent=True, ge=1)
     learning_rate: float = option(5e-4, "The highest, after the warm-up.", gt=0)
     text_fraction: float = option(0.125, "Share of general text in each batch.", ge=0, lt=1)
-    questions: int = option(64, "Held-out questions.", ge=1)
-    text_tokens: int = option(1024, "Tokens of held-out text for the perplexity.", ge=256)
+    questions: int | None = option(None, f"Held-out questions. {BY_SPEED.format(64, 40)}", ge=1)
+    text_tokens: int | None = option(
+        None, f"Tokens of held-out text for the perplexity. {BY_SPEED.format(1024, 512)}", ge=256
+    )
     seed: int = option(0, "Of everything that is drawn.")
     compare_lora: bool = option(False, "Also tune and merge a plain LoRA, which fills the zeros.")
 

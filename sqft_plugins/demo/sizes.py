@@ -1,0 +1,38 @@
+"""How large a demo a machine has time for: ten minutes, the installation included."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqft_plugins.demo.settings import DemoSettings
+from sqft_plugins.hardware import matmul_speed
+from sqft_plugins.progress import say
+
+
+class Sizes(NamedTuple):
+    """What the time of a demo depends on; as in DemoSettings."""
+
+    steps: int
+    questions: int
+    text_tokens: int
+
+
+SIZES = {"large": Sizes(32, 64, 1024), "small": Sizes(20, 40, 512)}
+FAST = 150.0
+"""GFLOP/s from which a machine has time for the large sizes. Two cores at 190 GFLOP/s take 4 to 5 minutes for them;
+those of an older laptop have a third of that, and their training alone would take as long."""
+
+
+def choose_size() -> str:
+    """The size for this machine, after a third of a second of measuring."""
+    return "large" if matmul_speed() >= FAST else "small"
+
+
+def with_size(settings: DemoSettings, size: str) -> Sizes:
+    """What the user asked for, and the size's numbers where nothing was asked."""
+    asked = {name: number for name in Sizes._fields if (number := getattr(settings, name)) is not None}
+    sizes = SIZES[size]._replace(**asked)
+    chosen = [f"--{name.replace('_', '-')} {getattr(sizes, name)}" for name in Sizes._fields if name not in asked]
+    if chosen:
+        say(f"{' '.join(chosen)}: what a machine of this speed has time for")
+    return sizes
