@@ -18,7 +18,7 @@ from gguf_ext.errors import GGUFError, TargetExistsError
 from gguf_ext.parts import PartName, part_name
 from sqft_plugins.checkpoint import write_file
 from sqft_plugins.checkpoint.files import check_output_file, translate_full_disk
-from sqft_plugins.errors import OutputExistsError
+from sqft_plugins.errors import OutputExistsError, SQFTError
 
 if TYPE_CHECKING:
     from gguf_ext.write.plan import Planned
@@ -59,8 +59,8 @@ def table_bytes(tensor: Planned) -> int:
 
 
 def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Path:
-    """The output path. Raises TargetExistsError before any work, also for its parts where it may be `split`; SQFTError
-    for a place that cannot be written."""
+    """The output path. Raises TargetExistsError before any work, also for its parts where it may be `split`; GGUFError
+    for a folder, and for a place that cannot be written."""
     path = Path(target)
     if split and part_name(path.name):
         raise GGUFError(f"--out {target} is the name of a part: give the name without -00001-of-…, parts are added")
@@ -68,6 +68,8 @@ def check_target(target: str | Path, overwrite: bool, split: bool = False) -> Pa
         check_output_file(path, overwrite)
     except OutputExistsError as error:
         raise TargetExistsError(str(error)) from None
+    except SQFTError as error:
+        raise GGUFError(str(error)) from None
     if split and not overwrite and (parts := _parts_of(path)):
         raise TargetExistsError(
             f"--out {target}: {parts[0].name} exists: choose another path, or replace it with --overwrite"
