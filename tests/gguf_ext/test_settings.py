@@ -69,9 +69,3 @@ def test_sizes_are_in_thousands(text, size):
 def test_what_is_no_size_is_refused(text, llama_int4, tmp_path):
     with pytest.raises(GGUFError, match=r"is no size: write such as 2G"):
         export_gguf(llama_int4, tmp_path / "m.gguf", split_max_size=text)
-
-
-def test_a_template_that_is_not_there_is_refused_by_its_option(llama_int4):
-    words = [str(llama_int4), "--out", "m.gguf", "--template-gguf", "none.gguf"]
-    with pytest.raises(GGUFError, match=r"--template-gguf none\.gguf is not a file"):
-        export_command.main(words, standalone_mode=False)
