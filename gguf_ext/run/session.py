@@ -64,11 +64,11 @@ class LlamaSession:
         flash_attention: bool | None = None,
     ):
         self._stack = ExitStack()  # what `close` frees
-        self.path = Path(path)
-        file = _read(path)
         self._c = library()
 
         # what llama.cpp would die of
+        self.path = Path(path)
+        file = _read(path)
         check_loadable(file)
         self.context = min(context, int(file.metadata[f"{file.metadata['general.architecture']}.context_length"]))
         check_context(file, self.context)
