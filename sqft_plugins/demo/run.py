@@ -139,7 +139,8 @@ class Demo:
         else:
             about = {"model": s.model, "content": content_hash(self.base)}
             make("base", lambda: {"model": s.model}, settings=about)
-        make("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output=PRUNED)
+        pruning = {"sparsity": s.sparsity, "sequences": SEQUENCES}
+        make("prune", self.prune, after=["base"], settings=pruning, output=PRUNED)
         self.masks = ModelFolder(out / "pruned").masks
         score("dense", "prune", lambda: self.folder_row(self.base))
         score("pruned", "prune", lambda: self.folder_row(out / "pruned"))
@@ -157,7 +158,8 @@ class Demo:
             score("lora_merged", "merge_lora", lambda: self.folder_row(out / "lora_merged"))
 
         # the merged model as INT4, and its codes as GGUF
-        make("quantize", self.quantize, after=["merge"], output="int4/config.json")
+        grid = {"sequences": SEQUENCES}
+        make("quantize", self.quantize, after=["merge"], settings=grid, output="int4/config.json")
         score("int4", "quantize", lambda: self.folder_row(out / "int4"))
         make("export", self.export, after=["quantize"], output="model.gguf")
         score("gguf", "export", self.gguf_row)
