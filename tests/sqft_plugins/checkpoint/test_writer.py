@@ -7,8 +7,7 @@ import shutil
 
 import torch
 
-from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
-from sqft_plugins.checkpoint.int4 import copy_side_files
+from sqft_plugins.checkpoint import ModelFolder, copy_side_files, load_model, load_tokenizer
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 
