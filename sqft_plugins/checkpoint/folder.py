@@ -14,7 +14,7 @@ from sqft_plugins.checkpoint.formats import Int4Format, find_format
 from sqft_plugins.checkpoint.hub import check_folder
 from sqft_plugins.checkpoint.json_object import REMEDY, read_object
 from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, read_stamp
-from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_tensor
+from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_header, read_tensor
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
@@ -218,13 +218,8 @@ class StoredMasks(Mapping[str, Tensor]):
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Each file is opened once: its header names every module, so that one opening a module would be quadratic."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for file in {file for file, _ in self._places.values()}:
-            with open_tensors(file) as handle:
-                names = {module: name for module, (place, name) in self._places.items() if place == file}
-                shapes |= {module: tuple(handle.get_slice(name).get_shape()) for module, name in names.items()}
-        return shapes
+        headers = {file: read_header(file) for file in {file for file, _ in self._places.values()}}
+        return {module: headers[file][name][1] for module, (file, name) in self._places.items()}
 
     def __getitem__(self, module: str) -> Tensor:
         return read_tensor(*self._places[module])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,18 @@ class TensorFiles:
 
     def spec(self, name: str) -> TensorSpec:
         """dtype, shape and bytes of one tensor, from the header alone."""
-        return read_spec(self.file(name), name)
+        file = self.file(name)
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        dtype, shape = self._headers[file][name]
+        if dtype not in BY_NAME:
+            raise CheckpointError(f"tensor {name} of {file} has the unknown type {dtype}: convert it")
+        return TensorSpec(BY_NAME[dtype], shape)
+
+    @cached_property
+    def _headers(self) -> dict[Path, dict[str, tuple[str, tuple[int, ...]]]]:
+        """Those that were read: one names every tensor of its file, so reading it for each would be quadratic."""
+        return {}
 
     def file(self, name: str) -> Path:
         """The file of one tensor."""
@@ -68,14 +80,11 @@ def read_tensor(file: Path, name: str) -> Tensor:
         return tensor
 
 
-def read_spec(file: Path, name: str) -> TensorSpec:
-    """dtype and shape, from the header alone."""
+def read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor name → dtype, as the file writes it, and shape, of all tensors in a file."""
     with open_tensors(file) as handle:
-        stored = handle.get_slice(name)
-        dtype = stored.get_dtype()
-        if dtype not in BY_NAME:
-            raise CheckpointError(f"tensor {name} of {file} has the unknown type {dtype}: convert it")
-        return TensorSpec(BY_NAME[dtype], tuple(stored.get_shape()))
+        parts = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def find_tensors(path: Path, prefix: str = "", other: str | None = None) -> dict[str, Path]:

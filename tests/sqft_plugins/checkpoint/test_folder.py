@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
+from sqft_plugins.checkpoint.tensors import read_header as header
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, SQFTError
 
@@ -32,6 +33,16 @@ def test_nbytes_counts_what_is_on_disk(int4):
         assert folder.spec(name).nbytes == tensor.numel() * tensor.element_size()
         assert folder.spec(name).shape == tuple(tensor.shape)
     assert set(folder.files) == set(tensors)
+
+
+def test_a_header_is_read_once_for_all_its_tensors(pruned, monkeypatch):
+    """Each names every tensor of its file: of a big model, reading it for each takes longer than all the rest."""
+    read: list[Path] = []
+    monkeypatch.setattr("sqft_plugins.checkpoint.tensors.read_header", lambda file: read.append(file) or header(file))
+    folder = ModelFolder(pruned)
+    for _ in range(2):
+        assert all(folder.spec(name).nbytes for name in folder.files)
+    assert read == [pruned / "model.safetensors"]
 
 
 def test_of_a_single_file_and_an_index_the_file_is_read_as_transformers_does(tiny_llama, tiny_model, tmp_path):
