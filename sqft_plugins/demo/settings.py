@@ -26,11 +26,11 @@ class DemoSettings(Settings):
     sparsity: float = option(0.5, "The fraction of weights to prune.", ge=0, le=1)
     rank_choices: list[int] = option(lambda: [32, 24, 16], "", absent=True)
     alpha: float = option(64, "", absent=True, gt=0)
-    steps: int | None = option(None, f"Training steps. {BY_SPEED.format(32, 20)}", ge=1)
+    steps: int | None = option(None, f"Training steps. {BY_SPEED.format(40, 28)}", ge=1)
     batch_size: int = option(8, "", absent=True, ge=1)
     learning_rate: float = option(5e-4, "The highest, after the warm-up.", gt=0)
     text_fraction: float = option(0.125, "Share of general text in each batch.", ge=0, lt=1)
-    questions: int | None = option(None, f"Held-out questions. {BY_SPEED.format(64, 40)}", ge=1)
+    questions: int | None = option(None, f"Held-out questions. {BY_SPEED.format(64, 32)}", ge=1)
     text_tokens: int | None = option(
         None, f"Tokens of held-out text for the perplexity. {BY_SPEED.format(1024, 512)}", ge=256
     )

@@ -17,10 +17,11 @@ class Sizes(NamedTuple):
     text_tokens: int
 
 
-SIZES = {"large": Sizes(32, 64, 1024), "small": Sizes(20, 40, 512)}
+SIZES = {"large": Sizes(40, 64, 1024), "small": Sizes(28, 32, 512)}
 FAST = 150.0
-"""GFLOP/s from which a machine has time for the large sizes. Two cores at 190 GFLOP/s take 4 to 5 minutes for them;
-those of an older laptop have a third of that, and their training alone would take as long."""
+"""GFLOP/s from which a machine takes the large sizes. Two cores at 190 GFLOP/s need some 500 CPU-seconds for them and
+some 350 for the small ones; the cores of an older laptop do a half or a third of that speed. With fewer than about two
+dozen steps the model learns nothing that its few questions could show."""
 
 
 def choose_size() -> str:
