@@ -16,8 +16,8 @@ from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.demo.report import write_report
-from sqft_plugins.demo.settings import DemoSettings
-from sqft_plugins.demo.sizes import Sizes, choose_size, with_size
+from sqft_plugins.demo.settings import DemoSettings, Sizes
+from sqft_plugins.demo.sizes import choose_size, with_size
 from sqft_plugins.demo.task import WordProblems
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import accuracy, open_session, perplexity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -13,7 +13,21 @@ from sqft_plugins.elastic import check_rank_choices
 from sqft_plugins.settings import Settings, Written, option
 from sqft_plugins.settings.checked import MODEL_FOLDER
 
-BY_SPEED = "Default: {}, or {} on a slow machine."
+
+class Sizes(NamedTuple):
+    """What the time of a demo depends on; as in DemoSettings."""
+
+    steps: int
+    questions: int
+    text_tokens: int
+
+
+SIZES = {"large": Sizes(40, 64, 1024), "small": Sizes(28, 32, 512)}
+
+
+def by_speed(name: str) -> str:
+    """The default of one of the sizes, for help pages."""
+    return f"Default: {getattr(SIZES['large'], name)}, or {getattr(SIZES['small'], name)} on a slow machine."
 
 
 class DemoSettings(Settings):
@@ -26,13 +40,13 @@ class DemoSettings(Settings):
     sparsity: float = option(0.5, "The fraction of weights to prune.", ge=0, le=1)
     rank_choices: list[int] = option(lambda: [32, 24, 16], "", absent=True)
     alpha: float = option(64, "", absent=True, gt=0)
-    steps: int | None = option(None, f"Training steps. {BY_SPEED.format(40, 28)}", ge=1)
+    steps: int | None = option(None, f"Training steps. {by_speed('steps')}", ge=1)
     batch_size: int = option(8, "", absent=True, ge=1)
     learning_rate: float = option(5e-4, "The highest, after the warm-up.", gt=0)
     text_fraction: float = option(0.125, "Share of general text in each batch.", ge=0, lt=1)
-    questions: int | None = option(None, f"Held-out questions. {BY_SPEED.format(64, 32)}", ge=1)
+    questions: int | None = option(None, f"Held-out questions. {by_speed('questions')}", ge=1)
     text_tokens: int | None = option(
-        None, f"Tokens of held-out text for the perplexity. {BY_SPEED.format(1024, 512)}", ge=256
+        None, f"Tokens of held-out text for the perplexity. {by_speed('text_tokens')}", ge=256
     )
     seed: int = option(0, "Of everything that is drawn.")
     compare_lora: bool = option(False, "Also tune and merge a plain LoRA, which fills the zeros.")

@@ -1,23 +1,11 @@
-"""How large a demo a machine has time for: ten minutes, the installation included."""
+"""How large a demo a machine has time for: about ten minutes with the installation, on two cores."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from sqft_plugins.demo.settings import DemoSettings
+from sqft_plugins.demo.settings import SIZES, DemoSettings, Sizes
 from sqft_plugins.hardware import matmul_speed
 from sqft_plugins.progress import say
 
-
-class Sizes(NamedTuple):
-    """What the time of a demo depends on; as in DemoSettings."""
-
-    steps: int
-    questions: int
-    text_tokens: int
-
-
-SIZES = {"large": Sizes(40, 64, 1024), "small": Sizes(28, 32, 512)}
 FAST = 150.0
 """GFLOP/s from which a machine takes the large sizes. Two cores at 190 GFLOP/s need some 500 CPU-seconds for them and
 some 350 for the small ones; the cores of an older laptop do a half or a third of that speed. With fewer than about two

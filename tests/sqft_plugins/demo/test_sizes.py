@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sqft_plugins.demo import run, sizes
-from sqft_plugins.demo.settings import DemoSettings
-from sqft_plugins.demo.sizes import FAST, SIZES, choose_size, with_size
+from sqft_plugins.demo.settings import SIZES, DemoSettings
+from sqft_plugins.demo.sizes import FAST, choose_size, with_size
 
 
 @pytest.mark.parametrize(("speed", "size"), [(FAST / 3, "small"), (FAST, "large"), (50 * FAST, "large")])
