@@ -50,8 +50,6 @@ MAKERS = {
 }
 """Scored stage → the stages that made it, whose seconds count; in the order of the table."""
 LAST = list(MAKERS)[-1]
-SEQUENCES = 16
-"""Calibration sequences: half of the default of `sqft prune` and `sqft quantize`, for the time."""
 
 
 def run_demo(
@@ -139,8 +137,7 @@ class Demo:
         else:
             about = {"model": s.model, "content": content_hash(self.base)}
             make("base", lambda: {"model": s.model}, settings=about)
-        pruning = {"sparsity": s.sparsity, "sequences": SEQUENCES}
-        make("prune", self.prune, after=["base"], settings=pruning, output=PRUNED)
+        make("prune", self.prune, after=["base"], settings={"sparsity": s.sparsity}, output=PRUNED)
         self.masks = ModelFolder(out / "pruned").masks
         score("dense", "prune", lambda: self.folder_row(self.base))
         score("pruned", "prune", lambda: self.folder_row(out / "pruned"))
@@ -158,8 +155,7 @@ class Demo:
             score("lora_merged", "merge_lora", lambda: self.folder_row(out / "lora_merged"))
 
         # the merged model as INT4, and its codes as GGUF
-        grid = {"sequences": SEQUENCES}
-        make("quantize", self.quantize, after=["merge"], settings=grid, output="int4/config.json")
+        make("quantize", self.quantize, after=["merge"], output="int4/config.json")
         score("int4", "quantize", lambda: self.folder_row(out / "int4"))
         make("export", self.export, after=["quantize"], output="model.gguf")
         score("gguf", "export", self.gguf_row)
@@ -209,8 +205,7 @@ class Demo:
         return {}
 
     def prune(self) -> Row:
-        pruned, sparsity = self.out / "pruned", self.settings.sparsity
-        report = prune_folder(self.base, pruned, sparsity=sparsity, sequences=SEQUENCES, overwrite=True)
+        report = prune_folder(self.base, self.out / "pruned", sparsity=self.settings.sparsity, overwrite=True)
         return {"sparsity_reached": report["sparsity_reached"]}
 
     def train(self, target: str, tuner: str) -> Row:
@@ -234,7 +229,7 @@ class Demo:
         return merge_folder(self.out / "pruned", self.out / adapter, self.out / target, "max", overwrite=True)
 
     def quantize(self) -> Row:
-        quantize_folder(self.out / "merged", self.out / "int4", "gptq", sequences=SEQUENCES, overwrite=True)
+        quantize_folder(self.out / "merged", self.out / "int4", "gptq", overwrite=True)
         return {}
 
     def export(self) -> Row:
