@@ -7,9 +7,9 @@ from sqft_plugins.hardware import matmul_speed
 from sqft_plugins.progress import say
 
 FAST = 150.0
-"""GFLOP/s from which a machine takes the large sizes. Two cores at 190 GFLOP/s need some 500 CPU-seconds for them and
-some 350 for the small ones; the cores of an older laptop do a half or a third of that speed. With fewer than about two
-dozen steps the model learns nothing that its few questions could show."""
+"""GFLOP/s from which a machine takes the large sizes. Two cores at 190 GFLOP/s take some five minutes for them; an
+older laptop has a third to a half of that speed. After fewer than two dozen steps the tuned model cannot be told from
+the pruned one."""
 
 
 def choose_size() -> str:
