@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,25 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def why_not_learned(report: Mapping[str, Any]) -> str | None:
+    """What to say where the tuned model's accuracy is not above the pruned one's by twice the standard error of their
+    difference; None where it is, or where one of the two is not scored yet. The questions are the same ones, so that
+    the error of independent samples, which is taken here, is the larger one."""
+    scored = {stage["name"]: stage for stage in report["stages"]}
+    if not {"pruned", "tuned"} <= set(scored):
+        return None
+
+    pruned, tuned = scored["pruned"], scored["tuned"]
+    error = math.hypot(pruned["accuracy_stderr"], tuned["accuracy_stderr"])
+    if tuned["accuracy"] - pruned["accuracy"] > 2 * error:
+        return None
+    steps = report["settings"]["steps"]
+    return (
+        f"Tuned ({tuned['accuracy']:.1%}) is not above pruned ({pruned['accuracy']:.1%}) by twice the standard error "
+        f"of the difference ({error:.1%}): {steps} steps did not measurably teach the task; --steps {2 * steps} may."
+    )
+
+
 def write_report(out: Path, report: Mapping[str, Any]) -> None:
     """Writes the three files, each whole or not at all."""
     with write_file(out / "report.json", overwrite=True) as file:
@@ -56,6 +76,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows(report)]
     lines = ["# sqft demo", "", "![accuracy, perplexity and zeros of every stage](report.png)", ""]
     lines += ["| " + " | ".join(row) + " |" for row in table]
+    if warning := why_not_learned(report):
+        lines += ["", f"**{warning}**"]
     lines += ["", *(f"- **{stage['name']}**: {MEANING[stage['name']]}" for stage in report["stages"]), ""]
 
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if value is not None)

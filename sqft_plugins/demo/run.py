@@ -15,7 +15,7 @@ from sqft_plugins.compress.calibration import builtin_text
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.demo.base import prepare_base
-from sqft_plugins.demo.report import write_report
+from sqft_plugins.demo.report import why_not_learned, write_report
 from sqft_plugins.demo.settings import DemoSettings, Sizes
 from sqft_plugins.demo.sizes import choose_size, with_size
 from sqft_plugins.demo.task import WordProblems
@@ -176,6 +176,8 @@ class Demo:
             report = self.report()
             write_report(self.out, report)
             self.show(report)
+            if name in ("tuned", LAST) and (warning := why_not_learned(report)):
+                say(warning, style="bold")
 
     def report(self) -> dict[str, Any]:
         """What is known so far."""
