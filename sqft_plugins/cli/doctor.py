@@ -7,7 +7,6 @@ only be judged so.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -31,13 +30,12 @@ CORE = {"torch": "torch", "transformers": "transformers", "compressed-tensors": 
 
 def machine_checks() -> Iterator[Check]:
     """Python, system, CPU, memory, compiler."""
-    from sqft_plugins.kernels.build import BuildError, find_compiler
+    from sqft_plugins.kernels.build import BuildError, find_compiler, version_of
 
     yield from (Check(name, "ok", found) for name, found in machine_facts().items())
     try:
         compiler = find_compiler()
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[:1]
-        yield Check("C++ compiler", "ok", f"{' '.join(compiler)} ({''.join(version)})")
+        yield Check("C++ compiler", "ok", f"{' '.join(compiler)} ({version_of(compiler)})")
     except BuildError as error:
         remedy = "apt-get install g++ (it compiles llama-cpp-python and the INT4 kernels)"
         yield Check("C++ compiler", "missing", str(error), remedy)
@@ -47,7 +45,7 @@ def core_checks(deep: bool = False) -> Iterator[Check]:
     """The packages that the core cannot do without, against the ranges of pyproject.toml, and the INT4 kernel."""
     yield Check("sqft-plugins", "ok", f"{VERSION} ({Path(__file__).parents[2]})")
     if not installed(["sqft-plugins"]):
-        yield Check("sqft-plugins", "wrong", "not installed, only on the path", "make install, or pip install -e .")
+        yield Check("sqft-plugins", "wrong", "not installed, only on the path", "pip install -e . in its folder")
 
     for package, module in CORE.items():
         remedy = f"pip install '{package}{declared_range(package)}'"
@@ -66,7 +64,7 @@ def kernel_check(deep: bool = False) -> Check:
 
     deep: whether torch takes the operators, too.
     """
-    from sqft_plugins.kernels.library import BUILD, FALLBACK, choose, library
+    from sqft_plugins.kernels.library import BUILD, FALLBACK, built, choose, library
 
     try:
         kernels = library() if deep else choose()
@@ -77,7 +75,8 @@ def kernel_check(deep: bool = False) -> Check:
     found = f"{kernels.path}: {kernels.why}"
     if kernels.path == FALLBACK and KERNEL not in os.environ:
         return Check("INT4 kernel", "missing", found, BUILD)
-    return Check("INT4 kernel", "ok", found)
+    made = built() if kernels.handle is not None else ""
+    return Check("INT4 kernel", "ok", f"{found}; built {made}" if made else found)
 
 
 def plugin_checks(deep: bool = False) -> Iterator[Check]:

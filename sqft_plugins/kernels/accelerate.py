@@ -62,10 +62,9 @@ class Acceleration:
 
 def summary(layers: int, density: float) -> str:
     """How many layers run packed, by which kernel and why, and how sparse they are."""
-    return (
-        f"{layers} INT4 layers run packed ({library().path} kernel: {library().why}), {density:.0%} of their weights "
-        "nonzero"
-    )
+    found = library()
+    why = f": {found.why}" if found.handle is not None else ""  # where there is none, operators.py has said why
+    return f"{layers} INT4 layers run packed ({found.path} kernel{why}), {density:.0%} of their weights nonzero"
 
 
 def accelerate(model: nn.Module) -> Acceleration:

@@ -1,10 +1,13 @@
-"""Compiling the kernels: csrc/*.cpp → libsqft_kernels.so beside this file.
+"""Compiling the kernels: csrc/*.cpp → libsqft_kernels.so beside this file, and libsqft_kernels.json, which says for
+which machine.
 
 `pip install` does it (pyproject.toml names `BuildKernels`), and so does `python -m sqft_plugins.kernels.build`. Any
 C++17 compiler will do, torch's headers are not needed. Without one, or where it fails, a notice says so and the
 installation goes on: plain torch then serves the operators. Each instruction set has its own source and flags and is
 chosen when the program runs, so what is built here runs on every processor of this architecture; a set that the
-compiler does not know is left out.
+compiler does not know is left out. The library asks for symbols of glibc 2.14 and GCC 5 at most (manylinux_2_24; torch
+itself wants 2_28), and has no Python in it, so that one wheel serves every Python. libstdc++ and libgcc stay shared:
+exceptions of torch unwind through these functions.
 
 setuptools loads this file by its path, before anything is installed: only the standard library and setuptools here, and
 where it runs by hand the latter may not be there (uv makes environments without it).
@@ -12,6 +15,7 @@ where it runs by hand the latter may not be there (uv makes environments without
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -22,11 +26,14 @@ import tempfile
 from pathlib import Path
 
 try:
+    from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_ext import build_ext
 except ModuleNotFoundError:
-    build_ext = object
+    bdist_wheel = build_ext = object
 
 LIBRARY = "libsqft_kernels.so"
+FACTS = ".json"
+"""What takes the place of .so in the name of the file beside the library."""
 SOURCES = Path(__file__).with_name("csrc")
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=default", "-Wall")
 """-ffp-contract=off: every back end gives the same bits, whatever the compiler would fuse."""
@@ -58,9 +65,12 @@ def find_compiler() -> list[str]:
 def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[str]:
     """Compiles the library into the file `target` and returns the instruction sets that it has.
 
-    extra: more flags for every source and the linker, such as -fsanitize=address. machine: the architecture compiled
-    for, this one's where it is empty. Raises BuildError.
+    `target` with the ending .json then says the same, and architecture and compiler. extra: more flags for every
+    source and the linker, such as -fsanitize=address. machine: the architecture compiled for, this one's where it is
+    empty. Raises BuildError.
     """
+    if sys.platform == "win32":
+        raise BuildError("they are for Linux and macOS")
     compiler = find_compiler()
     machine = machine or platform.machine().lower()
     machine = ARCHITECTURES.get(machine, machine)
@@ -68,7 +78,8 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
     sets = []
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
-        for source in sorted(SOURCES.glob("*.cpp")):
+        optional = [SOURCES / f"{name}.cpp" for name in FLAGS]
+        for source in [*sorted(set(SOURCES.glob("*.cpp")) - set(optional)), *optional]:
             architecture, flags = FLAGS.get(source.stem, (machine, ()))
             if architecture != machine:
                 continue
@@ -89,15 +100,28 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
         if problem is not None:
             raise BuildError(f"{compiler[0]} does not link {LIBRARY}: {problem}")
 
+        facts = {"architecture": machine, "instruction_sets": sets, "compiler": version_of(compiler)}
+        described = linked.with_suffix(FACTS)
+        described.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copyfile(linked, beside)
-        os.replace(beside, target)  # a process that has the old library open keeps it
+        for made, place in ((linked, target), (described, target.with_suffix(FACTS))):
+            beside = place.with_name(f"{place.name}.{os.getpid()}")
+            shutil.copyfile(made, beside)
+            os.replace(beside, place)  # a process that has the old library open keeps it
     return sets
 
 
+def version_of(compiler: list[str]) -> str:
+    """The first line that it says of itself."""
+    try:
+        shown = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    except OSError as error:
+        return str(error)
+    return shown[0] if shown else "no version"
+
+
 def notice(text: str) -> None:
-    """One line on stderr; pip shows it with -v, and where a build fails."""
+    """One line on stderr; pip and uv show it with -v, and where a build fails."""
     print(f"sqft-plugins: {text}", file=sys.stderr, flush=True)
 
 
@@ -110,10 +134,29 @@ class BuildKernels(build_ext):  # type: ignore[misc]  # setuptools has no types
     def build_extension(self, ext: object) -> None:
         target = Path(self.get_ext_fullpath(ext.name))  # type: ignore[attr-defined]
         try:
-            sets = build(target)
-            notice(f"compiled {target} ({', '.join(sets) or 'no instruction set but the plain one'})")
+            notice(f"compiled {target} ({named(build(target))})")
         except BuildError as error:
+            for old in (target, target.with_suffix(FACTS)):  # of an earlier build in the same folder
+                old.unlink(missing_ok=True)
             notice(f"the sparse INT4 kernels are not compiled, plain torch will serve, slowly: {error}")
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            inside = Path(self.get_ext_filename(ext.name)).with_suffix(FACTS)
+            if (facts := Path(self.build_lib) / inside).is_file():
+                self.copy_file(str(facts), str(Path(self.get_ext_fullpath(ext.name)).with_suffix(FACTS)))
+
+
+class NameWheel(bdist_wheel):  # type: ignore[misc]
+    """One wheel for every Python of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def named(sets: list[str]) -> str:
+    return ", ".join(sets) or "no instruction set but the plain one"
 
 
 def _run(command: list[str]) -> str | None:
@@ -135,7 +178,7 @@ def main() -> int:
     except BuildError as error:
         notice(str(error))
         return 1
-    print(f"{target}: {', '.join(sets) or 'no instruction set but the plain one'}")
+    print(f"{target}: {named(sets)}")
     return 0
 
 

@@ -11,6 +11,7 @@ operators are first used.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ class Library:
         if self.handle is None:
             return []
         return [name for number, name in enumerate(NAMES) if self.handle.sqft_supported(number)]
+
+
+def built() -> str:
+    """For which machine the library was compiled, and by what; empty where nothing beside it says so."""
+    try:
+        facts = json.loads(FILE.with_suffix(".json").read_text(encoding="utf-8"))
+        sets = ", ".join(["scalar", *facts["instruction_sets"]])
+        return f"for {facts['architecture']} with {sets}, by {facts['compiler']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @cache

@@ -11,6 +11,7 @@ Triton kernel.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from sqft_plugins.errors import KernelError
 from sqft_plugins.kernels import layout, reference
 from sqft_plugins.kernels.layout import Packed
 from sqft_plugins.kernels.library import library
+from sqft_plugins.progress import say
+from sqft_plugins.variables import KERNEL
 
 _WEIGHT = "Tensor block_offsets, Tensor scales, Tensor? zero_points, Tensor? bias, int out_features"
 _DEFINITIONS = (
@@ -152,6 +155,8 @@ def _register() -> torch.library.Library:
     for definition in _DEFINITIONS:
         operators.define(definition, tags=(torch.Tag.pt2_compliant_tag,))
     if library().handle is None:
+        if KERNEL not in os.environ:
+            say(f"sparse INT4 kernels: {library().why}")
         operators.impl("sparse_int4_linear", linear_in_torch, "CPU")
         operators.impl("sparse_int4_linear.planes", _planes, "CPU")
     operators.impl("sparse_int4_linear", _linear_gpu, "CUDA")
