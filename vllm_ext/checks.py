@@ -47,7 +47,7 @@ def plugin_check() -> list[Check]:
     name = "vllm plug-in"
     points = [point for point in importlib.metadata.entry_points(group=GROUP) if point.name == NAME]
     if not points:
-        return [Check(name, "wrong", f"no entry point {NAME} in {GROUP}", "pip install -e . again")]
+        return [Check(name, "wrong", f"no entry point {NAME} in {GROUP}", "install sqft-plugins again")]
     hidden = left_out(os.environ)
     if hidden is not None:
         return [Check(name, "wrong", hidden, LET_IN)]

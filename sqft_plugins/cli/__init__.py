@@ -81,7 +81,7 @@ class Verbs(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog=examples(
         "sqft demo                                                       # the whole way on a real model",
-        "sqft run examples/sparsepeft.yaml --out runs/tickets            # your own, as one recipe",
+        "sqft run my.yaml --out runs/tickets                             # your own, as one recipe",
         "sqft prune models/gemma --sparsity 0.5 --out models/gemma-50    # or step by step",
         "sqft prune --help                                               # the options of a verb, with examples",
     ),

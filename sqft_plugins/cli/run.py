@@ -27,11 +27,11 @@ class RunSettings(Overwrite):
 
 
 @verb(
-    "sqft run examples/sparsepeft.yaml --out runs/tickets",
+    "sqft run my.yaml --out runs/tickets",
     "sqft run my.yaml --dry-run",
     "sqft run my.yaml --set train.steps=10 --set eval.limit=20 --until merge --out runs/try",
     "sqft run my.yaml --set search=false --json",
-    "cd examples/paper && python data.py gsm8k && sqft run shears.yaml phi-3-mini.yaml gsm8k.yaml --dry-run",
+    "sqft run method.yaml model.yaml task.yaml --dry-run      # three files, one recipe",
     settings=RunSettings,
 )
 @click.argument("recipes", type=click.Path(), nargs=-1, required=True, metavar="RECIPE.yaml…")

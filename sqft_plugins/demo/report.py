@@ -13,7 +13,7 @@ from sqft_plugins.checkpoint.files import write_file
 WIDE = 20
 """Perplexities further apart than this factor are drawn on a logarithmic scale."""
 COLUMNS = ["stage", "accuracy", "perplexity", "zeros kept", "bits/weight", "MB", "seconds"]
-SOURCE = "`sqft demo --compare-lora` shows it; measured in docs/results.md"
+SOURCE = "`sqft demo --compare-lora` shows it"
 """Where the comparison with plain LoRA is."""
 MEANING = {
     "dense": "the model as it came",

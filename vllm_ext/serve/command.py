@@ -70,8 +70,9 @@ def build(
     # who may ask
     command += ["--middleware", KEY_GUARD]
     if host not in LOOPBACK and not (given(passed, "--api-key") or present.get(VLLM_KEY)):
-        page = "docs/how-to/serve-vllm.md, Exposing"
-        notes.append(f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and read {page}")
+        notes.append(
+            f"--host {host}: whoever reaches it may use it; set {VLLM_KEY}, and put a proxy with TLS before it"
+        )
 
     # exact activations
     if folder.grid is not None and VLLM_W4A8 not in present:
