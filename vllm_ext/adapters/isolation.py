@@ -214,8 +214,9 @@ def _raise_if_error(self: GenerateBaseServing, finish_reason: str | None, reques
 @replaces(Scheduler, SPOILED)
 def add_request(self: Scheduler, request: Request) -> None:
     """In the engine core: has the scheduler, which may have been made before something of ours was met, note the blocks
-    that it hands out."""
-    if not self.needs_kv_cache_zeroing:
+    that it hands out. Not for vLLM's second model runner (on a CPU it needs triton-cpu): it clears none unless it was
+    made to, and would end the engine."""
+    if not self.needs_kv_cache_zeroing and not self.use_v2_model_runner:
         self.needs_kv_cache_zeroing = True
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             manager._record_new_block_ids = _holds_rows(manager.kv_cache_spec)

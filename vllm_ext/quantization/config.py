@@ -97,8 +97,7 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         super().apply_vllm_mapper(hf_to_vllm_mapper)
-        renamed = ((hf_to_vllm_mapper._map_name(name), source) for name, source in self.sources.items())
-        self.sources = {name: source for name, source in renamed if name is not None}
+        self.sources = hf_to_vllm_mapper.apply_dict(self.sources)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         method = super().get_quant_method(layer, prefix)

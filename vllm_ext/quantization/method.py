@@ -56,10 +56,10 @@ def register(problem: str | None = None) -> None:
     problem: why this vLLM is not supported. Then our folders are refused with DependencyError, which the log says
     beforehand.
     """
-    from vllm.model_executor.layers.quantization import _CUSTOMIZED_METHOD_TO_QUANT_CONFIG, register_quantization_config
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
     from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-    if METHOD in _CUSTOMIZED_METHOD_TO_QUANT_CONFIG:
+    if METHOD in QUANTIZATION_METHODS:
         return
     refusal = f"vLLM is {problem}; sqft-plugins needs {SUPPORTED}: {INSTALL}" if problem else None
     if refusal is not None:

@@ -20,9 +20,10 @@ from vllm_ext.variables import (
     VLLM_KEY,
     VLLM_RUNTIME_LORA,
     VLLM_UNCHECKED_NAMES,
+    VLLM_V2_RUNNER,
     VLLM_W4A8,
 )
-from vllm_ext.version import INSTALL, installed, why_unsupported
+from vllm_ext.version import INSTALL, installed, is_cpu_build, why_unsupported
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
@@ -88,6 +89,8 @@ def build(
             raise SQFTError(f"{value}: vLLM would answer for adapters with the base: unset it")
         rank = max_rank(adapters)
         own |= {ADAPTERS_DIR: str(adapters.resolve()), VLLM_RUNTIME_LORA: "1"}
+        if VLLM_V2_RUNNER not in present and is_cpu_build(installed()):
+            own[VLLM_V2_RUNNER] = "0"  # ours on the CPU know the first one alone (vllm_ext/adapters/isolation.py)
         command += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(rank), "--middleware", GUARD]
         notes += [f"adapter {reason}" for reason in not_served(adapters)]
         notes.append(f"adapters up to rank {rank}, {slots} of them in one batch: --max-lora-rank and --max-loras")

