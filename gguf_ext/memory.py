@@ -19,6 +19,7 @@ from sqft_plugins.checkpoint import GridStamp, ModelFolder, Stamp
 from sqft_plugins.checkpoint.attached import SCALE, SHAPE, ZERO_POINT, attached_grid, attached_weight, has_grid
 from sqft_plugins.checkpoint.folder import StoredMasks
 from sqft_plugins.checkpoint.formats import Int4Format, find_format
+from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.tensors import TensorFiles
 from sqft_plugins.errors import GridError
@@ -55,6 +56,7 @@ class ModelInMemory(ModelFolder):
                 f"{lost[0]} of the model ({len(lost)} in all) is not in memory: load it without offloading"
             )
 
+        restore_grids(model)
         # the parts of a grid are no tensors of the checkpoint
         self._layers = {name: layer for name, layer in model.named_modules() if has_grid(layer)}
         if self._layers:

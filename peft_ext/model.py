@@ -30,7 +30,7 @@ from peft_ext.registry import BaseTunerLayer, LoraModel
 from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
 from peft_ext.unchecked import FRESH, warn_unchecked
-from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
+from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -100,7 +100,7 @@ class SQFTModel(LoraModel):
         """
         self._bypassed = None
         refuse_other_tuners(model, for_sqft=True)
-        keep_grids_out_of_files(model)
+        restore_grids(model)
         put_back, targeted = remember(model), list(self.targeted_module_names)
         config: Any = self.peft_config[adapter_name]
         meant = getattr(config, "target_modules", None)

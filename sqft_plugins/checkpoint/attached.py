@@ -1,7 +1,8 @@
 """The INT4 grid that stays on a linear layer whose codes were dequantized into a float weight when it was loaded.
 
-transformers leaves it with `CompressedTensorsConfig(dequantize=True)`, our own loader the same (dequantize.py). Who
-needs the codes of such a model, to export or to pack it, reads them back here.
+`load_model` leaves it; so did transformers with `CompressedTensorsConfig(dequantize=True)`, until 5.24. Who needs the
+codes of such a model, to export or to pack it, reads them back here. Where a model may be one of transformers' own,
+`restore_grids` (restore.py) comes first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
 
 
 def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Tensor) -> None:
-    """Leaves on a linear layer what transformers' `dequantize=True` leaves, as buffers that are not saved:
+    """Leaves on a linear layer, as buffers that are not saved, what transformers before 5.24 left as parameters:
     `weight_scale` [out, groups], `weight_shape` int64 [2] (out, in) and, where the grid is asymmetric,
     `weight_zero_point` int8 [out, groups] (signed: ours - 8); and `quantization_scheme` and `quantization_status`.
 
@@ -42,17 +43,6 @@ def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Te
         layer.register_buffer(name, part.to(weight.device), persistent=False)
     (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
     vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
-
-
-def keep_grids_out_of_files(model: nn.Module) -> None:
-    """Makes the scales that transformers leaves as parameters beside dequantized weights buffers that are not saved.
-    What `save_pretrained` writes is then a folder of plain linears; with the scales, which belong to codes that are not
-    there, vLLM refuses it."""
-    for layer in model.modules():
-        for name in (SCALE, SHAPE, ZERO_POINT):
-            if isinstance(layer._parameters.get(name), nn.Parameter) and layer._parameters.get("weight") is not None:
-                tensor = cast(nn.Parameter, layer._parameters.pop(name)).data
-                layer.register_buffer(name, tensor, persistent=False)
 
 
 def has_grid(layer: nn.Module) -> bool:

@@ -1,4 +1,8 @@
-"""INT4 folders that transformers cannot open as plain float linears: AutoGPTQ's, the compact form, those of Conv1D."""
+"""INT4 folders as plain float linears, whatever their format: pack-quantized, AutoGPTQ, the compact form, Conv1D.
+
+transformers opens only the first, and since 5.24 it rounds each weight to the dtype of the stored scales, then casts it
+to the model's (restore.py): a float32 model of a bfloat16 folder would not hold the folder's weights.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.checkpoint.attached import attach_grid
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.progress import say
-from sqft_plugins.structure import structure_of_folder
 
 
 class Lazy:
@@ -30,20 +32,9 @@ class Lazy:
         return self._read()[index]
 
 
-def why_not_stock(folder: ModelFolder) -> str | None:
-    """Why transformers cannot dequantize this INT4 folder; None where it can."""
-    if folder.int4.name != PackQuantized.name:
-        return f"transformers does not read {folder.int4.name}"
-    known = set(folder.int4.modules)
-    for name in sorted(structure_of_folder(folder.path).transposed):
-        if name in known or name.partition(".")[2] in known:  # the latter in a folder of the bare body of a model
-            return f"compressed-tensors does not decompress a Conv1D ({name})"
-    return None
-
-
 def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
     """The model with `scale * (code - zero_point)`, rounded once to its dtype, as float weights. INT4 linears carry the
-    grid as those that transformers dequantizes do: see attached.py.
+    grid, see attached.py; experts, which transformers makes one tensor of, do not.
 
     kwargs: for `from_pretrained`. Raises CheckpointError for tensors that are missing, left over or of another shape.
     """
@@ -64,8 +55,8 @@ def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **k
 def load_filled(
     folder: ModelFolder, fill: Callable[[str, bool], Tensor], dtype: torch.dtype | str = "auto", **kwargs: Any
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """The model of an INT4 folder, the weights of its INT4 linears from `fill`; and INT4 module of the folder → path in
-    the model.
+    """The model of an INT4 folder, its INT4 weights from `fill`; and INT4 module of the folder → path in the model, for
+    those that are a layer there.
 
     fill: (module, transposed) → its weight, [in, out] where `transposed` says that the layer is a Conv1D, else
     [out, in]; called once a module, from several threads. kwargs, errors: as `load_dequantized`.
@@ -75,13 +66,14 @@ def load_filled(
         del config.quantization_config
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-    layers = _int4_layers(empty, folder)
+    layers = int4_layers(empty, folder)
 
     # INT4 weights from `fill`, everything else as it is stored
     state: dict[str, Lazy] = {}
-    for name, path in layers.items():
-        state[f"{name}.weight"] = Lazy(partial(fill, name, isinstance(empty.get_submodule(path), Conv1D)))
-    stored = {part for name in layers for part in folder.parts(name)}
+    for name in folder.int4.modules:
+        transposed = name in layers and isinstance(empty.get_submodule(layers[name]), Conv1D)
+        state[f"{name}.weight"] = Lazy(partial(fill, name, transposed))
+    stored = {part for name in folder.int4.modules for part in folder.parts(name)}
     rest = [name for name in folder.tensor_names if name not in stored]
     state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
 
@@ -102,18 +94,13 @@ def load_filled(
     return model, layers
 
 
-def _int4_layers(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
-    """INT4 module of the folder → path in the model: a folder of the bare body of a model lacks the first part."""
+def int4_layers(model: nn.Module, folder: ModelFolder) -> dict[str, str]:
+    """INT4 module of the folder → path of that layer in the model. A folder of the bare body of a model lacks the first
+    part; single experts are no layers of the model."""
     paths = {name for name, _ in model.named_modules()}
-    layers = {}
-    for name in folder.int4.modules:
-        found = [path for path in (name, f"{model.base_model_prefix}.{name}") if path in paths]
-        if not found:
-            raise CheckpointError(
-                f"model {folder.path}: {name} is INT4 but {type(model).__name__} has no such layer: check config.json"
-            )
-        layers[name] = found[0]
-    return layers
+    prefix = getattr(model, "base_model_prefix", "")
+    found = {name: [path for path in (name, f"{prefix}.{name}") if path in paths] for name in folder.int4.modules}
+    return {name: places[0] for name, places in found.items() if places}
 
 
 def _check(folder: ModelFolder, info: Mapping[str, Any]) -> None:

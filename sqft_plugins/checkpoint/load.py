@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,47 +12,32 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CompressedTensorsConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from sqft_plugins.checkpoint.attached import keep_grids_out_of_files
-from sqft_plugins.checkpoint.dequantize import load_dequantized, why_not_stock
+from sqft_plugins.checkpoint.dequantize import load_dequantized
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import check_name, unknown_model
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
 from sqft_plugins.hardware import uncollected
-from sqft_plugins.progress import quiet_libraries, say
+from sqft_plugins.progress import quiet_libraries
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """Files of which every kind of tokenizer has at least one."""
 
 
 def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, INT4 folders dequantized into plain linears: by transformers or, where it
-    cannot (AutoGPTQ, the compact form, GPT-2's Conv1D), by dequantize.py, and it says so. A name that is no local
-    folder is looked up on the hub. Raises CheckpointError, GridError."""
+    """`AutoModelForCausalLM.from_pretrained`; INT4 folders of every format as plain linears, exact in `dtype` and with
+    their grid (dequantize.py). A name that is no local folder is looked up on the hub. Raises CheckpointError,
+    GridError."""
     check_name(path)
-    own = None
-    if Path(path).is_dir():
-        folder = ModelFolder(path)
-        if folder.files and folder.grid is not None:
-            own = why_not_stock(folder)
-            if own is None:
-                kwargs["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    folder = ModelFolder(path) if Path(path).is_dir() else None
 
-    with as_checkpoint_error(path):
-        if own is not None:
-            say(f"{path}: read by sqft-plugins, {own}")
-            with quiet_libraries():
-                return load_dequantized(folder, dtype, **kwargs).eval()
-        with quiet_libraries(), warnings.catch_warnings():
-            # that our settings are added to those of the folder is what we want
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
-            keep_grids_out_of_files(model)
-            return model
+    with as_checkpoint_error(path), quiet_libraries():
+        if folder is not None and folder.files and folder.grid is not None:
+            return load_dequantized(folder, dtype, **kwargs).eval()
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
 
 
 @contextmanager

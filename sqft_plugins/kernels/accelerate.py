@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.checkpoint.attached import SCALE, ZERO_POINT, attached_weight, has_grid, signed
+from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.errors import GridError, KernelError
 from sqft_plugins.hardware import release_memory
 from sqft_plugins.kernels.library import library
@@ -80,6 +81,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     if any(isinstance(module, SparseInt4Linear) for module in model.modules()):
         raise KernelError("model is accelerated already: call undo() of what accelerate() returned first")
+    restore_grids(model)
     layers = {name: module for name, module in model.named_modules() if has_grid(module)}
     if not layers:
         raise KernelError(

@@ -40,6 +40,9 @@ def load_accelerated(path: str | Path, dtype: torch.dtype | str = "auto") -> Pre
     with as_checkpoint_error(path), quiet_libraries():
         number = dtype if isinstance(dtype, torch.dtype) else AutoConfig.from_pretrained(path).dtype or torch.float32
         model, layers = load_filled(folder, pack, dtype)
+    other = sorted(set(folder.int4.modules) - set(layers))
+    if other:
+        raise KernelError(f"model {path}: {other[0]} is no layer of its own: load it without accelerating it")
     uses = uses_of(model)
     for name, where in layers.items():
         layer: Any = model.get_submodule(where)

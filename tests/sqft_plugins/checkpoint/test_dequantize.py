@@ -1,4 +1,4 @@
-"""INT4 folders that stock transformers does not dequantize, and what is left on the layers of those that it does."""
+"""INT4 folders as plain linears: layers of all kinds, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from sqft_plugins.checkpoint import ModelFolder, load_model
-from sqft_plugins.checkpoint.compact_convert import compact_folder
+from sqft_plugins.checkpoint import GridStamp, ModelFolder, load_model
+from sqft_plugins.checkpoint.attached import has_grid
+from sqft_plugins.checkpoint.int4 import int4_config, int4_tensors
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.errors import CheckpointError, KernelError
+from sqft_plugins.grid import QuantizedWeight, make_scale, quantize
+from sqft_plugins.kernels.load import load_accelerated
 from sqft_plugins.structure import find_linears, weight_of
-
-GRID = ("weight_scale", "weight_zero_point", "weight_shape")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,8 @@ def gpt2(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_conv1d_gets_its_weight_turned_back(gpt2, dtype, capsys):
+def test_a_conv1d_gets_its_weight_turned_back(gpt2, dtype):
     folder, model = ModelFolder(gpt2), load_model(gpt2, dtype=dtype)
-    assert "compressed-tensors does not decompress a Conv1D" in capsys.readouterr().err
     layers = find_linears(model)
     assert sorted(layers) == folder.int4.modules
     for name, layer in layers.items():
@@ -60,29 +61,34 @@ def test_a_folder_of_the_bare_body_is_found_without_the_first_part_of_its_names(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma"])
-@pytest.mark.parametrize(("group_size", "symmetric"), [(32, True), (-1, True), (64, False)])
-def test_our_loader_leaves_what_transformers_leaves(request, tmp_path, family, group_size, symmetric):
-    """The same folder, packed (read by transformers) and compact (read by us): parameters, buffers, scheme, status."""
-    prune_folder(request.getfixturevalue(f"tiny_{family}"), tmp_path / "pruned", method="magnitude")
-    quantize_folder(tmp_path / "pruned", tmp_path / "int4", group_size=group_size, symmetric=symmetric)
-    compact_folder(tmp_path / "int4", tmp_path / "compact")
-    theirs, ours = load_model(tmp_path / "int4"), load_model(tmp_path / "compact")
-    for name in ModelFolder(tmp_path / "int4").int4.modules:
-        a, b = theirs.get_submodule(name), ours.get_submodule(name)
-        for part in GRID:
-            if part == "weight_zero_point" and symmetric:
-                assert not hasattr(b, part)
-                continue
-            assert torch.equal(getattr(a, part), getattr(b, part)), (name, part)
-            assert getattr(a, part).dtype == getattr(b, part).dtype, (name, part)
-            assert getattr(a, part).requires_grad == getattr(b, part).requires_grad is False
-        schemes = [layer.quantization_scheme.weights.model_dump(exclude={"zp_dtype"}) for layer in (a, b)]
-        assert schemes[0] == schemes[1]
-        assert a.quantization_status == b.quantization_status
-    assert theirs.config.to_dict().keys() == ours.config.to_dict().keys()
-    assert theirs.generation_config.to_dict() == ours.generation_config.to_dict()
-    assert Path(ours.config._name_or_path).name == "compact"
+def test_experts_are_dequantized_into_the_tensor_that_transformers_makes_of_them(tmp_path):
+    """As other programs quantize Mixtral: each expert a module of its own in the folder, none in the model."""
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "int4")
+    tensors, grid = load_file(tmp_path / "int4" / "model.safetensors"), GridStamp(group_size=32, symmetric=True)
+    experts = [n.removesuffix(".weight") for n in tensors if ".experts." in n]
+    q_proj = "model.layers.0.self_attn.q_proj"
+    assert len(experts) == 6
+    for module in (*experts, q_proj):
+        weight = tensors.pop(f"{module}.weight")
+        scale, zero_point = make_scale(weight)
+        quantized = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
+        tensors |= int4_tensors(module, quantized, grid, torch.float32)
+    save_file(tensors, tmp_path / "int4" / "model.safetensors", {"format": "pt"})
+    stored = json.loads((tmp_path / "int4" / "config.json").read_text())
+    (tmp_path / "int4" / "config.json").write_text(json.dumps(int4_config(stored, grid, ["lm_head"])))
+
+    folder, model = ModelFolder(tmp_path / "int4"), load_model(tmp_path / "int4")
+    fused = model.model.layers[0].mlp.experts.gate_up_proj
+    name = next(name for name in experts if name.endswith(("1.w1", "1.gate_proj")))
+    assert torch.equal(fused[1, :64], folder.weight(name))
+    assert torch.equal(weight_of(model.get_submodule(q_proj)), folder.weight(q_proj))
+    assert has_grid(model.get_submodule(q_proj))
+    with pytest.raises(KernelError, match=r"experts\.0\.\w+ is no layer of its own: load it without accelerating it"):
+        load_accelerated(tmp_path / "int4")
 
 
 # --- what our loader refuses ---
@@ -96,7 +102,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape(gpt2, tmp_path):
         ({n: t for n, t in tensors.items() if n != norm}, rf"lacks the tensor {norm} \(1 in all\)"),
         ({**tensors, "transformer.other": torch.zeros(1)}, r"does not know, the tensor transformer\.other"),
         ({**tensors, norm: torch.ones(3)}, rf"has in another shape the tensor {norm}"),
-        ({**tensors, "other.weight_packed": torch.zeros(1, 8).int()}, "other is INT4 but GPT2LMHeadModel has no such"),
+        ({**tensors, "other.weight_packed": torch.zeros(1, 8).int()}, r"does not know, the tensor other\.weight"),
     ]:
         save_file(changed, copy / "model.safetensors")
         with pytest.raises(CheckpointError, match=message):
