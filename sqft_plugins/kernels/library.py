@@ -159,6 +159,6 @@ def _address_of_torch(name: bytes) -> int | None:
 def _torch_library() -> ctypes.CDLL:
     import torch
 
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    suffix = "dylib" if sys.platform == "darwin" else "so"  # there are no kernels for Windows: build.py
     file = Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"
     return ctypes.CDLL(str(file) if file.exists() else file.name)  # it is loaded already: this only finds it

@@ -46,6 +46,13 @@ def test_without_a_compiler_the_installation_goes_on_with_a_notice(monkeypatch, 
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_windows_is_told_that_there_are_none_before_a_compiler_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(builder.sys, "platform", "win32")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(builder.BuildError, match="for Linux and macOS"):
+        builder.build(tmp_path / "kernels.so")
+
+
 def test_an_environment_without_setuptools_builds_by_hand(tmp_path):
     """uv makes environments without it, and `python -m sqft_plugins.kernels.build` is the remedy that we name."""
     code = "import sys; sys.modules['setuptools'] = None; import sqft_plugins.kernels.build"
