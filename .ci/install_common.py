@@ -1,20 +1,21 @@
-"""What the scripts of the install share: places, the one-line error, locks, pip's command line."""
+"""What the scripts of the install share: the folder, the one-line error, locks."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-PIP_LOG = VENV / "install.log"
-CONSTRAINTS = ROOT / "constraints.txt"
 
 
 class InstallError(Exception):
     """One clear line for the user."""
+
+
+def read_pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def say(text: str) -> None:
@@ -32,12 +33,3 @@ def take_lock(path: Path, waiting: str) -> int:
         say(waiting)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
-
-
-def pip(*arguments: str) -> list[str]:
-    return [str(PYTHON), "-m", "pip", *arguments]
-
-
-def pip_install(*arguments: str, constraints: Path = CONSTRAINTS) -> list[str]:
-    # --no-compile: of 11,000 files that pip would compile, a program imports a part, and Python compiles it then.
-    return pip("install", "--progress-bar=off", "--no-compile", "-c", str(constraints), *arguments)

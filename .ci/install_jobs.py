@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from install_common import PIP_LOG, ROOT, InstallError, say
+from install_common import ROOT, InstallError, say
 
 NETWORK_ERROR = re.compile(
     r"Read timed out|ConnectTimeout|Connection (reset|aborted|refused|broken)|RemoteDisconnected|IncompleteRead|"
@@ -83,13 +83,14 @@ class Job:
 class Installer:
     """Runs jobs one after the other, while the compile runs behind them. At the end of `with`, none is left running."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path, env: dict[str, str] | None = None) -> None:
+        self.log, self.env = log, env
         self.jobs: list[Job] = []
         self.start = time.monotonic()
 
     def run(self, title: str, command: list[str]) -> None:
         say(title)
-        self.jobs.append(Job(title, command, PIP_LOG))
+        self.jobs.append(Job(title, command, self.log, self.env))
         self.wait(self.jobs[-1])
 
     def run_behind(self, title: str, command: list[str], log: Path, env: dict[str, str]) -> Job:

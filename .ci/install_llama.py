@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from install_common import VENV, InstallError, pip, say, take_lock
+from install_common import InstallError, say, take_lock
 from install_jobs import Installer
+from install_lanes import Lane
+from install_tool import pip
 
-LLAMA_LOG = VENV / "llama-build.log"
 HOOK = Path(__file__).with_name("llama.cmake")
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 WHEELS = Path(os.environ.get("SQFT_WHEELS") or USER_CACHE / "sqft").absolute() / "llama-cpp-python"
@@ -98,7 +99,7 @@ def kept_wheel(folder: Path) -> Path | None:
     return None
 
 
-def build_llama(installer: Installer, llama: str, args: str, compiler: str) -> Callable[[], Path]:
+def build_llama(installer: Installer, lane: Lane, llama: str, args: str, compiler: str) -> Callable[[], Path]:
     """Starts to compile llama-cpp-python unless its wheel is kept → a function that waits for the wheel.
 
     Checkouts share the wheels: one compiles while others wait, and a wheel is moved to its place when it is whole.
@@ -119,10 +120,14 @@ def build_llama(installer: Installer, llama: str, args: str, compiler: str) -> C
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # make's job server is not ninja's
         env.pop(name, None)
     # --no-cache-dir: pip's cache of wheels does not know CMAKE_ARGS, and would hand out one compiled for another CPU.
-    command = pip("wheel", "-v", "--progress-bar=off", "--no-deps", "--no-cache-dir", "--no-binary=llama-cpp-python")
+    quiet = ("-v", "--progress-bar=off")
+    command = pip(lane.python, "wheel", *quiet, "--no-deps", "--no-cache-dir", "--no-binary=llama-cpp-python")
     say(f"CPU: CMAKE_ARGS={args}")
     job = installer.run_behind(
-        "compiling llama.cpp", [*command, f"--wheel-dir={partial}", f"llama-cpp-python=={llama}"], LLAMA_LOG, env
+        "compiling llama.cpp",
+        [*command, f"--wheel-dir={partial}", f"llama-cpp-python=={llama}"],
+        lane.venv / "llama-build.log",
+        env,
     )
 
     def wait() -> Path:

@@ -7,13 +7,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from install_common import ROOT, InstallError, pip, say
+from install_common import ROOT, InstallError, say
 from install_jobs import Installer
+from install_tool import pip
 
 PEFT_TESTS = ROOT / ".cache" / "peft-tests"
 
 
-def fetch_peft_tests(installer: Installer, version: str) -> Path:
+def fetch_peft_tests(installer: Installer, python: Path, version: str) -> Path:
     """The folder with the tests of that PEFT, fetched unless it is there."""
     folder = PEFT_TESTS / version
     if folder.is_dir():
@@ -21,9 +22,9 @@ def fetch_peft_tests(installer: Installer, version: str) -> Path:
     PEFT_TESTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=PEFT_TESTS, prefix="partial-") as name:
         partial = Path(name)
-        # setuptools is in .venv already, so pip need not fetch it once more only to read the metadata
+        # setuptools is in the environment already, so pip need not fetch it once more only to read the metadata
         source = ["--no-deps", "--no-build-isolation", "--no-binary=peft", f"--dest={partial}", f"peft=={version}"]
-        installer.run(f"PEFT's own tests, {version}", pip("download", "--progress-bar=off", *source))
+        installer.run(f"PEFT's own tests, {version}", pip(python, "download", "--progress-bar=off", *source))
         count = extract_tests(partial / f"peft-{version}.tar.gz", partial / "tests")
         (partial / "tests").rename(folder)
     say(f"{count} files of PEFT's tests are in {folder.relative_to(ROOT)}")

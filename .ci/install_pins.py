@@ -1,4 +1,4 @@
-"""Requirements of pyproject.toml and pins of constraints.txt: pure functions, tested in tests/ci/test_install.py."""
+"""Requirements of pyproject.toml and the pins of a lane: pure functions, tested in tests/ci/test_install_pins.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import re
 from collections.abc import Iterable
 
 from install_common import InstallError
-
-LOCK_HEADER = """\
-# The one file of pins: every package of a finished `test` environment (CPU build of vLLM, Python 3.11).
-# To move a pin: edit its line (or delete it, and pip takes the newest that fits), `make test`, then `make lock`.
-# Made by `make lock` from the packages in .venv, without this one and pip, local versions such as +cpu cut off.
-"""
 
 
 def canonical(name: str) -> str:
@@ -45,38 +39,23 @@ def without(wanted: Iterable[str], names: set[str]) -> list[str]:
     return [requirement for requirement in wanted if requirement_name(requirement) not in names]
 
 
-def applicable(lines: Iterable[str]) -> list[str]:
-    """Requires-Dist lines of an installed package → those whose marker holds here, markers and extras cut off."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for line in lines:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            requirement.marker = None
-            found.append(str(requirement))
-    return found
-
-
-def pin(constraints: str, name: str) -> str:
-    """The pinned version of a package."""
-    match = re.search(rf"^{re.escape(name)}==(\S+)", constraints, re.MULTILINE | re.IGNORECASE)
+def pin(pins: str, name: str) -> str:
+    """The pinned version of a package, which is the same for every Python."""
+    match = re.search(rf"^{re.escape(name)}==(\S+)", pins, re.MULTILINE | re.IGNORECASE)
     if not match:
-        raise InstallError(f"constraints.txt pins no {name}: add a line {name}==VERSION")
+        raise InstallError(f"no {name}==VERSION is pinned: `make lock`")
     return match[1]
 
 
-def pins_of(constraints: str, wanted: Iterable[str]) -> str:
-    """The lines of constraints.txt for these requirements."""
+def pin_lines(pins: str) -> list[str]:
+    return [line for line in pins.splitlines() if line and not line.startswith("#")]
+
+
+def pins_of(pins: str, wanted: Iterable[str]) -> str:
+    """The pins of these requirements, and of torch."""
     names = {"torch", *map(requirement_name, wanted)}
-    return "".join(f"{line}\n" for line in constraints.splitlines() if canonical(line.split("==")[0]) in names)
+    return "".join(f"{line}\n" for line in pin_lines(pins) if requirement_name(line) in names)
 
 
-def lock_text(freeze: str) -> str:
-    """`pip list --format=freeze` → constraints.txt."""
-    pins = {}
-    for line in freeze.splitlines():
-        name, found, version = line.strip().partition("==")
-        if found and canonical(name) not in ("pip", "wheel", "sqft-plugins"):
-            pins[canonical(name)] = version.split("+")[0]
-    return LOCK_HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+def without_pins(pins: str, names: set[str]) -> str:
+    return "".join(f"{line}\n" for line in without(pin_lines(pins), names))

