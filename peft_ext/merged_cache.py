@@ -23,6 +23,8 @@ BLOCK = 2**17
 """64-bit words in one block, 1 MiB: it stays in a core's cache between the three passes over it."""
 SEED = 16
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls the cache of keys and values, as an argument and in an output: since 5.24, and before."""
 
 
 def fingerprint(weight: Tensor) -> Tensor:
@@ -149,7 +151,8 @@ def note_cache(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         return
     _forward.number, _forward.before = next(_numbers), None
 
-    _forward.cache = cache = kwargs.get("past_key_values")
+    given = (kwargs.get(name) for name in CACHE_NAMES)
+    _forward.cache = cache = next((one for one in given if one is not None), None)
     length = _length(cache)
     if length:
         last, end = _forward.ends.get(cache, (None, 0))
@@ -161,8 +164,8 @@ def forget_cache(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if torch.compiler.is_compiling():
         return
 
-    cache = getattr(output, "past_key_values", None)
-    cache = _forward.cache if cache is None else cache
+    left = (getattr(output, name, None) for name in CACHE_NAMES)
+    cache = next((one for one in left if one is not None), _forward.cache)
     length = _length(cache)
     if length:
         _forward.ends[cache] = _forward.number, length
@@ -170,7 +173,12 @@ def forget_cache(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 def _length(cache: Any) -> int:
-    """The tokens in a cache of transformers; 0 for None, for a cache of another kind, and for a cache that compares by
-    value, so that two of them cannot be kept apart."""
+    """The tokens in a cache of transformers; 0 for None, for a cache of another kind or of layers that do not count
+    them (Mamba's), and for a cache that compares by value, so that two of them cannot be kept apart."""
     known = hasattr(cache, "__weakref__") and type(cache).__hash__ is object.__hash__  # type: ignore[comparison-overlap]
-    return int(cache.get_seq_length()) if known and hasattr(cache, "get_seq_length") else 0
+    if not known or not hasattr(cache, "get_seq_length"):
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # "can only be called on Attention layers"
+        return 0

@@ -249,7 +249,7 @@ def test_a_cache_that_this_weight_did_not_leave_is_not_trusted(sparse_llama, tok
         elif how == "cropped":
             model(input_ids=tokens[:1, 6:8], past_key_values=cache)
             layer.base().weight.data.mul_(2)
-            cache.crop(6)
+            cache.crop(-2)
         else:
             with model.disable_adapter():
                 model(input_ids=tokens[:1, 6:8], past_key_values=cache)

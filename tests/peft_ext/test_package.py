@@ -15,6 +15,7 @@ SMALL = {
     "packaging",
     "jinja2",
     "markupsafe",
+    "rich",  # transformers 5.24 does not bring it any more
 }
 
 
