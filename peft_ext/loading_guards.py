@@ -7,7 +7,8 @@ functions are wrapped:
 
 1. `PeftModel.load_adapter`, and so Trainer's `resume_from_checkpoint` and `load_best_model_at_end`;
 2. `hotswap_adapter_from_state_dict`;
-3. `BaseTuner.__init__`, of every adapter type.
+3. `BaseTuner.__init__`, of every adapter type;
+4. transformers' own `add_adapter` and `load_adapter`, to say what to call where PEFT is too old for them.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from torch import nn
+from transformers import __version__ as transformers_version
+from transformers.integrations import peft as transformers_peft
 
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
-from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap, wrap
+from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap, peft_version, wrap
 from peft_ext.unchecked import FRESH, NOT_CHECKED, checked
 from sqft_plugins.adapter.folder import CONFIG
 from sqft_plugins.adapter.lora_config import pattern_value
 from sqft_plugins.adapter.tensor_names import in_base
-from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.errors import DependencyError, MismatchError, SQFTError
 
 
 def guard() -> None:
-    """Wraps PEFT's functions. A second call does nothing."""
+    """Wraps PEFT's functions, and two of transformers. A second call does nothing."""
     wrap(PeftModel, "load_adapter", _load_adapter)
     wrap(hotswap, "hotswap_adapter_from_state_dict", _hotswap)
     wrap(BaseTuner, "__init__", _other_tuner)
+    wrap(transformers_peft.PeftAdapterMixin, "add_adapter", _transformers_add)
+    wrap(transformers_peft.PeftAdapterMixin, "load_adapter", _transformers_load)
 
 
 # --- tensors under a name that is in use ---
@@ -183,6 +189,39 @@ def _other_tuner(original: Callable[..., Any], self: Any, model: nn.Module, *arg
     """BaseTuner.__init__ of every adapter type, SQFT's too."""
     refuse_other_tuners(model, for_sqft=isinstance(self, SQFTModel))
     original(self, model, *args, **kwargs)
+
+
+# --- transformers' own calls ---
+
+
+def newer_peft_wanted() -> str | None:
+    """The lowest PEFT that transformers' own `add_adapter` and `load_adapter` work with, where it is not installed."""
+    wanted = getattr(transformers_peft, "MIN_PEFT_VERSION", "0")
+    return wanted if Version(peft_version) < Version(wanted) else None
+
+
+def _transformers_add(original: Callable[..., Any], self: Any, adapter_config: Any, *args: Any, **kwargs: Any) -> None:
+    """PreTrainedModel.add_adapter."""
+    if isinstance(adapter_config, SQFTConfig):
+        _check_transformers_call("add_adapter", "peft.inject_adapter_in_model(config, model)")
+    original(self, adapter_config, *args, **kwargs)
+
+
+def _transformers_load(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """PreTrainedModel.load_adapter."""
+    source = args[0] if args else kwargs.get("peft_model_id")
+    if source is not None and _is_sqft(Path(source) / CONFIG):
+        _check_transformers_call("load_adapter", f"PeftModel.from_pretrained(model, {str(source)!r})")
+    return original(self, *args, **kwargs)
+
+
+def _check_transformers_call(name: str, instead: str) -> None:
+    wanted = newer_peft_wanted()
+    if wanted is not None:
+        raise DependencyError(
+            f"model.{name} of transformers {transformers_version} works with PEFT {wanted} or newer, and PEFT "
+            f"{peft_version} is installed: call {instead} instead"
+        )
 
 
 def _adapter_layers(model: nn.Module, adapter: str) -> dict[str, Linear]:

@@ -30,6 +30,7 @@ def check_version() -> None:
 check_version()
 
 from peft import PeftConfig, PeftModel
+from peft import __version__ as peft_version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraConfig, LoraModel

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import transformers
 from peft import get_peft_model
 
 from peft_ext import SQFTConfig
+from peft_ext.loading_guards import newer_peft_wanted
 
+by_transformers = pytest.mark.skipif(
+    newer_peft_wanted() is not None,
+    reason=f"the adapter calls of transformers {transformers.__version__} want PEFT {newer_peft_wanted()} or newer",
+)
+"""A test of transformers' own `add_adapter`, `load_adapter` and `set_adapter`."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
 

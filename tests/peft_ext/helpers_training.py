@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from helpers_peft import TARGETS
+from packaging.version import Version
 from peft import get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -15,6 +17,8 @@ from peft_ext.model import sqft_layers
 
 BATCH = 4
 STEPS = 8
+RESUMES = Version(transformers.__version__) >= Version("5.18")
+"""Whether Trainer resumes in several processes on CPUs."""
 
 
 class Watch(TrainerCallback):

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from helpers_peft import fill_adapter
+from helpers_peft import by_transformers, fill_adapter
 from helpers_training import make_config
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForCausalLM
@@ -20,7 +20,7 @@ def logits(model, tokens) -> torch.Tensor:
         return model(input_ids=tokens).logits
 
 
-def by_transformers(base):
+def added_by_transformers(base):
     base.add_adapter(make_config())
     return base
 
@@ -33,7 +33,7 @@ def by_peft(base):
     return get_peft_model(base, make_config())
 
 
-WAYS = [by_transformers, by_injection, by_peft]
+WAYS = [pytest.param(added_by_transformers, marks=by_transformers), by_injection, by_peft]
 
 
 @pytest.mark.parametrize("add", WAYS)
@@ -70,7 +70,7 @@ def test_a_merged_model_is_saved_whole(sparse_llama, tokens, tmp_path, add) -> N
 
 def test_a_wrong_rank_and_a_model_without_adapter_are_refused(sparse_llama) -> None:
     with pytest.raises(SQFTError, match="rank=5 is outside the search space"):
-        peft_ext.set_active_rank(by_transformers(sparse_llama()), 5)
+        peft_ext.set_active_rank(by_injection(sparse_llama()), 5)
     for model in (sparse_llama(), get_peft_model(sparse_llama(), LoraConfig(target_modules=["q_proj"]))):
         with pytest.raises(SQFTError, match="carries no SQFT adapter"):
             peft_ext.set_active_rank(model, 4)
@@ -103,7 +103,11 @@ def test_a_merged_copy_can_still_be_unmerged(sparse_llama, tokens) -> None:
 
 
 @pytest.mark.parametrize(
-    "add", [lambda base, config: base.add_adapter(config), lambda b, c: inject_adapter_in_model(c, b)]
+    "add",
+    [
+        pytest.param(lambda base, config: base.add_adapter(config), marks=by_transformers),
+        lambda base, config: inject_adapter_in_model(config, base),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*ensure_weight_tying")
 def test_an_adapter_of_a_tied_head_is_merged_and_saved(sparse_llama, tokens, tmp_path, add) -> None:

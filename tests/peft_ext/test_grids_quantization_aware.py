@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.hooks import attach_execution_device_hook
 from helpers_int4 import CHOICES, make_pair
-from helpers_peft import TARGETS, fill_adapter
+from helpers_peft import TARGETS, by_transformers, fill_adapter
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
@@ -235,6 +235,7 @@ def test_stock_transformers_and_auto_classes_load_the_base(pair, tokens, tmp_pat
     assert torch.equal(logits(auto, tokens), logits(model, tokens))
 
 
+@by_transformers
 def test_transformers_own_add_adapter_finds_the_grid(pair, tokens) -> None:
     model = pair.load("int4")
     model.add_adapter(pair.config("int4"))

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from peft_ext import SQFTConfig
-from sqft_plugins.errors import MismatchError, SQFTError
+from peft_ext.loading_guards import newer_peft_wanted
+from sqft_plugins.errors import DependencyError, MismatchError, SQFTError
 
 FILE = "adapter_model.safetensors"
 
@@ -67,8 +68,9 @@ def test_no_way_to_load_takes_an_adapter_of_another_base(sparse_llama, other_bas
         "its settings given": lambda: PeftModel.from_pretrained(sparse_llama(), folder, config=make_config()),
         "those of a model": lambda: PeftModel.from_pretrained(sparse_llama(), folder, config=own),
         "low_cpu_mem_usage": lambda: PeftModel.from_pretrained(sparse_llama(), folder, low_cpu_mem_usage=True),
-        "transformers": lambda: sparse_llama().load_adapter(str(folder)),
     }  # fmt: skip
+    if newer_peft_wanted() is None:
+        ways["transformers"] = lambda: sparse_llama().load_adapter(str(folder))
     for load_it in ways.values():
         with pytest.raises(MismatchError, match=refused):
             load_it()
@@ -332,3 +334,31 @@ def test_nothing_is_loaded_under_a_merged_adapter(sparse_llama, save) -> None:
     assert_untouched(model, before)
     model.unmerge_adapter()
     model.load_adapter(folder, "default")
+
+
+# --- transformers' own calls ---
+
+
+def test_a_peft_too_old_for_transformers_own_calls_is_said_with_what_works(sparse_llama, save, monkeypatch) -> None:
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.1")
+    folder, model = save("own"), sparse_llama()
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(DependencyError, match=r"model\.add_adapter .*PEFT 99\.1 or newer.* call peft\.inject_adapter"):
+        model.add_adapter(make_config())
+    for call in (lambda: model.load_adapter(folder), lambda: model.load_adapter(peft_model_id=str(folder))):
+        with pytest.raises(DependencyError, match=r"model\.load_adapter .* call PeftModel\.from_pretrained\(model, '"):
+            call()
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not model._hf_peft_config_loaded
+
+    with pytest.raises(ValueError, match="version of PEFT") as theirs:
+        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    assert not isinstance(theirs.value, SQFTError)  # LoRA's own refusal is as it was
+
+
+def test_a_peft_that_is_new_enough_is_not_refused(sparse_llama, save, monkeypatch) -> None:
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.1")
+    model, loaded = sparse_llama(), sparse_llama()
+    model.add_adapter(make_config())
+    loaded.load_adapter(str(save("own")))
+    assert model.active_adapters() == loaded.active_adapters() == ["default"]

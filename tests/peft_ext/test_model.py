@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers_peft import TARGETS, config, elastic, fill_adapter, logits, sparsify
+from helpers_peft import TARGETS, by_transformers, config, elastic, fill_adapter, logits, sparsify
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 
 from peft_ext import Linear, SQFTConfig
@@ -180,6 +180,7 @@ def test_save_and_load(sparse_llama, tokens, tmp_path) -> None:
     assert torch.equal(logits(low, tokens), expected)
 
 
+@by_transformers
 def test_transformers_own_add_adapter_draws_ranks_too(sparse_llama, tokens) -> None:
     model = sparse_llama()
     model.add_adapter(elastic())

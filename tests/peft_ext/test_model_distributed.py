@@ -18,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers_peft import fill_adapter, sparsify
-from helpers_training import STEPS, make_config, train
+from helpers_training import RESUMES, STEPS, make_config, train
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -112,6 +112,7 @@ def test_only_fsdp_shards(runs) -> None:
     assert runs.both[0]["ddp"]["parameters"] == ["Tensor"]
 
 
+@pytest.mark.skipif(not RESUMES, reason="transformers before 5.18 reads an optimizer to cpu:0, which torch has not")
 def test_a_run_of_one_process_goes_on_in_two(runs) -> None:
     assert runs.both[0]["continued"]["losses"] == pytest.approx(runs.one_fixed["losses"][STEPS // 2 :], rel=SUM_ORDER)
 

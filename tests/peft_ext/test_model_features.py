@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers_peft import config, elastic, fill_adapter, logits, sparsify, two_adapters
+from helpers_peft import by_transformers, config, elastic, fill_adapter, logits, sparsify, two_adapters
 from peft import PeftModel, get_peft_model
 
 from peft_ext import SQFTConfig
@@ -202,6 +202,7 @@ def test_svd_of_full_rank_is_the_weighted_sum(sparse_llama, tokens) -> None:
 # --- transformers' own API ---
 
 
+@by_transformers
 def test_transformers_add_save_load_and_switch(sparse_llama, tokens, tmp_path) -> None:
     model = sparse_llama()
     plain = logits(model, tokens)
