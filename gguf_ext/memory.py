@@ -44,7 +44,7 @@ class ModelInMemory(ModelFolder):
             raise ModelInMemoryError("model holds an adapter: give what its merge_and_unload() returns")
 
         self.model = model
-        self.path = Path(name or Path(str(model.config._name_or_path or "")).name or type(model).__name__)
+        self.path = Path(name or Path(str(model.config.name_or_path or "")).name or type(model).__name__)
         self.config: dict[str, Any] = model.config.to_dict()
         self.config["architectures"] = [type(model).__name__]
         self.like = None if like is None else ModelFolder(like)

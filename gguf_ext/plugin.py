@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqft_plugins.plugins import hookimpl
+from sqft_plugins.plugins.loading import without_package
 
 if TYPE_CHECKING:
     from sqft_plugins.checkpoint import GridStamp
@@ -106,3 +107,8 @@ def sqft_commands(group: Verbs) -> None:
 
     group.add_command(verify_command, section="look")
     group.add_command(chat_command, section="run")
+
+
+@hookimpl
+def sqft_upstream() -> list[Any]:
+    return [without_package("gguf_ext.upstream").UPSTREAM]

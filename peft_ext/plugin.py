@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sqft_plugins.plugins import hookimpl, late
+from sqft_plugins.plugins.loading import without_package
 from sqft_plugins.plugins.packages import package_check
 from sqft_plugins.plugins.protocols import Check
 
@@ -24,3 +25,8 @@ def sqft_tuners() -> list[Any]:
 @hookimpl
 def sqft_checks() -> list[Check]:
     return [package_check("peft", "pip install 'sqft-plugins[peft]'")]
+
+
+@hookimpl
+def sqft_upstream() -> list[Any]:
+    return [without_package("peft_ext.upstream").UPSTREAM]

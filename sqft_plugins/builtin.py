@@ -47,3 +47,10 @@ def sqft_engines() -> Any:
 @hookimpl
 def sqft_tasks() -> Any:
     return [late("word-problems", "sqft_plugins.demo.task:WordProblems")]
+
+
+@hookimpl
+def sqft_upstream() -> Any:
+    from sqft_plugins.canary.core import UPSTREAM
+
+    return [UPSTREAM]

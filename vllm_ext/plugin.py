@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqft_plugins import hookimpl
+from sqft_plugins.plugins.loading import without_package
 
 if TYPE_CHECKING:
     from sqft_plugins.cli import Verbs
@@ -49,3 +50,8 @@ def sqft_checks(deep: bool) -> list[Check]:
     from vllm_ext.checks import plugin_check, processor_check, torchvision_check, vllm_check
 
     return [vllm_check(), *plugin_check(), *processor_check(), *torchvision_check(deep)]
+
+
+@hookimpl
+def sqft_upstream() -> list[Any]:
+    return [without_package("vllm_ext.upstream").UPSTREAM]

@@ -88,7 +88,7 @@ def load_filled(
     )
     _check(folder, info)
 
-    model.name_or_path = model.config._name_or_path = str(folder.path)  # PEFT writes it into the adapter
+    model.name_or_path = model.config.name_or_path = str(folder.path)  # PEFT writes it into the adapter
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     return model, layers

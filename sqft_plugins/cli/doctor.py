@@ -26,6 +26,7 @@ from sqft_plugins.variables import KERNEL, PLUGINS
 
 CORE = {"torch": "torch", "transformers": "transformers", "compressed-tensors": "compressed_tensors"}
 """Package → module, of those that the core cannot do without."""
+CANARY = "python -m sqft_plugins.canary"
 
 
 def machine_checks() -> Iterator[Check]:
@@ -116,6 +117,22 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
+def canary_checks(deep: bool) -> Iterator[Check]:
+    """A row for each package of other projects whose names we touch (deep), or the command that looks for them."""
+    if not deep:
+        yield Check("names of other projects", "ok", f"not looked for: sqft doctor --deep, or {CANARY}")
+        return
+    from sqft_plugins.canary import compare, lists
+
+    for result in compare(lists()):
+        if result.version is not None:
+            name, moved = f"names of {result.package} ({result.surface})", result.moved
+            found = (
+                f"{len(moved)} of {result.names} moved: {moved[0]}" if moved else f"all {result.names} in their place"
+            )
+            yield Check(name, "wrong" if moved else "ok", found, f"{CANARY} lists what breaks" if moved else "")
+
+
 class DoctorSettings(Settings):
     deep: bool = option(False, "Import the packages, too: it finds those that are there but broken.")
 
@@ -130,7 +147,7 @@ class DoctorSettings(Settings):
 def command(settings: DoctorSettings) -> Found:
     """Check the environment. Exit code 1 when something is wrong; what is missing is optional, its remedy is shown."""
     deep = settings.deep
-    checks = [*machine_checks(), *core_checks(deep), *plugin_checks(deep)]
+    checks = [*machine_checks(), *core_checks(deep), *plugin_checks(deep), *canary_checks(deep)]
     wrong = sum(check.status == "wrong" for check in checks)
 
     def show() -> None:

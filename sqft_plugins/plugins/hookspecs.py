@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SearchMethod,
         Task,
         Tuner,
+        Upstream,
     )
 
 hookspec = pluggy.HookspecMarker("sqft")
@@ -93,3 +94,9 @@ def sqft_commands(group: click.Group) -> None:
 def sqft_checks(deep: bool) -> Iterable[Check]:
     """Rows for `sqft doctor`: what this plug-in needs and whether it is there. An implementation may leave out `deep`;
     with it, it may import heavy packages to see whether they work."""
+
+
+@hookspec
+def sqft_upstream() -> Iterable[Upstream]:
+    """What `python -m sqft_plugins.canary` looks for in other projects: the names that this plug-in touches beyond what
+    they document. Imports nothing of theirs."""

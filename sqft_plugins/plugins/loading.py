@@ -23,13 +23,15 @@ def load(point: EntryPoint) -> Any:
     peft_ext registers with PEFT). The package is imported by whoever imports it, such as a hook when it is called. A
     module that does not work alone is imported in the common way.
     """
-    found: Any = sys.modules.get(point.module)
-    if found is None:
-        found = _alone(point.module) or importlib.import_module(point.module)
-
+    found: Any = without_package(point.module)
     for attribute in filter(None, (point.attr or "").split(".")):
         found = getattr(found, attribute)
     return found
+
+
+def without_package(name: str) -> ModuleType:
+    """The module `package.name`, executed without `package/__init__.py` where that works."""
+    return sys.modules.get(name) or _alone(name) or importlib.import_module(name)
 
 
 def _alone(name: str) -> ModuleType | None:

@@ -197,3 +197,62 @@ class Check:
     status: Status
     found: str
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A name of another project on which code of ours relies beyond what that project documents.
+
+    name: dotted, `package.module.Class.attribute`; an attribute may be one that only instances have.
+    loss: what does not work where the name has moved.
+    parameters: those of the function, in order, `"self, lora_id, **kwargs"`; ending in `...`, it may take more. None:
+    whatever they are.
+    says: words that its source has to contain.
+    versions: the versions of the package in which it is looked for, `">=0.33"`; all where it is empty.
+    used: the place in our code.
+    """
+
+    name: str
+    loss: str
+    parameters: str | None = None
+    says: tuple[str, ...] = ()
+    versions: str = ""
+    used: str = ""
+
+
+def touches(loss: str, *names: str, owner: str = "") -> tuple[Touch, ...]:
+    """Several names with one loss. owner: a class or module that all of them are in."""
+    return tuple(Touch(f"{owner}.{name}" if owner else name, loss) for name in names)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A behaviour of another project on which code of ours relies, tried out.
+
+    name: what has to hold, a sentence. loss: what does not work otherwise. run: `module:function`, which returns why it
+    does not hold, or None. needs: the packages without which it is not run, the first is the one that is tried. copes:
+    how our code lives with it where it does not hold; then that is said, and is no fault.
+    """
+
+    name: str
+    loss: str
+    run: str
+    needs: tuple[str, ...]
+    copes: str = ""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What `python -m sqft_plugins.canary` compares for one package of ours (or of a plug-in).
+
+    code: the package, in whose sources imports, overridden and replaced methods are found.
+    seen: package of another project, as it is imported → the versions in which everything was in its place.
+    touches, probes: what the sources do not show.
+    public: packages and modules of theirs that are documented: only names with an underscore are private there.
+    """
+
+    code: str
+    seen: Mapping[str, str]
+    touches: tuple[Touch, ...]
+    probes: tuple[Probe, ...] = ()
+    public: tuple[str, ...] = ()

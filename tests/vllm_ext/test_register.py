@@ -160,7 +160,7 @@ quantization = {quantization!r}
 assert override({{"quant_method": "fp8"}}, None, None) is None
 assert override(quantization, "compressed-tensors", None) is None
 try:
-    override(quantization, None, types.SimpleNamespace(_name_or_path={str(folder)!r}))
+    override(quantization, None, types.SimpleNamespace(name_or_path={str(folder)!r}))
 except ValueError as error:
     print(error)
 """

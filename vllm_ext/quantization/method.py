@@ -33,7 +33,7 @@ def claims(quantization: Mapping[str, Any], user_quant: str | None, hf_config: A
         return False
 
     # a name on a hub has no stamp to read
-    name = str(getattr(hf_config, "_name_or_path", None) or "")
+    name = str(getattr(hf_config, "name_or_path", None) or "")
     flag = quantization.get("sqft")
     if not name or not Path(name).is_dir():
         if flag is not None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from packaging.specifiers import SpecifierSet
 
+from sqft_plugins.canary import Compared, Moved
 from sqft_plugins.cli import doctor
 from sqft_plugins.plugins import hookimpl
 from sqft_plugins.plugins.manager import build_manager
@@ -43,6 +44,19 @@ def test_a_sound_core_is_ok(host):
     assert {"Python", "system", "CPU", "cores", "memory", "C++ compiler", "torch", "transformers"} <= set(rows)
     assert rows["torch"]["status"] == rows["transformers"]["status"] == rows["compressed-tensors"]["status"] == "ok"
     assert rows["torch"]["found"].startswith("2.")
+
+
+def test_what_moved_in_other_projects_is_wrong_and_plain_doctor_names_the_command(host, monkeypatch):
+    moved = Moved("torch.gone", "gone", "nothing runs")
+    results = [Compared("core", "torch", "2.1", "", 3, (moved,)), Compared("core", "peft", None, "", 0, ())]
+    monkeypatch.setattr("sqft_plugins.canary.compare", lambda lists: results)
+    assert "python -m sqft_plugins.canary" in run()[1]["names of other projects"]["found"]
+
+    code, rows = run("--deep")
+    assert code == 1
+    assert rows["names of torch (core)"]["status"] == "wrong"
+    assert rows["names of torch (core)"]["found"] == "1 of 3 moved: torch.gone: gone. Without it: nothing runs"
+    assert not any("peft" in name and "names" in name for name in rows)
 
 
 def plug(host, name: str, rows) -> None:

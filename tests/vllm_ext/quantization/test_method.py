@@ -22,7 +22,7 @@ def stamped(tiny_int4, tmp_path) -> Path:
 def asked(folder: Path, user_quant: str | None = None, **changes) -> bool:
     quantization = {**json.loads((folder / "config.json").read_text())["quantization_config"], **changes}
     quantization = {key: value for key, value in quantization.items() if value is not None}
-    return claims(quantization, user_quant, SimpleNamespace(_name_or_path=str(folder)))
+    return claims(quantization, user_quant, SimpleNamespace(name_or_path=str(folder)))
 
 
 def test_a_stamped_folder_is_claimed(stamped):
@@ -62,9 +62,9 @@ def test_the_compact_form_is_claimed_by_its_method():
 
 def test_on_a_hub_the_key_decides(stamped):
     quantization = json.loads((stamped / "config.json").read_text())["quantization_config"]
-    assert claims(quantization, None, SimpleNamespace(_name_or_path="somebody/some-model"))
+    assert claims(quantization, None, SimpleNamespace(name_or_path="somebody/some-model"))
     quantization.pop("sqft")
-    assert not claims(quantization, None, SimpleNamespace(_name_or_path="somebody/some-model"))
+    assert not claims(quantization, None, SimpleNamespace(name_or_path="somebody/some-model"))
 
 
 def test_a_newer_stamp_is_refused_with_the_remedy(stamped):

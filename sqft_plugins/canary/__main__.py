@@ -1,0 +1,48 @@
+"""`python -m sqft_plugins.canary [--json] [--no-probes]`: what has moved in the packages that are installed.
+
+For a scheduled job, and for who has an environment that nobody tried. Exit status 1 where something has moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sqft_plugins.canary.compare import Compared, compare, lists
+
+
+def lines(results: Sequence[Compared]) -> list[str]:
+    """What is printed: a line for each package, below it what has moved."""
+    shown = []
+    for result in results:
+        name = f"{result.surface}: {result.package}"
+        if result.version is None:
+            shown.append(f"{name} is not installed: skipped")
+            continue
+        new = f", newer or older than those seen ({result.seen})" if result.is_new else ""
+        how = f"{len(result.moved)} of {result.names} moved" if result.moved else f"all {result.names} in their place"
+        shown.append(f"{name} {result.version}{new}: {how}")
+        shown += [f"  {moved}" for moved in (*result.moved, *result.known)]
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sqft_plugins.canary", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--no-probes", action="store_true", help="import nothing: read sources alone")
+    given = parser.parse_args(arguments)
+
+    results = compare(lists(), probe=not given.no_probes)
+    moved = any(result.moved for result in results)
+    if given.json:
+        print(json.dumps({"ok": not moved, "packages": [asdict(result) for result in results]}, indent=2))
+    else:
+        print("\n".join(lines(results)))
+    return int(moved)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

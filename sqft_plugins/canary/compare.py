@@ -1,0 +1,159 @@
+"""What is installed, compared with what our code relies on."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from packaging.specifiers import SpecifierSet
+
+from sqft_plugins.canary.code import derived, modules_of
+from sqft_plugins.canary.sources import find, forget, load, parameters
+from sqft_plugins.plugins import get_manager
+from sqft_plugins.plugins.protocols import Probe, Touch, Upstream
+
+
+@dataclass(frozen=True)
+class Moved:
+    """name: of theirs, or what should hold. how: what is different. loss: what breaks. used: the place in our code.
+    copes: how our code lives with it."""
+
+    name: str
+    how: str
+    loss: str
+    used: str = ""
+    copes: str = ""
+
+    def __str__(self) -> str:
+        place = f" ({self.used})" if self.used else ""
+        return f"{self.name}: {self.how}. {f'Known: {self.copes}' if self.copes else f'Without it: {self.loss}'}{place}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One package of another project, as one of ours uses it.
+
+    surface: our package. package: theirs. version: None where it is not installed; then nothing was compared.
+    seen: the versions in which everything was in its place. names: how many were looked for. known: what moved, too,
+    and is no fault.
+    """
+
+    surface: str
+    package: str
+    version: str | None
+    seen: str
+    names: int
+    moved: tuple[Moved, ...]
+    known: tuple[Moved, ...] = ()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this version is outside those that were seen."""
+        return self.version is not None and not SpecifierSet(self.seen).contains(self.version, prereleases=True)
+
+
+def lists() -> list[Upstream]:
+    """Those of all plug-ins, through the hook `sqft_upstream`."""
+    return [one for found in get_manager().hook.sqft_upstream() for one in found]
+
+
+def compare(upstreams: Iterable[Upstream], probe: bool = True) -> list[Compared]:
+    """A result for each package of each surface. probe: run what has to be tried out, too: it imports the packages."""
+    forget()
+    modules_of.cache_clear()
+    results = []
+    for upstream in upstreams:
+        found = derived(upstream)
+        results += [_compare(upstream, found, package, probe) for package in upstream.seen]
+    return results
+
+
+def _compare(upstream: Upstream, found: list[Touch], package: str, probe: bool) -> Compared:
+    seen = upstream.seen[package]
+    version = version_of(package)
+    if version is None:
+        return Compared(upstream.code, package, None, seen, 0, ())
+
+    listed = [touch for touch in upstream.touches if touch.name.partition(".")[0] == package]
+    names = {touch.name for touch in listed}
+    found = [touch for touch in found if touch.name.partition(".")[0] == package]
+    touches = [
+        *(touch for touch in listed if SpecifierSet(touch.versions).contains(version, prereleases=True)),
+        *(touch for touch in found if touch.parameters is not None or touch.name not in names),
+    ]
+    moved = [Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch))]
+
+    probes = [one for one in upstream.probes if one.needs[0] == package and all(map(version_of, one.needs))]
+    if probe:
+        moved += [Moved(one.name, how, one.loss, one.run, one.copes) for one in probes if (how := how_failed(one))]
+    known, faults = tuple(one for one in moved if one.copes), tuple(one for one in moved if not one.copes)
+    return Compared(upstream.code, package, version, seen, len(touches) + len(probes) * probe, faults, known)
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(importlib.metadata.packages_distributions())
+
+
+def version_of(package: str) -> str | None:
+    """The version of what is imported as `package`, None where it is not there; Python's for a module of its library,
+    "0" where metadata are missing."""
+    if package in sys.stdlib_module_names:
+        return platform.python_version()
+    if load(package) is None:
+        return None
+    for distribution in (package, *_distributions().get(package, ())):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "0"
+
+
+def how_moved(touch: Touch) -> str | None:
+    """What is different from what a touch expects, None where nothing is."""
+    found = find(touch.name)
+    if found is None:
+        return f"gone{_nearest(touch.name)}"
+    if touch.parameters is not None and (takes := parameters(found.node)) is not None:
+        wanted = [word.strip() for word in touch.parameters.split(",") if word]
+        if not _fits(wanted, takes):
+            return f"parameters {touch.parameters} → {', '.join(takes)}"
+    missing = [word for word in touch.says if word not in found.text]
+    return f"its source does not say {', '.join(missing)}" if missing else None
+
+
+def _fits(wanted: list[str], takes: list[str]) -> bool:
+    """Whether a function takes the parameters that are wanted: those with `=` may be missing, `...` is any more."""
+    for place, word in enumerate(wanted):
+        if word == "...":
+            return True
+        if place == len(takes):
+            return all(one.endswith("=") or one == "..." for one in wanted[place:])
+        if word.removesuffix("=") != takes[place]:
+            return False
+    return len(takes) == len(wanted)
+
+
+def _nearest(name: str) -> str:
+    """Which part of a dotted name is missing, where it is not the last."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        if find(".".join(parts[:count])) is None:
+            return f": there is no {'.'.join(parts[:count])}"
+    return ""
+
+
+def how_failed(probe: Probe) -> str | None:
+    """Why a probe does not hold, None where it does."""
+    module, _, function = probe.run.partition(":")
+    try:
+        found: str | None = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # whatever another project does now
+        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return found

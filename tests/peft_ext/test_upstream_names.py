@@ -1,0 +1,14 @@
+"""What peft_ext touches in other projects. A failure names what moved, and what breaks."""
+
+from sqft_plugins.canary import compare, undeclared
+from sqft_plugins.plugins.loading import without_package
+
+UPSTREAM = without_package("peft_ext.upstream").UPSTREAM
+
+
+def test_the_list_has_every_private_name_that_this_package_touches():
+    assert undeclared(UPSTREAM) == []
+
+
+def test_every_name_is_in_its_place_and_every_probe_holds():
+    assert [moved for result in compare([UPSTREAM]) for moved in result.moved] == []

@@ -1,0 +1,96 @@
+"""What is said of a name that moved."""
+
+import pytest
+
+from sqft_plugins.canary.compare import compare
+from sqft_plugins.plugins.protocols import Probe, Touch
+
+ENGINE = "class Engine:\n    def load(self, path, again=False):\n        self.slots = 'kept'\n"
+
+
+def moved(written, *touches, **more):
+    (result,) = compare([written.upstream(*touches, **more)])
+    return [(one.name.partition(".")[2], one.how, one.loss) for one in result.moved]
+
+
+@pytest.fixture
+def touch(written):
+    written.write(engine=ENGINE, ours="")
+    return lambda name, **more: Touch(f"{written.theirs}.{name}", "what breaks", **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [
+        ("engine.Engine.slots", {}), ("engine.Engine.load", {"parameters": "self, path, again"}),
+        ("engine.Engine.load", {"parameters": "self, path, ..."}), ("engine.Engine.load", {"says": ("kept",)}),
+        ("engine.Engine.load", {"parameters": "self, path, again, newer="}), ("engine.gone", {"versions": ">=7"}),
+    ],
+)  # fmt: skip
+def test_a_name_in_its_place_is_not_said(written, touch, name, more):
+    assert moved(written, touch(name, **more)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "how"), [
+        ("engine.Engine.spots", {}, "gone"),
+        ("engine.Motor.load", {}, "gone: there is no THEIRS.engine.Motor"),
+        ("engine.Engine.load", {"parameters": "self, path"}, "parameters self, path → self, path, again"),
+        ("engine.Engine.load", {"parameters": "self, again, path"}, "parameters self, again, path → self, path, again"),
+        ("engine.Engine.load", {"parameters": "self, path, again, newer"},
+         "parameters self, path, again, newer → self, path, again"),
+        ("engine.Engine.load", {"says": ("kept", "lost")}, "its source does not say lost"),
+    ],
+)  # fmt: skip
+def test_what_moved_is_said_with_what_breaks(written, touch, name, more, how):
+    assert moved(written, touch(name, **more)) == [(name, how.replace("THEIRS", written.theirs), "what breaks")]
+
+
+def test_a_replaced_method_with_other_parameters_is_said(written):
+    ours = 'from THEIRS.engine import Engine\n@replaces(Engine, "no loading")\ndef load(self, path): ...\n'
+    written.write(engine=ENGINE, ours=ours)
+    assert moved(written) == [("engine.Engine.load", "parameters self, path → self, path, again", "no loading")]
+
+
+def test_an_import_that_is_gone_is_said(written):
+    written.write(engine=ENGINE, ours="from THEIRS.engine import Motor\n")
+    assert moved(written) == [("engine.Motor", "gone", f"{written.ours} cannot be imported")]
+
+
+def test_what_was_moved_after_a_look_is_seen_by_the_next(written, touch):
+    assert moved(written, touch("engine.Engine.slots")) == []
+    written.write(engine="class Engine: pass")
+    assert moved(written, touch("engine.Engine.slots")) == [("engine.Engine.slots", "gone", "what breaks")]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [
+        ("return None", []), ("return 'it is otherwise'", ["it is otherwise"]),
+        ("raise KeyError('x')", ["KeyError: 'x'"]),
+    ],
+)  # fmt: skip
+def test_a_probe_says_why_it_does_not_hold(written, body, expected):
+    written.write(engine=ENGINE, ours=f"def tried():\n    {body}\n")
+    probe = Probe("it holds", "what breaks", f"{written.ours}:tried", (written.theirs,))
+    assert [how for _, how, _ in moved(written, probes=(probe,))] == expected
+    (without,) = compare([written.upstream(probes=(probe,))], probe=False)
+    assert without.moved == ()
+
+
+def test_what_our_code_lives_with_is_known_and_no_fault(written):
+    written.write(engine=ENGINE, ours="def tried():\n    return 'it is otherwise'\n")
+    probe = Probe("it holds", "what breaks", f"{written.ours}:tried", (written.theirs,), copes="we go round it")
+    (result,) = compare([written.upstream(probes=(probe,))])
+    assert result.moved == ()
+    assert str(result.known[0]) == f"it holds: it is otherwise. Known: we go round it ({written.ours}:tried)"
+
+
+def test_a_package_that_is_not_there_is_skipped(written):
+    written.write(ours="from THEIRS.engine import Engine\n")
+    (result,) = compare([written.upstream(Touch(f"{written.theirs}.engine", ""))])
+    assert (result.version, result.names, result.moved) == (None, 0, ())
+
+
+@pytest.mark.parametrize(("seen", "is_new"), [("", False), (">=1", True), ("<1", False)])
+def test_a_version_that_nobody_has_seen_is_new(written, touch, seen, is_new):
+    (result,) = compare([written.upstream(seen=seen)])
+    assert (result.version, result.is_new) == ("0", is_new)
