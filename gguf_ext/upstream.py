@@ -3,7 +3,7 @@ it moves. Imports nothing of theirs; what the sources show by themselves is foun
 
 from __future__ import annotations
 
-from sqft_plugins.plugins.protocols import Probe, Touch, Upstream, touches
+from sqft_plugins.plugins.protocols import Touch, Upstream, touches
 
 RUN = "no GGUF file can be run"
 LOG = "llama.cpp's log is printed, and its errors have no reason"
@@ -70,7 +70,6 @@ GGUF = (
 TRANSFORMERS = (
     *touches("a saved class is not known", "models.auto.modeling_auto", owner="transformers"),
     *touches(CHAT, "utils.chat_template_utils", owner="transformers"),
-    Touch("transformers.utils.chat_template_utils.render_jinja_template", CHAT, "conversations, tools, documents, ..."),
     Touch("transformers.utils.chat_template_utils._compile_jinja_template", CHAT, "chat_template"),
     Touch(
         "transformers.integrations.peft.PeftAdapterMixin._hf_peft_config_loaded",
@@ -78,18 +77,8 @@ TRANSFORMERS = (
     ),
 )  # fmt: skip
 
-PROBES = (
-    Probe(
-        "a conversation renders as `apply_chat_template` of transformers renders it",
-        CHAT,
-        "gguf_ext.probes:chat_renders",
-        ("transformers",),
-    ),
-)
-
 UPSTREAM = Upstream(
     code="gguf_ext",
     seen={"llama_cpp": ">=0.3.36,<0.4", "gguf": ">=0.19,<0.20", "transformers": ">=5.16.1"},
     touches=(*LLAMA, *GGUF, *TRANSFORMERS),
-    probes=PROBES,
 )

@@ -158,7 +158,7 @@ STARTED = (
     Touch(
         "vllm.envs", "`sqft serve` sets or reads variables that vLLM does not know",
         says=("VLLM_PLUGINS", "VLLM_API_KEY", "VLLM_CPU_INT4_W4A8", "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
-              "VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_RPC_BASE_PATH"),
+              "VLLM_SKIP_MODEL_NAME_VALIDATION", "VLLM_RPC_BASE_PATH", "VLLM_USE_V2_MODEL_RUNNER"),
     ),
     *touches("`sqft serve` does not start", "entrypoints.cli.main", "entrypoints.openai.api_server", owner="vllm"),
     Touch("vllm.plugins", "vLLM does not load this plug-in", says=("vllm.general_plugins",)),
@@ -166,7 +166,7 @@ STARTED = (
 
 UPSTREAM = Upstream(
     code="vllm_ext",
-    seen={"vllm": ">=0.32,<0.33", "model_hosting_container_standards": ">=0.1.16,<0.2"},
+    seen={"vllm": ">=0.32,<0.34", "model_hosting_container_standards": ">=0.1.16,<0.2"},
     touches=(*MODULES, *OBJECTS, *HEARD, *STARTED),
     public=("model_hosting_container_standards",),
 )

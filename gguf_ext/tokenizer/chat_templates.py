@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from gguf_ext.arch import Entry
@@ -43,15 +44,14 @@ class ChatTemplates:
         text = self._choose(name, tools)
         if not messages:
             raise GGUFError("a conversation of no messages has no prompt: give at least one message")
-        from transformers.utils.chat_template_utils import render_jinja_template  # imports much of transformers
 
         try:
-            found = render_jinja_template(
-                conversations=[list(messages)],
+            found = _tokenizer().apply_chat_template(
+                list(messages),
                 tools=None if tools is None else list(tools),
-                documents=None,
                 chat_template=text,
                 add_generation_prompt=True,
+                tokenize=False,
                 **{**self.tokens, **variables},
             )
         except Exception as error:  # whatever a template does wrong: jinja2's errors, and Python's own
@@ -59,7 +59,7 @@ class ChatTemplates:
             raise RuntimeFailedError(
                 f"the chat template of {self.path} fails ({why[:200]}): use --plain (create_completion), or another"
             ) from error
-        return str(found[0][0])  # one conversation, one prompt
+        return str(found)
 
     def _choose(self, name: str | None, tools: Sequence[Any] | None) -> str:
         wanted = name or (TOOLS if tools is not None and TOOLS in self.templates else DEFAULT)
@@ -84,6 +84,17 @@ def named_templates(found: Any) -> dict[str, str]:
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, Mapping)}
     items = found.items() if isinstance(found, Mapping) else ()
     return {name: text for name, text in items if isinstance(name, str) and isinstance(text, str) and text}
+
+
+@cache
+def _tokenizer() -> Any:
+    """One without tokens: rendering is a method of tokenizers, and does more than the template (from transformers 5.24
+    on it leaves out what is None)."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast  # imports much of transformers
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
 
 
 def with_tokens(text: str, tokens: Mapping[str, str]) -> str:

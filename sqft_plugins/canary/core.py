@@ -55,14 +55,19 @@ TOUCHES = (
     *touches(EVAL, "_metric_fn_list", "multiple_input", "eval_docs", owner="lm_eval.api.task.ConfigurableTask"),
 )  # fmt: skip
 
+RESTORED = "checkpoint/restore.py takes both from the folder"
 PROBES = (
     Probe(
+        "an INT4 folder that transformers has read gets its grid and its exact weights", INT4,
+        "sqft_plugins.canary.probes:int4_is_restored", ("transformers", "compressed_tensors"),
+    ),
+    Probe(
         "transformers reads an INT4 folder to the floats that its codes and scales are", INT4,
-        "sqft_plugins.canary.probes:int4_is_read_exactly", ("transformers", "compressed_tensors"),
+        "sqft_plugins.canary.probes:int4_is_read_exactly", ("transformers", "compressed_tensors"), copes=RESTORED,
     ),
     Probe(
         "a layer that transformers dequantized keeps its `weight_scale`", INT4,
-        "sqft_plugins.canary.probes:int4_keeps_its_scale", ("transformers", "compressed_tensors"),
+        "sqft_plugins.canary.probes:int4_keeps_its_scale", ("transformers", "compressed_tensors"), copes=RESTORED,
     ),
 )  # fmt: skip
 
