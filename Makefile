@@ -25,9 +25,10 @@ test-vllm: ## The tests with the newest releases that go with vLLM (one test: .v
 test-newest: ## The tests with the newest releases, without vLLM
 test-oldest: ## The tests with the lowest releases that pyproject.toml names, without vLLM
 
+test-newest test-oldest: MARKED := -m "not slow and not once"
 test-vllm test-newest test-oldest: test-%: install-%
-	$(VENV_$*)/bin/python -m pytest -n auto --ignore tests/real
-	$(VENV_$*)/bin/python -m pytest --durations 10 tests/real
+	$(VENV_$*)/bin/python -m pytest -n auto $(MARKED) --ignore tests/real
+	$(VENV_$*)/bin/python -m pytest $(MARKED) --durations 10 tests/real
 
 test-slow: install-vllm ## The tests that `make test` leaves out for their time: a real server under load, two workers, torch.compile
 	$(BIN)/python -m pytest -m slow --durations 10

@@ -43,4 +43,5 @@ def allowed(pins: str, constraints: str) -> tuple[str, list[str]]:
 if __name__ == "__main__":
     text, sentences = allowed(Path(sys.argv[1]).read_text(), "\n".join(Path(p).read_text() for p in sys.argv[2:]))
     print(text, end="")
-    print("\n".join(sentences), file=sys.stderr)
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)

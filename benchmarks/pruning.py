@@ -74,7 +74,7 @@ def score(path: Path, text: str, tokens: int) -> float:
 
 def main() -> None:
     parser = command(__doc__, "A tiny random model and 2:4 only.")
-    parser.add_argument("--model", type=Path, default=Path("demo-out/base"), help="The dense model. Default: the demo's.")
+    parser.add_argument("--model", type=Path, default=Path("demo-out/base"), help="Default: the demo's dense model.")
     parser.add_argument("--calibration", type=Path, help="Text to calibrate on. Default: the built-in one.")
     parser.add_argument("--text", type=Path, help="Held-out text. Default: the built-in one.")
     parser.add_argument("--tokens", type=int, default=8192, help="Tokens of it.")

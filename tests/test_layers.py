@@ -12,7 +12,9 @@ import tomllib
 from pathlib import Path
 
 import grimp
+import pytest
 
+pytestmark = pytest.mark.once
 PACKAGES = ("sqft_plugins", "peft_ext", "vllm_ext", "gguf_ext")
 CONFIG = Path(__file__).parents[1] / "pyproject.toml"
 

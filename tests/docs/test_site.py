@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.docs.conftest import ROOT
+
+pytestmark = pytest.mark.once
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_doctor_names_the_path_and_why(fresh, monkeypatch):
     assert doctor.kernel_check().status == "wrong"
 
 
+@pytest.mark.once
 def test_the_fuzzer_finds_nothing_under_the_sanitizers(compiler, tmp_path):
     probe = tmp_path / "probe.cpp"
     probe.write_text("int main() { return 0; }")

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ROUNDS = 100
 
 
+@pytest.mark.once
 @pytest.mark.skipif(platform.system() != "Linux", reason="AMX is asked for in Linux only")
 def test_amx_gives_the_bits_of_every_other_back_end_on_emulated_tiles(tmp_path):
     if "avx512" not in library().supported():
