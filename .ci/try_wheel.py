@@ -66,6 +66,12 @@ IMPORTS = {
 }
 """Extra → what must be importable with it alone."""
 COMMANDS = (["--help"], ["plugins"], ["doctor"])
+TO_GGUF = (
+    ["quantize", "gemma-50", "--out", "gemma-int4"],
+    ["export", "gguf", "gemma-int4", "--out", "gemma.gguf"],
+    ["verify", "gemma-int4", "gemma.gguf"],
+)
+"""What follows the README's example in the same folder."""
 
 
 class Environment:
@@ -123,13 +129,15 @@ def try_extra(environment: Environment, file: Path, extra: str, words: list[str]
     environment.run(python, "-c", CORE)
     if extra in ("peft", "demo"):
         environment.run(python, "-c", PEFT)
-    if extra in ("gguf", "demo"):
+    if extra == "gguf":
         environment.run(str(environment.bin / "sqft"), "export", "gguf", "--help")
     if extra == "demo":
         shown = environment.run(python, "-c", readme_example())
         say(shown.strip().splitlines()[-1])
         if "50.0% of the weights are 0" not in shown:
             raise RuntimeError(f"the README's example says:\n{shown[-2000:]}")
+        for command in TO_GGUF:
+            say(environment.run(str(environment.bin / "sqft"), *command).strip().splitlines()[-1])
 
 
 def say(text: str) -> None:
