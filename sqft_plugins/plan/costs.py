@@ -21,10 +21,13 @@ from sqft_plugins.plan.machine import column_costs, gemm_rate
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins.protocols import Pruner, Quantizer, Statistic
 
-INTERPRETER = 540 << 20
+TORCH = (300 if torch.backends.cuda.is_built() else 0) << 20
+"""What torch built for GPUs takes beyond the build for CPUs once it is imported, on any machine: 290 to 315 MiB with
+torch 2.10 to 2.15."""
+INTERPRETER = TORCH + (540 << 20)
 """Python with torch and transformers, before any model: 430 to 650 MiB, most where scikit-learn is installed (with
 lm-eval), which transformers then imports."""
-TUNING = 650 << 20
+TUNING = TORCH + (650 << 20)
 """The same with PEFT and the Trainer."""
 TOKENIZER = 4
 """Bytes in memory for each byte of tokenizer.json."""

@@ -22,7 +22,7 @@ class Chat:
     """A conversation as chat templates take it.
 
     messages: each with `role` and `content`, the last one the assistant's. The content of a message that calls tools
-        may be None.
+        may be None or left out: templates see no difference.
     tools: descriptions of functions, for templates that know them.
     where: file and line, for errors.
     """
@@ -102,7 +102,8 @@ def _touches(token: Span, spans: Sequence[Span]) -> bool:
 
 
 def _render(chat: Chat, tokenizer: Any, where: str, **options: Any) -> Any:
-    messages = [dict(message) for message in chat.messages]
+    # transformers does so from 5.24 on: the same conversation gives the same tokens with all of them
+    messages = [{key: value for key, value in message.items() if value is not None} for message in chat.messages]
     tools = None if chat.tools is None else list(chat.tools)
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, **({"tokenize": False} | options))

@@ -76,10 +76,11 @@ def test_tools_reach_the_template(tiny_tokenizer) -> None:
     assert tokenizer.decode(row["input_ids"]).startswith("calculator")
 
 
-def test_a_turn_that_only_calls_a_tool_is_learned_as_the_template_writes_it(tiny_tokenizer, tmp_path) -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "calculator"}}]}
+@pytest.mark.parametrize("content", [{"content": None}, {}])
+def test_a_turn_that_only_calls_a_tool_is_learned_as_the_template_writes_it(tiny_tokenizer, tmp_path, content) -> None:
+    call = {"role": "assistant", **content, "tool_calls": [{"function": {"name": "calculator"}}]}
     talk = [TALK[1], call, {"role": "tool", "content": "4"}, TALK[4]]
-    written = "{{ m.content if m.content is not none else m.tool_calls[0].function.name }}"
+    written = "{{ m.content if m.content is defined else m.tool_calls[0].function.name }}"
     tokenizer = chat_tokenizer(tiny_tokenizer, "", PLAIN.replace("{{ m.content }}", written))
     (row,) = tokenize(read_examples(lines(tmp_path / "d.jsonl", {"messages": talk})), tokenizer, 500)
     assert tokenizer.decode([label for label in row["labels"] if label != IGNORED]) == "calculator<|end|> Paris<|end|>"
