@@ -135,6 +135,23 @@ def test_the_prompt_is_that_of_the_model(bases, tmp_path, base, name):
     assert verify_gguf(folder, tmp_path / "model.gguf").exact
 
 
+def test_a_tool_call_without_a_text_is_rendered_as_the_installed_transformers_does(bases, tmp_path):
+    folder = bases["with bos"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for file in folder.glob("*.jinja"):
+        file.unlink()
+    settings["chat_template"] = "{% for one in messages %}{{ one.role }}={{ one.content }};{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    export_gguf(folder, tmp_path / "model.gguf")
+
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [*SAID, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    wanted = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+    assert ChatTemplates(GGUFFile(tmp_path / "model.gguf")).prompt(messages) == wanted
+
+
 @pytest.fixture(scope="module")
 def named(make, tmp_path_factory):
     """A model with three templates by name."""
