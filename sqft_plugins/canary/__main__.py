@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-probes", action="store_true", help="import nothing: read sources alone")
     given = parser.parse_args(arguments)
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # compressed-tensors has a progress bar for each tiny model
     results = compare(lists(), probe=not given.no_probes)
     moved = any(result.moved for result in results)
     if given.json:

@@ -7,13 +7,14 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from packaging.specifiers import SpecifierSet
 
 from sqft_plugins.canary.code import derived, modules_of
 from sqft_plugins.canary.sources import find, forget, load, parameters
+from sqft_plugins.hardware import uncollected
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Probe, Touch, Upstream
 
@@ -68,12 +69,14 @@ def compare(upstreams: Iterable[Upstream], probe: bool = True) -> list[Compared]
     modules_of.cache_clear()
     results = []
     for upstream in upstreams:
-        found = derived(upstream)
-        results += [_compare(upstream, found, package, probe) for package in upstream.seen]
+        with uncollected():  # syntax trees are many small objects: 3 CPU-seconds, and 7 with the collector
+            found = derived(upstream)
+            compared = [_compare(upstream, found, package) for package in upstream.seen]
+        results += [_probed(upstream, one) for one in compared] if probe else compared
     return results
 
 
-def _compare(upstream: Upstream, found: list[Touch], package: str, probe: bool) -> Compared:
+def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
     seen = upstream.seen[package]
     version = version_of(package)
     if version is None:
@@ -86,13 +89,19 @@ def _compare(upstream: Upstream, found: list[Touch], package: str, probe: bool) 
         *(touch for touch in listed if SpecifierSet(touch.versions).contains(version, prereleases=True)),
         *(touch for touch in found if touch.parameters is not None or touch.name not in names),
     ]
-    moved = [Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch))]
+    moved = tuple(Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch)))
+    return Compared(upstream.code, package, version, seen, len(touches), moved)
 
-    probes = [one for one in upstream.probes if one.needs[0] == package and all(map(version_of, one.needs))]
-    if probe:
-        moved += [Moved(one.name, how, one.loss, one.run, one.copes) for one in probes if (how := how_failed(one))]
-    known, faults = tuple(one for one in moved if one.copes), tuple(one for one in moved if not one.copes)
-    return Compared(upstream.code, package, version, seen, len(touches) + len(probes) * probe, faults, known)
+
+def _probed(upstream: Upstream, result: Compared) -> Compared:
+    """The result with what the probes of its package say."""
+    if result.version is None:
+        return result
+    probes = [one for one in upstream.probes if one.needs[0] == result.package and all(map(version_of, one.needs))]
+    failed = [Moved(one.name, how, one.loss, one.run, one.copes) for one in probes if (how := how_failed(one))]
+    faults = tuple(one for one in failed if not one.copes)
+    known = tuple(one for one in failed if one.copes)
+    return replace(result, names=result.names + len(probes), moved=result.moved + faults, known=known)
 
 
 @cache
