@@ -7,7 +7,7 @@ position is given, so that this holds for rotary, learned and ALiBi positions an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,9 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     if len(questions[0].context) > 1:
         prompts = torch.tensor([question.context[:-1] for question in questions], device=device)  # [questions, tokens]
         with head_sees(head, lambda hidden: hidden[:, :0]):  # a prompt that only fills the cache needs no logits
-            cache = model(input_ids=prompts, use_cache=True).past_key_values
-        cache.batch_select_indices(torch.tensor(owner, device=device))  # one copy for each option
-        inputs["past_key_values"] = cache
+            inputs = kept(model(input_ids=prompts, use_cache=True))
+        for cache in inputs.values():
+            cache.batch_select_indices(torch.tensor(owner, device=device))  # one copy for each option
 
     # the prompt's last token stands before each option: its hidden state predicts the option's first token
     rows = [(questions[place].context[-1], *option) for place, option in zip(owner, options, strict=True)]
@@ -82,6 +82,12 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     for place, part, right in zip(owner, chosen.split(lengths), greedy.split(lengths), strict=True):
         scores[place].append((float(part.sum()), bool(right.all())))
     return scores
+
+
+def kept(output: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and values in the output of a model, as the argument for its next call: `cache` from transformers 5.24
+    on, `past_key_values` before. Empty where the model was told to keep none."""
+    return {name: value for name, value in output.items() if name in ("cache", "past_key_values")}
 
 
 def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ def one_by_one(model, question: Question) -> list[tuple[float, bool]]:
     return found
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # names that transformers will not take for ever
 @pytest.mark.parametrize("length", [1, 45])  # 45 is more than Gemma's window of 32
 def test_shared_prompts_score_as_whole_texts_do(family, tiny_model, length) -> None:
     model = tiny_model(family).float()
@@ -76,6 +77,7 @@ def test_batches_hold_one_length_and_every_question_once() -> None:
     assert len(batches(asked, rows=1)) == 20  # a question is never cut
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_long_texts_go_through_in_chunks_with_the_same_result(family, tiny_model, tiny_tokenizer, monkeypatch) -> None:
     model = tiny_model(family).float()
     tokens = questions(1, 60, 1)[0].context
