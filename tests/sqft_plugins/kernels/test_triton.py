@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers_kernels import make_case, make_x
@@ -46,8 +48,16 @@ print("RAN")
 """
 
 
+def interpreter_fails() -> bool:
+    """Whether the interpreter of this Triton cannot work with this numpy."""
+    versions = [Version(importlib.metadata.version(name)) for name in ("triton", "numpy")]
+    return versions[0] < Version("3.7.1") and versions[1] >= Version("2.4")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes with vLLM)")
 def test_it_is_right_in_the_interpreter():
+    if interpreter_fails():
+        pytest.skip("Triton's interpreter before 3.7.1 makes int() of an array, which numpy 2.4 refuses")
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", CHILD], env=env, capture_output=True, text=True)
     assert done.stdout == "RAN\n", done.stderr
