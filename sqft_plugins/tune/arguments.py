@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
@@ -30,6 +32,14 @@ def examples_at_once(training: TrainSettings) -> int:
     return training.batch_size // training.gradient_accumulation // process_count()
 
 
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    """Gradient checkpointing under the name that Trainer has for it: another one from transformers 5.24 on, which
+    drops the first with version 6."""
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def trainer_arguments(
     training: TrainSettings, folder: Path, dtype: torch.dtype, *, evaluated: bool, begun: bool
 ) -> TrainingArguments:
@@ -52,8 +62,7 @@ def trainer_arguments(
         # how it is computed
         bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **checkpointing(training.gradient_checkpointing),
         # what is logged, evaluated and saved
         logging_steps=1,
         logging_nan_inf_filter=False,  # would show a NaN as the mean of the losses before it
