@@ -50,11 +50,11 @@ install-%:
 	@$(PYTHON) .ci/install.py $*
 
 lock: ## Write pins/*.txt, after pyproject.toml or a pin was changed; ARGS=--upgrade moves every pin to the newest
-	@$(PYTHON) .ci/install.py lock $(ARGS)
+	@$(or $(PYTHON),python3) .ci/install.py lock $(ARGS)
 
 clean: ## Remove the environments, .cache (the prepared model) and what the tools leave; the compiled llama.cpp stays
 	rm -rf .venv .venv-newest .venv-oldest .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@echo "The compiled llama.cpp stays for all checkouts: make clean-wheels removes it."
 
 clean-wheels: ## Remove the compiled llama.cpp, which all checkouts share
-	@$(PYTHON) .ci/install.py clean-wheels
+	@$(or $(PYTHON),python3) .ci/install.py clean-wheels

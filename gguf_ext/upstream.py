@@ -79,6 +79,6 @@ TRANSFORMERS = (
 
 UPSTREAM = Upstream(
     code="gguf_ext",
-    seen={"llama_cpp": ">=0.3.36,<0.4", "gguf": ">=0.19,<0.20", "transformers": ">=5.16.1"},
+    seen={"llama_cpp": ">=0.3.36,<0.4", "gguf": ">=0.19,<0.20", "transformers": ">=5.16.1,<5.25"},
     touches=(*LLAMA, *GGUF, *TRANSFORMERS),
 )

@@ -116,7 +116,8 @@ PROBES = (
 UPSTREAM = Upstream(
     code="peft_ext",
     seen={
-        "peft": ">=0.21,<0.22", "transformers": ">=5.16.1", "accelerate": ">=1.10", "torch": ">=2.10", "enum": "",
+        "peft": ">=0.21,<0.22", "transformers": ">=5.16.1,<5.25", "accelerate": ">=1.10,<1.16", "torch": ">=2.10,<2.16",
+        "enum": ">=3.11,<3.14",
     },
     touches=(*PEFT, *OTHERS, *ENUM),
     probes=PROBES,

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -82,15 +82,32 @@ def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
     if version is None:
         return Compared(upstream.code, package, None, seen, 0, ())
 
+    touches = _touches(upstream, found, package, version)
+    moved = tuple(Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch)))
+    return Compared(upstream.code, package, version, seen, len(touches), moved)
+
+
+def _touches(upstream: Upstream, found: list[Touch], package: str, version: str) -> list[Touch]:
+    """What is looked for in this version of a package: of the list, and of what our sources show."""
     listed = [touch for touch in upstream.touches if touch.name.partition(".")[0] == package]
     names = {touch.name for touch in listed}
     found = [touch for touch in found if touch.name.partition(".")[0] == package]
-    touches = [
+    return [
         *(touch for touch in listed if SpecifierSet(touch.versions).contains(version, prereleases=True)),
         *(touch for touch in found if touch.parameters is not None or touch.name not in names),
     ]
-    moved = tuple(Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch)))
-    return Compared(upstream.code, package, version, seen, len(touches), moved)
+
+
+def looked_for(upstreams: Iterable[Upstream]) -> Iterator[tuple[str, Touch]]:
+    """(package of ours, what it touches): every name that `compare` looks for in what is installed."""
+    forget()
+    modules_of.cache_clear()
+    for upstream in upstreams:
+        with uncollected():
+            found = derived(upstream)
+        for package in upstream.seen:
+            if (version := version_of(package)) is not None:
+                yield from ((upstream.code, touch) for touch in _touches(upstream, found, package, version))
 
 
 def _probed(upstream: Upstream, result: Compared) -> Compared:

@@ -74,8 +74,8 @@ PROBES = (
 UPSTREAM = Upstream(
     code="sqft_plugins",
     seen={
-        "transformers": ">=5.16.1", "torch": ">=2.10", "compressed_tensors": ">=0.15", "accelerate": ">=1.10",
-        "lm_eval": ">=0.4.13,<0.5", "huggingface_hub": ">=1",
+        "transformers": ">=5.16.1,<5.25", "torch": ">=2.10,<2.16", "compressed_tensors": ">=0.15,<0.21",
+        "accelerate": ">=1.10,<1.16", "lm_eval": ">=0.4.13,<0.5", "huggingface_hub": ">=1,<3",
     },
     touches=TOUCHES,
     probes=PROBES,

@@ -54,3 +54,14 @@ def test_the_lists_and_the_look_import_nothing_of_others():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sqft_plugins: torch" in done.stdout
+
+
+def test_every_name_that_is_looked_for_can_be_listed(one, capsys):
+    written, touches = one
+    touches.append(Touch(f"{written.theirs}.engine.run", "nothing runs", parameters="self, x", used="ours.py:3"))
+
+    assert command.main(["--list"]) == 0
+
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{written.ours}: {written.theirs}.engine.Engine: a"
+    assert second == f"{written.ours}: {written.theirs}.engine.run(self, x): nothing runs (ours.py:3)"
