@@ -19,12 +19,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sqft_plugins.key_values import cache_in
+
 BLOCK = 2**17
 """64-bit words in one block, 1 MiB: it stays in a core's cache between the three passes over it."""
 SEED = 16
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-CACHE_NAMES = ("cache", "past_key_values")
-"""What transformers calls the cache of keys and values, as an argument and in an output: since 5.24, and before."""
 
 
 def fingerprint(weight: Tensor) -> Tensor:
@@ -151,8 +151,7 @@ def note_cache(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         return
     _forward.number, _forward.before = next(_numbers), None
 
-    given = (kwargs.get(name) for name in CACHE_NAMES)
-    _forward.cache = cache = next((one for one in given if one is not None), None)
+    _forward.cache = cache = next(iter(cache_in(kwargs).values()), None)
     length = _length(cache)
     if length:
         last, end = _forward.ends.get(cache, (None, 0))
@@ -164,8 +163,8 @@ def forget_cache(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if torch.compiler.is_compiling():
         return
 
-    left = (getattr(output, name, None) for name in CACHE_NAMES)
-    cache = next((one for one in left if one is not None), _forward.cache)
+    left = cache_in(output) if isinstance(output, Mapping) else {}
+    cache = next(iter(left.values()), _forward.cache)
     length = _length(cache)
     if length:
         _forward.ends[cache] = _forward.number, length

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.key_values import NAMES, cache_in
 from sqft_plugins.tune.data import IGNORED, padded
 from sqft_plugins.tune.loss import answer_logits, head_sees
 
@@ -65,7 +67,7 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     if len(questions[0].context) > 1:
         prompts = torch.tensor([question.context[:-1] for question in questions], device=device)  # [questions, tokens]
         with head_sees(head, lambda hidden: hidden[:, :0]):  # a prompt that only fills the cache needs no logits
-            inputs = kept(model(input_ids=prompts, use_cache=True))
+            inputs = continued(model, model(input_ids=prompts, use_cache=True))
         for cache in inputs.values():
             cache.batch_select_indices(torch.tensor(owner, device=device))  # one copy for each option
 
@@ -84,10 +86,16 @@ def score_options(model: Any, questions: Sequence[Question]) -> list[list[Score]
     return scores
 
 
-def kept(output: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys and values in the output of a model, as the argument for its next call: `cache` from transformers 5.24
-    on, `past_key_values` before. Empty where the model was told to keep none."""
-    return {name: value for name, value in output.items() if name in ("cache", "past_key_values")}
+def continued(model: Any, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache in the output of a model that was asked to keep one, as the argument for its next call. Raises
+    SQFTError where there is none: the next call would not know what came before."""
+    cache = cache_in(output)
+    if not cache:
+        raise SQFTError(
+            f"{type(model).__name__} returns {', '.join(output)} and no {' or '.join(NAMES)}: log-probabilities of "
+            "options and of long texts need a cache that transformers shares between calls; score generated answers"
+        )
+    return cache
 
 
 def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.checkpoint import load_model, load_tokenizer
 from sqft_plugins.elastic import Rank
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
-from sqft_plugins.evaluate.options import Question, Score, kept, score_options, token_scores
+from sqft_plugins.evaluate.options import Question, Score, continued, score_options, token_scores
 from sqft_plugins.hardware import on_fast_device, parse_dtype
 from sqft_plugins.kernels.load import load_accelerated
 
@@ -109,7 +109,8 @@ class TransformersSession:
         for start in range(0, last, CHUNK):
             part = ids[:, start : min(start + CHUNK, last)]
             result = self.model(input_ids=part, use_cache=last > CHUNK, **cache)
-            cache = kept(result)
+            if last > CHUNK:
+                cache = continued(self.model, result)
             following = ids[0, start + 1 : start + 1 + part.shape[1]]
             found.append(token_scores(result.logits[0], following)[0])
         return torch.cat(found)

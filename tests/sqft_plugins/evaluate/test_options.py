@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate import open_session
 from sqft_plugins.evaluate.options import Question, batches, score_options, split_pair
 from sqft_plugins.evaluate.transformers_engine import TransformersSession, cut
+from sqft_plugins.key_values import NAMES
 
 
 def questions(count: int, length: int, options: int, seed: int = 0) -> list[Question]:
@@ -38,7 +40,6 @@ def one_by_one(model, question: Question) -> list[tuple[float, bool]]:
     return found
 
 
-@pytest.mark.filterwarnings("error::FutureWarning")  # names that transformers will not take for ever
 @pytest.mark.parametrize("length", [1, 45])  # 45 is more than Gemma's window of 32
 def test_shared_prompts_score_as_whole_texts_do(family, tiny_model, length) -> None:
     model = tiny_model(family).float()
@@ -61,6 +62,22 @@ def test_the_greedy_option_is_known(tiny_model) -> None:
     assert first[0] > second[0]
 
 
+def test_a_model_whose_cache_has_another_name_is_refused(tiny_model, tiny_tokenizer, monkeypatch) -> None:
+    """Without what came before, the scores would be those of other texts."""
+    model, (question,) = tiny_model("llama"), questions(1, 40, 2)
+    forward = model.forward
+
+    def renamed(*args, **kwargs):
+        return {"state" if name in NAMES else name: value for name, value in forward(*args, **kwargs).items()}
+
+    monkeypatch.setattr(model, "forward", renamed)
+    with pytest.raises(SQFTError, match=r"LlamaForCausalLM returns .*state and no cache or past_key_values"):
+        score_options(model, [question])
+    monkeypatch.setattr("sqft_plugins.evaluate.transformers_engine.CHUNK", 17)
+    with pytest.raises(SQFTError, match="no cache or past_key_values"):
+        TransformersSession(model, tiny_tokenizer("byte-level")).logprobs(question.context)
+
+
 def test_prompts_of_different_lengths_are_refused(tiny_model) -> None:
     with pytest.raises(ValueError, match="cut them with batches"):
         score_options(tiny_model("llama"), [*questions(1, 3, 2), *questions(1, 4, 2)])
@@ -77,7 +94,6 @@ def test_batches_hold_one_length_and_every_question_once() -> None:
     assert len(batches(asked, rows=1)) == 20  # a question is never cut
 
 
-@pytest.mark.filterwarnings("error::FutureWarning")
 def test_long_texts_go_through_in_chunks_with_the_same_result(family, tiny_model, tiny_tokenizer, monkeypatch) -> None:
     model = tiny_model(family).float()
     tokens = questions(1, 60, 1)[0].context
