@@ -102,7 +102,7 @@ def _touches(token: Span, spans: Sequence[Span]) -> bool:
 
 
 def _render(chat: Chat, tokenizer: Any, where: str, **options: Any) -> Any:
-    # transformers does so from 5.24 on: the same conversation gives the same tokens with all of them
+    # transformers drops keys without a value from 5.24 on; here they are dropped whatever its version
     messages = [{key: value for key, value in message.items() if value is not None} for message in chat.messages]
     tools = None if chat.tools is None else list(chat.tools)
     try:
