@@ -21,7 +21,7 @@ from pathlib import Path
 
 from install_common import ROOT, InstallError, read_pyproject, say, take_lock
 from install_jobs import Installer
-from install_lanes import LANES, Lane
+from install_lanes import CUDA_GB, LANES, Lane
 from install_llama import HOOK, WHEELS, build_llama, check_compiler, cmake_args
 from install_lock import lock
 from install_peft_tests import fetch_peft_tests
@@ -71,9 +71,19 @@ def check_machine(lane: Lane) -> None:
     wheels = next(folder for folder in (WHEELS, *WHEELS.parents) if folder.exists())
     if not os.access(wheels, os.W_OK):
         raise InstallError(f"{WHEELS} cannot be made, {wheels} is not writable: set SQFT_WHEELS to a folder of yours")
-    if not lane.venv.exists():
-        check_space(ROOT, lane.disk_gb, "free some space")
     check_space(Path(tempfile.gettempdir()), 1, "free some space, or set TMPDIR to a folder elsewhere")
+
+
+def check_disk(lane: Lane, settings: dict[str, list[str]]) -> None:
+    """Whether the packages fit, unless the largest of them is there. Only an extra index or a folder of wheels can have
+    the CPU build of torch."""
+    if any(lane.venv.glob("lib/python*/site-packages/torch")):
+        return
+    if {"extra-index-url", "find-links"} & set(settings):
+        check_space(ROOT, lane.disk_gb, "free some space")
+    else:
+        remedy = "free some space, or name an index with the CPU build of torch (docs/how-to/install.md)"
+        check_space(ROOT, lane.disk_gb + CUDA_GB, remedy)
 
 
 def debian_venv() -> str:
@@ -113,10 +123,11 @@ def works(lane: Lane, code: str) -> bool:
 
 
 def mend(venv: Path) -> None:
-    """Forgets packages whose installation was cut off: RECORD is written last, but a package without it is believed."""
+    """Forgets packages whose installation was cut off, which pip and uv would believe: of what stands in no wheel, pip
+    writes RECORD last, uv INSTALLER behind all files. (uv links the wheel's own RECORD, in the order of the folder.)"""
     for site in venv.glob("lib/python*/site-packages"):
         for info in site.glob("*.dist-info"):
-            if not (info / "RECORD").is_file():
+            if not ((info / "RECORD").is_file() and (info / "INSTALLER").is_file()):
                 shutil.rmtree(info)
         for leftover in site.glob("~*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -128,6 +139,9 @@ def inputs(lane: Lane, args: str) -> str:
     kernels = ROOT / "sqft_plugins/kernels"  # compiled by the editable install
     compiled = sorted([*kernels.glob("build.py"), *kernels.glob("csrc/*")])
     files = [path.read_text() for path in (lane.pins, HOOK, *scripts, *compiled)]
+    # The user's constraints move pins. An index does not: what is installed satisfies its pin wherever it came from.
+    for name in read_pip_settings(lane.python).get("constraint", []):
+        files += [name, Path(name).read_text() if Path(name).is_file() else ""]
     return fingerprint(read_pyproject(), *files, args, str(shutil.which("nvidia-smi")), sys.version, str(ROOT))
 
 
@@ -148,6 +162,9 @@ def ready(wanted: str, lane: Lane) -> bool:
 
 def write_allowed_pins(lane: Lane, constraints: list[str]) -> None:
     """The lane's pins as the user's own constraints leave them, what was replaced told in a line."""
+    if not constraints:
+        shutil.copyfile(lane.pins, lane.allowed_pins)
+        return
     script = Path(__file__).with_name("install_allowed.py")
     run = subprocess.run([lane.python, script, lane.pins, *constraints], capture_output=True, text=True)
     if run.returncode:
@@ -178,7 +195,9 @@ def install(lane: Lane) -> None:
         lane = there  # never less than what was there
     make_venv(lane)
     state_file(lane).unlink(missing_ok=True)
+    wanted = inputs(lane, args)  # again: only now there is surely a pip that knows the constraints
     settings = read_pip_settings(lane.python)
+    check_disk(lane, settings)
     tool = get_tool(lane, settings)
     write_allowed_pins(lane, settings.get("constraint", []))
 

