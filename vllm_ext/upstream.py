@@ -74,7 +74,7 @@ OBJECTS = (
         FOLDERS, "packed_modules_mapping",
         owner="vllm.model_executor.layers.quantization.base_config.QuantizationConfig",
     ),
-    *touches(FOLDERS, "map_name", "get_rename_mapper", owner="vllm.model_executor.models.utils.WeightsMapper"),
+    *touches(FOLDERS, "apply_dict", "get_rename_mapper", owner="vllm.model_executor.models.utils.WeightsMapper"),
     *touches(
         FOLDERS, "process_weights_after_loading", "apply_weights",
         owner="vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel.MPLinearKernel",

@@ -1,5 +1,6 @@
-"""An alarm for what moves in other projects: every name of theirs that our code touches beyond what they document is
-looked for in what is installed.
+"""An alarm for what moves in other projects: names of theirs that our code touches beyond what they document are
+looked for in what is installed. They are those of the lists, among them every private one, and those that our sources
+show (code.py). A public attribute of an object whose class no annotation tells is neither: only tests meet it.
 
     sources.py   their sources, parsed and never imported: what is defined under a dotted name
     code.py      our sources: which of their names are touched (imports, overridden and replaced methods, attributes)

@@ -19,13 +19,8 @@ def lines(results: Sequence[Compared]) -> list[str]:
     """What is printed: a line for each package, below it what has moved."""
     shown = []
     for result in results:
-        name = f"{result.surface}: {result.package}"
-        if result.version is None:
-            shown.append(f"{name} is not installed: skipped")
-            continue
-        new = f", newer or older than those seen ({result.seen})" if result.is_new else ""
-        how = f"{len(result.moved)} of {result.names} moved" if result.moved else f"all {result.names} in their place"
-        shown.append(f"{name} {result.version}{new}: {how}")
+        how = " is not installed: skipped" if result.version is None else f" {result.version}: {result.summary}"
+        shown.append(f"{result.surface}: {result.package}{how}")
         shown += [f"  {moved}" for moved in (*result.moved, *result.known)]
     return shown
 

@@ -237,10 +237,7 @@ def _annotated(source: Source) -> Iterator[Touch]:
 
 def undeclared(upstream: Upstream) -> list[str]:
     """`file:line: name` of each name of another project that begins with an underscore, each private method of theirs
-    that is overridden, and each module below the top of theirs, that the list of `upstream` lacks.
-
-    documented: packages whose deeper modules are public.
-    """
+    that is overridden, and each module below the top of theirs (but for `upstream.public`), that the list lacks."""
     declared = {touch.name for touch in upstream.touches}
     words = [*declared, *(word for one in upstream.touches for word in one.says)]
     known = {part for word in words for part in word.split(".")}

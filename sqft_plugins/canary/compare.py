@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import cast
 
 from packaging.specifiers import SpecifierSet
 
@@ -40,8 +41,8 @@ class Compared:
     """One package of another project, as one of ours uses it.
 
     surface: our package. package: theirs. version: None where it is not installed; then nothing was compared.
-    seen: the versions in which everything was in its place. names: how many were looked for. known: what moved, too,
-    and is no fault.
+    seen: the versions in which everything was in its place. names: how many were looked for. known: those that are
+    otherwise, too, and no fault.
     """
 
     surface: str
@@ -57,23 +58,66 @@ class Compared:
         """Whether this version is outside those that were seen."""
         return self.version is not None and not SpecifierSet(self.seen).contains(self.version, prereleases=True)
 
+    @property
+    def summary(self) -> str:
+        """How many are in their place, and whether anybody has seen this version."""
+        in_place = f"all {self.names - len(self.known)} in their place"
+        parts = [f"{len(self.moved)} of {self.names} moved" if self.moved else in_place]
+        parts += [f"{len(self.known)} otherwise, and known"] if self.known else []
+        parts += [f"newer or older than those seen ({self.seen})"] if self.is_new else []
+        return ", ".join(parts)
 
-def lists() -> list[Upstream]:
+
+@dataclass(frozen=True)
+class Broken:
+    """A plug-in whose list cannot be had, or read. why: its error."""
+
+    plugin: str
+    why: str
+
+    @property
+    def result(self) -> Compared:
+        moved = Moved("sqft_upstream", f"fails: {self.why}", "nothing that this plug-in touches is looked for")
+        return Compared(self.plugin, self.plugin, version_of(self.plugin) or "0", "", 1, (moved,))
+
+
+def lists() -> list[Upstream | Broken]:
     """Those of all plug-ins, through the hook `sqft_upstream`."""
-    return [one for found in get_manager().hook.sqft_upstream() for one in found]
+    found: list[Upstream | Broken] = []
+    for hook in reversed(get_manager().hook.sqft_upstream.get_hookimpls()):
+        try:
+            found += cast(Iterable[Upstream], hook.function())
+        except Exception as error:  # its list is lost, everybody else's are not
+            found.append(Broken(hook.plugin_name, _line(error)))
+    return found
 
 
-def compare(upstreams: Iterable[Upstream], probe: bool = True) -> list[Compared]:
+def compare(upstreams: Iterable[Upstream | Broken], probe: bool = True) -> list[Compared]:
     """A result for each package of each surface. probe: run what has to be tried out, too: it imports the packages."""
-    forget()
-    modules_of.cache_clear()
+    _forget()
     results = []
     for upstream in upstreams:
-        with uncollected():  # syntax trees are many small objects: 3 CPU-seconds, and 7 with the collector
-            found = derived(upstream)
-            compared = [_compare(upstream, found, package) for package in upstream.seen]
-        results += [_probed(upstream, one) for one in compared] if probe else compared
+        if isinstance(upstream, Broken):
+            results.append(upstream.result)
+            continue
+        try:
+            with uncollected():  # syntax trees are many small objects: 3 CPU-seconds, and 7 with the collector
+                found = derived(upstream)
+                compared = [_compare(upstream, found, package) for package in upstream.seen]
+            results += [_probed(upstream, one) for one in compared] if probe else compared
+        except Exception as error:  # a list of somebody else's may hold anything
+            results.append(Broken(upstream.code, _line(error)).result)
     return results
+
+
+def _forget() -> None:
+    forget()
+    modules_of.cache_clear()
+    _distributions.cache_clear()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
@@ -82,9 +126,16 @@ def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
     if version is None:
         return Compared(upstream.code, package, None, seen, 0, ())
 
+    SpecifierSet(seen)  # raises here where a list has a wrong one
     touches = _touches(upstream, found, package, version)
-    moved = tuple(Moved(touch.name, how, touch.loss, touch.used) for touch in touches if (how := how_moved(touch)))
-    return Compared(upstream.code, package, version, seen, len(touches), moved)
+    moved: dict[str, Moved] = {}
+    for touch in touches:
+        place = find(touch.name)
+        if place is not None and place.module.problem:  # said once, of the file
+            moved.setdefault(file := place.module.name, Moved(file, place.module.problem, touch.loss, touch.used))
+        elif how := how_moved(touch):
+            moved[touch.name] = Moved(touch.name, how, touch.loss, touch.used)
+    return Compared(upstream.code, package, version, seen, len(touches), tuple(moved.values()))
 
 
 def _touches(upstream: Upstream, found: list[Touch], package: str, version: str) -> list[Touch]:
@@ -98,11 +149,13 @@ def _touches(upstream: Upstream, found: list[Touch], package: str, version: str)
     ]
 
 
-def looked_for(upstreams: Iterable[Upstream]) -> Iterator[tuple[str, Touch]]:
+def looked_for(upstreams: Iterable[Upstream | Broken]) -> Iterator[tuple[str, Touch]]:
     """(package of ours, what it touches): every name that `compare` looks for in what is installed."""
-    forget()
-    modules_of.cache_clear()
+    _forget()
     for upstream in upstreams:
+        if isinstance(upstream, Broken):
+            yield upstream.plugin, Touch("sqft_upstream", f"fails: {upstream.why}")
+            continue
         with uncollected():
             found = derived(upstream)
         for package in upstream.seen:
@@ -146,8 +199,10 @@ def how_moved(touch: Touch) -> str | None:
     found = find(touch.name)
     if found is None:
         return f"gone{_nearest(touch.name)}"
-    if touch.parameters is not None and (takes := parameters(found.node)) is not None:
-        wanted = [word.strip() for word in touch.parameters.split(",") if word]
+    if touch.parameters is not None and not found.module.is_compiled:
+        takes, wanted = parameters(found.node), [word.strip() for word in touch.parameters.split(",") if word]
+        if takes is None:
+            return f"its parameters {touch.parameters} cannot be seen any more"
         if not _fits(wanted, takes):
             return f"parameters {touch.parameters} → {', '.join(takes)}"
     missing = [word for word in touch.says if word not in found.text]
@@ -181,5 +236,5 @@ def how_failed(probe: Probe) -> str | None:
     try:
         found: str | None = getattr(importlib.import_module(module), function)()
     except Exception as error:  # whatever another project does now
-        return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        return _line(error)
     return found

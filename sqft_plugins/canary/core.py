@@ -55,6 +55,7 @@ TOUCHES = (
     *touches(EVAL, "_metric_fn_list", "multiple_input", "eval_docs", owner="lm_eval.api.task.ConfigurableTask"),
 )  # fmt: skip
 
+CACHE = "options and long texts are not scored, and a generating adapter looks at the whole base for every token"
 RESTORED = "checkpoint/restore.py takes both from the folder"
 PROBES = (
     Probe(
@@ -68,6 +69,10 @@ PROBES = (
     Probe(
         "a layer that transformers dequantized keeps its `weight_scale`", INT4,
         "sqft_plugins.canary.probes:int4_keeps_its_scale", ("transformers", "compressed_tensors"), copes=RESTORED,
+    ),
+    Probe(
+        "the output of a forward has one of the names of the cache that we know", CACHE,
+        "sqft_plugins.evaluate.probes:cache_is_named", ("transformers",),
     ),
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ MODULE = "model.layers.0.mlp.up_proj"
 def int4_is_restored() -> str | None:
     """Whether `restore_grids` knows a model again that transformers has read."""
     with _read() as (model, written):
-        restore_grids(model)
+        restore_grids(model, quiet=True)
         layer = model.get_submodule(MODULE)
         return _other_weights(layer, written) if has_grid(layer) else "the layer is not taken for an INT4 one"
 

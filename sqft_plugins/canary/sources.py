@@ -12,19 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 
 LAZY = "_LazyModule("
-"""What transformers puts in the place of a package: its names come from hundreds of files, and are public."""
+"""What transformers puts in the place of a package."""
 _resolving: set[tuple[str, str]] = set()
+_found: dict[str, Definition | None] = {}
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Definition:
     """What stands under a name. node: its class, function or assignment; None for a module, and where the source does
-    not tell what it is (made by a call, inherited from a class that is not Python)."""
+    not tell what it is (made when it is asked for, inherited from a class that is not Python)."""
 
     module: Module
     node: ast.AST | None
@@ -40,18 +41,42 @@ class Definition:
 
 
 class Module:
-    """One source file. name: dotted. table: what is defined in it, in all branches of an `if` or `try`."""
+    """One source file, or a compiled module without a stub, whose text is empty. name: dotted. table: what is defined
+    in it, in all branches of an `if` or `try`."""
 
     def __init__(self, name: str, file: Path):
         self.name, self.file = name, file
 
     @cached_property
     def text(self) -> str:
-        return self.file.read_text(encoding="utf-8", errors="replace")
+        return "" if self.is_compiled else self.file.read_text(encoding="utf-8", errors="replace")
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+        """Empty where the source cannot be parsed."""
+        return self._parsed[0]
+
+    @property
+    def problem(self) -> str:
+        """Why the source cannot be parsed, empty where it can."""
+        return self._parsed[1]
+
+    @cached_property
+    def _parsed(self) -> tuple[ast.Module, str]:
+        try:
+            return ast.parse(self.text), ""
+        except (SyntaxError, ValueError, RecursionError) as error:  # ValueError: a null byte
+            line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            return ast.Module([], []), f"cannot be parsed: {str(error).partition(' (')[0]}{line}"
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.name.endswith(tuple(EXTENSION_SUFFIXES))
+
+    def may_make(self, name: str) -> bool:
+        """Whether it makes names when they are asked for, and has this one as a string."""
+        is_named = f'"{name}"' in self.text or f"'{name}'" in self.text
+        return is_named and (LAZY in self.text or "__getattr__" in self.table)
 
     @cached_property
     def table(self) -> dict[str, list[ast.AST]]:
@@ -102,7 +127,8 @@ def _statements(block: ast.AST) -> Iterator[ast.stmt]:
 
 @cache
 def load(name: str) -> Module | None:
-    """The module of a dotted name, None where there is none. A compiled one is read from its stub (`.pyi`)."""
+    """The module of a dotted name, None where there is none. A compiled one is read from its stub (`.pyi`), if it has
+    one."""
     spec = _spec(name)
     if spec is None:
         return None
@@ -114,6 +140,7 @@ def load(name: str) -> Module | None:
         *(file for file in files if file.suffix == ".py"),
         *([parent / stub / "__init__.pyi", parent / f"{stub}.pyi"] if parent else []),
         *(place / "__init__.pyi" for place in places),
+        *(file for file in files if file.name.endswith(tuple(EXTENSION_SUFFIXES))),
     ]
     found = next((file for file in candidates if file.is_file()), None)
     return None if found is None else Module(name, found)
@@ -139,52 +166,78 @@ def forget() -> None:
     """Reads everything anew: a package was installed or moved meanwhile."""
     load.cache_clear()
     _spec.cache_clear()
-    find.cache_clear()
+    members_of.cache_clear()
+    _found.clear()
 
 
-@cache
 def find(name: str) -> Definition | None:
     """What stands under a dotted name: a module, what is in one, or an attribute of a class, also one that only its
-    instances have. None where nothing does."""
+    instances have. None where nothing does.
+
+    What a lazy module makes of a string is believed to be there where it is the last part of the name: what is below
+    it cannot be seen.
+    """
+    if name in _found:
+        return _found[name]
+    found = _walked(name)
+    if not _resolving:  # within a circle of imports, None may only mean: not yet
+        _found[name] = found
+    return found
+
+
+def _walked(name: str) -> Definition | None:
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         module = load(".".join(parts[:count]))
         if module is not None:
             found: Definition | None = Definition(module, None)
-            for position, part in enumerate(parts[count:]):
-                found = _in_module(module, part) if position == 0 else _attribute(found, part)
+            for position, part in enumerate(parts[count:], count):
+                may_be_lazy = position == len(parts) - 1
+                found = _in_module(module, part, may_be_lazy) if position == count else _attribute(found, part)
                 if found is None:
                     return None
             return found
     return None
 
 
-def _in_module(module: Module, name: str) -> Definition | None:
+def _in_module(module: Module, name: str, may_be_lazy: bool = True) -> Definition | None:
+    """may_be_lazy: believe a lazy module that it has the name, where only a string says so."""
     if (module.name, name) in _resolving:  # modules that import each other
         return None
     _resolving.add((module.name, name))
     try:
-        return _looked_up(module, name)
+        return _looked_up(module, name, may_be_lazy)
     finally:
         _resolving.discard((module.name, name))
 
 
-def _looked_up(module: Module, name: str) -> Definition | None:
+def _looked_up(module: Module, name: str, may_be_lazy: bool) -> Definition | None:
+    if module.is_compiled:
+        return Definition(module, None)
+    if name in module.text or "import *" in module.text:  # others of hundreds of files are not parsed
+        if module.problem:
+            return Definition(module, None)
+        found = _defined(module, name)
+        if found is not None:
+            return found
+
+    submodule = load(f"{module.name}.{name}")
+    is_there = submodule is not None or (may_be_lazy and module.may_make(name))
+    return Definition(submodule or module, None) if is_there else None
+
+
+def _defined(module: Module, name: str) -> Definition | None:
     for node in module.table.get(name, []):
         found = _followed(module, node, name)
         if found is not None:
             return found
-    if "__getattr__" in module.table or LAZY in module.text:
-        submodule = load(f"{module.name}.{name}")
-        return Definition(submodule or module, None)
     for node in module.table.get("*", []):
         assert isinstance(node, ast.ImportFrom)
         other = load(module.imported(node))
-        found = _in_module(other, name) if other is not None else None
+        found = _in_module(other, name, may_be_lazy=False) if other is not None else None
         if found is not None:
             return found
-    submodule = load(f"{module.name}.{name}")
-    return Definition(submodule, None) if submodule is not None else None
+    return None
 
 
 def _followed(module: Module, node: ast.AST, name: str) -> Definition | None:
@@ -231,17 +284,16 @@ def _attribute(owner: Definition | None, name: str) -> Definition | None:
 
 
 def member(owner: Definition, name: str) -> Definition | None:
-    """A method or attribute of a class, its own or inherited; an unknown definition where one of its bases cannot be
-    read."""
-    known = True
+    """A method or attribute of a class, its own or inherited; where one of its bases cannot be read, that base."""
+    unread = None
     for cls in ancestors(owner):
         if not isinstance(cls.node, ast.ClassDef):
-            known = False
+            unread = cls
             continue
         nodes = members_of(cls).get(name)
         if nodes:
             return Definition(cls.module, nodes[0])
-    return None if known else Definition(owner.module, None)
+    return unread
 
 
 def ancestors(owner: Definition, seen: frozenset[int] = frozenset()) -> Iterator[Definition]:

@@ -26,9 +26,9 @@ from sqft_plugins.structure import is_linear, set_weight, weight_of
 
 
 @torch.no_grad()
-def restore_grids(model: nn.Module) -> None:
+def restore_grids(model: nn.Module, quiet: bool = False) -> None:
     """Gives the INT4 linears of a stock model what `load_model` gives them: the grid, as buffers that are not saved,
-    and exact weights, written in place, which it says.
+    and exact weights, written in place, which it says unless `quiet`.
 
     A layer is INT4 where it has a grid, or where its weight is that of the folder that the model was loaded from
     (`name_or_path`; a name on the hub is looked up in its cache), rounded as transformers rounds it. Other layers, and
@@ -45,7 +45,7 @@ def restore_grids(model: nn.Module) -> None:
         weight = layer._parameters.get("weight")  # packed, computed anew or sharded weights have no such parameter
         if is_linear(layer) and not has_grid(layer) and weight is not None and type(weight.data) is torch.Tensor:
             changed += 0 if weight.is_meta else _restore(layer, folder, name)
-    if changed:
+    if changed and not quiet:
         say(
             f"{folder.path}: {changed} weights are exact now, which transformers had rounded: load_model, or "
             "dtype='auto', loads them so"

@@ -117,20 +117,16 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-def canary_checks(deep: bool) -> Iterator[Check]:
-    """A row for each package of other projects whose names we touch (deep), or the command that looks for them."""
-    if not deep:
-        yield Check("names of other projects", "ok", f"not looked for: sqft doctor --deep, or {CANARY}")
-        return
+def canary_checks() -> Iterator[Check]:
+    """A row for each package of other projects whose names we touch."""
     from sqft_plugins.canary import compare, lists
 
     for result in compare(lists()):
         if result.version is not None:
-            name, moved = f"names of {result.package} ({result.surface})", result.moved
-            found = (
-                f"{len(moved)} of {result.names} moved: {moved[0]}" if moved else f"all {result.names} in their place"
-            )
-            yield Check(name, "wrong" if moved else "ok", found, f"{CANARY} lists what breaks" if moved else "")
+            shown = "; ".join(map(str, (*result.moved[:1], *result.known)))
+            found = f"{result.summary}: {shown}" if shown else result.summary
+            name, remedy = f"names of {result.package} ({result.surface})", f"{CANARY} lists what breaks"
+            yield Check(name, "wrong" if result.moved else "ok", found, remedy if result.moved else "")
 
 
 class DoctorSettings(Settings):
@@ -147,7 +143,7 @@ class DoctorSettings(Settings):
 def command(settings: DoctorSettings) -> Found:
     """Check the environment. Exit code 1 when something is wrong; what is missing is optional, its remedy is shown."""
     deep = settings.deep
-    checks = [*machine_checks(), *core_checks(deep), *plugin_checks(deep), *canary_checks(deep)]
+    checks = [*machine_checks(), *core_checks(deep), *plugin_checks(deep), *(canary_checks() if deep else ())]
     wrong = sum(check.status == "wrong" for check in checks)
 
     def show() -> None:
@@ -155,6 +151,8 @@ def command(settings: DoctorSettings) -> Found:
         for check in checks:
             if check.remedy:
                 click.echo(f"{check.name} is {check.status}: {check.remedy}")
+        if not deep:
+            click.echo(f"What the installed versions of other projects may have moved: sqft doctor --deep, or {CANARY}")
         click.echo("Nothing is wrong." if not wrong else f"{wrong} wrong.")
 
     return Found({"ok": not wrong, "checks": [asdict(check) for check in checks]}, show, code=int(wrong > 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
@@ -27,6 +27,9 @@ from vllm_ext.quantization.linear import SQFTLinearMethod
 from vllm_ext.quantization.loading import check_compact
 from vllm_ext.quantization.sources import check_folder, weights_state
 from vllm_ext.variables import forced_operator
+
+if TYPE_CHECKING:
+    from vllm.model_executor.models.utils import WeightsMapper
 
 logger = init_logger("vllm.sqft")
 
@@ -95,7 +98,7 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
         self.__dict__.update(state)
         meet()
 
-    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
         super().apply_vllm_mapper(hf_to_vllm_mapper)
         self.sources = hf_to_vllm_mapper.apply_dict(self.sources)
 

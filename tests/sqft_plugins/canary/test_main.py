@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from sqft_plugins.canary import __main__ as command
+from sqft_plugins.canary.compare import Broken
 from sqft_plugins.plugins.protocols import Touch
 
 
@@ -21,7 +22,7 @@ def one(written, monkeypatch):
 def test_nothing_moved(one, capsys):
     written, _ = one
     assert command.main([]) == 0
-    shown = f"{written.ours}: {written.theirs} 0, newer or older than those seen (>=2): all 1 in their place"
+    shown = f"{written.ours}: {written.theirs} 0: all 1 in their place, newer or older than those seen (>=2)"
     assert capsys.readouterr().out.strip() == shown
 
 
@@ -65,3 +66,9 @@ def test_every_name_that_is_looked_for_can_be_listed(one, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{written.ours}: {written.theirs}.engine.Engine: a"
     assert second == f"{written.ours}: {written.theirs}.engine.run(self, x): nothing runs (ours.py:3)"
+
+
+def test_a_plug_in_whose_list_fails_is_listed(monkeypatch, capsys):
+    monkeypatch.setattr(command, "lists", lambda: [Broken("theirs", "KeyError: 'x'")])
+    assert command.main(["--list"]) == 0
+    assert capsys.readouterr().out == "theirs: sqft_upstream: fails: KeyError: 'x'\n"

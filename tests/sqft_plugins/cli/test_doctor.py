@@ -50,13 +50,28 @@ def test_what_moved_in_other_projects_is_wrong_and_plain_doctor_names_the_comman
     moved = Moved("torch.gone", "gone", "nothing runs")
     results = [Compared("core", "torch", "2.1", "", 3, (moved,)), Compared("core", "peft", None, "", 0, ())]
     monkeypatch.setattr("sqft_plugins.canary.compare", lambda lists: results)
-    assert "python -m sqft_plugins.canary" in run()[1]["names of other projects"]["found"]
+    assert not any("names of" in name for name in run()[1])
+    assert "python -m sqft_plugins.canary" in CliRunner().invoke(doctor.command, []).output
 
     code, rows = run("--deep")
     assert code == 1
     assert rows["names of torch (core)"]["status"] == "wrong"
     assert rows["names of torch (core)"]["found"] == "1 of 3 moved: torch.gone: gone. Without it: nothing runs"
     assert not any("peft" in name and "names" in name for name in rows)
+
+
+def test_what_is_otherwise_and_known_is_shown_and_is_no_fault(host, monkeypatch):
+    known = Moved("it holds", "it is otherwise", "nothing runs", "", "we go round it")
+    results = [Compared("core", "torch", "2.1", "<2", 3, (), (known,))]
+    monkeypatch.setattr("sqft_plugins.canary.compare", lambda lists: results)
+
+    code, rows = run("--deep")
+    assert code == 0
+    assert rows["names of torch (core)"]["status"] == "ok"
+    assert rows["names of torch (core)"]["found"] == (
+        "all 2 in their place, 1 otherwise, and known, newer or older than those seen (<2): "
+        "it holds: it is otherwise. Known: we go round it"
+    )
 
 
 def plug(host, name: str, rows) -> None:
