@@ -25,7 +25,8 @@ LIGHT = (
     "rich.progress",
     "rich.table",
     "ruamel.yaml",
-    "setuptools.command.build_ext",  # of kernels/build.py, which knows the compiler
+    "setuptools.command.bdist_wheel",
+    "setuptools.command.build_ext",  # both of kernels/build.py, which knows the compiler
     "yaml",
 )
 """The libraries that an answer may import; whatever else they bring is theirs."""

@@ -33,7 +33,7 @@ def run(*arguments: str):
     """Exit code as `sqft doctor` has it, and the rows by name."""
     result = CliRunner().invoke(doctor.command, ["--json", *arguments], standalone_mode=False)
     assert result.exception is None, result.exception
-    report = json.loads(result.output)
+    report = json.loads(result.stdout)  # libraries may write to stderr
     assert report["ok"] == (not result.return_value)
     return result.return_value, {row["name"]: row for row in report["checks"]}
 
