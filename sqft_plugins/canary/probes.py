@@ -3,10 +3,11 @@ Each returns why it does not hold, or None."""
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def _read() -> Iterator[tuple[nn.Module, QuantizedWeight]]:
     tensors |= int4_tensors(MODULE, written, grid, torch.bfloat16)
     others = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != MODULE]
 
-    with tempfile.TemporaryDirectory() as folder, quiet_libraries(), warnings.catch_warnings():
+    # compressed-tensors draws a bar that no setting of its own turns off
+    no_bar = redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries(), no_bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.config.quantization_config = quantization_config(grid, others)
         model.config.save_pretrained(folder)
