@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.grid import dequantize
 
 
@@ -59,8 +60,15 @@ def test_the_int4_folder_loads_in_stock_transformers(demo) -> None:
 
     out, _ = demo
     folder = ModelFolder(out / "int4")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder.path, quantization_config=CompressedTensorsConfig(dequantize=True), dtype=torch.float32
-    )
-    modules = dict(model.named_modules())
-    assert all(torch.equal(modules[name].weight, folder.weight(name)) for name in folder.int4.modules)
+    settings = CompressedTensorsConfig(dequantize=True)
+
+    # in the folder's own dtype: each weight is rounded once
+    model = AutoModelForCausalLM.from_pretrained(folder.path, quantization_config=settings, dtype="auto")
+    weights = {name: model.get_submodule(name).weight for name in folder.int4.modules}
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(weight, folder.weight(name).bfloat16()) for name, weight in weights.items())
+
+    # in float32, where transformers rounds to bfloat16 first from 5.24 on: exact once our code has met the model
+    model = AutoModelForCausalLM.from_pretrained(folder.path, quantization_config=settings, dtype=torch.float32)
+    restore_grids(model)
+    assert all(torch.equal(model.get_submodule(name).weight, folder.weight(name)) for name in folder.int4.modules)
