@@ -22,6 +22,7 @@ from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
+from sqft_plugins.checkpoint.model_file import open_model
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
@@ -109,7 +110,7 @@ def int4_folder(model: nn.Module, config: SQFTConfig) -> ModelFolder:
 
 def _open(name: str, config: SQFTConfig) -> ModelFolder:
     try:
-        folder = ModelFolder(local_folder(name))
+        folder = open_model(local_folder(name))
     except CheckpointError as error:
         raise CheckpointError(
             f"grid={name!r} cannot be read ({error}): config = SQFTConfig.from_pretrained(adapter), set config.grid, "

@@ -27,7 +27,7 @@ from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.lora_config import pattern_value, sub_adapter_alpha
 from sqft_plugins.adapter.tensor_names import in_base
-from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint import open_model
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
@@ -99,7 +99,7 @@ class SQFTTuner(PeftTuner):
     def check(self, base: Path, settings: Any) -> None:
         """Raises SQFTError for a field that cannot work, for a quantization-aware adapter without an INT4 folder, and
         for another masked adapter over an INT4 base."""
-        config, folder = self._config(settings), ModelFolder(base)
+        config, folder = self._config(settings), open_model(base)
         if config.quantization_aware:
             check_grid(folder, config)
         elif config.sparse and folder.grid is not None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
+from sqft_plugins.model_files import open_file, record_of
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
@@ -113,16 +114,23 @@ def structure_of(model: nn.Module) -> Structure:
 
 
 def structure_of_folder(path: str | Path) -> Structure:
-    """The structure of a saved model from its config.json alone: no weight is read or allocated.
+    """The structure of a saved model from its configuration alone: no weight is read or allocated.
 
     Raises CheckpointError for a config that transformers does not know.
     """
-    file = Path(path) / "config.json"
-    return _structure_of_folder(str(path), file.read_bytes() if file.is_file() else b"")
+    return _structure_of_folder(str(path), _content(Path(path)))
+
+
+def _content(path: Path) -> Any:
+    """What the structure of a model depends on: another content, another structure."""
+    if path.is_file():
+        return record_of(path)
+    file = path / "config.json"
+    return file.read_bytes() if file.is_file() else b""
 
 
 @lru_cache(maxsize=8)
-def _structure_of_folder(path: str, content: bytes) -> Structure:
+def _structure_of_folder(path: str, content: Any) -> Structure:
     config = transformers_config(path)
     if hasattr(config, "quantization_config"):  # the structure is that of the float model
         del config.quantization_config
@@ -133,7 +141,10 @@ def _structure_of_folder(path: str, content: bytes) -> Structure:
 
 
 def transformers_config(path: str | Path) -> Any:
-    """`AutoConfig.from_pretrained`. Raises CheckpointError for a config.json that transformers does not know."""
+    """`AutoConfig.from_pretrained`; of a model that is a file, what its plug-in makes of it. Raises CheckpointError for
+    a config.json that transformers does not know."""
+    if (file := open_file(path)) is not None:
+        return file.transformers_config()
     from transformers import AutoConfig
 
     with _known_to_transformers(path):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from sqft_plugins.errors import CheckpointError, first_line
+from sqft_plugins.model_files import reader_of
 from sqft_plugins.progress import say
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "README*"]
@@ -13,7 +14,10 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"
 
 
 def local_folder(model: str | Path) -> Path:
-    """The folder of a model; a name on the hub is downloaded into the hub's cache first. Raises CheckpointError."""
+    """The folder of a model, or the file of one that a plug-in reads; a name on the hub is downloaded into the hub's
+    cache first. Raises CheckpointError."""
+    if (reader := reader_of(model)) is not None:
+        return reader.locate(model)
     check_name(model)
     if Path(model).is_dir():
         return Path(model)
@@ -51,6 +55,14 @@ def check_folder(path: str | Path) -> Path:
             f"model {path} has no config.json: give a model folder; if it is an adapter, give its base model"
         )
     return config
+
+
+def check_model(model: str | Path) -> None:
+    """Raises CheckpointError for what is neither a model folder nor a model that a plug-in reads."""
+    if reader_of(model) is None:
+        if Path(model).is_file():
+            raise CheckpointError(f"model {model} is a file that no plug-in reads: give a model folder or a .gguf file")
+        check_folder(model)
 
 
 def check_name(model: str | Path) -> None:

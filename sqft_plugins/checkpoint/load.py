@@ -21,6 +21,7 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import check_name, unknown_model
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
 from sqft_plugins.hardware import uncollected
+from sqft_plugins.model_files import open_file
 from sqft_plugins.progress import quiet_libraries
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
@@ -29,8 +30,11 @@ VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json
 
 def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
     """`AutoModelForCausalLM.from_pretrained`; INT4 folders of every format as plain linears, exact in `dtype` and with
-    their grid (dequantize.py). A name that is no local folder is looked up on the hub. Raises CheckpointError,
-    GridError."""
+    their grid (dequantize.py); a file that a plug-in reads as its plug-in loads it. A name that is no local folder is
+    looked up on the hub. Raises CheckpointError, GridError."""
+    if (file := open_file(path)) is not None:
+        with quiet_libraries():
+            return file.load(dtype, **kwargs).eval()
     check_name(path)
     folder = ModelFolder(path) if Path(path).is_dir() else None
 
@@ -65,7 +69,10 @@ def save_model(model: PreTrainedModel, folder: str | Path, **kwargs: Any) -> Non
 
 @uncollected()
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """`AutoTokenizer.from_pretrained`; raises CheckpointError where the folder has none."""
+    """`AutoTokenizer.from_pretrained`; of a model that is a file, what its plug-in makes of it. Raises CheckpointError
+    where the folder has none."""
+    if (model := open_file(path)) is not None:
+        return model.tokenizer()
     check_name(path)
     folder = Path(path)
     if folder.is_dir() and not any(file for pattern in VOCABULARY for file in folder.glob(pattern)):

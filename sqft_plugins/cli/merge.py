@@ -9,7 +9,7 @@ import click
 
 from sqft_plugins.cli.verb import AtRank, Found, verb
 from sqft_plugins.settings import option
-from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL
 
 
 class MergeSettings(AtRank):
@@ -22,7 +22,7 @@ class MergeSettings(AtRank):
     "sqft merge models/gemma-50 adapters/math --rank configuration.json --out models/gemma-50-math --json",
     settings=MergeSettings,
 )
-@click.argument("model", type=MODEL_FOLDER)
+@click.argument("model", type=MODEL)
 @click.argument("adapter", type=ADAPTER_FOLDER)
 def command(model: str, adapter: str, settings: MergeSettings) -> Found:
     """Merge ADAPTER into MODEL at a rank.

@@ -12,7 +12,7 @@ from sqft_plugins.cli.verb import Found, Overwrite, verb
 from sqft_plugins.search.methods import check_outputs, method_of
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
 from sqft_plugins.settings import option
-from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL_FOLDER
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL
 
 
 class StudySettings(Overwrite):
@@ -38,7 +38,7 @@ class StudySettings(Overwrite):
     settings=SearchSettings,
     study=StudySettings,
 )
-@click.argument("model", type=MODEL_FOLDER)
+@click.argument("model", type=MODEL)
 @click.argument("adapter", type=ADAPTER_FOLDER)
 def command(model: str, adapter: str, inputs: SearchInputs, settings: SearchSettings, study: StudySettings) -> Found:
     """Search the best rank of every layer of ADAPTER over MODEL.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sqft_plugins.cli.verb import Found, Output, verb
-from sqft_plugins.settings.checked import MODEL_FOLDER
+from sqft_plugins.settings.checked import MODEL
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
 
 
@@ -25,7 +25,7 @@ from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettin
     training=TrainSettings,
     output=Output,
 )
-@click.argument("model", type=MODEL_FOLDER)
+@click.argument("model", type=MODEL)
 def command(
     model: str, inputs: TrainInputs, adapter: AdapterSettings, training: TrainSettings, output: Output
 ) -> Found | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Engine,
         Exporter,
         Inspector,
+        ModelReader,
         Pruner,
         Quantizer,
         Searcher,
@@ -77,6 +78,12 @@ def sqft_engines() -> Iterable[Engine]:
 def sqft_inspectors() -> Iterable[Inspector]:
     """Readers for `sqft inspect PATH` of paths that are no model or adapter folder; the first that says it opens the
     path is used."""
+
+
+@hookspec
+def sqft_models() -> Iterable[ModelReader]:
+    """Models that are no folder, such as a `.gguf` file, for whatever trains, merges or loads one; the first that says
+    it opens the path is used."""
 
 
 @hookspec

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from sqft_plugins.checkpoint.model_file import ModelFile
     from sqft_plugins.checkpoint.stamp import GridStamp
     from sqft_plugins.grid import QuantizedWeight
     from sqft_plugins.mask import Pattern
@@ -140,6 +141,21 @@ class Inspector(Protocol):
     def inspect(self, path: Path, patterns: Sequence[Pattern]) -> Mapping[str, Any]:
         """A report of the layout of `sqft_plugins.inspect.inspect_model` with a `kind` of its own. patterns: the N:M to
         judge, for `sqft_plugins.inspect.report.zeros_of`."""
+
+
+class ModelReader(Protocol):
+    """Models that are files. name: what it reads."""
+
+    name: str
+
+    def opens(self, model: str | Path) -> bool:
+        """Whether it reads a path or name, by the name or the first bytes, nothing more."""
+
+    def locate(self, model: str | Path) -> Path:
+        """The file here; a name on the hub is downloaded into the hub's cache first. Raises SQFTError."""
+
+    def open(self, path: Path) -> ModelFile:
+        """The model of a file; weights are read when they are asked for. Raises SQFTError."""
 
 
 @dataclass(frozen=True)

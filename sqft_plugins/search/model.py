@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter.saved import SavedAdapter
-from sqft_plugins.checkpoint import ModelFolder, load_model, load_tokenizer
+from sqft_plugins.checkpoint import load_model, load_tokenizer, open_model
 from sqft_plugins.errors import KernelError, SQFTError
 from sqft_plugins.evaluate.accelerated import accelerate_tuned, check_packable
 from sqft_plugins.evaluate.identity import adapter_hash
@@ -35,7 +35,7 @@ class SearchedModel:
     def __init__(
         self, base: str | Path, adapter: SavedAdapter, grid: Path | None, dtype: str, accelerate: bool = False
     ):
-        self.folder, self.adapter, self.tuner, self.grid = ModelFolder(base), adapter, adapter.tuner, grid
+        self.folder, self.adapter, self.tuner, self.grid = open_model(base), adapter, adapter.tuner, grid
         self.dtype, self.accelerate = parse_dtype(dtype), accelerate
         self.runs = 0
 

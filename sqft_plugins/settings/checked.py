@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from sqft_plugins.checkpoint.hub import check_folder, check_name
+from sqft_plugins.checkpoint.hub import check_folder, check_model, check_name
 from sqft_plugins.configurations import read_configuration
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.hardware import check_dtype
@@ -108,6 +108,8 @@ def _adapter_folder(path: str, argument: str) -> None:
 
 THERE = CheckedPath(_there)
 """A path of any kind."""
+MODEL = CheckedPath(lambda path, _: check_model(path))
+"""A model folder, or a model that a plug-in reads, such as a GGUF file."""
 MODEL_FOLDER = CheckedPath(lambda path, _: check_folder(path))
 MODEL_NAME = CheckedPath(_model_name)
 """A model folder, or what can be a name on the hub."""

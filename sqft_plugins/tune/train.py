@@ -18,7 +18,7 @@ from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.adapter.saved import CHAT_TEMPLATE
 from sqft_plugins.cards.adapter import write_training_card
-from sqft_plugins.checkpoint import ModelFolder, load_model, write_folder
+from sqft_plugins.checkpoint import ModelFolder, load_model, open_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.errors import SQFTError
@@ -120,7 +120,8 @@ def train_adapter(
     """
     # everything that can be refused
     method: Tuner = get_manager().get("sqft_tuners", tuner, "--tuner")
-    base = ModelFolder(model_path)
+    base = open_model(model_path)
+    model_path = base.path
     method.check(Path(model_path), adapter)
     check_output_folder(out, overwrite)
     missing = check_targets(adapter.target_modules, model_path)
