@@ -1,0 +1,136 @@
+"""The grid of one weight: the numbers that stay when an adapter is trained, and the two ways between value and code."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.errors import GridError
+from sqft_plugins.grid.kind import GridKind
+from sqft_plugins.grid.kinds import INT4
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The frozen numbers of one weight [out, in]: `value = (level(code) - zero_point) * scale + offset`.
+
+    kind: what a code stands for.
+    scale: float32 [out, groups], the one that multiplies a level (of a K-quant d * sc). It may be 0 or negative.
+    zero_point: uint8 [out, groups]; None for 0.
+    offset: float32 [out, groups] where the kind is affine; None for 0.
+
+    Groups are neighbouring columns, all of one width. Raises GridError for shapes or dtypes that do not go together.
+    Numbers are not looked at here: files of others hold what they hold, and `check_finite` is for who trains or merges.
+    """
+
+    kind: GridKind
+    scale: Tensor
+    zero_point: Tensor | None = None
+    offset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {"scale": torch.float32, "zero_point": torch.uint8, "offset": torch.float32}
+        for name, dtype in wanted.items():
+            part: Tensor | None = getattr(self, name)
+            if part is not None and (part.dtype != dtype or part.dim() != 2 or part.shape != self.scale.shape):
+                raise GridError(
+                    f"{name} of grid {self.kind.name!r} is {part.dtype} {tuple(part.shape)}: "
+                    f"give {dtype} [out, groups], {tuple(self.scale.shape)} as the scale"
+                )
+        if (self.offset is not None) != self.kind.affine:
+            raise GridError(
+                f"grid {self.kind.name!r} {'needs an' if self.kind.affine else 'has no'} offset: take another kind"
+            )
+        if self.zero_point is not None and self.kind.levels is not None:
+            raise GridError(f"grid {self.kind.name!r} is a table and has no zero_point: leave it out")
+
+    @property
+    def groups(self) -> int:
+        """Of one row."""
+        return self.scale.shape[1]
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether 0 is a value of every group, exactly: only then may a mask be kept."""
+        return self.kind.has_zero
+
+    def quantize(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The code of the nearest value → uint8 [rows, in].
+
+        weight: [rows, in], any float dtype, the rows `rows` of the whole one. Computed in float32, of a float64 weight
+        in float64. A weight in the middle of two values gets, on a uniform grid, the even one of their steps
+        `code - zero_point`; on a table, the even one of their codes. Where the scale is 0 all codes are one value: it
+        gets the code `zero_point`, or that of the level nearest to 0. A weight that is not finite gets some code.
+        """
+        grouped = as_exact(weight).unflatten(1, (self.groups, -1))  # [rows, groups, group_size]
+        scale = self.scale[rows].to(grouped.dtype).unsqueeze(-1)
+        divisor = torch.where(scale == 0, math.inf, scale)
+        if self.offset is None:
+            steps = grouped / divisor
+        else:
+            steps = (grouped - self.offset[rows].unsqueeze(-1)).div_(divisor)
+
+        if self.kind.levels is not None:
+            return self.kind.nearest_level(steps).flatten(1)
+        steps.round_()  # in place: training calls this often
+        if self.zero_point is not None:
+            steps.add_(self.zero_point[rows].unsqueeze(-1))
+        return steps.clamp_(0, self.kind.max_code).to(torch.uint8).flatten(1)
+
+    def dequantize(self, codes: Tensor, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values of uint8 codes [rows, in] → [rows, in], computed in float32 and rounded once to `dtype`.
+
+        In float32 `(level - zero_point) * scale` is exact for all kinds of integers and small floats whose scales have
+        at most 17 bits, so that it does not matter whether a runtime fuses the product with the sum.
+        """
+        values = self.kind.level(codes).unflatten(1, (self.groups, -1))  # [rows, groups, group_size]
+        if self.zero_point is not None:
+            values.sub_(self.zero_point[rows].unsqueeze(-1))
+        values.mul_(self.scale[rows].unsqueeze(-1))
+        if self.offset is not None:
+            values.add_(self.offset[rows].unsqueeze(-1))
+        return values.flatten(1).to(dtype)
+
+    def keep_same(self, codes: Tensor, base: Tensor) -> Tensor:
+        """`codes` [out, in], but those of `base` wherever both have the same value: where the scale is 0, or 0 and -0
+        have a code each. So an adapter that changes nothing changes no byte."""
+        new, old = self.dequantize(codes), self.dequantize(base)
+        return torch.where((new == old) | (new.isnan() & old.isnan()), base, codes)
+
+    def take(self, rows: Tensor | slice) -> Grid:
+        """The grid of some rows of the weight, or of all in another order."""
+        return self._each(lambda part: part[rows])
+
+    def to(self, device: torch.device | str) -> Grid:
+        return self._each(lambda part: part.to(device))
+
+    def digest(self) -> str:
+        """SHA-256 over the kind's name and the frozen numbers; of "int4" without the name, as version 0.1 had it."""
+        digest = hashlib.sha256(b"" if self.kind == INT4 else self.kind.name.encode())
+        for part in (self.scale, self.zero_point, self.offset):
+            if part is not None:
+                digest.update(part.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_finite(self, name: str) -> None:
+        """Raises GridError where a number of the grid of `name` is NaN or infinite."""
+        for part in (self.scale, self.offset):
+            if part is not None and not bool(torch.isfinite(part).all()):
+                raise GridError(
+                    f"{name} has a scale that is NaN or infinite: the file is damaged, copy it again, or leave the "
+                    "module out with exclude_modules"
+                )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Grid:
+        parts = (None if part is None else change(part) for part in (self.scale, self.zero_point, self.offset))
+        return Grid(self.kind, *parts)  # type: ignore[arg-type]  # the scale is there
+
+
+def as_exact(weight: Tensor) -> Tensor:
+    """`weight` in float32, which holds every narrower dtype; float64 stays."""
+    return weight if weight.dtype == torch.float64 else weight.to(torch.float32)
