@@ -64,6 +64,12 @@ def target(name: str, folder: Path) -> Path:
     return folder / f"model{Path(_out(name).make_metavar(click.Context(command_of(name)))).suffix}"
 
 
+def files_of(result: Mapping[str, Any], target: Path) -> list[Path]:
+    """The files that an export has left: `target`, or its parts, the first of which is the one to open. The result has
+    the paths of the time of the export; a run folder may have been moved since."""
+    return [target.with_name(Path(part).name) for part in result.get("parts") or [target]]
+
+
 def check(name: str, values: Mapping[str, Any], target: Path) -> None:
     """Raises SQFTError for values that the command would not take. Nothing is run."""
     try:

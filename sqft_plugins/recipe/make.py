@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ class Maker:
 
     out: the run folder.
     stages: the key of a step names its search's study, so that a study of other inputs is never gone on with.
+    results: step → its result, of the steps before: only the result of an export tells whether there are parts.
     """
 
-    def __init__(self, out: Path, stages: Stages):
-        self.out, self.stages = out, stages
+    def __init__(self, out: Path, stages: Stages, results: Mapping[str, Mapping[str, Any]]):
+        self.out, self.stages, self.results = out, stages, results
 
     def make(self, step: Step) -> dict[str, Any]:
         """The result, with what was measured of the output."""
@@ -44,7 +46,8 @@ class Maker:
             "prune": self.prune, "quantize": self.quantize, "train": self.train, "search": self.search,
             "extract": self.extract, "merge": self.merge, "eval": self.eval, "export": self.export,
         }  # fmt: skip
-        return {"verb": step.verb, **verbs[step.verb](step), **measured(step)}
+        result = verbs[step.verb](step)
+        return {"verb": step.verb, **result, **measured(step, result)}
 
     def prune(self, step: Step) -> dict[str, Any]:
         given = step.section.part(PruneSettings).keywords()
@@ -105,7 +108,7 @@ class Maker:
         scores = {}
         labels = labels_of([artefact for artefact, _ in step.targets], self.stages.keys)
         for label, (artefact, rank) in zip(labels, step.targets, strict=True):
-            scores[label] = evaluate(step.section, artefact, rank)
+            scores[label] = evaluate(step.section, self.written(artefact), rank)
             file = self.out / step.name / f"{label}.json"
             with write_file(file, overwrite=True) as target:
                 target.write_text(json.dumps(scores[label], indent=2, default=str) + "\n")
@@ -116,8 +119,14 @@ class Maker:
         step.target.parent.mkdir(parents=True, exist_ok=True)
         return exporting.export(step.section.format, values, step.target)
 
+    def written(self, artefact: Artefact) -> Artefact:
+        """The artefact with the path to open: of a file that an export has written in parts, the first part."""
+        if artefact.kind != "file" or not artefact.step:
+            return artefact
+        return replace(artefact, path=exporting.files_of(self.results[artefact.name], artefact.path)[0])
 
-def measured(step: Step) -> dict[str, Any]:
+
+def measured(step: Step, result: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of what a step has made, as `measured`; empty for ranks and scores."""
     made = step.makes
     if made is None or made.kind == "ranks":
@@ -127,7 +136,8 @@ def measured(step: Step) -> dict[str, Any]:
     if made.kind == "adapter":
         assert made.base is not None
         return {"measured": adapter_numbers(made.path, made.base.path)}
-    return {"measured": file_numbers(step.section.format, made.source, made.path)}
+    files = exporting.files_of(result, made.path)
+    return {"measured": file_numbers(step.section.format, made.source, files)}
 
 
 def evaluate(section: Eval, artefact: Artefact, rank: Chosen | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     }
 
 
-def file_numbers(format_name: str, model: Artefact | None, target: Path) -> dict[str, Any]:
-    """What the exporter's own check finds, where it has one."""
+def file_numbers(format_name: str, model: Artefact | None, files: Sequence[Path]) -> dict[str, Any]:
+    """What the exporter's own check finds, where it has one; bytes: of all parts. files: one, or all parts in order."""
     exporter = get_manager().get("sqft_exporters", format_name, "format")
-    size = target.stat().st_size if target.is_file() else None
+    there = all(file.is_file() for file in files)
+    size = sum(file.stat().st_size for file in files) if there else None
     numbers: dict[str, Any] = {"sparsity": None, "zeros_kept": None, "bits_per_weight": None, "bytes": size}
-    if model is not None and target.is_file() and hasattr(exporter, "verify"):
-        stamp, report = ModelFolder(model.path).stamp, exporter.verify(model.path, target)
+    if model is not None and there and hasattr(exporter, "verify"):
+        stamp, report = ModelFolder(model.path).stamp, exporter.verify(model.path, files[0])
         numbers |= {key: report[key] for key in ("zeros_kept", "bits_per_weight")}
         numbers["sparsity"] = stamp.sparsity if stamp else None
     return numbers

@@ -63,11 +63,12 @@ def run_recipe(
 
         with write_file(out / "recipe.yaml", overwrite=True) as file:
             file.write_text(recipe.text(out), encoding="utf-8")
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
+        maker = Maker(out, stages, results)
         for number, step in enumerate(steps, 1):
             results[step.name] = stages.run(
                 step.name,
-                partial(Maker(out, stages).make, step),
+                partial(maker.make, step),
                 **_asked(step),
                 place=f"{number}/{len(steps)} ",
             )

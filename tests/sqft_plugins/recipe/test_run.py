@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,24 @@ def test_a_recipe_makes_every_step_and_one_table(finished):
     again = run_recipe(read_recipe([out / "recipe.yaml"]))  # as it was run: it knows its paths and its folder
     assert reused(again) == [step["name"] for step in report["steps"]]
     assert again["artefacts"] == report["artefacts"]
+
+
+def test_a_file_in_parts_is_measured_and_scored_as_the_whole_one(finished, tmp_path):
+    file, out, report = finished
+    first = shutil.copytree(out, tmp_path / "first")
+    settings = ["export.split_max_size=100000", "eval.model=[export]"]
+    cut = run_recipe(read_recipe([file], settings), first)
+    parts = sorted((first / "export").iterdir())
+    assert len(parts) > 1
+
+    whole, row = ({row["name"]: row for row in made["artefacts"]}["export"] for made in (report, cut))
+    assert row["bytes"] == sum(part.stat().st_size for part in parts) > whole["bytes"]
+    assert {**row, "bytes": whole["bytes"]} == whole
+    assert whole["scores"]
+
+    moved = first.rename(tmp_path / "second")
+    again = run_recipe(read_recipe([file], [*settings, "eval.limit=2"]), moved)
+    assert set(reused(again)) == {step["name"] for step in again["steps"]} - {"eval"}
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(finished, tiny_llama, tmp_path):
