@@ -127,7 +127,7 @@ def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
         return Compared(upstream.code, package, None, seen, 0, ())
 
     SpecifierSet(seen)  # raises here where a list has a wrong one
-    touches = _touches(upstream, found, package, version)
+    touches = _touches(upstream, found, package)
     moved: dict[str, Moved] = {}
     for touch in touches:
         place = find(touch.name)
@@ -138,13 +138,13 @@ def _compare(upstream: Upstream, found: list[Touch], package: str) -> Compared:
     return Compared(upstream.code, package, version, seen, len(touches), tuple(moved.values()))
 
 
-def _touches(upstream: Upstream, found: list[Touch], package: str, version: str) -> list[Touch]:
-    """What is looked for in this version of a package: of the list, and of what our sources show."""
+def _touches(upstream: Upstream, found: list[Touch], package: str) -> list[Touch]:
+    """What is looked for in a package: of the list, and of what our sources show."""
     listed = [touch for touch in upstream.touches if touch.name.partition(".")[0] == package]
     names = {touch.name for touch in listed}
     found = [touch for touch in found if touch.name.partition(".")[0] == package]
     return [
-        *(touch for touch in listed if SpecifierSet(touch.versions).contains(version, prereleases=True)),
+        *listed,
         *(touch for touch in found if touch.parameters is not None or touch.name not in names),
     ]
 
@@ -159,8 +159,8 @@ def looked_for(upstreams: Iterable[Upstream | Broken]) -> Iterator[tuple[str, To
         with uncollected():
             found = derived(upstream)
         for package in upstream.seen:
-            if (version := version_of(package)) is not None:
-                yield from ((upstream.code, touch) for touch in _touches(upstream, found, package, version))
+            if version_of(package) is not None:
+                yield from ((upstream.code, touch) for touch in _touches(upstream, found, package))
 
 
 def _probed(upstream: Upstream, result: Compared) -> Compared:

@@ -80,7 +80,7 @@ UPSTREAM = Upstream(
     code="sqft_plugins",
     seen={
         "transformers": ">=5.16.1,<5.25", "torch": ">=2.10,<2.16", "compressed_tensors": ">=0.15,<0.21",
-        "accelerate": ">=1.10,<1.16", "lm_eval": ">=0.4.13,<0.5", "huggingface_hub": ">=1,<3",
+        "accelerate": ">=1.10,<1.16", "lm_eval": ">=0.4.13,<0.5", "huggingface_hub": ">=1,<2.5",
     },
     touches=TOUCHES,
     probes=PROBES,

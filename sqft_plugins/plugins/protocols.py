@@ -224,7 +224,6 @@ class Touch:
     parameters: those of the function, in order, `"self, lora_id, **kwargs"`; ending in `...`, it may take more. None:
     whatever they are.
     says: words that its source has to contain.
-    versions: the versions of the package in which it is looked for, `">=0.33"`; all where it is empty.
     used: the place in our code.
     """
 
@@ -232,7 +231,6 @@ class Touch:
     loss: str
     parameters: str | None = None
     says: tuple[str, ...] = ()
-    versions: str = ""
     used: str = ""
 
 
