@@ -7,12 +7,13 @@ to the model's (restore.py): a float32 model of a bfloat16 folder would not hold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.checkpoint.attached import attach_grid
@@ -46,27 +47,52 @@ def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **k
         exact = weight.dequantize()
         return exact.t().contiguous() if transposed else exact
 
-    model, layers = load_filled(folder, dequantized, dtype, **kwargs)
-    for name, path in layers.items():
+    skeleton = skeleton_of(folder)
+    model = load_filled(folder, skeleton, dequantized, dtype, **kwargs)
+    for name, path in skeleton.layers.items():
         attach_grid(model.get_submodule(path), folder.int4.grid, *scales[name])
     return model
 
 
-def load_filled(
-    folder: ModelFolder, fill: Callable[[str, bool], Tensor], dtype: torch.dtype | str = "auto", **kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, str]]:
-    """The model of an INT4 folder, its INT4 weights from `fill`; and INT4 module of the folder → path in the model, for
-    those that are a layer there.
+@dataclass(frozen=True)
+class Skeleton:
+    """What is known of the model of an INT4 folder before a weight is read.
 
-    fill: (module, transposed) → its weight, [in, out] where `transposed` says that the layer is a Conv1D, else
-    [out, in]; called once a module, from several threads. kwargs, errors: as `load_dequantized`.
+    config: its configuration, without that of the quantization.
+    empty: the model on the device meta.
+    layers: INT4 module of the folder → its path in the model, of those that are a layer there.
     """
+
+    config: PreTrainedConfig
+    empty: PreTrainedModel
+    layers: Mapping[str, str]
+
+
+def skeleton_of(folder: ModelFolder) -> Skeleton:
+    """Raises what transformers raises for a folder whose class it does not know."""
     config = AutoConfig.from_pretrained(folder.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-    layers = int4_layers(empty, folder)
+    return Skeleton(config, empty, int4_layers(empty, folder))
+
+
+def load_filled(
+    folder: ModelFolder,
+    skeleton: Skeleton,
+    fill: Callable[[str, bool], Tensor],
+    dtype: torch.dtype | str = "auto",
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The model of an INT4 folder, its INT4 weights from `fill`.
+
+    skeleton: of this folder.
+    fill: (module, transposed) → its weight, [in, out] where `transposed` says that the layer is a Conv1D, else
+        [out, in]; called once a module, from several threads.
+    kwargs, errors: as `load_dequantized`.
+    """
+    empty, layers = skeleton.empty, skeleton.layers
 
     # INT4 weights from `fill`, everything else as it is stored
     state: dict[str, Lazy] = {}
@@ -77,9 +103,10 @@ def load_filled(
     rest = [name for name in folder.tensor_names if name not in stored]
     state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
 
-    model, info = type(empty).from_pretrained(
+    model_class: Any = type(empty)  # its types do not say that `output_loading_info` makes a pair
+    model, info = model_class.from_pretrained(
         None,
-        config=config,
+        config=skeleton.config,
         state_dict=state,
         dtype=dtype,
         output_loading_info=True,
@@ -91,7 +118,7 @@ def load_filled(
     model.name_or_path = model.config.name_or_path = str(folder.path)  # PEFT writes it into the adapter
     if (folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
-    return model, layers
+    return model
 
 
 def int4_layers(model: nn.Module, folder: ModelFolder) -> dict[str, str]:

@@ -132,16 +132,24 @@ def _packed(layer: Any, uses: int) -> SparseInt4Weight | str:
 
 def why_not(layer: nn.Module, uses: int) -> str | None:
     """Why a linear layer cannot be swapped, None where it can. uses: of its weight in the model."""
-    if type(layer) not in (nn.Linear, Conv1D):
-        return f"it is a {type(layer).__name__}, not a plain linear"
-    if layer.weight.device.type not in ("cpu", "cuda"):
-        return f"it is on {layer.weight.device}: the kernels run on cpu and cuda"
-    if layer.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its weight is {layer.weight.dtype}"
+    weight = cast(Tensor, layer.weight)
+    if (unfit := why_unfit(layer, weight.dtype)) is not None:
+        return unfit
+    if weight.device.type not in ("cpu", "cuda"):
+        return f"it is on {weight.device}: the kernels run on cpu and cuda"
     if uses > 1:
         return "it shares its weight with another layer"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or hasattr(layer, "_hf_hook"):
         return "it has hooks"
+    return None
+
+
+def why_unfit(layer: nn.Module, dtype: torch.dtype) -> str | None:
+    """The part of `why_not` that is known before the weight is read. dtype: that the weight will have."""
+    if type(layer) not in (nn.Linear, Conv1D):
+        return f"it is a {type(layer).__name__}, not a plain linear"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its weight is {dtype}"
     return None
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.checkpoint.dequantize import load_filled
+from sqft_plugins.checkpoint.dequantize import Skeleton, load_filled, skeleton_of
 from sqft_plugins.checkpoint.load import as_checkpoint_error
 from sqft_plugins.errors import KernelError
 from sqft_plugins.hardware import release_memory
-from sqft_plugins.kernels.accelerate import density_of, summary, swap, uses_of, why_not
+from sqft_plugins.kernels.accelerate import density_of, summary, swap, uses_of, why_not, why_unfit
 from sqft_plugins.kernels.weight import SparseInt4Weight
 from sqft_plugins.progress import quiet_libraries, say
 
@@ -39,17 +39,30 @@ def load_accelerated(path: str | Path, dtype: torch.dtype | str = "auto") -> Pre
 
     with as_checkpoint_error(path), quiet_libraries():
         number = dtype if isinstance(dtype, torch.dtype) else AutoConfig.from_pretrained(path).dtype or torch.float32
-        model, layers = load_filled(folder, pack, dtype)
-    other = sorted(set(folder.int4.modules) - set(layers))
-    if other:
-        raise KernelError(f"model {path}: {other[0]} is no layer of its own: load it without accelerating it")
+        skeleton = skeleton_of(folder)
+        check_layers(folder, skeleton, number)
+        model = load_filled(folder, skeleton, pack, dtype)
+
     uses = uses_of(model)
-    for name, where in layers.items():
+    for name, where in skeleton.layers.items():
         layer: Any = model.get_submodule(where)
-        why = why_not(layer, uses[id(layer.weight)])
-        if why is not None:
-            raise KernelError(f"model {path}: {name} cannot run packed, {why}: load it without accelerating it")
+        refuse(path, name, why_not(layer, uses[id(layer.weight)]))
         swap(model, where, made.pop(name))
     release_memory()
-    say(f"{path}: {summary(len(layers), density_of(model))}")
+    say(f"{path}: {summary(len(skeleton.layers), density_of(model))}")
     return model.eval()
+
+
+def check_layers(folder: ModelFolder, skeleton: Skeleton, dtype: torch.dtype) -> None:
+    """Before a weight is read. Raises KernelError for INT4 weights that are no layer of their own, such as experts, and
+    for a layer that is no plain linear. dtype: of the model."""
+    other = sorted(set(folder.int4.modules) - set(skeleton.layers))
+    if other:
+        raise KernelError(f"model {folder.path}: {other[0]} is no layer of its own: load it without accelerating it")
+    for name, where in skeleton.layers.items():
+        refuse(folder.path, name, why_unfit(skeleton.empty.get_submodule(where), dtype))
+
+
+def refuse(path: str | Path, name: str, why: str | None) -> None:
+    if why is not None:
+        raise KernelError(f"model {path}: {name} cannot run packed, {why}: load it without accelerating it")

@@ -61,7 +61,7 @@ def test_a_folder_of_the_bare_body_is_found_without_the_first_part_of_its_names(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_experts_are_dequantized_into_the_tensor_that_transformers_makes_of_them(tmp_path):
+def test_experts_are_dequantized_into_the_tensor_that_transformers_makes_of_them(tmp_path, monkeypatch):
     """As other programs quantize Mixtral: each expert a module of its own in the folder, none in the model."""
     config = MixtralConfig(
         vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
@@ -87,6 +87,8 @@ def test_experts_are_dequantized_into_the_tensor_that_transformers_makes_of_them
     assert torch.equal(fused[1, :64], folder.weight(name))
     assert torch.equal(weight_of(model.get_submodule(q_proj)), folder.weight(q_proj))
     assert has_grid(model.get_submodule(q_proj))
+    monkeypatch.setattr(ModelFolder, "quantized", lambda *_: pytest.fail("a weight is read before the refusal"))
+    monkeypatch.setattr(ModelFolder, "tensor", lambda *_: pytest.fail("a weight is read before the refusal"))
     with pytest.raises(KernelError, match=r"experts\.0\.\w+ is no layer of its own: load it without accelerating it"):
         load_accelerated(tmp_path / "int4")
 

@@ -102,6 +102,12 @@ def test_a_folder_that_cannot_be_loaded_packed_is_refused(int4, tmp_path):
         load_accelerated(copy)
 
 
+def test_a_dtype_that_the_kernels_do_not_have_is_refused_before_a_weight_is_read(int4, monkeypatch):
+    monkeypatch.setattr(ModelFolder, "quantized", lambda *_: pytest.fail("a weight is read"))
+    with pytest.raises(KernelError, match=r"cannot run packed, its weight is torch.float64: load it without"):
+        load_accelerated(int4(), torch.float64)
+
+
 def test_what_was_done_is_said(int4, capsys):
     done = sqft_plugins.accelerate(load_model(int4(), torch.bfloat16))
     said = capsys.readouterr().err
