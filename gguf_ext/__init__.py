@@ -19,7 +19,8 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
     weights     the weights of a file under the names of a checkpoint
-    blocks      Q4_0, Q5_0, Q8_0: steps and scales ↔ raw bytes
+    blocks/     the types of llama.cpp: codes and scales ↔ raw bytes
+    ggml        ggml's own conversions, called in llama.cpp's library
     memory      a model in memory, read as if it were a folder
     inspector   `sqft inspect FILE.gguf`
     checks      rows for `sqft doctor`

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_ext.blocks import TensorType, dequantize, row_bytes
+from gguf_ext.blocks import TensorType, dequantize, row_bytes, type_name
+from gguf_ext.blocks.types import BLOCKS
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
 from gguf_ext.gguf_package import require_gguf
 from gguf_ext.parts import COUNT, INDEX, MAGIC, TENSORS, check_file, part_name
@@ -30,7 +31,6 @@ KINDS |= {STRING: "string", 10: "uint64", 11: "int64", 12: "float64"}
 """GGUF value type → `gguf_ext.arch.Entry.kind`; an array has the plural."""
 PLURALS = {"string": "strings", "float32": "floats", "int32": "ints", "bool": "bools"}
 MAX_DIMENSIONS = 4
-OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class TensorInfo:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is of a type that this package writes."""
+        """Whether this package decodes it; all others are left to the gguf package."""
         return self.type in set(TensorType)
 
     @property
     def type_name(self) -> str:
-        known = {int(kind): kind.name for kind in TensorType}
-        return known.get(self.type) or OTHER_TYPES.get(self.type, f"type {self.type}")
+        return type_name(self.type)
 
 
 class GGUFFile:
@@ -120,8 +119,8 @@ class GGUFFile:
         return found
 
     def dequantize(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
-        """float32 [rows, in] of a tensor of any type, [1, n] of a vector: types that this package does not write are
-        decoded by the gguf package. Raises what `raw` raises, and DependencyError where it needs that package."""
+        """float32 [rows, in] of a tensor of any type, [1, n] of a vector: codebooks are decoded by the gguf package.
+        Raises what `raw` raises, and DependencyError where it needs that package."""
         info, data = self.tensors[name], self.raw(name, rows)
         if info.is_ours:
             return dequantize(data, TensorType(info.type))
@@ -138,28 +137,31 @@ class GGUFFile:
         return decoded.astype(np.float32, copy=False)
 
     def _row_bytes(self, info: TensorInfo) -> int:
-        if info.is_ours:
-            return row_bytes(info.shape[-1], TensorType(info.type))
+        weights, size = BLOCKS[TensorType(info.type)] if info.is_ours else self._foreign_block(info)
+        if info.shape[-1] % weights:
+            raise DamagedFileError(
+                f"{self.path}: tensor {info.name} of shape {info.shape} does not fit blocks of {weights}: "
+                "copy or export it again"
+            )
+        return info.shape[-1] // weights * size
 
+    def _foreign_block(self, info: TensorInfo) -> tuple[int, int]:
+        """Weights and bytes of a block of a type that the gguf package decodes."""
         gguf = require_gguf()
         try:
-            block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.type)]
+            weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.type)]
         except (ValueError, KeyError) as error:
             raise GGUFError(
                 f"{self.path}: tensor {info.name} has the type {info.type}, which the installed gguf does not know: "
                 "upgrade it, or give another file"
             ) from error
-        if info.shape[-1] % block:
-            raise DamagedFileError(
-                f"{self.path}: tensor {info.name} of shape {info.shape} does not fit blocks of {block}: export it again"
-            )
-        return int(info.shape[-1] // block * size)
+        return int(weights), int(size)
 
     def kind(self, name: str) -> TensorType:
-        """The type of a tensor. Raises GGUFError for a type that this package does not know."""
+        """The type of a tensor. Raises GGUFError for a type that `sqft export gguf` does not write."""
         info = self.tensors[name]
-        if not info.is_ours:
-            kinds = ", ".join(kind.name for kind in TensorType)
+        if not info.is_ours or not TensorType(info.type).is_written:
+            kinds = ", ".join(kind.name for kind in TensorType if kind.is_written)
             raise GGUFError(
                 f"{self.path}: tensor {name} is {info.type_name}, not one of {kinds}: give a file that sqft wrote"
             )

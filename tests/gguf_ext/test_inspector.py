@@ -112,7 +112,7 @@ def test_a_float_file_and_its_other_tensors(llama, tmp_path):
 
 
 def write_foreign(path, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """One matrix of a type that this package does not write → its weights as the gguf package reads them."""
+    """One matrix of any type that the gguf package quantizes → its weights as the gguf package reads them."""
     weight = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
     weight[:, ::2] = 0
     data = gguf.quants.quantize(weight, kind)
@@ -136,9 +136,12 @@ def test_types_of_others_are_read(name, tmp_path):
     assert "scale" not in row
 
 
-def test_types_of_others_need_the_gguf_package(tmp_path, monkeypatch):
-    write_foreign(tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q4_1)
+def test_codebooks_alone_need_the_gguf_package(tmp_path, monkeypatch):
+    weight = write_foreign(tmp_path / "grid.gguf", gguf.GGMLQuantizationType.Q4_1)
+    write_foreign(tmp_path / "m.gguf", gguf.GGMLQuantizationType.TQ2_0)
     monkeypatch.setitem(sys.modules, "gguf", None)
+    (row,) = inspect_gguf(tmp_path / "grid.gguf")["layers"]
+    assert row["zeros"] == float((weight == 0).mean())
     with pytest.raises(DependencyError, match="package gguf is not installed"):
         inspect_gguf(tmp_path / "m.gguf")
 
@@ -150,7 +153,7 @@ def test_a_file_that_is_cut_off_is_named(llama_int4, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(DamagedFileError, match=r"cut\.gguf"):
             inspect_path(tmp_path / "cut.gguf")
-    write_foreign(tmp_path / "foreign.gguf", gguf.GGMLQuantizationType.Q4_1)
+    write_foreign(tmp_path / "foreign.gguf", gguf.GGMLQuantizationType.TQ2_0)
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "foreign.gguf").read_bytes()[:-100])
     with pytest.raises(DamagedFileError, match=r"cut off within tensor blk\.0\.ffn_up\.weight"):
         inspect_path(tmp_path / "cut.gguf")
