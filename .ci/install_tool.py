@@ -8,10 +8,9 @@ import re
 import subprocess
 from pathlib import Path
 
-from install_common import ROOT, say
+from install_common import ROOT, read_pyproject, say
 from install_lanes import Lane
-
-UV = "uv==0.13.9"
+from install_pins import requirement_name, requirements
 
 PLACES = {
     "index-url": "UV_DEFAULT_INDEX",
@@ -34,6 +33,11 @@ NO_MATTER = {
 
 def pip(python: Path, *arguments: str) -> list[str]:
     return [str(python), "-m", "pip", *arguments]
+
+
+def uv() -> str:
+    """The uv that installs, as pyproject.toml asks for it."""
+    return next(each for each in requirements(read_pyproject()["project"], ["dev"]) if requirement_name(each) == "uv")
 
 
 def pip_settings(listed: str) -> dict[str, list[str]]:
@@ -94,16 +98,16 @@ class Tool:
         if self.why_pip:
             # --no-compile: of 11,000 files, a program imports a part, and Python compiles it then.
             return pip(self.lane.python, "install", "--progress-bar=off", "--no-compile", *arguments)
-        uv = str(self.lane.venv / "bin" / "uv")
+        command = str(self.lane.venv / "bin" / "uv")
         more = [f"--constraints={each}" for each in self.users_constraints]  # pip knows them
-        return [uv, "pip", "install", "--no-progress", "--python", str(self.lane.python), *more, *arguments]
+        return [command, "pip", "install", "--no-progress", "--python", str(self.lane.python), *more, *arguments]
 
 
 def get_tool(lane: Lane, settings: dict[str, list[str]]) -> Tool:
     """uv, put into the environment by pip, unless pip is set to something that uv has no word for."""
     why = untold(settings)
     if not why:
-        got = subprocess.run(pip(lane.python, "install", "--quiet", UV), capture_output=True, text=True)
+        got = subprocess.run(pip(lane.python, "install", "--quiet", uv()), capture_output=True, text=True)
         if got.returncode:
             why = f"uv cannot be had ({(got.stderr.strip().splitlines() or ['no message'])[-1][:200]})"
     if why:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -108,15 +107,14 @@ def test_the_users_own_uv_settings_win(lane, monkeypatch):
     assert install_tool.Tool(lane, {"find-links": ["/pips"]}).environment["UV_FIND_LINKS"] == "/mine"
 
 
-# --- the real uv, which an environment made by .ci/install.py has ---
+# --- the real uv, which is among the pins ---
 
 
 @pytest.fixture
 def real(tmp_path) -> Lane:
     """A lane with an empty environment, and the uv of this one."""
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if not uv:
-        pytest.skip("no uv is installed here")
+    uv = Path(sys.executable).with_name("uv")
+    assert uv.is_file(), f"{uv} is missing, pyproject.toml asks for it: make install"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (tmp_path / "venv" / "bin" / "uv").symlink_to(uv)
     return Lane("newest", tmp_path / "venv", tmp_path / "pins.txt", (), 1)
