@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_oldest_is_the_lower_bound(text):
     pinned = install_pins.pin(LANES["oldest"].pins.read_text(), install_pins.canonical(wanted.name))
     assert lowest
     assert Requirement(f"x=={lowest[1]}.*").specifier.contains(pinned), f"{text} is {pinned} in the oldest lane"
+
+
+def test_a_bound_that_keeps_releases_out_has_its_reason_beside_it():
+    """`<` and `==`; the reason is a comment, above the line or behind the requirement."""
+    lines = (ROOT / "pyproject.toml").read_text().partition("[project.urls]")[0].splitlines()
+    pairs = [(above, line) for above, line in pairwise(lines) if re.search(r'"[\w\[\],-]+[^"]*(<|==)\d[^"]*"', line)]
+    assert len(pairs) >= 4
+    assert [line for above, line in pairs if not above.startswith("#") and "# " not in line] == []
 
 
 def test_lock_leaves_the_cuda_packages_to_torch():

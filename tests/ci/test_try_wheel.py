@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -19,6 +20,13 @@ FOR_A_CLONE = {"dev", "docs", "all"}
 def test_every_extra_of_a_user_has_its_imports():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(try_wheel.IMPORTS) - {"none"} == set(project["optional-dependencies"]) - FOR_A_CLONE
+
+
+def test_a_release_tries_every_extra_but_vllm(release):
+    runs = [step.get("run", "") for step in release["jobs"]["try"]["steps"]]
+    (tried,) = [run for run in runs if "try_wheel.py dist/*manylinux" in run]
+    extras = re.findall(r"--extra (\w+)", tried)
+    assert sorted(extras) == sorted(set(try_wheel.IMPORTS) - {"vllm"})
 
 
 def test_the_example_is_the_readmes():
