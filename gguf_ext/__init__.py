@@ -18,6 +18,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     settings    the options of `sqft export gguf`
     parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
+    model/      a file as a model to train: `GGUFModel`
     weights     the weights of a file under the names of a checkpoint
     blocks/     the types of llama.cpp: codes and scales ↔ raw bytes
     ggml        ggml's own conversions, called in llama.cpp's library

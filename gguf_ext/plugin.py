@@ -10,7 +10,7 @@ from sqft_plugins.plugins import hookimpl
 from sqft_plugins.plugins.loading import without_package
 
 if TYPE_CHECKING:
-    from sqft_plugins.checkpoint import GridStamp
+    from sqft_plugins.checkpoint import GridStamp, ModelFile
     from sqft_plugins.cli import Verbs
 
 
@@ -74,6 +74,27 @@ class LoraExporter:
         return export_lora(model, target, overwrite=overwrite).as_dict()
 
 
+class GGUFModels:
+    """GGUF files as models to train."""
+
+    name = "gguf"
+
+    def opens(self, model: str | Path) -> bool:
+        from gguf_ext.model.hub import is_gguf
+
+        return is_gguf(model)
+
+    def locate(self, model: str | Path) -> Path:
+        from gguf_ext.model.hub import locate
+
+        return locate(model)
+
+    def open(self, path: Path) -> ModelFile:
+        from gguf_ext.model.file import GGUFModel
+
+        return GGUFModel(path)
+
+
 @hookimpl
 def sqft_exporters() -> list[Any]:
     return [GGUFExporter(), LoraExporter()]
@@ -91,6 +112,11 @@ def sqft_inspectors() -> list[Any]:
     from gguf_ext.inspector import GGUFInspector
 
     return [GGUFInspector()]
+
+
+@hookimpl
+def sqft_models() -> list[Any]:
+    return [GGUFModels()]
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from gguf_ext.arch.llama import LLAMA
 from gguf_ext.arch.mistral import MISTRAL
 from gguf_ext.arch.phi3 import PHI3
 from gguf_ext.arch.qwen import QWEN2, QWEN3
-from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, head_width, rotary, rotary_order
+from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, Told, head_width, rotary, rotary_order
 from gguf_ext.errors import UnsupportedArchitectureError
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.plugins import get_manager
@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "Key",
     "Rule",
+    "Told",
     "find_architecture",
     "head_width",
     "known_architectures",

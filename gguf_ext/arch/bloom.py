@@ -60,4 +60,5 @@ BLOOM = Architecture(
         Rule("transformer.h.{i}.mlp.dense_4h_to_h", bias="required"),
     ),
     reason=_reason,
+    told=lambda told: {"model_type": "bloom", "seq_length": told.get("context_length")},
 )

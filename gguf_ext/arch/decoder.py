@@ -4,9 +4,10 @@ tables."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from gguf_ext.arch.rope import ROPE_KEYS, rope_constants, rope_note, rope_reason, scaling_entries
-from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Key, Rule, rotary
+from gguf_ext.arch.rope import ROPE_KEYS, rope_constants, rope_note, rope_reason, scaling_entries, told_rope
+from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Key, Rule, Told, rotary
 
 
 def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
@@ -40,6 +41,7 @@ def decoder(
     windowed: bool = False,
     parts: bool = False,
     reason: Callable[[Config], str] = lambda config: "",
+    told: Callable[[Told], dict[str, Any]] | None = None,
 ) -> Architecture:
     """The table of one such class.
 
@@ -50,6 +52,7 @@ def decoder(
     windowed: whether the class may have a sliding window, which llama.cpp's graph lacks: the file's context ends there.
     parts: whether llama.cpp's graph may rotate a part of each head.
     reason: further reasons why a model cannot be exported, see `Architecture.reason`.
+    told: see `Architecture.told`; what all of them have is added.
     """
     return Architecture(
         name=name,
@@ -60,7 +63,16 @@ def decoder(
         entries=lambda config: scaling_entries(name, config["rope_parameters"], config),
         constants=rope_constants,
         note=decoder_note if windowed else rope_note,
+        told=None if told is None else lambda said: {**_told(said), **told(said)},
     )
+
+
+def _told(told: Told) -> dict[str, Any]:
+    return {
+        "head_dim": told.get("attention.key_length"),
+        "max_position_embeddings": told.get("context_length"),
+        "rope_parameters": told_rope(told),
+    }
 
 
 def why_not(name: str, config: Config, rope_types: Sequence[str], parts: bool) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gguf_ext.arch.rope import SCALED, rope_reason, scaling_entries, yarn_attention
-from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, absent
+from gguf_ext.arch.rope import SCALED, rope_reason, scaling_entries, told_rope, yarn_attention
+from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, Told, absent, short
 
 PERIOD = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
@@ -63,6 +63,23 @@ def _base(layers: str) -> Callable[[Config], Any]:
     return lambda config: config["rope_parameters"][layers]["rope_theta"]
 
 
+def _told(told: Told) -> dict[str, Any]:
+    layers, pattern = told.get("block_count"), told.get("attention.sliding_window_pattern")
+    period = pattern if isinstance(pattern, int) and not isinstance(pattern, bool) else PERIOD
+    sliding = pattern if isinstance(pattern, list) else [bool((layer + 1) % period) for layer in range(layers)]
+    window = told.get("attention.sliding_window")
+    full, local = told_rope(told), {"rope_type": "default", "rope_theta": short(told.get("rope.freq_base_swa"))}
+    head = told.get("embedding_length") // told.get("attention.head_count")
+    return {
+        "model_type": "gemma3_text",
+        "layer_types": ["sliding_attention" if window and one else "full_attention" for one in sliding],
+        **({"sliding_window": window} if window else {}),  # transformers wants one of a model without such layers, too
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
+        "query_pre_attn_scalar": head if layers == LAYERS_27B else told.get("attention.key_length"),
+        "final_logit_softcapping": told.get("final_logit_softcapping") or None,
+    }
+
+
 # transformers multiplies by (1 + weight), llama.cpp by weight
 GEMMA3 = Architecture(
     name="gemma3",
@@ -94,4 +111,5 @@ GEMMA3 = Architecture(
     ),
     reason=_reason,
     entries=_entries,
+    told=_told,
 )

@@ -38,5 +38,6 @@ GPT2 = Architecture(
         Rule("transformer.h.{i}.mlp.c_proj", transposed=True, bias="required"),
     ),
     reason=_reason,
+    told=lambda told: {"model_type": "gpt2", "n_inner": told.get("feed_forward_length")},
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),  # the causal mask, in older checkpoints
 )

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gguf_ext.arch.decoder import decoder
-from gguf_ext.arch.spec import Rule
+from gguf_ext.arch.rope import told_rope
+from gguf_ext.arch.spec import Rule, Told
+
+
+def _told(told: Told) -> dict[str, Any]:
+    rope = told_rope(told)
+    original = rope.get("original_max_position_embeddings", told.get("context_length"))
+    return {"model_type": "phi3", "sliding_window": None, "original_max_position_embeddings": original}
+
 
 PHI3 = decoder(
     "phi3",
@@ -22,4 +32,5 @@ PHI3 = decoder(
     rope_types=("default", "longrope"),
     windowed=True,
     parts=True,
+    told=_told,
 )

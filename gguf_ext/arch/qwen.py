@@ -16,7 +16,12 @@ def _reason(name: str, config: Config) -> str:
 
 
 QWEN2 = decoder(
-    "qwen2", "Qwen2ForCausalLM", decoder_rules(qkv_bias="required"), SCALED, reason=partial(_reason, "qwen2")
+    "qwen2",
+    "Qwen2ForCausalLM",
+    decoder_rules(qkv_bias="required"),
+    SCALED,
+    reason=partial(_reason, "qwen2"),
+    told=lambda told: {"model_type": "qwen2", "use_sliding_window": False},
 )
 QWEN3 = decoder(
     "qwen3",
@@ -28,4 +33,5 @@ QWEN3 = decoder(
     ),
     SCALED,
     reason=partial(_reason, "qwen3"),
+    told=lambda told: {"model_type": "qwen3", "use_sliding_window": False},
 )

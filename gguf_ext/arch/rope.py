@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gguf_ext.arch.spec import Config, Entry, Key, head_width
+from gguf_ext.arch.spec import Config, Entry, Key, Told, head_width, short
 
 SCALED = ("default", "linear", "yarn")
 """Kinds that need entries alone: every graph with rotary positions has them."""
@@ -21,6 +22,8 @@ FACTORED = (*SCALED, "llama3", "longrope")
 """Of graphs that also divide each frequency by a tensor of factors: `llama`; `phi3` for longrope only."""
 BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 """YaRN's, in llama.cpp."""
+ORIGINALS = tuple(2**exponent for exponent in range(11, 18))
+"""Contexts that a model of Llama 3's kind may have had before it was stretched."""
 
 
 def rope_reason(name: str, rope: Config, kinds: Sequence[str]) -> str:
@@ -74,6 +77,43 @@ def scaling_entries(name: str, rope: Config, config: Config) -> list[Entry]:
     elif kind == "yarn" and (attention := yarn_attention(rope, config)) != 1:
         entries.append(Entry(f"{name}.rope.scaling.attn_factor", attention, "float32"))
     return entries
+
+
+def told_rope(told: Told) -> dict[str, Any]:
+    """The `rope_parameters` by what a file says."""
+    kind, context = str(told.get("rope.scaling.type")), told.get("context_length")
+    factor, attention = told.get("rope.scaling.factor"), told.get("rope.scaling.attn_factor")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": short(told.get("rope.freq_base"))}
+
+    width, rotated = told.get("attention.key_length"), told.get("rope.dimension_count")
+    if width and rotated and width != rotated:
+        rope["partial_rotary_factor"] = rotated / width
+
+    if "rope_factors_long.weight" in told.tensors:
+        lengths = {f"{n}_factor": told.constant(f"rope_factors_{n}.weight").tolist() for n in ("long", "short")}
+        original = told.get("rope.scaling.original_context_length")
+        more = {"factor": context / original, "original_max_position_embeddings": original}
+        return {**rope, **more, "rope_type": "longrope", **lengths, "attention_factor": short(attention)}
+    if "rope_freqs.weight" in told.tensors:
+        return {**rope, **_told_llama3(told.constant("rope_freqs.weight"), rope["rope_theta"])}
+    if kind == "yarn":
+        original = told.get("rope.scaling.original_context_length")
+        usual = {} if attention in (0, 1) else {"attention_factor": attention * _magnitude(factor)}
+        return {**rope, "rope_type": kind, "factor": factor, "original_max_position_embeddings": original, **usual}
+    if kind == "linear" and factor not in (0, 1):
+        return {**rope, "rope_type": kind, "factor": factor}
+    return rope
+
+
+def _told_llama3(factors: Tensor, theta: float) -> dict[str, Any]:
+    """Llama 3's parameters behind the factors of a file, of which only their largest is told: those that Meta's models
+    have are tried. {} where none makes these factors, which the comparison of the file's tensors then says."""
+    known = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for original in ORIGINALS:
+        rope = {**known, "factor": short(float(factors.max())), "original_max_position_embeddings": original}
+        if torch.allclose(llama3_rope_factors(2 * len(factors), {**rope, "rope_theta": theta}), factors, rtol=1e-5):
+            return {**rope, "rope_type": "llama3"}
+    return {}
 
 
 def rope_constants(config: Config) -> dict[str, Tensor]:

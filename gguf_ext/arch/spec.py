@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,8 +74,23 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a file says of its model.
+
+    get: the value of a hyper-parameter, by its name without the architecture: what stands in the file, else what
+        llama.cpp takes without it, else None.
+    tensors: the names of its tensors.
+    constant: a tensor by its name, float32.
+    """
+
+    get: Callable[[str], Any]
+    tensors: Collection[str]
+    constant: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """How models of some classes become files.
+    """How models of some classes become files, and files such models.
 
     name: llama.cpp's.
     classes: the `architectures` of config.json.
@@ -85,6 +101,8 @@ class Architecture:
     constants: tensors that stand in no checkpoint, such as rope factors.
     note: a line that the user should read although the model can be exported, "" for none.
     ignored: tensors of the checkpoint that the file does not need (regular expressions).
+    told: the fields of config.json, `model_type` among them, that a file says beyond those which stand in `keys` by
+        name; None where no file is read as a model of these classes.
     """
 
     name: str
@@ -96,6 +114,7 @@ class Architecture:
     constants: Callable[[Config], dict[str, Tensor]] = lambda config: {}
     note: Callable[[Config], str] = lambda config: ""
     ignored: tuple[str, ...] = field(default=(r".*\.rotary_emb\.inv_freq",))
+    told: Callable[[Told], dict[str, Any]] | None = None
 
     @property
     def bodies(self) -> set[str]:
@@ -105,6 +124,19 @@ class Architecture:
     def target(self, rule: Rule) -> str:
         """The name in the file of the modules of a rule, `{i}` for the layer. Raises UnsupportedArchitectureError."""
         return rule.target or module_name(self.name, rule.source)
+
+    def config_of(self, told: Told) -> dict[str, Any]:
+        """config.json's fields by what a file says: the table read backwards. Those that the file does not say are left
+        to transformers' defaults, so `metadata` of the result is to be compared with the file."""
+        assert self.told is not None
+        named = {key.source: told.get(key.name) for key in self.keys if isinstance(key.source, str)}
+        fields = {name: short(value) for name, value in named.items() if value is not None}
+        return {
+            "architectures": [self.classes[0]],
+            "tie_word_embeddings": "output.weight" not in told.tensors,
+            **fields,
+            **self.told(told),
+        }
 
     def metadata(self, config: Config) -> list[Entry]:
         """The hyper-parameters, `general.architecture` left to the writer. Raises UnsupportedArchitectureError for a
@@ -135,6 +167,11 @@ def absent(name: str, config: Config, *options: str) -> str:
     where it sets none."""
     found = next((option for option in options if config.get(option) is not None and config[option] is not False), "")
     return f"{found} does not exist in llama.cpp's {name}: only models without it" if found else ""
+
+
+def short(value: Any) -> Any:
+    """A float32 in the fewest digits that mean it, as people write it: 9.999999974752427e-07 becomes 1e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def rotary_order(rows: int, heads: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 PREFIX = "tokenizer.ggml."
 MODEL, PRE, TOKENS, MERGES, TYPES, SCORES = (
     f"{PREFIX}{name}" for name in ("model", "pre", "tokens", "merges", "token_type", "scores")
@@ -18,6 +20,11 @@ SPECIAL_KEYS = {
     "mask": "mask",
 }
 """transformers' names, without `_token` → GGUF's (the spelling of `seperator` is GGUF's)."""
+OFF: dict[str, Any] = {
+    f"{PREFIX}{name}": False for name in ("add_sep_token", "remove_extra_whitespaces", "normalizer.lowercase")
+}
+OFF |= {f"{PREFIX}suppress_tokens": []}
+"""What no tokenizer of ours asks for, and what llama.cpp takes where it is missing."""
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}}
 """llama.cpp's tokenizer → token ids that hold where the file names none."""
 

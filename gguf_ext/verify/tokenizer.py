@@ -20,6 +20,7 @@ from gguf_ext.tokenizer.keys import (
     DEFAULT_IDS,
     MERGES,
     MODEL,
+    OFF,
     PRE,
     PREFIX,
     SCORES,
@@ -38,11 +39,6 @@ from sqft_plugins.checkpoint import ModelFolder
 DECISIVE = (TOKENS, MERGES, MODEL, PRE)
 """What makes one tokenizer another."""
 NO_BOS = ("chatglm-bpe", "glm4", "glm5")
-OFF: dict[str, Any] = {
-    f"{PREFIX}{name}": False for name in ("add_sep_token", "remove_extra_whitespaces", "normalizer.lowercase")
-}
-OFF |= {f"{PREFIX}suppress_tokens": []}
-"""What no tokenizer of ours asks for, and what llama.cpp takes where it is missing."""
 ANY_KIND = {SCORES: ("floats", "ints")}
 
 

@@ -103,21 +103,34 @@ def load_filled(
     rest = [name for name in folder.tensor_names if name not in stored]
     state |= {name: Lazy(partial(folder.tensor, name)) for name in rest}
 
-    model_class: Any = type(empty)  # its types do not say that `output_loading_info` makes a pair
-    model, info = model_class.from_pretrained(
+    model = load_state(folder, type(empty), skeleton.config, state, dtype, **kwargs)
+    if (folder.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    return model
+
+
+def load_state(
+    folder: ModelFolder,
+    kind: Any,
+    config: Any,
+    state: Mapping[str, Lazy],
+    dtype: torch.dtype | str,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A model of the class `kind` of transformers with the tensors of `state`, which are those of `folder`; kwargs,
+    errors: as `load_dequantized`."""
+    model: PreTrainedModel
+    model, info = kind.from_pretrained(
         None,
-        config=skeleton.config,
-        state_dict=state,
+        config=config,
+        state_dict=dict(state),
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # `_check` refuses them
         **kwargs,
     )
     _check(folder, info)
-
     model.name_or_path = model.config.name_or_path = str(folder.path)  # PEFT writes it into the adapter
-    if (folder.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder.path)
     return model
 
 

@@ -10,8 +10,9 @@ from gguf_ext.reader import GGUFFile
 NAMED = {"floats": "FLOAT32", "ints": "INT32"}
 
 
-def rewritten(source, target, changes, architecture=None):
-    """A file with other metadata: key → (value, kind), None to leave it out. architecture: another, in its keys too."""
+def rewritten(source, target, changes, architecture=None, without=(), more=None):
+    """A file with other metadata: key → (value, kind), None to leave it out. architecture: another, in its keys too.
+    without: tensors to leave out. more: name → array of a further tensor."""
     read = GGUFFile(source)
     before = read.metadata["general.architecture"]
     name = architecture or before
@@ -28,7 +29,10 @@ def rewritten(source, target, changes, architecture=None):
         else:
             writer.add_key_value(key, value, GGUFValueType[kind.upper()])
     for tensor in GGUFReader(source).tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if tensor.name not in without:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, array in (more or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

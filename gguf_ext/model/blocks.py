@@ -1,0 +1,98 @@
+"""The codes and grids of a file in the row order of the checkpoint, as a model folder offers those of its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gguf_ext.arch import Config
+from gguf_ext.blocks import TensorType, unpack
+from gguf_ext.errors import GGUFError
+from gguf_ext.model.names import Stored
+from gguf_ext.reader import GGUFFile
+from sqft_plugins.checkpoint.formats import Int4Format
+from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight
+
+
+class Blocks(Int4Format):
+    """stored: tensor of the checkpoint → where it stands. config: as the table reads it."""
+
+    name: ClassVar[str] = "GGUF"
+    declared: ClassVar[str] = "gguf"
+
+    def __init__(self, file: GGUFFile, stored: Mapping[str, Stored], config: Config):
+        self.file, self.stored, self.config = file, stored, config
+
+    @property
+    def grid(self) -> GridStamp:
+        """Each weight has its own kind of grid: the stamp names them all."""
+        return GridStamp(group_size=PER_CHANNEL, symmetric=False)
+
+    @cached_property
+    def modules(self) -> list[str]:
+        """Those of a type that is a grid, the embedding and the head among them."""
+        return sorted(name.removesuffix(".weight") for name in self.stored if self._is_grid(name))
+
+    def parts(self, module: str) -> list[str]:
+        return [f"{module}.weight"]
+
+    def shape(self, module: str) -> tuple[int, int]:
+        rows, columns = self.file.tensors[self.tensor_of(module)].shape
+        return rows, columns
+
+    def tensor_of(self, module: str) -> str:
+        """The tensor of the file that holds the weight of a module."""
+        return self.stored[f"{module}.weight"].tensor
+
+    def type_of(self, module: str) -> TensorType:
+        return TensorType(self.file.tensors[self.tensor_of(module)].type)
+
+    def weight(self, module: str) -> QuantizedWeight:
+        """Raises GGUFError for a scale or an offset that is NaN or infinite."""
+        codes, grid = unpack(self.file.raw(self.tensor_of(module)), self.type_of(module))
+        grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
+        order = self.file_order(module)
+        if order is None:
+            return _weight(codes, grid)
+        back = torch.argsort(order)
+        return _weight(codes[back], grid.take(back))
+
+    def file_order(self, module: str) -> Tensor | None:
+        """int64 [out]: the row of the checkpoint in each row of the file; None where rows stay."""
+        return row_order(self.stored[f"{module}.weight"], self.config)
+
+    def _is_grid(self, name: str) -> bool:
+        info = self.file.tensors[self.stored[name].tensor]
+        return len(info.shape) == 2 and info.type in _GRIDS
+
+
+_weight: Any = QuantizedWeight
+_GRIDS = frozenset(int(kind) for kind in TensorType if kind.is_block)
+
+
+def row_order(stored: Stored, config: Config) -> Tensor | None:
+    return None if stored.rule.rows is None else stored.rule.rows(config)
+
+
+def checkpoint_tensor(file: GGUFFile, stored: Stored, config: Config) -> Tensor:
+    """A tensor as the checkpoint has it, float32: [in, out] of a Conv1D, without what is added in the file. Raises what
+    `GGUFFile.dequantize` raises."""
+    shape = file.tensors[stored.tensor].shape
+    tensor = torch.from_numpy(file.dequantize(stored.tensor)).view(shape)
+    if (order := row_order(stored, config)) is not None:
+        if len(order) != len(tensor):
+            raise GGUFError(
+                f"{file.path}: {stored.tensor} has {len(tensor)} rows, {len(order)} by the heads of the file: copy it "
+                "again"
+            )
+        tensor = tensor[torch.argsort(order)]
+    if not stored.is_weight:
+        return tensor
+    if stored.rule.add:
+        tensor = tensor - stored.rule.add
+    return tensor.t() if stored.rule.transposed else tensor
