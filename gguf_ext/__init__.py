@@ -11,6 +11,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     hyperparameters/  what llama.cpp reads, with its defaults, and what config.json says of it
     write/      from a model folder to the bytes of a file
     template/   `--template-gguf`: models without a table
+    merge/      an adapter into a file: other codes, all else as it is
     verify/     `sqft verify`: whether a file is the model
     lora/       `sqft export gguf-lora`
     run/        files in llama.cpp: `load`, `LlamaSession`, `sqft chat`
@@ -19,6 +20,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     parts       how the parts of a file are named
     reader      `GGUFFile`: a file, read and checked
     model/      a file as a model to train: `GGUFModel`
+    header      what a file says before its first tensor
     weights     the weights of a file under the names of a checkpoint
     blocks/     the types of llama.cpp: codes and scales ↔ raw bytes
     ggml        ggml's own conversions, called in llama.cpp's library

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gguf_ext.blocks import OFFSET, TensorType, decode
 from gguf_ext.errors import GGUFError
+from gguf_ext.header import TensorInfo
 from gguf_ext.parts import MAGIC
-from gguf_ext.reader import GGUFFile, TensorInfo
+from gguf_ext.reader import GGUFFile
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.inspect.model import inspect_layer
 from sqft_plugins.inspect.report import Row, count, total_of

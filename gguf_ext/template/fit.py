@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gguf_ext.arch import rotary_order
 from gguf_ext.errors import TemplateError
-from gguf_ext.reader import GGUFFile, TensorInfo
+from gguf_ext.header import TensorInfo
+from gguf_ext.reader import GGUFFile
 from gguf_ext.write.tensors import PlacedTensor
 from gguf_ext.write.transcode import shape_of, some_rows
 from sqft_plugins.checkpoint import ModelFolder

@@ -14,7 +14,8 @@ import torch
 from gguf_ext.arch import Entry
 from gguf_ext.errors import TemplateError, UnmappedTensorError
 from gguf_ext.gguf_package import tensor_names
-from gguf_ext.reader import GGUFFile, TensorInfo
+from gguf_ext.header import TensorInfo
+from gguf_ext.reader import GGUFFile
 from gguf_ext.template.fit import fitted
 from gguf_ext.tokenizer.keys import TOKENS
 from gguf_ext.write.tensors import Part, PlacedTensor, parts_of
