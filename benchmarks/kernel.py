@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from common import command, environment, interleaved, ratio, report
 from torch import Tensor
 
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import QuantizedWeight, int4_weight
 from sqft_plugins.kernels import layout, library
 from sqft_plugins.kernels.weight import SparseInt4Weight
 
@@ -62,7 +62,7 @@ def random_weight(out: int, width: int, density: float) -> tuple[QuantizedWeight
     codes = torch.randint(0, 16, (out, width), generator=generator, dtype=torch.uint8).where(mask, torch.tensor(8))
     scale = (torch.rand(out, width // GROUP, generator=generator) + 1).mul(0.01).to(torch.bfloat16).float()
     zero = torch.full(scale.shape, 8, dtype=torch.uint8)
-    return QuantizedWeight(codes.to(torch.uint8), scale, zero), mask
+    return int4_weight(codes.to(torch.uint8), scale, zero), mask
 
 
 def sparse(out: int, width: int, density: float, bits: int) -> Candidate:

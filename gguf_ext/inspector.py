@@ -16,7 +16,7 @@ from gguf_ext.errors import GGUFError
 from gguf_ext.header import TensorInfo
 from gguf_ext.parts import MAGIC
 from gguf_ext.reader import GGUFFile
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import QuantizedWeight, int4_weight
 from sqft_plugins.inspect.model import inspect_layer
 from sqft_plugins.inspect.report import Row, count, total_of
 from sqft_plugins.mask import Pattern
@@ -56,7 +56,7 @@ class GGUFWeights:
         steps, d = decode(self.file.raw(module), kind)
         scale, zero = torch.from_numpy(d.astype(np.float32)), OFFSET[kind]
         codes = torch.from_numpy(steps + np.int8(zero)).view(torch.uint8)
-        return QuantizedWeight(codes, scale, torch.full_like(scale, zero, dtype=torch.uint8))
+        return int4_weight(codes, scale, torch.full_like(scale, zero, dtype=torch.uint8))
 
     def mask(self, module: str) -> None:
         return None

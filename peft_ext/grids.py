@@ -165,7 +165,7 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
     if _holds(weight, stored):
         mask = folder.kept(name)
         _check_zeros(folder, name, stored, mask)
-        return LayerGrid(stored.scale, stored.zero_point, mask, on_grid=True), stored.codes
+        return LayerGrid(stored.grid, mask, on_grid=True), stored.codes
 
     # an INT4 base that is not what it should be
     rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
@@ -189,13 +189,13 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
             "way round: give the INT4 folder made from this base with grid='…'"
         )
     _check_zeros(folder, name, stored, pattern)
-    grid = LayerGrid(stored.scale, stored.zero_point)
+    grid = LayerGrid(stored.grid)
     return grid, grid.quantize(weight)
 
 
 def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
     stored = folder.quantized(name)
-    return LayerGrid(stored.scale, stored.zero_point, folder.kept(name) if on_grid else None, on_grid)
+    return LayerGrid(stored.grid, folder.kept(name) if on_grid else None, on_grid)
 
 
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:

@@ -138,7 +138,7 @@ class Linear(LoraLinear):
             raise SQFTError(
                 f"adapter {adapter!r} has no grid yet: the base had no weights when it was added, load them"
             )
-        if state.grid.scale.device != self.base().weight.device:
+        if state.grid.device != self.base().weight.device:
             state.grid = state.grid.to(self.base().weight.device)
         return state.grid
 

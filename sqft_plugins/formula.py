@@ -75,8 +75,8 @@ def merged_blocks(
     weight: W [out, in], any float dtype.
     A: [r, in]. scaled_B: s · B [out, r], the same dtype.
     sparse: False leaves M out.
-    grid: whose mask is M; None takes the nonzero pattern of W. A base of dequantized codes in bf16 or fp16, where they
-    are rounded, is put back on its grid first.
+    grid: whose mask is M, all ones where it is `dense`; None takes the nonzero pattern of W. A base of dequantized
+    codes in bf16 or fp16, where they are rounded, is put back on its grid first.
     """
     blocks = block_rows(weight)
     product_space, mask_space = (
@@ -90,7 +90,7 @@ def merged_blocks(
 
         stored = None if grid is None else grid.mask
         mask = None
-        if sparse:
+        if sparse and not (grid is not None and grid.dense):
             mask = mask_space[: len(block)]
             if stored is None:
                 numeric_mask(block, out=mask)

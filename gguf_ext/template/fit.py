@@ -18,7 +18,7 @@ from gguf_ext.errors import TemplateError
 from gguf_ext.header import TensorInfo
 from gguf_ext.reader import GGUFFile
 from gguf_ext.write.tensors import PlacedTensor
-from gguf_ext.write.transcode import shape_of, some_rows
+from gguf_ext.write.transcode import shape_of
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import nonzero_mask
@@ -133,7 +133,7 @@ def _some_rows(weight: Tensor | QuantizedWeight, way: PlacedTensor, rows: Tensor
     """float32 [rows, in] of the model's tensor put that way."""
     picked = rows if way.order is None else way.order[rows]
     if isinstance(weight, QuantizedWeight):
-        return some_rows(weight, picked).dequantize()
+        return weight.take(picked).dequantize()
     return (weight.t() if way.transposed else weight)[picked].to(torch.float32)
 
 

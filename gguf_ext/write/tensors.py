@@ -61,7 +61,8 @@ class PlacedTensor:
             if "outside the exact range" not in str(error):
                 raise
             raise ScaleRangeError(str(error)) from None
-        return QuantizedWeight(*(self.reorder(part) for part in weight))
+        grid = weight.grid if self.order is None else weight.grid.take(self.order)
+        return QuantizedWeight(self.reorder(weight.codes), grid)
 
     def float_weight(self, folder: ModelFolder) -> Tensor:
         """The float tensor as the file means it, in its own dtype, or float32 where something is added."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -150,20 +151,15 @@ def shape_of(weight: Tensor | QuantizedWeight) -> tuple[int, ...]:
     return tuple(weight.codes.shape if isinstance(weight, QuantizedWeight) else weight.shape)
 
 
-def some_rows(weight: QuantizedWeight, rows: slice | Tensor) -> QuantizedWeight:
-    """Codes, scales and zero points of some rows."""
-    return QuantizedWeight(*(part[rows] for part in weight))
-
-
 def stored(weight: Tensor | QuantizedWeight, kind: TensorType, rows: slice) -> tuple[Tensor, Tensor]:
     """Some rows (or a vector), float32: the numbers of the model, and what a file holds of them as `kind`. Both are the
     same object where the type rounds nothing."""
     if isinstance(weight, QuantizedWeight):
-        part = some_rows(weight, rows)
+        part = weight.take(rows)
         exact, scale = part.dequantize(), part.scale.to(torch.float16).to(torch.float32)
         if not kind.holds_steps or torch.equal(scale, part.scale):
             return exact, exact
-        return exact, part._replace(scale=scale).dequantize()
+        return exact, part._replace(grid=replace(part.grid, scale=scale)).dequantize()
 
     floats = weight[rows]
     exact = floats.to(torch.float32)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid import PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, quantize, symmetric_zero_point
+from sqft_plugins.grid import (
+    PER_CHANNEL,
+    SYMMETRIC_ZERO_POINT,
+    QuantizedWeight,
+    int4_weight,
+    quantize,
+    symmetric_zero_point,
+)
 from sqft_plugins.structure import weight_of
 
 SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
@@ -71,7 +78,7 @@ def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
         raise GridError(
             f"{SCALE} {tuple(scale.shape)} is no grid of a weight {tuple(weight.shape)}: load the INT4 folder again"
         )
-    found = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
+    found = int4_weight(quantize(weight, scale, zero_point), scale, zero_point)
     return found, int(torch.count_nonzero(found.dequantize(weight.dtype) != weight))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid import QuantizedWeight, dequantize, group_width, make_scale, quantize
+from sqft_plugins.grid import QuantizedWeight, dequantize, group_width, int4_weight, make_scale, quantize
 from sqft_plugins.plugins.protocols import Statistic
 
 DAMPING = 0.01
@@ -121,4 +121,4 @@ def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetri
 
         # and into those behind the block
         remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    return QuantizedWeight(codes.t().contiguous(), torch.cat(scales, 1), torch.cat(zero_points, 1))
+    return int4_weight(codes.t().contiguous(), torch.cat(scales, 1), torch.cat(zero_points, 1))

@@ -61,6 +61,7 @@ from sqft_plugins.grid.scales import round_scale as round_scale
 from sqft_plugins.grid.scales import symmetric_zero_point as symmetric_zero_point
 from sqft_plugins.grid.weight import QuantizedWeight as QuantizedWeight
 from sqft_plugins.grid.weight import dequantize as dequantize
+from sqft_plugins.grid.weight import int4_weight as int4_weight
 from sqft_plugins.grid.weight import quantize as quantize
 from sqft_plugins.grid.weight import round_to_nearest as round_to_nearest
 from sqft_plugins.grid.weight import steps as steps

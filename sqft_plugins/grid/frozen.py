@@ -50,6 +50,10 @@ class Grid:
             raise GridError(f"grid {self.kind.name!r} is a table and has no zero_point: leave it out")
 
     @property
+    def device(self) -> torch.device:
+        return self.scale.device
+
+    @property
     def groups(self) -> int:
         """Of one row."""
         return self.scale.shape[1]
@@ -96,6 +100,21 @@ class Grid:
             values.add_(self.offset[rows].unsqueeze(-1))
         return values.flatten(1).to(dtype)
 
+    def steps(self, codes: Tensor) -> Tensor:
+        """`code - zero_point` of uint8 codes [out, in] → int8 [out, in], int16 for codes of 8 bits; 0 is an exact zero.
+
+        Raises GridError for a grid that is not of integers.
+        """
+        if not self.kind.is_integer:
+            raise GridError(f"grid {self.kind.name!r} has no whole steps: take one of integers, such as int4")
+        if self.zero_point is None:
+            return codes.to(torch.int16) if self.kind.bits == 8 else codes.view(torch.int8)
+        if self.kind.bits == 8:
+            wide = codes.to(torch.int16).unflatten(1, (self.groups, -1))
+            return wide.sub_(self.zero_point.unsqueeze(-1)).flatten(1)
+        grouped = codes.view(torch.int8).unflatten(1, (self.groups, -1))  # 0..127: the same in int8
+        return (grouped - self.zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+
     def keep_same(self, codes: Tensor, base: Tensor) -> Tensor:
         """`codes` [out, in], but those of `base` wherever both have the same value: where the scale is 0, or 0 and -0
         have a code each. So an adapter that changes nothing changes no byte."""
@@ -108,6 +127,11 @@ class Grid:
 
     def to(self, device: torch.device | str) -> Grid:
         return self._each(lambda part: part.to(device))
+
+    def equals(self, other: Grid) -> bool:
+        """Whether kind and all numbers are the same; NaN is not."""
+        ours, theirs = (self.scale, self.zero_point, self.offset), (other.scale, other.zero_point, other.offset)
+        return self.kind == other.kind and all(map(_equal, ours, theirs))
 
     def digest(self) -> str:
         """SHA-256 over the kind's name and the frozen numbers; of "int4" without the name, as version 0.1 had it."""
@@ -129,6 +153,10 @@ class Grid:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Grid:
         parts = (None if part is None else change(part) for part in (self.scale, self.zero_point, self.offset))
         return Grid(self.kind, *parts)  # type: ignore[arg-type]  # the scale is there
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def as_exact(weight: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class GridKind:
         return int(2 ** (self.bits - 1))
 
     @property
+    def is_integer(self) -> bool:
+        """Whether a code minus the zero point is what is multiplied by the scale: a grid of whole steps."""
+        return self.levels is None and not self.affine
+
+    @property
     def has_zero(self) -> bool:
         """Whether 0 is a value of every group, exactly: only then may a mask be kept."""
         return not self.affine and (self.levels is None or 0.0 in self.levels)

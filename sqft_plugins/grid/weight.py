@@ -7,49 +7,71 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sqft_plugins.errors import GridError
 from sqft_plugins.grid.frozen import Grid
+from sqft_plugins.grid.kind import GridKind
 from sqft_plugins.grid.kinds import INT4, MAX_CODE, SYMMETRIC_ZERO_POINT
 from sqft_plugins.grid.scales import make_grid
 from sqft_plugins.mask import lost_zeros
 
 
 class QuantizedWeight(NamedTuple):
-    """One weight on the grid.
-
-    codes: uint8 [out, in], 0..15. scale: float32 [out, groups], 8 significant bits. zero_point: uint8 [out, groups].
-    """
+    """One weight on its grid. codes: uint8 [out, in]."""
 
     codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
+    grid: Grid
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[out, in]; exact in float32 and float64."""
-        return dequantize(self.codes, self.scale, self.zero_point, dtype=dtype)
+    @property
+    def scale(self) -> Tensor:
+        """float32 [out, groups]."""
+        return self.grid.scale
+
+    @property
+    def zero_point(self) -> Tensor:
+        """uint8 [out, groups]. Raises GridError for a grid without."""
+        if self.grid.zero_point is None:
+            raise GridError(f"grid {self.grid.kind.name!r} has no zero point: take one of integers, such as int4")
+        return self.grid.zero_point
 
     @property
     def group_size(self) -> int:
         """The columns that share one scale; `in` where there is one group for the whole row."""
-        return self.codes.shape[1] // self.scale.shape[1]
+        return self.codes.shape[1] // self.grid.groups
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[out, in]: `Grid.dequantize`."""
+        return self.grid.dequantize(self.codes, dtype=dtype)
 
     def steps(self) -> Tensor:
-        """`codes - zero_point`, int8 [out, in], -15..15; 0 is an exact zero."""
-        return steps(self.codes, self.zero_point)
+        """`codes - zero_point` of a grid of integers: `Grid.steps`."""
+        return self.grid.steps(self.codes)
 
     def lost_zeros(self, mask: Tensor) -> int:
         """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
-        return lost_zeros(self.steps(), mask)
+        return lost_zeros(self.steps() if self.grid.kind.is_integer else self.dequantize(), mask)
 
     def fits_signed(self) -> bool:
         """Whether every step lies in -8..7, the range of a signed 4-bit number (GGUF's Q4_0)."""
         steps = self.steps()
         return int(steps.min()) >= -SYMMETRIC_ZERO_POINT and int(steps.max()) <= MAX_CODE - SYMMETRIC_ZERO_POINT
 
+    def take(self, rows: Tensor | slice) -> QuantizedWeight:
+        """Some rows, or all in another order."""
+        return QuantizedWeight(self.codes[rows], self.grid.take(rows))
+
+    def equals(self, other: QuantizedWeight) -> bool:
+        """Whether the codes, the kind of grid and all its numbers are the same."""
+        return torch.equal(self.codes, other.codes) and self.grid.equals(other.grid)
+
+
+def int4_weight(codes: Tensor, scale: Tensor, zero_point: Tensor) -> QuantizedWeight:
+    """INT4 codes uint8 [out, in], with scale float32 and zero_point uint8 [out, groups]."""
+    return QuantizedWeight(codes, Grid(INT4, scale, zero_point))
+
 
 def steps(codes: Tensor, zero_point: Tensor) -> Tensor:
     """`codes - zero_point` of codes [out, in] and zero_point [out, groups], both uint8 → int8 [out, in]."""
-    grouped = codes.view(torch.int8).unflatten(1, (zero_point.shape[1], -1))  # 0..15: the same in int8
-    return (grouped - zero_point.view(torch.int8).unsqueeze(-1)).flatten(1)
+    return Grid(INT4, torch.empty_like(zero_point, dtype=torch.float32), zero_point).steps(codes)
 
 
 def zero_codes(zero_point: Tensor, in_features: int) -> Tensor:
@@ -71,11 +93,14 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dt
 
 
 def round_to_nearest(
-    weight: Tensor, mask: Tensor | None = None, group_size: int = 32, symmetric: bool = True
+    weight: Tensor,
+    mask: Tensor | None = None,
+    group_size: int = 32,
+    symmetric: bool = True,
+    kind: GridKind = INT4,
 ) -> QuantizedWeight:
-    """Round-to-nearest INT4 of `weight` [out, in] with the pruned weights (`mask` [out, in] False) kept at zero."""
+    """Round-to-nearest of `weight` [out, in] with the pruned weights (`mask` [out, in] False) kept at zero."""
     if mask is not None:
         weight = weight.masked_fill(~mask, 0)
-    grid = make_grid(weight, group_size, symmetric)
-    assert grid.zero_point is not None
-    return QuantizedWeight(grid.quantize(weight), grid.scale, grid.zero_point)
+    grid = make_grid(weight, group_size, symmetric, kind)
+    return QuantizedWeight(grid.quantize(weight), grid)

@@ -13,6 +13,7 @@ from sqft_plugins.grid import (
     SYMMETRIC_ZERO_POINT,
     QuantizedWeight,
     group_count,
+    int4_weight,
     steps,
     symmetric_zero_point,
 )
@@ -158,7 +159,7 @@ class SparseInt4Weight:
         """Codes (pruned weights have that of their zero point), scale and zero point, on the CPU."""
         out = self.out_features
         codes, _ = layout.unpack(self.packed, self.zero_points, out, self.in_features)
-        return QuantizedWeight(codes, layout.from_groups(self.scales.cpu(), out).float(), self._zero_point())
+        return int4_weight(codes, layout.from_groups(self.scales.cpu(), out).float(), self._zero_point())
 
     def _zero_point(self) -> Tensor:
         """uint8 [out, groups], on the CPU."""

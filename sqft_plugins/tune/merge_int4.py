@@ -93,7 +93,7 @@ def _check(folder: ModelFolder, merged: Recoded) -> int:
     lost = 0
     for module in merged.codes:
         stored = folder.quantized(module)
-        if not all(map(torch.equal, stored, merged.quantized(module))):
+        if not stored.equals(merged.quantized(module)):
             raise SQFTError(f"{module} in {folder.path} is not what was merged: the disk or the writer is broken")
         mask = folder.mask(module)
         if mask is not None:

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from peft_ext import SQFTConfig
 from peft_ext.functional import masked_linear
-from sqft_plugins.grid import make_scale
+from sqft_plugins.grid import make_grid
 from sqft_plugins.layer_grid import LayerGrid
 
 
@@ -115,7 +115,7 @@ def test_compiled_blocks_equal_eager_ones(sparse_llama, tokens) -> None:
 def test_a_linear_on_its_grid_compiles_to_the_same_gradients() -> None:
     weight, A, B, x = (torch.randn(shape) for shape in ((48, 64), (4, 64), (48, 4), (3, 64)))
     mask = torch.rand(48, 64) < 0.5
-    grid = LayerGrid(*make_scale(weight), mask, on_grid=True)
+    grid = LayerGrid(make_grid(weight), mask, on_grid=True)
     results = []
     for call in (masked_linear, torch.compile(masked_linear, backend="aot_eager", fullgraph=True)):
         inputs = [part.clone().requires_grad_() for part in (x, A, B)]

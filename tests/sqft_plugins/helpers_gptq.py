@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import QuantizedWeight, int4_weight
 
 
 def pack_down(codes: list[list[int]]) -> Tensor:
@@ -46,7 +46,7 @@ def random_weight(rows: int, columns: int, group_size: int, symmetric: bool, gen
     codes = torch.randint(0, 16, (rows, columns), generator=generator, dtype=torch.uint8)
     scale = (torch.rand(rows, groups, generator=generator) * 0.02 + 0.001).to(torch.float16).to(torch.float32)
     zero_point = torch.randint(1, 16, (rows, groups), generator=generator, dtype=torch.uint8)
-    return QuantizedWeight(codes, scale, torch.full_like(zero_point, 8) if symmetric else zero_point)
+    return int4_weight(codes, scale, torch.full_like(zero_point, 8) if symmetric else zero_point)
 
 
 def write_gptq(

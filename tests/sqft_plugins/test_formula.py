@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sqft_plugins import formula
+from sqft_plugins.grid import INT4, Grid
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import numeric_mask
 
@@ -46,7 +47,7 @@ def test_the_blocks_together_are_the_whole(monkeypatch, sparse, explicit) -> Non
     weight, A, B = tensors()
     monkeypatch.setattr(formula, "BLOCK", 64 * IN)  # blocks of 64, 64, 64 and 8 rows
     mask = torch.rand(OUT, IN) < 0.5 if explicit else weight != 0
-    grid = LayerGrid(torch.empty(0), torch.empty(0), mask) if explicit else None
+    grid = LayerGrid(Grid(INT4, torch.empty(0, 0)), mask) if explicit else None
     whole = formula.masked_sum(weight, A, B, None, mask if sparse else None, torch.float64)
     seen = []
     for rows, block, numbers in formula.merged_blocks(weight, A, B, sparse, torch.float64, grid):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqft_plugins.grid import QuantizedWeight, quantize
+from sqft_plugins.grid import QuantizedWeight, int4_weight, quantize
 from sqft_plugins.kernels import SparseInt4Weight
 from sqft_plugins.mask import unpack_mask
 from vllm_ext.quantization.torch_operator import TorchState
@@ -36,7 +36,7 @@ def unpack(state: Any, plane: Any = None) -> tuple[QuantizedWeight, Tensor]:
         weight = torch.cat([dense(rows, None).t() for rows in identity.split(ROWS)], dim=1)  # [out, in]
     scale = state.scale.float()
     codes = quantize(weight, scale, state.zero_point)
-    return QuantizedWeight(codes, scale, state.zero_point), unpack_mask(state.mask, weight.shape[1])
+    return int4_weight(codes, scale, state.zero_point), unpack_mask(state.mask, weight.shape[1])
 
 
 def nbytes(state: Any) -> int:

@@ -64,7 +64,7 @@ class OverInt4:
         codes = {}
         for pair, A, B in self.folder.read_pairs(ranks):
             stored, mask = self._stored(pair.module)
-            weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.scale, stored.zero_point, mask, True)
+            weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.grid, mask, True)
             codes[pair.module] = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
         return Recoded(self.int4, codes)
 

@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase, register_weight_loader_v2_supported_method
 
 from sqft_plugins.errors import GridError, MismatchError
-from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, symmetric_zero_point, unpack, unpack_zero_point
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, int4_weight, symmetric_zero_point, unpack, unpack_zero_point
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from vllm_ext.quantization.choice import choose
 from vllm_ext.quantization.operators import Operator, Problem, check_pruned
@@ -194,4 +194,4 @@ def _loaded(layer: Any) -> QuantizedWeight:
         zero_point = symmetric_zero_point(scale)
     else:
         zero_point = unpack_zero_point(layer.weight_zero_point.data, codes.shape[0])
-    return QuantizedWeight(codes, scale, zero_point)
+    return int4_weight(codes, scale, zero_point)

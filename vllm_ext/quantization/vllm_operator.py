@@ -17,7 +17,15 @@ from vllm.model_executor.parameter import (
 )
 from vllm.scalar_type import scalar_types
 
-from sqft_plugins.grid import BITS, PER_CHANNEL, SYMMETRIC_ZERO_POINT, QuantizedWeight, pack, pack_zero_point
+from sqft_plugins.grid import (
+    BITS,
+    PER_CHANNEL,
+    SYMMETRIC_ZERO_POINT,
+    QuantizedWeight,
+    int4_weight,
+    pack,
+    pack_zero_point,
+)
 from sqft_plugins.mask import pack_mask, unpack_mask
 from vllm_ext.quantization.operators import Problem, check_pruned
 
@@ -105,7 +113,7 @@ class VllmOperator:
 
     def plane(self, state: VllmState, codes: Tensor) -> DenseWeight:
         check_pruned(codes, state.zero_point, unpack_mask(state.mask, codes.shape[1]).to(codes.device))
-        return DenseWeight(QuantizedWeight(codes, state.scale.float(), state.zero_point), state.dtype)
+        return DenseWeight(int4_weight(codes, state.scale.float(), state.zero_point), state.dtype)
 
     def linear(self, state: VllmState, x: Tensor, bias: Tensor | None, plane: DenseWeight | None = None) -> Tensor:
         return (state.dense if plane is None else plane)(x, bias)

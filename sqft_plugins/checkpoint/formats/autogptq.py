@@ -39,6 +39,7 @@ from sqft_plugins.grid import (
     QuantizedWeight,
     group_count,
     group_width,
+    int4_weight,
     packed_words,
     unpack,
 )
@@ -119,7 +120,7 @@ class AutoGPTQ(Int4Format):
             raise GridError(
                 f"{tensors.files[f'{module}.scales']}: {module}.scales holds NaN or infinity: copy the model again"
             )
-        return QuantizedWeight(codes, scale, zero_point)
+        return int4_weight(codes, scale, zero_point)
 
     @property
     def _layout(self) -> str:

@@ -25,7 +25,7 @@ from sqft_plugins.checkpoint.formats.pack_quantized import PackQuantized
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.checkpoint.tensors import TensorFiles
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import QuantizedWeight, group_count, symmetric_zero_point
+from sqft_plugins.grid import QuantizedWeight, group_count, int4_weight, symmetric_zero_point
 from sqft_plugins.mask import packed_mask_shape
 
 METHOD = "sqft"
@@ -91,7 +91,7 @@ class Compact(PackQuantized):
         else:
             packed = expect_shape(tensors, f"{name}.zeros", (rows, nibble_bytes(groups)))
             zero_point = unpack_nibbles(packed)[:, :groups].contiguous()
-        return QuantizedWeight(self._codes(name, (rows, columns), zero_point), scale, zero_point)
+        return int4_weight(self._codes(name, (rows, columns), zero_point), scale, zero_point)
 
     def _codes(self, name: str, shape: tuple[int, int], zero_point: Tensor) -> Tensor:
         tensors = self._tensors

@@ -21,6 +21,7 @@ from sqft_plugins.grid import (
     PER_CHANNEL,
     QuantizedWeight,
     group_count,
+    int4_weight,
     packed_words,
     symmetric_zero_point,
     unpack,
@@ -78,4 +79,4 @@ class PackQuantized(Int4Format):
         else:
             stored = expect_shape(tensors, f"{module}.weight_zero_point", (packed_words(rows), groups))
             zero_point = unpack_zero_point(stored, rows)
-        return QuantizedWeight(unpack(packed, columns), scale, zero_point)
+        return int4_weight(unpack(packed, columns), scale, zero_point)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import BlockSizeError, NonFiniteWeightError, ScaleNotExactError, ScaleRangeError
 from gguf_ext.write.transcode import block_bytes, block_type, float_bytes, matrix_type
-from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, round_to_nearest
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, int4_weight, round_to_nearest
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,7 +38,7 @@ def test_every_grid_is_held_exactly(seed, group, symmetric, shift, dtype):
 
 def test_a_whole_tensor_decides_between_q4_and_q5():
     codes = torch.full((2, 64), 8, dtype=torch.uint8)
-    weight = QuantizedWeight(codes, torch.ones(2, 2), torch.full((2, 2), 8, dtype=torch.uint8))
+    weight = int4_weight(codes, torch.ones(2, 2), torch.full((2, 2), 8, dtype=torch.uint8))
     assert block_type(weight, "w") is TensorType.Q4_0
     weight.codes[1, 63] = 15
     assert block_type(weight, "w") is TensorType.Q4_0  # step 7
@@ -51,7 +51,7 @@ def test_a_whole_tensor_decides_between_q4_and_q5():
 
 def _weight(columns: int = 64, groups: int = 2, scale: float = 1.0) -> QuantizedWeight:
     codes = torch.full((2, columns), 8, dtype=torch.uint8)
-    return QuantizedWeight(codes, torch.full((2, groups), scale), torch.full((2, groups), 8, dtype=torch.uint8))
+    return int4_weight(codes, torch.full((2, groups), scale), torch.full((2, groups), 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sqft_plugins.checkpoint.int4 import int4_config, int4_tensors
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, KernelError
-from sqft_plugins.grid import QuantizedWeight, make_scale, quantize
+from sqft_plugins.grid import int4_weight, make_scale, quantize
 from sqft_plugins.kernels.load import load_accelerated
 from sqft_plugins.structure import find_linears, weight_of
 
@@ -75,7 +75,7 @@ def test_experts_are_dequantized_into_the_tensor_that_transformers_makes_of_them
     for module in (*experts, q_proj):
         weight = tensors.pop(f"{module}.weight")
         scale, zero_point = make_scale(weight)
-        quantized = QuantizedWeight(quantize(weight, scale, zero_point), scale, zero_point)
+        quantized = int4_weight(quantize(weight, scale, zero_point), scale, zero_point)
         tensors |= int4_tensors(module, quantized, grid, torch.float32)
     save_file(tensors, tmp_path / "int4" / "model.safetensors", {"format": "pt"})
     stored = json.loads((tmp_path / "int4" / "config.json").read_text())

@@ -32,7 +32,7 @@ def test_float_int4_and_compact_folders_answer_alike(tiny_model, tmp_path, famil
             assert mask is not None
             assert torch.equal(mask, exact != 0)
             assert not source.weight(module)[~mask].any()
-        assert all(map(torch.equal, sources[1].quantized(module), sources[2].quantized(module)))
+        assert sources[1].quantized(module).equals(sources[2].quantized(module))
         with pytest.raises(CheckpointError, match="no INT4 weight"):
             sources[0].quantized(module)
 
@@ -52,7 +52,7 @@ def test_a_folder_with_other_codes_reads_as_it_is_written(int4, tmp_path):
     assert torch.equal(written.quantized(changed).codes, codes)
     assert not torch.equal(codes, stored.codes)
     for module in (changed, *others):
-        assert all(map(torch.equal, recoded.quantized(module), written.quantized(module)))
+        assert recoded.quantized(module).equals(written.quantized(module))
         assert torch.equal(recoded.weight(module), written.weight(module))
         assert recoded.weight_shape(module) == written.weight_shape(module)
         assert recoded.module_bytes(module) == written.module_bytes(module)

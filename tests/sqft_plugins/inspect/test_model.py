@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import int4_weight
 from sqft_plugins.inspect import inspect_path
 from sqft_plugins.inspect.model import float_type, gguf_type
 from sqft_plugins.structure import structure_of_folder
@@ -81,7 +81,7 @@ def test_asymmetric_layers_may_need_q5(folders):
 def test_gguf_type(columns, codes, zero_point, expected):
     values = torch.full((1, columns), codes[0], dtype=torch.uint8)
     values[0, 0] = codes[1]
-    weight = QuantizedWeight(values, torch.ones(1, 1), torch.full((1, 1), zero_point, dtype=torch.uint8))
+    weight = int4_weight(values, torch.ones(1, 1), torch.full((1, 1), zero_point, dtype=torch.uint8))
     assert gguf_type(weight) == expected
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers_kernels import make_case
 
 from sqft_plugins.errors import GridError, KernelError
-from sqft_plugins.grid import QuantizedWeight, round_to_nearest
+from sqft_plugins.grid import int4_weight, round_to_nearest
 from sqft_plugins.kernels import SparseInt4Weight, layout
 from sqft_plugins.kernels.library import Library, library
 
@@ -209,6 +209,6 @@ def test_what_is_off_the_grid_is_refused():
     with pytest.raises(KernelError, match="zero_point is not uint8"):
         SparseInt4Weight.from_codes(codes, scale, zero_point=scale)
     with pytest.raises(KernelError, match="do not fit"):
-        SparseInt4Weight.from_quantized(QuantizedWeight(codes[0], scale, scale.byte()))
+        SparseInt4Weight.from_quantized(int4_weight(codes[0], scale, scale.byte()))
     with pytest.raises(KernelError, match="give uint8"):
         layout.pack(codes.int(), mask)

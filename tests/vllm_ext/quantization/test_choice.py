@@ -55,7 +55,7 @@ def test_an_operator_computes_the_formula(operator, group_size, symmetric, dtype
 def test_what_was_prepared_comes_back_bit_for_bit(operator, group_size, symmetric, dtype):
     weight, mask = weight_and_mask(group_size, symmetric)
     again, kept = unpack(operator.prepare(weight, mask, dtype))
-    assert all(torch.equal(one, other) for one, other in zip(again, weight, strict=True))
+    assert again.equals(weight)
     assert torch.equal(kept, mask)
 
 
