@@ -18,19 +18,24 @@ END = ".weight_packed"
 
 
 class Recoded(ModelFolder):
-    """An INT4 folder with other codes of some modules, as a quantization-aware adapter that is merged makes them: read
-    as the folder that `write_codes` would write.
+    """A quantized model with other codes of some modules, as a quantization-aware adapter that is merged makes them:
+    read as what is written with these codes.
 
-    codes: module → uint8 [out, in], 0..15.
+    folder: the model, a folder or a file. codes: module → uint8 [out, in]; kept are the model's own wherever both have
+    the same value (`QuantizedWeight.with_codes`).
     """
 
     def __init__(self, folder: ModelFolder, codes: Mapping[str, Tensor]):
-        super().__init__(folder.path)
-        self.codes = codes
+        self.__dict__.update(vars(folder))
+        self._folder = folder
+        self.codes = {module: folder.quantized(module).with_codes(own).codes for module, own in codes.items()}
 
     def quantized(self, module: str) -> QuantizedWeight:
-        stored = super().quantized(module)
+        stored = self._folder.quantized(module)
         return stored._replace(codes=self.codes[module]) if module in self.codes else stored
+
+    def mask(self, module: str) -> Tensor | None:
+        return self._folder.mask(module)
 
 
 def check_recodable(source: ModelFolder) -> None:

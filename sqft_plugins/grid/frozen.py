@@ -118,6 +118,8 @@ class Grid:
     def keep_same(self, codes: Tensor, base: Tensor) -> Tensor:
         """`codes` [out, in], but those of `base` wherever both have the same value: where the scale is 0, or 0 and -0
         have a code each. So an adapter that changes nothing changes no byte."""
+        if self.kind.is_integer and bool((torch.isfinite(self.scale) & (self.scale != 0)).all()):
+            return codes  # each code has a value of its own
         new, old = self.dequantize(codes), self.dequantize(base)
         return torch.where((new == old) | (new.isnan() & old.isnan()), base, codes)
 
