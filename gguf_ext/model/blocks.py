@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,9 +58,9 @@ class Blocks(Int4Format):
         grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
         order = self.file_order(module)
         if order is None:
-            return _weight(codes, grid)
+            return QuantizedWeight(codes, grid)
         back = torch.argsort(order)
-        return _weight(codes[back], grid.take(back))
+        return QuantizedWeight(codes[back], grid.take(back))
 
     def file_order(self, module: str) -> Tensor | None:
         """int64 [out]: the row of the checkpoint in each row of the file; None where rows stay."""
@@ -71,7 +71,6 @@ class Blocks(Int4Format):
         return len(info.shape) == 2 and info.type in _GRIDS
 
 
-_weight: Any = QuantizedWeight
 _GRIDS = frozenset(int(kind) for kind in TensorType if kind.is_block)
 
 
