@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import click
@@ -13,7 +14,7 @@ from sqft_plugins.cli.common import table
 from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import MODEL_FOLDER
+from sqft_plugins.settings.checked import MODEL
 
 
 class VerifySettings(Settings):
@@ -38,10 +39,11 @@ class VerifySettings(Settings):
     "sqft verify merged-int4 model.gguf",
     "sqft verify merged model-f16.gguf --rounding allow --json",
     "sqft verify merged model-f32.gguf --logits --text prose.txt",
+    "sqft verify model-Q4_K_M.gguf mine-Q4_K_M.gguf",
     name="verify",
     settings=VerifySettings,
 )
-@click.argument("model", type=MODEL_FOLDER)
+@click.argument("model", type=MODEL)
 @click.argument("file", type=GGUF_FILE, metavar="FILE.gguf")
 def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     """Compare MODEL with FILE.gguf.
@@ -49,7 +51,14 @@ def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     Compared are every weight, every hyper-parameter and the tokenizer, from both sides; of a file in parts, give the
     first. Exit code 1 where anything differs; differences of logits, which llama.cpp computes with activations of 8
     bits, are reported only.
+
+    Where MODEL is a GGUF file, too, FILE.gguf must be that file with an adapter merged in: every byte equal but codes
+    of adapted tensors, and the note of the merge.
     """
+    base = _as_file(model)
+    if base is not None:
+        return _verify_merged(base, file, settings)
+
     from gguf_ext.verify.tensors import verify_gguf
 
     prose = _prose(settings.text) if settings.logits else ""
@@ -76,6 +85,39 @@ def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
 
     same = report.ok if settings.rounding == "allow" else report.exact
     return Found(result, show, code=int(not same))
+
+
+def _as_file(model: str) -> Path | None:
+    """The file of a model that is one; None for a folder."""
+    if Path(model).is_dir():
+        return None
+    from sqft_plugins.model_files import reader_of
+
+    reader = reader_of(model)
+    return None if reader is None else reader.locate(model)
+
+
+def _verify_merged(base: Path, file: str, settings: VerifySettings) -> Found:
+    from gguf_ext.verify.merged import verify_merged
+
+    if settings != VerifySettings():
+        raise SQFTError(f"options compare FILE.gguf with a model folder, {base} is a file: leave them out")
+    report = verify_merged(base, file)
+
+    def show() -> None:
+        if report.differences:
+            table(["name", "difference"], [(item.name, item.what) for item in report.differences])
+        for note in report.merges:
+            click.echo(f"merged: {note.get('adapter')}")
+        click.echo(f"{report.equal} of {report.tensors} tensors byte-equal")
+        if report.recoded:
+            click.echo(
+                f"{report.recoded} with other codes alone: {report.changed:,} of {report.weights:,} "
+                f"({report.changed / report.weights:.2%})"
+            )
+        click.echo("equal but for codes" if report.ok else "different")
+
+    return Found(report.as_dict(), show, code=int(not report.ok))
 
 
 def _prose(text: str | None) -> str:

@@ -26,13 +26,14 @@ CHUNK = 8 * 2**20
 class Tally:
     """What is found out while bytes pass.
 
-    data: SHA-256 over the bytes of the source from the first tensor of a part to its end, part after part.
-    codes: tensor → SHA-256 of its new codes, uint8 [out, in].
-    weights, changed: of these tensors, and of them those with another code.
+    before, after: SHA-256 over the bytes of source and target from the first tensor of a part to its end, part after
+        part.
+    tensors: with new codes. weights: in these. changed: of the weights, those with another code than before.
     """
 
-    data: Any = field(default_factory=hashlib.sha256)
-    codes: dict[str, str] = field(default_factory=dict)
+    before: Any = field(default_factory=hashlib.sha256)
+    after: Any = field(default_factory=hashlib.sha256)
+    tensors: int = 0
     weights: int = 0
     changed: int = 0
 
@@ -82,18 +83,19 @@ def _replace(source: BinaryIO, target: BinaryIO, part: Part, info: TensorInfo, n
             f"codes of {info.name} are {wanted.dtype} {tuple(wanted.shape)}: give uint8, ({rows}, {columns})"
         )
 
-    digest, width = hashlib.sha256(), row_bytes(columns, kind)
+    width = row_bytes(columns, kind)
     step = max(1, CHUNK // columns)
     for start in range(0, rows, step):
         some = np.ascontiguousarray(wanted[start : start + step])
         held = exactly(source, len(some) * width, part)
         raw: Bytes = np.frombuffer(held, np.uint8).reshape(-1, width)
-        target.write(replace_codes(raw, some, kind).data)
-        tally.data.update(held)
+        changed = replace_codes(raw, some, kind).data
+        target.write(changed)
+        tally.before.update(held)
+        tally.after.update(changed)
         tally.changed += int(np.count_nonzero(codes_of(raw, kind) != some))
-        digest.update(some.data)
+    tally.tensors += 1
     tally.weights += rows * columns
-    tally.codes[info.name] = digest.hexdigest()
     return rows * width
 
 
@@ -101,7 +103,8 @@ def _copy(source: BinaryIO, target: BinaryIO, count: int, part: Part, tally: Tal
     while count > 0:
         piece = exactly(source, min(count, CHUNK), part)
         target.write(piece)
-        tally.data.update(piece)
+        tally.before.update(piece)
+        tally.after.update(piece)
         count -= len(piece)
 
 

@@ -18,7 +18,6 @@ from gguf_ext.merge.stamp import UNKNOWN, entry_bytes, merges_of
 from gguf_ext.reader import GGUFFile
 from gguf_ext.write.split import part_paths, write_parts
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint.int4 import combined_hash
 from sqft_plugins.identity import record_of
 
 
@@ -28,8 +27,8 @@ class MergedFile:
 
     path: the file, or the first of its parts. paths: all of them.
     tensors: with other codes. weights: in these. changed: of the weights, those with another code than before.
-    base_hash: SHA-256 over the bytes of the source from the first tensor of a part to its end, part after part.
-    code_hash: SHA-256 over the names of these tensors and the SHA-256 of the new codes of each.
+    base_hash, data_hash: SHA-256 over the bytes of the source, and of what was written, from the first tensor of a part
+        to its end, part after part.
     bytes: of all parts.
     """
 
@@ -39,7 +38,7 @@ class MergedFile:
     weights: int
     changed: int
     base_hash: str
-    code_hash: str
+    data_hash: str
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,14 +59,14 @@ def merge_file(
     codes: tensor → uint8 [out, in], in the row order of the file. Each is asked for once, one after the other, and the
         memory of a merge is one of them.
     note: what the file shall say of the merge: "adapter", "adapter_hash" and whatever else JSON holds. Hashes of the
-        tensors before and of the codes after are added.
+        tensors before and after are added.
 
     Raises what `check_merge` raises; DamagedFileError for a source that is cut off or changes. After an error there is
     no target, or the old one.
     """
     file = source if isinstance(source, GGUFFile) else GGUFFile(source)
     path = check_merge(file, target, codes.keys(), note, overwrite)
-    told: dict[str, Any] = {**note, "base_hash": UNKNOWN, "code_hash": UNKNOWN, "version": VERSION}
+    told: dict[str, Any] = {**note, "base_hash": UNKNOWN, "data_hash": UNKNOWN, "version": VERSION}
     earlier = merges_of(file)
     tally, entry_at = Tally(), 0
 
@@ -79,7 +78,7 @@ def merge_file(
             _check_unchanged(part)
 
         # what was not known when the header was written
-        told["base_hash"], told["code_hash"] = tally.data.hexdigest(), combined_hash(tally.codes)
+        told["base_hash"], told["data_hash"] = tally.before.hexdigest(), tally.after.hexdigest()
         with open(places[0], "r+b") as first:
             first.seek(entry_at)
             first.write(entry_bytes([*earlier, told]))
@@ -91,11 +90,11 @@ def merge_file(
     return MergedFile(
         path=str(merged_target(file, path)),
         paths=list(map(str, written)),
-        tensors=len(tally.codes),
+        tensors=tally.tensors,
         weights=tally.weights,
         changed=tally.changed,
         base_hash=told["base_hash"],
-        code_hash=told["code_hash"],
+        data_hash=told["data_hash"],
         bytes=sum(one.stat().st_size for one in written),
     )
 
