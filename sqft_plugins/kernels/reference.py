@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, dequantize
+from sqft_plugins.grid import dequantize, symmetric_zero_point
 from sqft_plugins.kernels.layout import Packed, from_groups, unpack_slabs
 
 
@@ -25,7 +25,7 @@ def linear(
     wide = x.reshape(-1, x.shape[-1]).to(exact)  # [tokens, in]
     y = torch.empty(wide.shape[0], out, dtype=exact, device=x.device)
     scale = from_groups(scales, out).float()  # [out, groups]
-    zero = torch.full_like(scale, SYMMETRIC_ZERO_POINT) if zero_points is None else from_groups(zero_points, out)
+    zero = symmetric_zero_point(scale) if zero_points is None else from_groups(zero_points, out)
     for rows, codes, _ in unpack_slabs(packed, zero_points, out, x.shape[-1]):
         weight = dequantize(codes.to(x.device), scale[rows], zero[rows], exact)  # [rows, in]
         y[:, rows] = F.linear(wide, weight)
