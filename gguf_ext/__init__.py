@@ -3,6 +3,7 @@
 Importing this package imports neither `gguf` nor `llama_cpp`; both are imported when they are used.
 
     export      `export_gguf`, `export_model`: plan, write, reopen, compare, rename
+    quantize/   `quantize_gguf`: a float model in llama.cpp's types, by llama.cpp's quantizer
     estimate    how large a file would be, from headers alone
     layout      which tensor stands where, by a table or by a template
     described   what the file says beside its weights
@@ -48,6 +49,7 @@ _HOMES = {
     "LlamaCpp": "run.session",
     "LlamaSession": "run.session",
     "load": "run.llama",
+    "quantize_gguf": "quantize.run",
     "VerifyReport": "verify.tensors",
     "verify_gguf": "verify.tensors",
 }

@@ -57,6 +57,23 @@ class GGUFExporter:
         return estimate_gguf(model, modules, grid)
 
 
+class QuantizedExporter:
+    """`sqft export gguf-quantized`."""
+
+    name = "gguf-quantized"
+
+    @property
+    def command(self) -> Any:
+        from gguf_ext.cli.export import quantized_command
+
+        return quantized_command
+
+    def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
+        from gguf_ext.quantize.run import quantize_gguf
+
+        return quantize_gguf(model, target, overwrite=overwrite).as_dict()
+
+
 class LoraExporter:
     """`sqft export gguf-lora`. The `model` of its functions is an adapter folder."""
 
@@ -97,7 +114,7 @@ class GGUFModels:
 
 @hookimpl
 def sqft_exporters() -> list[Any]:
-    return [GGUFExporter(), LoraExporter()]
+    return [GGUFExporter(), QuantizedExporter(), LoraExporter()]
 
 
 @hookimpl

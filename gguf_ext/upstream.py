@@ -11,6 +11,8 @@ SWITCHED = "adapters cannot be switched between requests"
 CHAT = "a chat is not rendered as transformers renders it"
 EXPORT = "no GGUF file can be written"
 
+QUANTIZED = "no GGUF file can be quantized by llama.cpp"
+
 FUNCTIONS = {
     "adapter_lora_free": "adapter",
     "adapter_lora_init": "model, path_lora",
@@ -30,6 +32,8 @@ FUNCTIONS = {
     "model_free": "model",
     "model_get_vocab": "model",
     "model_load_from_file": "path_model, params",
+    "model_quantize": "fname_inp, fname_out, params",
+    "model_quantize_default_params": "",
     "print_system_info": "",
     "set_adapters_lora": "ctx, adapters, n_adapters, scales",
     "token_to_piece": "vocab, token, buf, length, lstrip, special",
@@ -48,6 +52,12 @@ LLAMA = (
         says=("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "flash_attn_type"),
     ),
     Touch("llama_cpp.llama_cpp.llama_batch", RUN, says=("n_tokens", "token", "pos", "n_seq_id", "seq_id", "logits")),
+    Touch(
+        "llama_cpp.llama_cpp.llama_model_quantize_params", QUANTIZED,
+        says=("nthread", "ftype", "imatrix", "kv_overrides"),
+    ),
+    Touch("llama_cpp.llama_cpp.llama_model_imatrix_data", QUANTIZED, says=("name", "data", "size")),
+    Touch("llama_cpp.llama_cpp.llama_model_kv_override", QUANTIZED, says=("tag", "key", "value")),
 
     # its Python side
     *touches(LOG, "_logger", "_logger.llama_log_callback", "_logger.logger", owner="llama_cpp"),

@@ -30,7 +30,7 @@ def test_importing_imports_no_other_surface():
 
 def test_the_hooks():
     names = [(exporter.name, exporter.command.name) for exporter in gguf_ext.plugin.sqft_exporters()]
-    assert names == [("gguf", "gguf"), ("gguf-lora", "gguf-lora")]
+    assert names == [(name, name) for name in ("gguf", "gguf-quantized", "gguf-lora")]
     (engine,) = gguf_ext.plugin.sqft_engines()
     assert engine.name == "llama.cpp"
 

@@ -80,7 +80,7 @@ PAGES = [
     ["--help"],
     ["--version"],
     *([verb, "--help"] for verb in [*VERBS, "serve", "verify", "chat"]),
-    *(["export", name, "--help"] for name in ("gguf", "plane", "gguf-lora")),
+    *(["export", name, "--help"] for name in ("gguf", "plane", "gguf-lora", "gguf-quantized")),
     ["plugins"],
     ["doctor"],
 ]
@@ -115,6 +115,8 @@ REFUSED = [
     "export gguff",
     "export gguf missing --out o.gguf",
     "export gguf-lora missing --out o.gguf",
+    "export gguf-quantized missing --out o.gguf",
+    "export gguf-quantized empty --type Q4_Q --out o.gguf",
     "export plane missing missing",
     "verify missing missing.gguf",
     "chat missing.gguf",

@@ -1,0 +1,114 @@
+"""Files by llama.cpp's own quantizer: its types, our importance matrix, nothing of the float file left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gguf_ext import LlamaSession, export_gguf, quantize_gguf
+from gguf_ext.blocks import TensorType
+from gguf_ext.blocks.types import BLOCKS
+from gguf_ext.errors import GGUFError, TargetExistsError
+from gguf_ext.ggml import quantize
+from gguf_ext.quantize.importance import importance_matrix
+from gguf_ext.reader import GGUFFile
+from sqft_plugins.compress.calibration import calibration_texts, token_batch
+from sqft_plugins.compress.float_model import Calibration
+
+SMALL = Calibration(None, 4, 32)
+
+
+@pytest.fixture(scope="module")
+def files(llama, tmp_path_factory):
+    place = tmp_path_factory.mktemp("quantized")
+    for name, importance in (("with", True), ("without", False)):
+        quantize_gguf(llama, place / f"{name}.gguf", type="q4_0", importance=importance, sequences=4, length=32)
+    export_gguf(llama, place / "float.gguf")
+    return place
+
+
+def test_the_importance_is_the_mean_square_of_the_inputs(llama):
+    """Against transformers, with a hook at each layer and nothing of our driver."""
+    found = importance_matrix(llama, SMALL)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: seen.update({name: inputs[0].double().square().mean((0, 1))})
+            )
+    with torch.no_grad():
+        model(token_batch(calibration_texts(None), AutoTokenizer.from_pretrained(llama), 4, 32))
+    assert found.keys() == seen.keys()
+    for name, values in seen.items():
+        torch.testing.assert_close(found[name].double(), values, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["with", "without"])
+def test_the_blocks_are_ggmls(files, llama, name):
+    """The file has what `ggml_quantize_chunk` makes of each weight with its row of the matrix."""
+    matrix = importance_matrix(llama, SMALL) if name == "with" else {}
+    quantized, floats = GGUFFile(files / f"{name}.gguf"), GGUFFile(files / "float.gguf")
+    tensor, module = "blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj"
+    weight, row = floats.dequantize(tensor), matrix.get(module)
+    wanted = quantize(weight, TensorType.Q4_0, *BLOCKS[TensorType.Q4_0], None if row is None else row.numpy())
+    np.testing.assert_array_equal(quantized.raw(tensor), wanted)
+
+
+def test_the_matrix_makes_another_file(files):
+    one, other = (GGUFFile(files / f"{name}.gguf").raw("blk.0.attn_q.weight") for name in ("with", "without"))
+    assert not np.array_equal(one, other)
+
+
+def test_llama_cpp_runs_the_file(files):
+    logits = {}
+    for name in ("float", "with"):
+        with LlamaSession(files / f"{name}.gguf") as session:
+            logits[name] = torch.cat(list(session.logits([2, 5, 9, 11])))
+    assert torch.nn.functional.cosine_similarity(logits["float"], logits["with"]).min() > 0.9
+
+
+def test_the_file_does_not_say_that_it_is_exact(files):
+    assert GGUFFile(files / "float.gguf").metadata["sqft.exact"] is True
+    assert GGUFFile(files / "with.gguf").metadata["sqft.exact"] is False
+
+
+def test_a_report_has_the_share_that_fell_back(llama, tmp_path):
+    """Rows of 64 hold no block of 256: llama.cpp takes another type, and the report says which."""
+    report = quantize_gguf(llama, tmp_path / "m.gguf", type="Q4_K_M", importance=False)
+    assert "Q5_0" in report.types
+    assert "Q4_K" not in report.types
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert sum(report.types.values()) == sum(int(np.prod(info.shape)) for info in file.tensors.values())
+    assert (report.calibration, report.weighted, report.type) == (None, 0, "Q4_K_M")
+
+
+def test_nothing_else_is_left(llama, tmp_path):
+    quantize_gguf(llama, tmp_path / "m.gguf", type="Q8_0", importance=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+    with pytest.raises(TargetExistsError):
+        quantize_gguf(llama, tmp_path / "m.gguf", type="Q8_0", importance=False)
+
+
+def test_models_that_would_lose_their_codes_or_zeros_are_refused(llama_int4, tmp_path):
+    with pytest.raises(GGUFError, match="is INT4: `sqft export gguf` writes its very codes"):
+        quantize_gguf(llama_int4, tmp_path / "m.gguf")
+    with pytest.raises(GGUFError, match=r"is pruned, and llama\.cpp's quantizer does not keep zeros"):
+        quantize_gguf(llama_int4.with_name("model-pruned"), tmp_path / "m.gguf")
+    with pytest.raises(GGUFError, match="type='Q4_K_X' is unknown"):
+        quantize_gguf(llama_int4, tmp_path / "m.gguf", type="Q4_K_X")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(llama, tmp_path):
+    from click.testing import CliRunner
+
+    from gguf_ext.cli.export import quantized_command
+
+    given = [str(llama), "--type", "Q6_K", "--no-importance", "--out", str(tmp_path / "m.gguf")]
+    done = CliRunner().invoke(quantized_command, given)
+    assert done.exit_code == 0, done.output
+    assert "MB in" in done.stdout
+    assert "no importance matrix" in done.stdout
