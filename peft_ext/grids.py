@@ -3,6 +3,7 @@
 There are two kinds of base. "int4": an INT4 folder loaded as plain linears, whose weights are its dequantized codes;
 the mask is the one stored with it, because INT4 has rounded kept weights to zero. "float": the sparse float model that
 the INT4 folder was made from, whose nonzero pattern is the mask; only scales and zero points come from the folder.
+A file of others in place of the folder, such as a GGUF file, may be `dense`: then there is no mask over either base.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
-from sqft_plugins.checkpoint.model_file import open_model
+from sqft_plugins.checkpoint.model_file import ModelFile, open_model
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
@@ -60,7 +61,7 @@ def attach_grids(
         grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()))
         kinds.add(grid.on_grid)
         layer.elastic[adapter].grid = grid.to(weights[name].device)
-        hashes.add(name, nonzero_mask(weight) if grid.mask is None else grid.mask, grid.with_codes(own_codes))
+        hashes.add(name, None if grid.dense else _mask_of(grid, weight), grid.with_codes(own_codes))
     if len(kinds) > 1:
         raise MismatchError(
             f"some adapted weights are the codes of the INT4 folder {folder.path} and some are not: load the base again"
@@ -151,6 +152,8 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
     weight: [out, in], on the CPU. dequantized: whether it was loaded from INT4. Raises CheckpointError, MismatchError.
     """
     if name not in folder.int4:
+        if isinstance(folder, ModelFile):
+            folder.check_grids([name])
         raise CheckpointError(
             f"target_modules adapts {name}, which is not INT4 in {folder.path}: leave it out with exclude_modules"
         )
@@ -163,6 +166,9 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
 
     # an INT4 base: its mask is the stored one
     if _holds(weight, stored):
+        _check_recoverable(folder, name, weight, stored)
+        if folder.dense:
+            return LayerGrid(stored.grid, on_grid=True, dense=True), stored.codes
         mask = folder.kept(name)
         _check_zeros(folder, name, stored, mask)
         return LayerGrid(stored.grid, mask, on_grid=True), stored.codes
@@ -182,6 +188,9 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
         )
 
     # a float base: its mask is its nonzero pattern
+    if folder.dense:
+        grid = LayerGrid(stored.grid, dense=True)
+        return grid, grid.quantize(weight)
     own, pattern = folder.mask(name), nonzero_mask(weight)
     if own is not None and not torch.equal(own, pattern):
         raise MismatchError(
@@ -195,12 +204,29 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
 
 def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
     stored = folder.quantized(name)
-    return LayerGrid(stored.grid, folder.kept(name) if on_grid else None, on_grid)
+    mask = folder.kept(name) if on_grid and not folder.dense else None
+    return LayerGrid(stored.grid, mask, on_grid, folder.dense)
+
+
+def _mask_of(grid: LayerGrid, weight: Tensor) -> Tensor:
+    return nonzero_mask(weight) if grid.mask is None else grid.mask
 
 
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
     """Whether `weight` [out, in] is the dequantized codes, in its own dtype."""
     return weight.shape == stored.codes.shape and torch.equal(weight.cpu(), stored.dequantize(weight.dtype))
+
+
+def _check_recoverable(folder: ModelFolder, name: str, weight: Tensor, stored: QuantizedWeight) -> None:
+    """Raises MismatchError where codes do not follow from the rounded weights of a base of codes: beside an offset the
+    floats of a narrow dtype stand further apart than the values of the grid."""
+    if weight.dtype == torch.float32 or stored.grid.offset is None:
+        return
+    if not torch.equal(stored.grid.dequantize(stored.grid.quantize(weight)), stored.dequantize()):
+        raise MismatchError(
+            f"{name} of {folder.path} has values closer together than those of {str(weight.dtype)[6:]}, so that its "
+            "codes are lost: load the base in float32 (dtype=torch.float32)"
+        )
 
 
 def _holds_rounded(weight: Tensor, stored: QuantizedWeight, dtype: torch.dtype) -> bool:

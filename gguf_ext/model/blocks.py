@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from gguf_ext.model.names import Stored
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint.formats import Int4Format
 from sqft_plugins.checkpoint.stamp import GridStamp
-from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight
+from sqft_plugins.grid import PER_CHANNEL, Grid, QuantizedWeight
 
 
 class Blocks(Int4Format):
@@ -72,6 +72,45 @@ class Blocks(Int4Format):
 
 
 _GRIDS = frozenset(int(kind) for kind in TensorType if kind.is_block)
+
+
+class FileOrder(Mapping[str, Tensor]):
+    """Codes by module, in the order of the checkpoint → by tensor, in the order of the file; each made when it is asked
+    for."""
+
+    def __init__(self, blocks: Blocks, codes: Mapping[str, Tensor]):
+        self._blocks, self._codes = blocks, codes
+        self._modules = {blocks.tensor_of(module): module for module in codes}
+
+    def __getitem__(self, tensor: str) -> Tensor:
+        module = self._modules[tensor]
+        order = self._blocks.file_order(module)
+        return self._codes[module] if order is None else self._codes[module][order]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def holds_codes_in(grid: Grid, dtype: torch.dtype) -> bool:
+    """Whether a value of the grid that is rounded to `dtype` is still nearest to its own level: the floats beside the
+    largest value must stand as close as the levels. Multiples of the scale may stand as close as the floats do, since
+    they are floats then; an offset may put a value half way."""
+    zero_point = torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point.to(torch.float32)
+    levels = torch.tensor(grid.kind.levels or range(grid.kind.max_code + 1), dtype=torch.float32).unique()
+    scale = grid.scale.abs()
+    largest = torch.maximum((levels[-1] - zero_point).abs(), (levels[0] - zero_point).abs()) * scale
+    if grid.offset is not None:
+        largest = largest + grid.offset.abs()
+
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(largest)  # largest < 2^exponent
+    spacing = (info.eps * torch.exp2(exponent - 1.0)).clamp(min=info.smallest_normal * info.eps)
+    gap = levels.diff().min() * scale
+    close = spacing <= gap if grid.offset is None else spacing < gap
+    return bool((close | (scale == 0)).all())
 
 
 def row_order(stored: Stored, config: Config) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gguf_ext.model.blocks import Blocks, checkpoint_tensor
+from gguf_ext.merge import check_merge, merge_file, merged_target
+from gguf_ext.model.blocks import Blocks, FileOrder, checkpoint_tensor, holds_codes_in
 from gguf_ext.model.config import Described, read_config
 from gguf_ext.model.names import Stored, stored_tensors
 from gguf_ext.model.trial import tried_tokenizer
@@ -62,9 +63,9 @@ class GGUFModel(ModelFile):
         return None
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether the file was pruned, so that its zeros stay."""
-        return MASKED in self.source.metadata
+    def dense(self) -> bool:  # type: ignore[override]
+        """Whether the file was not pruned, so that its zeros are numbers like others."""
+        return MASKED not in self.source.metadata
 
     def transformers_config(self) -> PretrainedConfig:
         return deepcopy(self.described.config)
@@ -135,6 +136,10 @@ class GGUFModel(ModelFile):
     def int4(self) -> Blocks:
         return Blocks(self.source, self.stored, self.described.complete)
 
+    def check_grids(self, modules: Iterable[str]) -> None:
+        for module in modules:
+            self.source.grid_type(self._stored(f"{module}.weight").tensor)
+
     # --- masks ---
 
     @cached_property
@@ -143,7 +148,7 @@ class GGUFModel(ModelFile):
 
     def mask(self, module: str) -> Tensor | None:
         """What is not exactly 0, in a sparse file; None in a dense one."""
-        return self.weight(module) != 0 if self.is_sparse else None
+        return None if self.dense else self.weight(module) != 0
 
     def kept(self, module: str) -> Tensor:
         mask = self.mask(module)
@@ -151,3 +156,18 @@ class GGUFModel(ModelFile):
 
     def check_masked(self) -> None:
         """A dense file has all ones for its mask."""
+
+    # --- merging ---
+
+    def holds_codes_in(self, dtype: torch.dtype) -> bool:
+        return all(holds_codes_in(self.int4.weight(module).grid, dtype) for module in self.int4.modules)
+
+    def check_merge(self, out: Path, modules: Collection[str], note: Mapping[str, Any], overwrite: bool) -> None:
+        tensors = [self.int4.tensor_of(module) for module in modules]
+        check_merge(self.source, out, tensors, note, overwrite)
+
+    def write_codes(
+        self, out: Path, codes: Mapping[str, Tensor], note: Mapping[str, Any], overwrite: bool = False
+    ) -> Path:
+        merge_file(self.source, out, FileOrder(self.int4, codes), note, overwrite)
+        return merged_target(self.source, out)

@@ -29,10 +29,12 @@ class GridHashes:
         self._scales: dict[str, str] = {}
         self._codes: dict[str, str] = {}
 
-    def add(self, module: str, mask: Tensor, weight: QuantizedWeight) -> None:
-        """mask: bool [out, in]. weight: the codes of the base alone, on its grid."""
-        self._masks[module] = pack_mask(mask)
-        self._scales[module] = digest_of(weight.scale, weight.zero_point)
+    def add(self, module: str, mask: Tensor | None, weight: QuantizedWeight) -> None:
+        """mask: bool [out, in]; None of a dense base, which has none. weight: the codes of the base alone, on its
+        grid."""
+        if mask is not None:
+            self._masks[module] = pack_mask(mask)
+        self._scales[module] = weight.grid.digest()
         self._codes[module] = digest_of(weight.codes)
 
     @property

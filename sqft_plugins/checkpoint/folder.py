@@ -40,6 +40,9 @@ class ModelFolder(TensorFiles):
     Raises CheckpointError, naming the file, for whatever is missing or damaged.
     """
 
+    dense = False
+    """Whether no weight is pruned, whatever is 0: only a file of others says so."""
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config: dict[str, Any] = read_object(check_folder(path), REMEDY)

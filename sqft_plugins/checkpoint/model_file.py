@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +35,27 @@ class ModelFile(ModelFolder):
         """The model with plain float linears, exact in float32; kwargs are those of `from_pretrained`."""
         raise NotImplementedError
 
-    def merged_target(self, out: Path) -> Path:
-        """The file that `write_codes` leaves when it is to write to `out`: of several the first. Raises SQFTError for a
-        name that does not fit."""
+    def check_grids(self, modules: Iterable[str]) -> None:
+        """Raises SQFTError, naming tensor and type, for a module whose weight is of a type without a grid."""
         raise NotImplementedError
 
-    def write_codes(self, out: Path, codes: Mapping[str, Tensor], note: Mapping[str, Any], overwrite: bool) -> Path:
-        """Writes the file with other codes of some modules, all else as it is, and returns its path.
+    def holds_codes_in(self, dtype: torch.dtype) -> bool:
+        """Whether every code follows from its weight once that is rounded to `dtype`."""
+        raise NotImplementedError
 
-        codes: module → uint8 [out, in], in the row order of the checkpoint. note: what the file says of its making.
+    def check_merge(self, out: Path, modules: Collection[str], note: Mapping[str, Any], overwrite: bool) -> None:
+        """Raises, before any work, what `write_codes` would raise for these modules and this note."""
+        raise NotImplementedError
+
+    def write_codes(
+        self, out: Path, codes: Mapping[str, Tensor], note: Mapping[str, Any], overwrite: bool = False
+    ) -> Path:
+        """Writes the file with other codes of some modules and all else as it is → the file, of several the first.
+
+        codes: module → uint8 [out, in], in the row order of the checkpoint; each is asked for once.
+        note: what the file says of the merge: "adapter", "adapter_hash", and whatever else JSON holds.
+
+        Raises SQFTError for an adapter that is in the file already, and for a file that changes meanwhile.
         """
         raise NotImplementedError
 

@@ -8,8 +8,15 @@ from typing import Any
 import click
 
 from sqft_plugins.cli.verb import Found, Output, verb
-from sqft_plugins.settings.checked import MODEL
+from sqft_plugins.settings import option
+from sqft_plugins.settings.checked import MODEL, MODEL_NAME
 from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettings
+
+
+class TrainOutput(Output):
+    base: str | None = option(
+        None, "With a .gguf MODEL: its float model, to learn more over.", MODEL_NAME, metavar="DIR"
+    )
 
 
 @verb(
@@ -19,17 +26,18 @@ from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettin
     "sqft train models/gemma-50 --data chat.jsonl --epochs 3 --checkpoint-every 200 --packing --out adapters/chat",
     "sqft train models/gemma-50-int4 --data train.jsonl --quantization-aware --out adapters/math-qa",
     "sqft train models/gemma-50 --data d.jsonl --quantization-aware --grid models/gemma-50-int4 --out adapters/qa",
+    "sqft train gemma-Q4_K_M.gguf --data train.jsonl --out adapters/mine           # the very file that runs",
     "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
     inputs=TrainInputs,
     adapter=AdapterSettings,
     training=TrainSettings,
-    output=Output,
+    output=TrainOutput,
 )
 @click.argument("model", type=MODEL)
 def command(
-    model: str, inputs: TrainInputs, adapter: AdapterSettings, training: TrainSettings, output: Output
+    model: str, inputs: TrainInputs, adapter: AdapterSettings, training: TrainSettings, output: TrainOutput
 ) -> Found | None:
-    """Tune an elastic adapter over MODEL.
+    """Tune an elastic adapter over MODEL, a folder or a .gguf file.
 
     It learns the completions of --data, of a chat what the assistant says; the base is not changed.
 
@@ -51,6 +59,7 @@ def command(
         text=text,
         eval_examples=eval_data,
         overwrite=output.overwrite,
+        float_base=output.base,
     )
     return Found(report, _text(report)) if is_main_process() else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,25 @@ import torch
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import (
+    ModelFile,
     ModelFolder,
     Stamp,
     copy_side_files,
     load_model,
     load_tokenizer,
+    open_model,
     save_model,
     write_folder,
     write_sidecar,
 )
+from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.stamp import remove_flag
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.mask import lost_zeros, mask_hash, pack_mask, sparsity_of
 from sqft_plugins.progress import say
 from sqft_plugins.structure import weight_of
+from sqft_plugins.tune.merge_file import merge_into_file
 from sqft_plugins.tune.merge_int4 import merge_quantized
 from sqft_plugins.tune.merge_report import MergeReport, Probe
 
@@ -38,23 +43,28 @@ def merge_folder(
     rank: Rank = "heuristic",
     overwrite: bool = False,
     grid: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> dict[str, Any]:
     """Writes the base with an adapter merged in → the fields of `MergeReport`.
 
     model_path: the base that the adapter was trained over.
     adapter: an adapter folder; a masked one keeps every zero, a quantization-aware one the INT4 grid as well.
-    out: the new folder, in the dtypes of the base; INT4 again for a quantization-aware adapter (`merge_quantized`).
+    out: the new folder, in the dtypes of the base; INT4 again for a quantization-aware adapter (`merge_quantized`). Of
+        a model that is a file, the new file (`merge_into_file`).
     rank: "heuristic", "max", a number, a saved configuration's name, or module → rank.
     grid: the INT4 folder of a quantization-aware adapter over a float base, where it was moved.
+    tokenizer: a folder with the tokenizer of a file from which none can be made.
 
     Raises MismatchError for an adapter of another base, and SQFTError for an adapter that INT4 would lose.
     """
     # everything that can be refused before a weight is loaded
-    base, saved = ModelFolder(model_path), SavedAdapter(adapter)
-    tokenizer = load_tokenizer(model_path)
+    base, saved = open_model(model_path), SavedAdapter(adapter)
     int4 = saved.grid_over(base.path)
     if int4 is not None:
-        found = ModelFolder(grid or int4)
+        found = base if isinstance(base, ModelFile) else open_model(local_folder(grid or int4))
+        if isinstance(found, ModelFile):
+            named = tokenizer or base.path
+            return merge_into_file(found, base, saved, out, rank, partial(load_tokenizer, named), overwrite)
         if found.grid is None:
             raise MismatchError(
                 f"model {found.path} is float, but {adapter} was trained through an INT4 grid: merge into the INT4 "
@@ -70,11 +80,12 @@ def merge_folder(
             "train with --quantization-aware"
         )
 
+    probed = load_tokenizer(model_path)
     with write_folder(out, overwrite) as folder:
         # merge in float32, and compare with what was trained
         start = time.monotonic()
         tuned, ranks = saved.load(load_model(model_path, dtype=torch.float32), rank)
-        probe = Probe(tokenizer, tuned)
+        probe = Probe(probed, tuned)
         merged, masks = saved.tuner.merge(tuned)
         difference = probe.difference(merged)
 

@@ -17,10 +17,7 @@ from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.mask import mask_hash
 from sqft_plugins.requantize import codes_changed, say_if_hardly_trained
-from sqft_plugins.tune.merge_report import MergeReport, Probe
-
-SUMMATION = 1e-3
-"""Of the largest logit: more than float32 sums in another order make (2e-6 seen), less than a weight that is lost."""
+from sqft_plugins.tune.merge_report import SUMMATION, MergeReport, Probe
 
 
 def merge_quantized(

@@ -12,6 +12,10 @@ from sqft_plugins.elastic import Rank
 TEXT = "The quick brown fox jumps over the lazy dog. Question: what is 7 + 5?\nAnswer: 12"
 
 
+SUMMATION = 1e-3
+"""Of the largest logit: more than float32 sums in another order make (2e-6 seen), less than a weight that is lost."""
+
+
 class Probe:
     """The logits of an unmerged model on a short text, with which the merged one is compared. largest: of them."""
 
@@ -34,7 +38,8 @@ class MergeReport:
 
     base: the model that the adapter was trained over.
     rank: as it was asked for.
-    max_logit_difference: between the unmerged forward pass of training and the merged model, in float32.
+    max_logit_difference: between the unmerged forward pass of training and the merged model, in float32; None where the
+        memory did not allow to compare.
     zeros_lost: pruned weights of the base that are no longer zero: 0 for a masked adapter, nearly all for a plain LoRA.
     modules: how many modules were adapted.
     int4: the INT4 folder whose codes were changed.
@@ -45,7 +50,7 @@ class MergeReport:
     base: str
     adapter: str
     rank: Rank
-    max_logit_difference: float
+    max_logit_difference: float | None
     zeros_lost: int
     modules: int
     seconds: float

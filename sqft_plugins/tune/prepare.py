@@ -94,9 +94,9 @@ def prepare(
 
 
 def open_tokenizer(base: str | Path, training: TrainSettings) -> tuple[Any, int | None]:
-    """The tokenizer of a model folder, with the chat template that was asked for, and the model's context in tokens:
-    None where it has no limit (ALiBi). Raises SQFTError."""
-    tokenizer = load_tokenizer(base)
+    """The tokenizer of a model, or the one that was asked for, with the chat template that was asked for, and the
+    model's context in tokens: None where it has no limit (ALiBi). Raises SQFTError."""
+    tokenizer = load_tokenizer(training.tokenizer or base)
     if training.chat_template is not None:
         tokenizer.chat_template = read_template(training.chat_template)
     return tokenizer, getattr(transformers_config(base).get_text_config(), "max_position_embeddings", None) or None

@@ -123,6 +123,7 @@ class TrainSettings(Settings):
     text_fraction: float = option(0.0, "Share of general text in each batch, against forgetting.", ge=0, lt=1)
     max_length: int = option(512, "Tokens of the longest example.", ge=8)
     long: Literal["error", "drop"] = option("error", "What becomes of longer ones; they are never cut.")
+    tokenizer: str | None = option(None, "The folder of a tokenizer, in place of MODEL's own.", "file", metavar="DIR")
     chat_template: str | None = option(None, "Jinja, in place of the tokenizer's own.", "file", metavar="FILE")
     eval_fraction: float = option(0.0, "Hold out this share of --data.", ge=0, lt=1)
     eval_every: int | None = option(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import PrinterCallback, set_seed
 
 from sqft_plugins.adapter.saved import CHAT_TEMPLATE
 from sqft_plugins.cards.adapter import write_training_card
-from sqft_plugins.checkpoint import ModelFolder, load_model, open_model, write_folder
+from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.errors import SQFTError
@@ -39,6 +40,7 @@ from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
 from sqft_plugins.tune.examples import Example
 from sqft_plugins.tune.loss_plot import plot_losses
+from sqft_plugins.tune.over_file import open_base
 from sqft_plugins.tune.packing import PackingCollator, check_packing
 from sqft_plugins.tune.prepare import Prepared, open_tokenizer, prepare, texts_of_a_batch
 from sqft_plugins.tune.record import HISTORY, RankRecorder
@@ -103,6 +105,7 @@ def train_adapter(
     eval_examples: Sequence[Example | Chat] = (),
     overwrite: bool = False,
     anew: bool = False,
+    float_base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Tunes an adapter over the model folder and writes it to `out`, as PEFT saves adapters → a `TrainReport` as a
     dictionary. The adapter is float32, the base in `training.dtype`.
@@ -111,6 +114,7 @@ def train_adapter(
     text: general text mixed into each batch (`training.text_fraction`).
     eval_examples: held out; their loss is measured every `training.eval_every` steps.
     anew: remove the checkpoints of another run, which raise MismatchError otherwise.
+    float_base: where `model_path` is a file, its float model, over which more is learned.
 
     With `training.checkpoint_every` a run that was killed goes on from its last checkpoint when called again. Several
     processes (torchrun, accelerate launch) share each batch; the first one writes.
@@ -120,13 +124,12 @@ def train_adapter(
     """
     # everything that can be refused
     method: Tuner = get_manager().get("sqft_tuners", tuner, "--tuner")
-    base = open_model(model_path)
+    base, adapter = open_base(model_path, adapter, method.name, float_base)
     model_path = base.path
     method.check(Path(model_path), adapter)
     check_output_folder(out, overwrite)
     missing = check_targets(adapter.target_modules, model_path)
-    # codes are made from the float weights, so rounding those would train another model than the one merged into
-    dtype, reason = choose_dtype(base, adapter.quantization_aware and base.grid is None, training.dtype)
+    dtype, reason = choose_dtype(base, adapter.quantization_aware, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)
     data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
     run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing)
@@ -158,12 +161,22 @@ def train_adapter(
         report = asdict(_report(run, model_path, out, trainer, checkpoints))
         if is_main_process():
             with write_folder(out, overwrite) as target:
-                tuned.save_pretrained(target)
+                with _no_search(base):
+                    tuned.save_pretrained(target)
                 own_template = tokenizer if training.chat_template else None
                 _write_beside(target, report, Path(temporary) / HISTORY, own_template)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _no_search(base: ModelFolder) -> Iterator[None]:
+    """Without PEFT's notice that a file has no config.json beside it."""
+    with warnings.catch_warnings():
+        if isinstance(base, ModelFile):
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+        yield
 
 
 def _trainer(run: Run, tuned: Any, checkpoints: Checkpoints) -> AnswerTrainer:
@@ -219,7 +232,8 @@ def _say_what_is_done(run: Run, last: Path | None) -> None:
     if last is not None:
         say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
     if run.adapter.quantization_aware and run.base.grid is not None:
-        say(f"{run.base.path} has codes alone, which move slowly: learn more over its float model, with --grid")
+        option = "--base" if isinstance(run.base, ModelFile) else "--grid"
+        say(f"{run.base.path} has codes alone, which move slowly: learn more over its float model, with {option}")
 
 
 def _report(

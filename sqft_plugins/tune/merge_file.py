@@ -1,0 +1,215 @@
+"""Merging a quantization-aware adapter into a model that is a file: the same file with other codes.
+
+Nothing is loaded: one weight after the other is read, W' is computed by the function of the forward pass, and its codes
+are written. So a merge needs the memory of one weight, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.saved import SavedAdapter
+from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
+from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model
+from sqft_plugins.checkpoint.hub import local_folder
+from sqft_plugins.checkpoint.int4 import digest_of
+from sqft_plugins.elastic import Rank, configuration
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.identity import content_hash
+from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.progress import say, track
+from sqft_plugins.requantize import requantized, say_if_hardly_trained
+from sqft_plugins.tune.merge_report import SUMMATION, MergeReport, Probe
+
+COPIES = 4
+"""Models in float32 that a comparison of logits may need: with the adapter, merged, and while they are loaded."""
+
+
+def merge_into_file(
+    file: ModelFile,
+    given: ModelFolder,
+    saved: SavedAdapter,
+    out: str | Path,
+    rank: Rank,
+    tokenizer: Callable[[], Any],
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Writes `file` with a quantization-aware adapter merged in → the fields of `MergeReport`. What is written is read
+    back and compared, with its logits where the memory allows it.
+
+    given: the model that the adapter is said to be over: `file` itself, or its float model. Of an adapter over a float
+    model `file` will do, since the adapter remembers the other.
+    rank: as for `merge_folder`.
+    tokenizer: makes that of the comparison.
+
+    Raises MismatchError for an adapter of another file or another base, and SQFTError where the new file computes
+    something else.
+    """
+    start, out = time.monotonic(), Path(out)
+    merge = FileMerge(file, _base_of(file, given, saved), saved.folder, _ranks(saved, rank))
+    note = {"adapter": str(saved), "adapter_hash": content_hash(saved.path), "ranks": dict(merge.ranks)}
+    file.check_merge(out, merge.ranks, note, overwrite)
+    merge.check()
+
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
+        written = open_model(file.write_codes(Path(place) / out.name, merge, note))
+        lost = merge.check_written(written)
+        difference = _difference(merge, saved, rank, tokenizer(), written) if _fits(file) else None
+        for part in sorted(Path(place).iterdir(), reverse=True):  # the first of several parts at last
+            os.replace(part, out.with_name(part.name))
+
+    changed = merge.different / max(merge.kept, 1)
+    say_if_hardly_trained(saved.path, changed)
+    report = MergeReport(
+        out=str(out.with_name(written.path.name)),
+        base=str(merge.base.path),
+        adapter=str(saved),
+        rank=rank,
+        max_logit_difference=difference,
+        zeros_lost=lost,
+        modules=len(merge),
+        seconds=time.monotonic() - start,
+        int4=str(file.path),
+        codes_changed=changed,
+    )
+    return report.as_dict()
+
+
+class FileMerge(Mapping[str, Tensor]):
+    """Module → its codes with the adapter merged in, uint8 [out, in], made when they are asked for.
+
+    file: whose grids stay. base: what the adapter was trained over. ranks: module → rank.
+    kept, different: of the modules that were asked for, how many weights may change, and how many have.
+    """
+
+    def __init__(self, file: ModelFile, base: ModelFolder, adapter: AdapterFolder, ranks: Mapping[str, int]):
+        self.file, self.base, self.adapter, self.ranks = file, base, adapter, ranks
+        self.kept = self.different = 0
+        self._digests: dict[str, str] = {}
+
+    def __getitem__(self, module: str) -> Tensor:
+        stored, weight, grid = self._layer(module)
+        ((_, A, B),) = self.adapter.read_pairs({module: self.ranks[module]})
+        codes = requantized(weight, A, B, self.adapter.scaling(module), grid)
+        plain = self._plain(stored, weight, grid)
+        codes = stored.grid.keep_same(codes, stored.codes)
+
+        self.kept += codes.numel() if grid.dense else int(self.file.kept(module).sum())
+        self.different += int((codes != plain.codes).sum())
+        self._digests[module] = digest_of(codes)
+        return codes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ranks)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def check(self) -> None:
+        """Raises MismatchError where the adapter was trained over another base, or through another grid."""
+        trained = self.adapter.grid_stamp
+        if trained is None:
+            return
+        hashes = GridHashes()
+        for module in track(list(self), "checking the base"):
+            stored, weight, grid = self._layer(module)
+            hashes.add(module, None if grid.dense else self.file.kept(module), self._plain(stored, weight, grid))
+        found = hashes.grid_stamp(self._kind, self.file.int4.grid, str(trained["dtype"]))
+        if trained["base"] == found["base"]:
+            check_mask_hash(self.adapter.name, self.adapter.base, self.adapter.mask_hash, hashes.mask_hash)
+        check_grid_stamp(self.adapter.name, self.adapter.base, trained, found, self.file.path)
+
+    def check_written(self, written: ModelFolder) -> int:
+        """Pruned weights that are not zero in the new file: none. Raises SQFTError where it does not hold these codes,
+        on the grids of the old one."""
+        lost = 0
+        for module in track(list(self), "reading back"):
+            new, old = written.quantized(module), self.file.quantized(module)
+            if digest_of(new.codes) != self._digests[module] or new.grid.digest() != old.grid.digest():
+                raise SQFTError(f"{module} in {written.path} is not what was merged: the disk or the writer is broken")
+            if not self.file.dense:
+                lost += new.lost_zeros(self.file.kept(module))
+        if lost:
+            raise SQFTError(f"the merge turned {lost} pruned weights on: report this, the base was not changed")
+        return lost
+
+    @property
+    def _kind(self) -> str:
+        return "int4" if self.base is self.file else "float"
+
+    def _layer(self, module: str) -> tuple[QuantizedWeight, Tensor, LayerGrid]:
+        """What is stored, the weight [out, in] that the adapter changes, and the grid under it."""
+        stored = self.file.quantized(module)
+        on_grid = self.base is self.file
+        weight = stored.dequantize() if on_grid else self.base.weight(module)
+        mask = self.file.kept(module) if on_grid and not self.file.dense else None
+        return stored, weight, LayerGrid(stored.grid, mask, on_grid, self.file.dense)
+
+    def _plain(self, stored: QuantizedWeight, weight: Tensor, grid: LayerGrid) -> QuantizedWeight:
+        """The codes of the base alone."""
+        return stored if grid.on_grid else grid.with_codes(grid.quantize(weight))
+
+
+def _base_of(file: ModelFile, given: ModelFolder, saved: SavedAdapter) -> ModelFolder:
+    """What the adapter was trained over. Raises SQFTError for a float model that is not to be found."""
+    over_float = (saved.folder.grid_stamp or {}).get("base") == "float"
+    if not over_float or not isinstance(given, ModelFile):
+        return file if isinstance(given, ModelFile) else given
+    if saved.folder.base is None:
+        raise SQFTError(f"{saved} was trained over a float model that it does not name: give that model in its place")
+    return open_model(local_folder(saved.folder.base))
+
+
+def _ranks(saved: SavedAdapter, rank: Rank) -> dict[str, int]:
+    """Module → rank. Raises SQFTError for a rank outside the search space, and for an adapter of more than linear
+    layers."""
+    folder = saved.folder
+    folder.check_config()
+    if folder.others:
+        raise SQFTError(
+            f"adapter {saved} trains more than linear layers ({folder.others[0]}): a file of codes has no place for it"
+        )
+    for pair in folder.pairs.values():
+        folder.check_pair(pair)
+    if folder.is_elastic:
+        return configuration(saved.choose_rank(rank), folder.linears, folder.rank_choices)
+    return {module: folder.rank(module) for module in folder.linears}
+
+
+def _fits(file: ModelFile) -> bool:
+    """Whether there is memory to compare logits; if not, it says so."""
+    needed = COPIES * 4 * sum(math.prod(file.spec(name).shape) for name in file.tensor_names)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        say(
+            f"logits are not compared: that takes {needed >> 20} MiB, {free >> 20} MiB are free; the codes are compared"
+        )
+    return needed <= free
+
+
+def _difference(merge: FileMerge, saved: SavedAdapter, rank: Rank, tokenizer: Any, written: ModelFolder) -> float:
+    """The largest difference of a logit between the adapter over its base and the new file. Raises SQFTError for more
+    than sums in another order make."""
+    grid = None if merge.base is merge.file else merge.file.path
+    tuned, _ = saved.load(load_model(merge.base.path, dtype=torch.float32), rank, grid)
+    probe = Probe(tokenizer, tuned)
+    del tuned
+    found = probe.difference(load_model(written.path, dtype=torch.float32))
+    if not found <= SUMMATION * probe.largest:
+        raise SQFTError(
+            f"the merged file computes other logits than the adapter did (by {found:.2g} of {probe.largest:.2g}): "
+            "report this, the base was not changed"
+        )
+    return found

@@ -1,0 +1,189 @@
+"""A file that llama.cpp quantized is tuned through its own grids and merged: what llama.cpp dequantizes of the new file
+are the weights of the last training step.
+
+    pytest tests/gguf_ext/model/test_train.py
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers_quantize import quantized
+
+from gguf_ext import LlamaSession
+from gguf_ext.blocks.types import BLOCKS, TensorType
+from gguf_ext.errors import GGUFError
+from gguf_ext.ggml import to_float
+from gguf_ext.reader import GGUFFile
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.adapter.saved import SavedAdapter
+from sqft_plugins.checkpoint import load_model, load_tokenizer, open_model
+from sqft_plugins.errors import MismatchError, SQFTError
+from sqft_plugins.tune import AdapterSettings, TrainSettings
+from sqft_plugins.tune.examples import Example
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.train import train_adapter
+
+EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(24)]
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 640}
+"""Widths that blocks of 256 divide."""
+MIXES = ("Q4_K_M", "Q3_K_M", "Q2_K", "Q5_1", "IQ4_XS")
+REST = ("Q5_K_M", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL")
+
+
+@pytest.fixture(scope="module")
+def wide(make_folder, tmp_path_factory):
+    """Model folders by family."""
+    place, made = tmp_path_factory.mktemp("wide"), {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = make_folder(family, place / family / "model", **WIDE)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file_of(wide):
+    """`file_of(family, kind)`: the file that llama.cpp makes of it."""
+
+    def file(family, kind, **options):
+        folder = wide(family)
+        target = folder.parent / f"{kind}{'-'.join(options)}.gguf"
+        return target if target.exists() else quantized(folder, target, kind, **options)
+
+    return file
+
+
+def train(model, out, adapter=None, **changes):
+    settings = AdapterSettings.make({"rank": 8, "alpha": 16.0, **(adapter or {})})
+    float_base = changes.pop("float_base", None)
+    training = TrainSettings.make({"steps": 3, "batch_size": 4, "learning_rate": 2e-2, "dtype": "float32", **changes})
+    return train_adapter(model, out, EXAMPLES, settings, training, float_base=float_base)
+
+
+def of_ggml(path, module):
+    """The weight of a module [out, in] in a file, dequantized by ggml, in the row order of the checkpoint."""
+    model = open_model(path)
+    tensor = model.int4.tensor_of(module)
+    kind = TensorType(model.source.tensors[tensor].type)
+    raw = model.source.raw(tensor)
+    found = torch.from_numpy(to_float(raw.reshape(-1, BLOCKS[kind][1]), kind, *BLOCKS[kind]).copy())
+    found = found.reshape(raw.shape[0], -1)
+    order = model.int4.file_order(module)
+    return found if order is None else found[torch.argsort(order)]
+
+
+def trained_weights(base, adapter, rank="max", grid=None):
+    """Module → W' as the forward pass of training has it, in float32."""
+    saved = SavedAdapter(adapter)
+    tuned, _ = saved.load(load_model(base, torch.float32), rank, grid)
+    return {module: weight.dequantize() for module, weight in saved.tuner.quantized(tuned).items()}, tuned
+
+
+@pytest.mark.parametrize("kind", [*MIXES, *(pytest.param(kind, marks=pytest.mark.slow) for kind in REST)])
+def test_a_merged_file_holds_the_weights_of_training(kind, file_of, tmp_path):
+    file = file_of("llama", kind)
+    train(file, tmp_path / "adapter", learning_rate=1e-1)  # the steps of 2 bits are large
+    report = merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert report["codes_changed"] > 0
+
+    weights, _ = trained_weights(file, tmp_path / "adapter")
+    for module, weight in weights.items():
+        assert torch.equal(of_ggml(tmp_path / "merged.gguf", module), weight), module
+    before, after = GGUFFile(file), GGUFFile(tmp_path / "merged.gguf")
+    assert {name: info.type for name, info in before.tensors.items()} == {
+        name: info.type for name, info in after.tensors.items()
+    }
+    assert set(after.metadata) - set(before.metadata) == {"sqft.merges"}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("qwen3", "Q4_K_M"), ("gemma3", "Q4_K_M"), ("phi3", "Q4_0"), ("gpt2", "Q5_K_M")]
+)
+def test_llama_cpp_computes_what_was_tuned(family, kind, file_of, tmp_path):
+    file = file_of(family, kind)
+    targets = {"target_modules": "all-linear"}
+    train(file, tmp_path / "adapter", targets)
+    merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+
+    weights, tuned = trained_weights(file, tmp_path / "adapter")
+    for module, weight in weights.items():
+        assert torch.equal(of_ggml(tmp_path / "merged.gguf", module), weight), module
+    tokens = load_tokenizer(file)("Question: what follows 7?").input_ids
+    with torch.no_grad():
+        wanted = tuned(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    with LlamaSession(tmp_path / "merged.gguf", threads=1, kv_type="f32", flash_attention=False) as session:
+        found = torch.cat([chunk.clone() for chunk in session.logits(tokens)]).log_softmax(-1)
+    divergence = float((wanted.exp() * (wanted - found)).sum(-1).mean())
+    assert divergence < 2e-2  # llama.cpp rounds the activations to 8 bits for these types
+
+
+def test_a_float_base_is_tuned_through_the_grids_of_the_file(wide, file_of, tmp_path):
+    folder, file = wide("llama"), file_of("llama", "Q4_K_M")
+    report = train(file, tmp_path / "adapter", float_base=folder)
+    assert report["base"] == str(folder)
+    assert AdapterFolder(tmp_path / "adapter").grid_stamp["base"] == "float"
+
+    merged = merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert merged["base"] == str(folder)
+    weights, _ = trained_weights(folder, tmp_path / "adapter")
+    for module, weight in weights.items():
+        assert torch.equal(of_ggml(tmp_path / "merged.gguf", module), weight), module
+    again = merge_folder(folder, tmp_path / "adapter", tmp_path / "again.gguf", "max")  # by either name
+    assert again["codes_changed"] == merged["codes_changed"]
+    assert (tmp_path / "again.gguf").stat().st_size == (tmp_path / "merged.gguf").stat().st_size
+
+
+def test_elastic_ranks_are_merged_each_with_its_own_codes(file_of, tmp_path):
+    file = file_of("llama", "Q4_K_M")
+    train(file, tmp_path / "adapter", {"rank_choices": [8, 6, 4]})
+    for rank in ("min", "heuristic", 8):
+        out = tmp_path / f"{rank}.gguf"
+        merge_folder(file, tmp_path / "adapter", out, rank)
+        weights, _ = trained_weights(file, tmp_path / "adapter", rank)
+        module = "model.layers.0.self_attn.q_proj"
+        assert torch.equal(of_ggml(out, module), weights[module])
+
+
+def test_an_adapter_of_zeros_changes_no_byte_of_a_tensor(file_of, tmp_path):
+    file = file_of("llama", "Q4_K_M")
+    train(file, tmp_path / "adapter", steps=1, learning_rate=1e-12)
+    report = merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert report["codes_changed"] == 0
+    before, after = GGUFFile(file), GGUFFile(tmp_path / "merged.gguf")
+    for name in before.tensors:
+        assert (before.raw(name) == after.raw(name)).all(), name
+
+
+def test_an_adapter_is_bound_to_the_codes_and_grids_of_its_file(file_of, tmp_path):
+    file = file_of("llama", "Q4_0")
+    train(file, tmp_path / "adapter")
+    merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    with pytest.raises(SQFTError, match=r"is in .* already"):  # a second merge
+        merge_folder(tmp_path / "merged.gguf", tmp_path / "adapter", tmp_path / "twice.gguf", "max")
+    with pytest.raises(MismatchError):  # the same model on other grids
+        merge_folder(file_of("llama", "Q8_0"), tmp_path / "adapter", tmp_path / "other.gguf", "max")
+    train(tmp_path / "merged.gguf", tmp_path / "next")  # a further round
+    with pytest.raises(MismatchError, match="was trained over other weights"):
+        merge_folder(file, tmp_path / "next", tmp_path / "other.gguf", "max")
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_a_type_without_a_grid_is_named_before_any_work(file_of, tmp_path):
+    file = file_of("llama", "F16")
+    with pytest.raises(GGUFError, match=r"tensor blk\.0\.attn_q\.weight is F16, of floats, which is no grid"):
+        train(file, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_bfloat16_is_taken_only_where_the_codes_survive(file_of, tmp_path):
+    model = open_model(file_of("llama", "Q8_0"))
+    assert model.holds_codes_in(torch.bfloat16)
+    for module in model.int4.modules:
+        grid, codes = model.quantized(module).grid, model.quantized(module).codes
+        rounded = grid.dequantize(codes, dtype=torch.bfloat16)
+        assert torch.equal(grid.dequantize(grid.quantize(rounded)), grid.dequantize(codes))
+    train(model.path, tmp_path / "adapter", dtype="bfloat16")
+    merge_folder(model.path, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
