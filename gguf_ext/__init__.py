@@ -22,7 +22,6 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     reader      `GGUFFile`: a file, read and checked
     model/      a file as a model to train: `GGUFModel`
     header      what a file says before its first tensor
-    weights     the weights of a file under the names of a checkpoint
     blocks/     the types of llama.cpp: codes and scales ↔ raw bytes
     ggml        ggml's own conversions, called in llama.cpp's library
     memory      a model in memory, read as if it were a folder

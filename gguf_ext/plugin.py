@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,6 @@ class GGUFExporter:
             "zeros_kept": 1 - report.pruned_nonzero / max(report.pruned, 1),
             "bits_per_weight": 8 * report.masked_bytes / max(report.masked_weights, 1),
         }
-
-    def weights(self, file: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        from gguf_ext.weights import checkpoint_weights
-
-        return checkpoint_weights(file, config)
 
     def check_options(self, **options: Any) -> None:
         from gguf_ext.settings import Options

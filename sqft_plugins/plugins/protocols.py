@@ -127,8 +127,7 @@ class Exporter(Protocol):
     # an export of the float folder `model` would be once `modules` are INT4 on `grid` (none of them: the float model),
     # from headers alone: types (name → number of tensors), exact (bool), bytes (at most). SQFTError says why not.
     # For recipes: check_options(**options of the command), which raises SQFTError for a value that `command` would
-    # refuse only after the steps above it, hours later. For the base of `sqft demo`: weights(file: Path, config:
-    # Mapping) -> Mapping, the float32 tensors of a file under the names of a checkpoint that has this config.json.
+    # refuse only after the steps above it, hours later.
 
 
 class Inspector(Protocol):
