@@ -9,12 +9,16 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.attached import attach_grid, has_grid
 from sqft_plugins.errors import KernelError
 from sqft_plugins.kernels.accelerate import accelerate
+from sqft_plugins.model_files import reader_of
 from sqft_plugins.plugins.protocols import Tuner
 
 
 def check_packable(model: Path, grid: Path | None) -> None:
     """Raises KernelError for a model without INT4 layers; reads config.json alone. grid: the INT4 folder of the model's
     quantization-aware adapter, None without one."""
+    for path in (model, grid):
+        if path is not None and reader_of(path) is not None:
+            raise KernelError(f"--accelerate: {path} is a file, the packed form is made of INT4 folders: leave it out")
     if grid is None and ModelFolder(model).grid is None:
         raise KernelError(
             f"--accelerate: model {model} has no INT4 layers: leave it out, or give an INT4 folder (`sqft quantize`)"

@@ -123,7 +123,7 @@ def open_candidate(
     if model is None:
         raise SQFTError("no model: give a folder or a .gguf file, or --server URL")
     path, grid = Path(model), None
-    engine = engine_of(path)
+    engine = engine_of(path, adapted=adapter is not None)
     check_options(engine, options)
 
     over: dict[str, Any] = {}

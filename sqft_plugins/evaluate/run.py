@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.model_files import reader_of
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.plugins.protocols import Engine, Item, Session, Task
 from sqft_plugins.progress import track
@@ -46,7 +47,7 @@ class Accuracy:
 def open_session(path: str | Path, **options: Any) -> Session:
     """Loads `path` with the first runtime that opens it. Raises CheckpointError where there is none."""
     path = Path(path)
-    engine = engine_of(path)
+    engine = engine_of(path, adapted="adapter" in options)
     check_options(engine, options)
     return engine.open(path, **options)
 
@@ -62,11 +63,14 @@ def check_options(engine: Engine, options: Iterable[str]) -> None:
         raise SQFTError(f"{engine.name} does not take {', '.join(unknown)}: leave it out")
 
 
-def engine_of(path: Path) -> Engine:
-    """The first runtime that opens `path`; nothing is loaded. Raises CheckpointError where there is none."""
+def engine_of(path: Path, adapted: bool = False) -> Engine:
+    """The first runtime that opens `path`; nothing is loaded. adapted: with an adapter folder beside it, which
+    transformers alone loads, also over a model that is a file. Raises CheckpointError where there is none."""
     if not path.exists():
         raise CheckpointError(f"model {path} does not exist: give a model folder or a .gguf file")
     engines = cast(dict[str, Engine], get_manager().collect("sqft_engines"))
+    if adapted and reader_of(path) is not None:
+        return engines["transformers"]
     for engine in engines.values():
         if engine.opens(path):
             return engine

@@ -1,6 +1,6 @@
 """Every verb with a `.gguf` file for its model: it takes the file, or refuses it in one line by name.
 
-    pytest tests/sqft_plugins/cli/test_model_files.py
+pytest tests/sqft_plugins/cli/test_model_files.py
 """
 
 from __future__ import annotations
