@@ -19,5 +19,5 @@ def test_the_dtype_is_chosen_with_a_reason(pruned, tiny_gemma, monkeypatch) -> N
     assert dtypes.choose_dtype(float32, False, "auto") == (torch.bfloat16, "fast on this machine")
     dtype, reason = dtypes.choose_dtype(float32, True, "auto")
     assert (dtype, reason) == (torch.float32, "bfloat16 would round the weights of which the codes are made")
-    with pytest.raises(SQFTError, match=r"dtype=bfloat16 would round the float weights .*: use auto or float32"):
+    with pytest.raises(SQFTError, match=r"dtype=bfloat16 would round the weights .*: use auto or float32"):
         dtypes.choose_dtype(float32, True, "bfloat16")
