@@ -27,7 +27,7 @@ test-oldest: ## The tests with the lowest releases that pyproject.toml names, wi
 
 test-newest test-oldest: MARKED := -m "not slow and not once"
 test-vllm test-newest test-oldest: test-%: install-%
-	$(VENV_$*)/bin/python -m pytest -n auto $(MARKED) --ignore tests/real
+	$(VENV_$*)/bin/python -m pytest -n auto --dist worksteal $(MARKED) --ignore tests/real
 	$(VENV_$*)/bin/python -m pytest $(MARKED) --durations 10 tests/real
 
 test-slow: install-vllm ## The tests that `make test` leaves out for their time: a real server under load, two workers, torch.compile

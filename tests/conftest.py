@@ -15,6 +15,7 @@ import sys
 import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared, and one thread gives the same sums everywhere
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # llama.cpp's threads would wait in a loop, on the cores of others
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -30,6 +31,8 @@ from sqft_plugins.compress.quantize import quantize_folder
 sys.path.insert(0, str(Path(__file__).parent / "samples"))  # importlib mode keeps test folders off the path
 torch.set_num_threads(1)
 
+TEXT = Path(__file__).parents[1] / "LICENSE"
+"""What the tokenizers are trained on: English that no release of Python or of ours changes."""
 VOCABULARY = 640
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 SIZES = {
@@ -43,8 +46,6 @@ SIZES = {
 
 def make_tokenizer(kind: str):
     """A tokenizer that adds <bos>: kind "byte-level" (as Llama 3) or "byte-fallback" (as Llama 2 and Gemma)."""
-    from pydoc_data.topics import topics
-
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -65,7 +66,7 @@ def make_tokenizer(kind: str):
         show_progress=False,
         max_token_length=16,
     )
-    words = " ".join(sorted(topics.values())[:8]).split()
+    words = TEXT.read_text().split()
     tokenizer.train_from_iterator((word + " " for word in words), trainer)
     state = json.loads(tokenizer.to_str())  # byte tokens are vocabulary, not special: decoding must not skip them
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]

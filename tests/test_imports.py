@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 LIBRARIES = {
     "sqft_plugins": set(),
     "peft_ext": {"peft"},

@@ -235,6 +235,7 @@ export_gguf(sys.argv[1], sys.argv[2], overwrite=True)
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("old", [None, b"old"])
 def test_killed_while_writing_leaves_no_target_or_the_old_one(old, llama, tmp_path):
     if old is not None:

@@ -18,6 +18,7 @@ from sqft_plugins.cli import main
 from sqft_plugins.errors import DependencyError
 
 
+@pytest.mark.once
 def test_importing_imports_no_other_surface():
     code = (
         "import sys, gguf_ext, gguf_ext.plugin, gguf_ext.export, gguf_ext.verify.tensors\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 OURS = {"peft_ext", "sqft_plugins", "peft"}
 SMALL = {
     "pydantic",
@@ -19,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.once
 def test_importing_it_brings_nothing_large_that_peft_does_not_bring() -> None:
     code = """if True:
         import sys

@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode keeps test folders off the path
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
+SMALL = {"steps": 8, "questions": 4, "text_tokens": 512}
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -50,8 +51,17 @@ def gemma() -> Path:
 def demo(gemma, tmp_path_factory):
     """(folder, report) of the demo at a smaller scale: enough to see that every promise of exactness holds, too few
     steps to promise an accuracy; that is what `make demo` shows."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_small(gemma, out)
+
+
+@pytest.fixture(scope="session")
+def compared(gemma, demo):
+    """The report of the same demo, with a plain LoRA beside it."""
+    return run_small(gemma, demo[0], compare_lora=True)
+
+
+def run_small(model: Path, out: Path, **options):
     from sqft_plugins.demo.run import DemoSettings, run_demo
 
-    out = tmp_path_factory.mktemp("demo") / "out"
-    small = {"steps": 8, "questions": 4, "text_tokens": 512, "compare_lora": True}
-    return out, run_demo(out, DemoSettings.make({"model": str(gemma), **small}))
+    return run_demo(out, DemoSettings.make({"model": str(model), **SMALL, **options}))

@@ -34,6 +34,7 @@ def visited(source: FloatModel, one) -> list[str]:
     return [row["name"] for row in rows]
 
 
+@pytest.mark.once
 def test_gptqs_output_error_is_below_roundings_and_no_zero_is_lost(demo) -> None:
     out, _ = demo
     source = FloatModel(out / "pruned")

@@ -212,6 +212,7 @@ export_gguf(sys.argv[1], sys.argv[2], split_max_size=int(sys.argv[4]), overwrite
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("when", ["writing", "renaming"])
 def test_killed_there_is_the_old_file_or_none(when, llama_int4, tmp_path):
     target = tmp_path / "m.gguf"

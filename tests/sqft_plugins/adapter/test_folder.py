@@ -172,6 +172,7 @@ def test_a_rank_or_a_module_that_the_configuration_does_not_have_is_refused(tmp_
         _ = AdapterFolder(write(tmp_path / "choices", r=16)).rank_choices
 
 
+@pytest.mark.once
 def test_ranks_and_headers_are_read_without_transformers_and_peft(tmp_path):
     write(tmp_path / "a")
     code = (

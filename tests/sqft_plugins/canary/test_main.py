@@ -46,6 +46,7 @@ def test_a_package_that_is_not_there_has_a_line(written, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == f"{written.ours}: {written.theirs} is not installed: skipped"
 
 
+@pytest.mark.once
 def test_the_lists_and_the_look_import_nothing_of_others():
     code = (
         "import sys\nfrom sqft_plugins.canary.__main__ import main\nmain(['--no-probes'])\n"

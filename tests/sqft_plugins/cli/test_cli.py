@@ -76,6 +76,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.once
 def test_an_interrupted_run_leaves_nothing(tiny_llama, tmp_path) -> None:
     (tmp_path / "d.jsonl").write_text('{"prompt": "What is it?", "completion": " a test"}\n' * 64)
     command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", "train", str(tiny_llama)]

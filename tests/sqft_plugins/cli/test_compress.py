@@ -146,6 +146,7 @@ def test_inspect_names_what_is_wrong(sqft, tiny_llama, tmp_path):
     assert (tmp_path / "x.png").read_text() == "mine"
 
 
+@pytest.mark.once
 def test_after_ctrl_c_the_same_command_goes_on(sqft, tiny_llama, tmp_path):
     """A real process, interrupted after its first block; saving is made slow so that the moment is certain."""
     code = (

@@ -14,6 +14,7 @@ import pytest
 
 from sqft_plugins.cli import VERBS
 
+pytestmark = pytest.mark.once
 OURS = {"sqft_plugins", "peft_ext", "vllm_ext", "gguf_ext"}
 LIGHT = (
     "annotated_types",

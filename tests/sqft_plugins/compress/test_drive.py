@@ -120,6 +120,7 @@ print(quantize_folder(sys.argv[2], sys.argv[3], "gptq", exclude=exclude, sequenc
 """
 
 
+@pytest.mark.once
 def test_peak_memory_does_not_grow_with_depth(folder_of, tmp_path) -> None:
     """A block has 4.2 M weights, 17 MB in float32; eight more of them are 134 MB."""
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}

@@ -312,6 +312,7 @@ def child(kernel: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.once
 def test_sqft_kernel_forces_a_path_and_refuses_what_cannot_run():
     plain = child("torch")
     assert (plain["path"], plain["y"]) == ("torch", [[-16.0] * 16])

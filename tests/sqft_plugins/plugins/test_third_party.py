@@ -14,6 +14,7 @@ import torch
 
 from sqft_plugins.mask import Pattern
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[3]
 
 

@@ -22,6 +22,7 @@ from sqft_plugins.search.methods import FIXED, HILL_CLIMBING, NSGA2, TPE
 from sqft_plugins.search.samplers import Unseen, choice_of
 from sqft_plugins.search.study import Budget, finished, open_study, run_trials
 
+pytestmark = pytest.mark.once  # all lanes have the same optuna
 HELPER = Path(__file__).parents[1] / "helpers_search.py"
 
 
