@@ -10,6 +10,9 @@ VENV_vllm := .venv
 VENV_newest := .venv-newest
 VENV_oldest := .venv-oldest
 
+# uv compiles no bytecode: without it each of some hundred processes that the tests start would compile its libraries.
+unexport PYTHONDONTWRITEBYTECODE
+
 .NOTPARALLEL:
 .PHONY: help demo test test-vllm test-newest test-oldest test-slow check docs install install-% lock clean clean-wheels
 

@@ -7,7 +7,6 @@ into them; copy them first.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -31,10 +30,8 @@ from sqft_plugins.compress.quantize import quantize_folder
 sys.path.insert(0, str(Path(__file__).parent / "samples"))  # importlib mode keeps test folders off the path
 torch.set_num_threads(1)
 
-TEXT = Path(__file__).parents[1] / "LICENSE"
-"""What the tokenizers are trained on: English that no release of Python or of ours changes."""
+TOKENIZERS = Path(__file__).parent / "tokenizers"
 VOCABULARY = 640
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 SIZES = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 256,
@@ -45,37 +42,14 @@ SIZES = {
 
 
 def make_tokenizer(kind: str):
-    """A tokenizer that adds <bos>: kind "byte-level" (as Llama 3) or "byte-fallback" (as Llama 2 and Gemma)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A tokenizer that adds <bos>: kind "byte-level" (as Llama 3) or "byte-fallback" (as Llama 2 and Gemma).
+
+    Both were trained on the first topics of Python 3.11's manual and are kept: every Python has another wording.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    if kind == "byte-level":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        special, alphabet = SPECIAL, pre_tokenizers.ByteLevel.alphabet()
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-        tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-        special, alphabet = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)], []
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=alphabet,
-        show_progress=False,
-        max_token_length=16,
-    )
-    words = TEXT.read_text().split()
-    tokenizer.train_from_iterator((word + " " for word in words), trainer)
-    state = json.loads(tokenizer.to_str())  # byte tokens are vocabulary, not special: decoding must not skip them
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
-    tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", SPECIAL.index("<bos>"))]
-    )
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZERS / f"{kind}.json"), **names)
 
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3", "opt", "bloom", "gpt2")
