@@ -8,6 +8,7 @@ fork. Exit status 1 for a link to a file that is not there.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -31,10 +32,15 @@ def whole(text: str, repository: str, commit: str) -> str:
     return "".join(part if part.startswith("```") else LINK.sub(address, part) for part in parts)
 
 
-def main(repository: str, commit: str) -> int:
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository", help="OWNER/NAME on GitHub")
+    parser.add_argument("commit", help="whose files the links lead to")
+    given = parser.parse_args(words)
+
     readme = ROOT / "README.md"
     try:
-        readme.write_text(whole(readme.read_text(encoding="utf-8"), repository, commit), encoding="utf-8")
+        readme.write_text(whole(readme.read_text(encoding="utf-8"), given.repository, given.commit), encoding="utf-8")
     except FileNotFoundError as error:
         print(f"pypi_readme: {error}", file=sys.stderr)
         return 1
@@ -42,4 +48,4 @@ def main(repository: str, commit: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -44,13 +44,13 @@ def test_nothing_but_links_is_changed():
 def test_a_link_to_nothing_is_said_and_nothing_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pypi_readme, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("[a](docs/lost.md)")
-    assert pypi_readme.main("an/owner", "c0ffee") == 1
+    assert pypi_readme.main(["an/owner", "c0ffee"]) == 1
     assert "README.md links to docs/lost.md, which is not there" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "[a](docs/lost.md)"
 
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/lost.md").touch()
-    assert pypi_readme.main("an/owner", "c0ffee") == 0
+    assert pypi_readme.main(["an/owner", "c0ffee"]) == 0
     assert (tmp_path / "README.md").read_text() == "[a](https://github.com/an/owner/blob/c0ffee/docs/lost.md)"
 
 
