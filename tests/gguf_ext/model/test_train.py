@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers_quantize import quantized
 
-from gguf_ext import LlamaSession
+from gguf_ext import LlamaSession, export_gguf
 from gguf_ext.blocks.types import BLOCKS, TensorType
 from gguf_ext.errors import GGUFError
 from gguf_ext.ggml import to_float
@@ -187,3 +187,51 @@ def test_bfloat16_is_taken_only_where_the_codes_survive(file_of, tmp_path):
         assert torch.equal(grid.dequantize(grid.quantize(rounded)), grid.dequantize(codes))
     train(model.path, tmp_path / "adapter", dtype="bfloat16")
     merge_folder(model.path, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+
+
+def test_the_zeros_of_a_file_that_was_pruned_stay(int4, tmp_path):
+    file = tmp_path / "sparse.gguf"
+    export_gguf(int4, file)
+    model = open_model(file)
+    assert not model.dense
+    train(file, tmp_path / "adapter")
+    report = merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert report["codes_changed"] > 0
+    assert report["zeros_lost"] == 0
+    for module in model.int4.modules:
+        pruned = model.quantized(module).steps() == 0
+        assert not of_ggml(tmp_path / "merged.gguf", module)[pruned].any()
+    assert not open_model(tmp_path / "merged.gguf").dense  # a further round keeps them, too
+
+
+def test_zeros_of_a_dense_file_are_numbers_like_others(file_of, tmp_path):
+    file = file_of("llama", "Q4_0")
+    model, module = open_model(file), "model.layers.0.mlp.up_proj"
+    zero = model.quantized(module).steps() == 0
+    assert zero.any()
+    train(file, tmp_path / "adapter", learning_rate=1e-1)
+    merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert of_ggml(tmp_path / "merged.gguf", module)[zero].any()
+
+
+def test_a_config_names_the_file_as_its_grid(wide, file_of, tmp_path):
+    from peft import get_peft_model
+
+    from peft_ext import SQFTConfig
+
+    folder, file = wide("llama"), file_of("llama", "Q4_K_M")
+    config = SQFTConfig(r=8, target_modules=["q_proj"], quantization_aware=True, grid=str(file))
+    tuned = get_peft_model(load_model(folder, torch.float32), config)
+    tuned.base_model.put_rest_on_grid()
+    torch.manual_seed(0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    tokens = {"input_ids": torch.tensor([[4, 5, 6, 7]])}
+    wanted = tuned(**tokens).logits
+    merged = tuned.merge_and_unload()
+    with torch.no_grad():
+        assert torch.allclose(merged(**tokens).logits, wanted, atol=1e-4)
+    for module in open_model(file).int4.modules:
+        stored, weight = open_model(file).quantized(module), merged.get_submodule(module).weight
+        assert torch.equal(stored.grid.dequantize(stored.grid.quantize(weight)), weight), module
