@@ -4,6 +4,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
 
     export      `export_gguf`, `export_model`: plan, write, reopen, compare, rename
     quantize/   `quantize_gguf`: a float model in llama.cpp's types, by llama.cpp's quantizer
+    proof       `sqft verify --adapter`: the weights of the last training step are those that llama.cpp computes with
     estimate    how large a file would be, from headers alone
     layout      which tensor stands where, by a table or by a template
     described   what the file says beside its weights

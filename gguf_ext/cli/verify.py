@@ -14,7 +14,7 @@ from sqft_plugins.cli.common import table
 from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import MODEL
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL
 
 
 class VerifySettings(Settings):
@@ -26,6 +26,13 @@ class VerifySettings(Settings):
     logits: bool = option(False, "Also run both on a text: KL divergence, top-1 agreement, perplexity.")
     text: str | None = option(None, "For --logits. Default: held-out text that Python ships.", "file", metavar="FILE")
     max_tokens: int = option(1024, "Of the text, for --logits.", ge=2)
+    adapter: str | None = option(
+        None,
+        "For a MODEL that is a GGUF file: also prove that llama.cpp dequantizes the weights of its last training step.",
+        ADAPTER_FOLDER,
+        "file",
+        metavar="DIR",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,7 +46,7 @@ class VerifySettings(Settings):
     "sqft verify merged-int4 model.gguf",
     "sqft verify merged model-f16.gguf --rounding allow --json",
     "sqft verify merged model-f32.gguf --logits --text prose.txt",
-    "sqft verify model-Q4_K_M.gguf mine-Q4_K_M.gguf",
+    "sqft verify model-Q4_K_M.gguf mine-Q4_K_M.gguf --adapter adapters/mine",
     name="verify",
     settings=VerifySettings,
 )
@@ -53,11 +60,14 @@ def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     bits, are reported only.
 
     Where MODEL is a GGUF file, too, FILE.gguf must be that file with an adapter merged in: every byte equal but codes
-    of adapted tensors, and the note of the merge.
+    of adapted tensors, and the note of the merge. With --adapter the merge is computed again, and what llama.cpp
+    dequantizes is compared with it.
     """
     base = _as_file(model)
     if base is not None:
         return _verify_merged(base, file, settings)
+    if settings.adapter is not None:
+        raise SQFTError(f"--adapter {settings.adapter} is for a MODEL that is a GGUF file: leave it out")
 
     from gguf_ext.verify.tensors import verify_gguf
 
@@ -100,13 +110,18 @@ def _as_file(model: str) -> Path | None:
 def _verify_merged(base: Path, file: str, settings: VerifySettings) -> Found:
     from gguf_ext.verify.merged import verify_merged
 
-    if settings != VerifySettings():
-        raise SQFTError(f"options compare FILE.gguf with a model folder, {base} is a file: leave them out")
-    report = verify_merged(base, file)
+    if settings != VerifySettings(adapter=settings.adapter):
+        raise SQFTError(f"options compare FILE.gguf with a model folder, {base} is a file: leave all but --adapter out")
+    report, proof = verify_merged(base, file), None
+    if settings.adapter is not None and report.ok:
+        from gguf_ext.proof import prove_merge
+
+        proof = prove_merge(base, file, settings.adapter)
+    differences = [*report.differences, *(proof.differences if proof else [])]
 
     def show() -> None:
-        if report.differences:
-            table(["name", "difference"], [(item.name, item.what) for item in report.differences])
+        if differences:
+            table(["name", "difference"], [(item.name, item.what) for item in differences])
         for note in report.merges:
             click.echo(f"merged: {note.get('adapter')}")
         click.echo(f"{report.equal} of {report.tensors} tensors byte-equal")
@@ -115,9 +130,15 @@ def _verify_merged(base: Path, file: str, settings: VerifySettings) -> Found:
                 f"{report.recoded} with other codes alone: {report.changed:,} of {report.weights:,} "
                 f"({report.changed / report.weights:.2%})"
             )
-        click.echo("equal but for codes" if report.ok else "different")
+        if proof is not None:
+            click.echo(
+                f"{proof.equal:,} of {proof.weights:,} weights of {proof.modules} modules: ggml dequantizes the bits "
+                "of the last training step"
+            )
+        click.echo("different" if differences else "equal but for codes")
 
-    return Found(report.as_dict(), show, code=int(not report.ok))
+    result = report.as_dict() | ({} if proof is None else {"proof": proof.as_dict()})
+    return Found(result, show, code=int(bool(differences)))
 
 
 def _prose(text: str | None) -> str:

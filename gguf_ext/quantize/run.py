@@ -127,7 +127,7 @@ def _run(source: Path, target: Path, file_type: int, matrix: Mapping[str, Tensor
     settings.kv_overrides = inexact
 
     forget_errors()
-    if c.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
+    if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), settings):
         raise RuntimeFailedError(f"llama.cpp cannot quantize {source.name} ({last_error()}): try another --type")
 
 

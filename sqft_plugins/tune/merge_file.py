@@ -58,7 +58,7 @@ def merge_into_file(
     something else.
     """
     start, out = time.monotonic(), Path(out)
-    merge = FileMerge(file, _base_of(file, given, saved), saved.folder, _ranks(saved, rank))
+    merge = FileMerge(file, base_of(file, given, saved), saved.folder, _ranks(saved, rank))
     note = {"adapter": str(saved), "adapter_hash": content_hash(saved.path), "ranks": dict(merge.ranks)}
     file.check_merge(out, merge.ranks, note, overwrite)
     merge.check()
@@ -162,7 +162,7 @@ class FileMerge(Mapping[str, Tensor]):
         return stored if grid.on_grid else grid.with_codes(grid.quantize(weight))
 
 
-def _base_of(file: ModelFile, given: ModelFolder, saved: SavedAdapter) -> ModelFolder:
+def base_of(file: ModelFile, given: ModelFolder, saved: SavedAdapter) -> ModelFolder:
     """What the adapter was trained over. Raises SQFTError for a float model that is not to be found."""
     over_float = (saved.folder.grid_stamp or {}).get("base") == "float"
     if not over_float or not isinstance(given, ModelFile):
