@@ -50,7 +50,7 @@ def attach_grids(
     if not any(bool(weight.any()) for weight in weights.values()):
         # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
         for name, layer in layers.items():
-            layer.elastic[adapter].grid = _unchecked(folder, name, on_grid=config.grid is None)
+            layer.elastic[adapter].grid = _unchecked(folder, name, weights[name].dtype, config.grid is None)
         return None, None
 
     # each layer's grid, and what says which base and which grid it is
@@ -163,15 +163,15 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
             f"{name} is {tuple(weight.shape)} here but {tuple(stored.codes.shape)} in {folder.path}: "
             "give the INT4 folder made from this base"
         )
+    stored.grid.check_finite(f"{name} of {folder.path}")
+    own = folder.mask(name)
+    dense = own is None and folder.dense
 
-    # an INT4 base: its mask is the stored one
+    # a base of codes: its mask is the stored one
     if _holds(weight, stored):
-        _check_recoverable(folder, name, weight, stored)
-        if folder.dense:
-            return LayerGrid(stored.grid, on_grid=True, dense=True), stored.codes
-        mask = folder.kept(name)
+        mask = None if dense else folder.kept(name)
         _check_zeros(folder, name, stored, mask)
-        return LayerGrid(stored.grid, mask, on_grid=True), stored.codes
+        return LayerGrid(stored.grid, mask, True, dense, _codes_to_keep(stored, weight.dtype)), stored.codes
 
     # an INT4 base that is not what it should be
     rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
@@ -188,45 +188,31 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
         )
 
     # a float base: its mask is its nonzero pattern
-    if folder.dense:
-        grid = LayerGrid(stored.grid, dense=True)
-        return grid, grid.quantize(weight)
-    own, pattern = folder.mask(name), nonzero_mask(weight)
-    if own is not None and not torch.equal(own, pattern):
+    pattern = None if dense else nonzero_mask(weight)
+    if own is not None and pattern is not None and not torch.equal(own, pattern):
         raise MismatchError(
             f"{int((own != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
             "way round: give the INT4 folder made from this base with grid='…'"
         )
     _check_zeros(folder, name, stored, pattern)
-    grid = LayerGrid(stored.grid)
+    grid = LayerGrid(stored.grid, dense=dense)
     return grid, grid.quantize(weight)
-
-
-def _unchecked(folder: ModelFolder, name: str, on_grid: bool) -> LayerGrid:
-    stored = folder.quantized(name)
-    mask = folder.kept(name) if on_grid and not folder.dense else None
-    return LayerGrid(stored.grid, mask, on_grid, folder.dense)
 
 
 def _mask_of(grid: LayerGrid, weight: Tensor) -> Tensor:
     return nonzero_mask(weight) if grid.mask is None else grid.mask
 
 
+def _unchecked(folder: ModelFolder, name: str, dtype: torch.dtype, on_grid: bool) -> LayerGrid:
+    stored = folder.quantized(name)
+    dense = folder.mask(name) is None and folder.dense
+    mask = folder.kept(name) if on_grid and not dense else None
+    return LayerGrid(stored.grid, mask, on_grid, dense, _codes_to_keep(stored, dtype) if on_grid else None)
+
+
 def _holds(weight: Tensor, stored: QuantizedWeight) -> bool:
     """Whether `weight` [out, in] is the dequantized codes, in its own dtype."""
     return weight.shape == stored.codes.shape and torch.equal(weight.cpu(), stored.dequantize(weight.dtype))
-
-
-def _check_recoverable(folder: ModelFolder, name: str, weight: Tensor, stored: QuantizedWeight) -> None:
-    """Raises MismatchError where codes do not follow from the rounded weights of a base of codes: beside an offset the
-    floats of a narrow dtype stand further apart than the values of the grid."""
-    if weight.dtype == torch.float32 or stored.grid.offset is None:
-        return
-    if not torch.equal(stored.grid.dequantize(stored.grid.quantize(weight)), stored.dequantize()):
-        raise MismatchError(
-            f"{name} of {folder.path} has values closer together than those of {str(weight.dtype)[6:]}, so that its "
-            "codes are lost: load the base in float32 (dtype=torch.float32)"
-        )
 
 
 def _holds_rounded(weight: Tensor, stored: QuantizedWeight, dtype: torch.dtype) -> bool:
@@ -236,7 +222,25 @@ def _holds_rounded(weight: Tensor, stored: QuantizedWeight, dtype: torch.dtype) 
     return torch.equal(weight.cpu(), stored.dequantize(dtype).to(weight.dtype))
 
 
-def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor) -> None:
+def _codes_to_keep(stored: QuantizedWeight, dtype: torch.dtype) -> Tensor | None:
+    """The codes, where the values in a base's narrow dtype do not tell which code they were: 8 bits, or an offset that
+    is larger than bf16 can add a step to. None where training can put the base back on its grid by itself."""
+    if dtype in (torch.float32, torch.float64) or (stored.grid.kind.is_integer and stored.grid.kind.bits <= 6):
+        return None
+    again = stored.grid.dequantize(stored.grid.quantize(stored.dequantize(dtype)))
+    return None if torch.equal(again, stored.dequantize()) else stored.codes
+
+
+def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor | None) -> None:
+    """mask: bool [out, in], None for a dense one. Raises MismatchError for pruned weights that are not 0, or that could
+    not be."""
+    if mask is None:
+        return
+    if not stored.grid.has_zero and not bool(mask.all()):
+        raise MismatchError(
+            f"{name} is {stored.grid.kind.name} in {folder.path}, a grid without 0, and its mask prunes weights, which "
+            "would not stay 0: take a grid with 0, such as int4, or a dense base"
+        )
     filled = stored.lost_zeros(mask)
     if filled:
         raise MismatchError(

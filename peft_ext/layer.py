@@ -89,10 +89,12 @@ class Linear(LoraLinear):
         return self._as_out_in(weight.data)
 
     def base_mask(self, adapter: str | None = None) -> Tensor:
-        """bool [out, in]: the mask stored with the INT4 base under a quantization-aware adapter, else the nonzero
-        pattern of the unmerged base."""
-        grid = self._grid(adapter) if adapter else None
-        return nonzero_mask(self.unmerged_weight()) if grid is None or grid.mask is None else grid.mask
+        """bool [out, in]: the mask stored with the quantized base under a quantization-aware adapter, all ones where
+        that is dense, else the nonzero pattern of the unmerged base."""
+        grid, weight = self._grid(adapter) if adapter else None, self.unmerged_weight()
+        if grid is not None and grid.dense:
+            return torch.ones((), dtype=torch.bool, device=weight.device).expand(weight.shape)
+        return nonzero_mask(weight) if grid is None or grid.mask is None else grid.mask
 
     def quantized(self, adapter: str, merged: bool = True) -> QuantizedWeight:
         """The codes [out, in] of the base with a quantization-aware adapter merged in at the rank in force, or those

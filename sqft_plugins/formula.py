@@ -86,7 +86,7 @@ def merged_blocks(
     for rows in blocks:
         block = weight[rows].to(dtype)
         if grid is not None and grid.on_grid and weight.dtype != dtype:
-            block = grid.dequantize(grid.quantize(block, rows), rows)
+            block = grid.dequantize(grid.quantize(block, rows) if grid.codes is None else grid.codes[rows], rows)
 
         stored = None if grid is None else grid.mask
         mask = None

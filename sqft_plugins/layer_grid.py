@@ -18,12 +18,14 @@ class LayerGrid:
     mask: bool [out, in], a byte a weight; None where it is the nonzero pattern of a float base, or `dense`.
     on_grid: whether the base weight is dequantized codes ("int4" base), not the float weight that they were made from.
     dense: whether no weight is pruned, whatever is 0: the mask is all ones.
+    codes: uint8 [out, in] of the base, where its own dtype, bf16 or fp16, does not tell them; None where it does.
     """
 
     grid: Grid
     mask: Tensor | None = None
     on_grid: bool = False
     dense: bool = False
+    codes: Tensor | None = None
 
     def quantize(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         """uint8 codes [rows, in] of `weight` [rows, in] on the grid of these rows."""
@@ -41,5 +43,5 @@ class LayerGrid:
         return self.grid.device
 
     def to(self, device: torch.device) -> LayerGrid:
-        mask = None if self.mask is None else self.mask.to(device)
-        return LayerGrid(self.grid.to(device), mask, self.on_grid, self.dense)
+        mask, codes = (None if part is None else part.to(device) for part in (self.mask, self.codes))
+        return LayerGrid(self.grid.to(device), mask, self.on_grid, self.dense, codes)

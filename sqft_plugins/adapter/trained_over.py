@@ -1,5 +1,5 @@
 """Was an adapter trained over this base? By the hash of its masks, and where it is quantization-aware by its grid
-stamp: the hashes of the grid and the codes under it (docs/reference/formats.md)."""
+stamp: the kind and the hashes of the grid, and of the codes under it (docs/reference/formats.md)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import mask_hash, pack_mask
 
 KINDS = {
-    "int4": "the dequantized codes of an INT4 folder",
-    "float": "the sparse float base beside its INT4 folder (grid='…')",
+    "int4": "the dequantized codes of a quantized model",
+    "float": "the float base beside its quantized model (grid='…')",
 }
+"""What a base is, as stamps have it since version 0.1: "int4" whatever the codes are."""
 
 
 class GridHashes:
@@ -28,6 +29,7 @@ class GridHashes:
         self._masks: dict[str, Tensor] = {}
         self._scales: dict[str, str] = {}
         self._codes: dict[str, str] = {}
+        self._kinds: set[str] = set()
 
     def add(self, module: str, mask: Tensor | None, weight: QuantizedWeight) -> None:
         """mask: bool [out, in]; None of a dense base, which has none. weight: the codes of the base alone, on its
@@ -35,6 +37,7 @@ class GridHashes:
         if mask is not None:
             self._masks[module] = pack_mask(mask)
         self._scales[module] = weight.grid.digest()
+        self._kinds.add(weight.grid.kind.name)
         self._codes[module] = digest_of(weight.codes)
 
     @property
@@ -45,6 +48,7 @@ class GridHashes:
         """As adapters store it (docs/reference/formats.md). base: one of `KINDS`. dtype: of its weights."""
         return {
             "base": base,
+            "kind": "+".join(sorted(self._kinds)),
             "group_size": grid.group_size,
             "symmetric": grid.symmetric,
             "scale_hash": combined_hash(self._scales),
@@ -84,7 +88,13 @@ def check_grid_stamp(
             f"load it on {own}"
         )
 
-    # the grid
+    # the grid; stamps of version 0.1 have no kind
+    kinds = trained.get("kind", "int4"), found.get("kind", "int4")
+    if kinds[0] != kinds[1]:
+        raise MismatchError(
+            f"adapter {adapter!r} was trained through {kinds[0]} and {path} is {kinds[1]}: name its own model "
+            "with grid='…'"
+        )
     for key, what in (("group_size", "other groups"), ("symmetric", "another grid"), ("scale_hash", "other scales")):
         if trained[key] != found[key]:
             raise MismatchError(

@@ -19,9 +19,11 @@ def test_rows_have_the_codes_of_the_whole() -> None:
 
 
 def test_a_move_takes_everything_along() -> None:
-    grid = LayerGrid(make_grid(torch.ones(2, 4), 4), torch.ones(2, 4, dtype=torch.bool), True, True)
+    grid = LayerGrid(make_grid(torch.ones(2, 4), 4), torch.ones(2, 4, dtype=torch.bool), True, True, torch.ones(2, 4))
     moved = grid.to(torch.device("meta"))
-    assert {part.device.type for part in (moved, moved.grid.scale, moved.grid.zero_point, moved.mask)} == {"meta"}
+    assert {part.device.type for part in (moved, moved.grid.scale, moved.grid.zero_point, moved.mask, moved.codes)} == {
+        "meta"
+    }
     assert moved.on_grid
     assert moved.dense
     assert LayerGrid(grid.grid).to(torch.device("meta")).mask is None
