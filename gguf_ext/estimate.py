@@ -14,7 +14,7 @@ import torch
 
 from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.described import Described, describe, file_entries
-from gguf_ext.errors import BlockSizeError
+from gguf_ext.errors import BlockSizeError, GGUFError
 from gguf_ext.layout import find_layout
 from gguf_ext.write.file import header_bytes
 from gguf_ext.write.plan import Planned
@@ -66,7 +66,10 @@ def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], gri
                 f"{module}: in={shape[-1]} in groups of {width} does not fit blocks of {BLOCK}: "
                 "use a group size of 32, 64 or 128, or exclude the layer"
             )
-        return Planned(tensor, TensorType.Q4_0 if grid.symmetric else TensorType.Q5_0, shape)
+        steps = grid.kind.max_code if not grid.symmetric else grid.kind.symmetric_zero_point
+        if steps > 16:
+            raise GGUFError(f"{module}: {grid.label} has steps outside -16..15, the range of Q5_0: use bits=4")
+        return Planned(tensor, TensorType.Q4_0 if steps <= 8 else TensorType.Q5_0, shape)
 
     half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
     kind = TensorType.F32 if len(spec.shape) == 1 or tensor.add else half.get(spec.dtype, TensorType.F32)

@@ -58,6 +58,11 @@ def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> 
             f"quantize with a group size of 32, 64 or 128, or leave the layer float"
         )
     check_scale(weight.scale, name, rounding)
+    if not weight.fits_signed(5):
+        raise GGUFError(
+            f"{name}: {weight.grid.kind.name} has steps outside -16..15, the range of Q5_0: quantize with bits=4, or "
+            "export the float model and let llama.cpp quantize it"
+        )
     return TensorType.Q4_0 if weight.fits_signed() else TensorType.Q5_0
 
 

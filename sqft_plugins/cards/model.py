@@ -103,7 +103,8 @@ def _rows(model: ModelFolder) -> Iterator[tuple[str, str]]:
 
     if model.grid is not None:
         size = "whole rows" if model.grid.group_size == -1 else f"groups of {model.grid.group_size}"
-        yield "precision", f"INT4, {size}, {'symmetric' if model.grid.symmetric else 'asymmetric'}, {model.int4.name}"
+        symmetry = "symmetric" if model.grid.symmetric else "asymmetric"
+        yield "precision", f"{model.grid.label}, {size}, {symmetry}, {model.int4.name}"
     else:
         stored = Counter(str(model.spec(name).dtype).removeprefix("torch.") for name in model.files)
         yield "precision", stored.most_common(1)[0][0]

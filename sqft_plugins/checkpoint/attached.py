@@ -14,14 +14,7 @@ from torch import Tensor, nn
 
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid import (
-    PER_CHANNEL,
-    SYMMETRIC_ZERO_POINT,
-    QuantizedWeight,
-    int4_weight,
-    quantize,
-    symmetric_zero_point,
-)
+from sqft_plugins.grid import INT4, PER_CHANNEL, Grid, GridKind, QuantizedWeight, symmetric_zero_point
 from sqft_plugins.structure import weight_of
 
 SCALE, SHAPE, ZERO_POINT = "weight_scale", "weight_shape", "weight_zero_point"
@@ -45,7 +38,7 @@ def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Te
         SHAPE: torch.tensor([rows, weight.numel() // rows]),
     }
     if not grid.symmetric:
-        parts[ZERO_POINT] = signed(zero_point)
+        parts[ZERO_POINT] = signed(zero_point, grid.kind)
     for name, part in parts.items():
         layer.register_buffer(name, part.to(weight.device), persistent=False)
     (scheme,) = QuantizationConfig(**quantization_config(grid, ())).config_groups.values()
@@ -62,7 +55,7 @@ def attached_grid(layer: nn.Module) -> GridStamp:
     size `in`, too."""
     weights = cast(Any, layer).quantization_scheme.weights
     size = PER_CHANNEL if weights.strategy == "channel" else weights.group_size
-    return GridStamp(group_size=size, symmetric=not hasattr(layer, ZERO_POINT))
+    return GridStamp(bits=weights.num_bits, group_size=size, symmetric=not hasattr(layer, ZERO_POINT))
 
 
 def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
@@ -70,23 +63,25 @@ def attached_weight(layer: nn.Module) -> tuple[QuantizedWeight, int]:
     codes, in the weight's dtype (an adapter was merged into it). Raises GridError for a grid of another shape."""
     weight = weight_of(layer).detach().cpu()  # type: ignore[arg-type]  # [out, in]
     scale = cast(Tensor, getattr(layer, SCALE)).detach().cpu().to(torch.float32)
-    zero_point = symmetric_zero_point(scale)
+    kind = attached_grid(layer).kind
+    zero_point = symmetric_zero_point(scale, kind)
     if hasattr(layer, ZERO_POINT):
-        zero_point = unsigned(cast(Tensor, getattr(layer, ZERO_POINT)).detach().cpu())
+        zero_point = unsigned(cast(Tensor, getattr(layer, ZERO_POINT)).detach().cpu(), kind)
     fits = scale.dim() == 2 and len(scale) == len(weight) and not weight.shape[1] % max(scale.shape[1], 1)
     if not fits or scale.shape != zero_point.shape:
         raise GridError(
             f"{SCALE} {tuple(scale.shape)} is no grid of a weight {tuple(weight.shape)}: load the INT4 folder again"
         )
-    found = int4_weight(quantize(weight, scale, zero_point), scale, zero_point)
+    own = Grid(kind, scale, zero_point)
+    found = QuantizedWeight(own.quantize(weight), own)
     return found, int(torch.count_nonzero(found.dequantize(weight.dtype) != weight))
 
 
-def signed(zero_point: Tensor) -> Tensor:
-    """uint8 0..15 → int8 -8..7, as compressed-tensors has it on a layer."""
-    return zero_point.to(torch.int8) - SYMMETRIC_ZERO_POINT
+def signed(zero_point: Tensor, kind: GridKind = INT4) -> Tensor:
+    """uint8, of INT4 0..15 → int8, -8..7, as compressed-tensors has it on a layer."""
+    return (zero_point.to(torch.int16) - kind.symmetric_zero_point).to(torch.int8)
 
 
-def unsigned(zero_point: Tensor) -> Tensor:
+def unsigned(zero_point: Tensor, kind: GridKind = INT4) -> Tensor:
     """The inverse of `signed`, of any integer dtype."""
-    return (zero_point + SYMMETRIC_ZERO_POINT).to(torch.uint8)
+    return (zero_point.to(torch.int16) + kind.symmetric_zero_point).to(torch.uint8)

@@ -24,6 +24,7 @@ from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE
 from sqft_plugins.checkpoint.tensors import INDEX
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.grid import require_int4
 from sqft_plugins.mask import mask_hash
 from sqft_plugins.progress import track
 
@@ -46,6 +47,7 @@ def compact_folder(model: str | Path, out: str | Path, overwrite: bool = False) 
     source = ModelFolder(model)
     if source.storage != PackQuantized.name:
         raise SQFTError(f"model {model} is {source.storage}, not pack-quantized INT4: make it one with `sqft quantize`")
+    require_int4(source.int4.grid.kind, f"model {model}", "the compact form")
     modules = [module for module in source.int4.modules if module in source.masks]
     if not modules or source.stamp is None:
         raise SQFTError(f"model {model} has no masks of INT4 weights: prune it first, or ship it as it is")

@@ -1,4 +1,8 @@
-"""INT4 weights as compressed-tensors `pack-quantized`, which stock transformers and stock vLLM read."""
+"""Weights of 2 to 8 bits as compressed-tensors `pack-quantized`, which stock transformers and stock vLLM read.
+
+The functions are named after INT4, the width that everything runs. Other widths are read back by this project and by
+compressed-tensors (3, 5 and 6 bits since 0.20), and run by vLLM's GPU kernels.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,12 @@ def int4_tensors(module: str, weight: QuantizedWeight, grid: GridStamp, dtype: t
     if not torch.equal(scale.to(torch.float32), weight.scale):
         raise GridError(f"the scales of {module} are not exact in {scale.dtype}: save the model in float16")
     stored = {
-        f"{module}.weight_packed": pack(weight.codes),
+        f"{module}.weight_packed": pack(weight.codes, grid.bits),
         f"{module}.weight_scale": scale,
         f"{module}.weight_shape": torch.tensor(weight.codes.shape),
     }
     if not grid.symmetric:
-        stored[f"{module}.weight_zero_point"] = pack_zero_point(weight.zero_point)
+        stored[f"{module}.weight_zero_point"] = pack_zero_point(weight.zero_point, grid.bits)
     return stored
 
 
@@ -38,12 +42,12 @@ def int4_specs(module: str, shape: tuple[int, ...], grid: GridStamp, dtype: torc
     rows, columns = shape
     groups = group_count(columns, grid.group_size, module)
     specs = {
-        f"{module}.weight_packed": TensorSpec(torch.int32, (rows, packed_words(columns))),
+        f"{module}.weight_packed": TensorSpec(torch.int32, (rows, packed_words(columns, grid.bits))),
         f"{module}.weight_scale": TensorSpec(scale_dtype(dtype), (rows, groups)),
         f"{module}.weight_shape": TensorSpec(torch.int64, (2,)),
     }
     if not grid.symmetric:
-        specs[f"{module}.weight_zero_point"] = TensorSpec(torch.int32, (packed_words(rows), groups))
+        specs[f"{module}.weight_zero_point"] = TensorSpec(torch.int32, (packed_words(rows, grid.bits), groups))
     return specs
 
 
@@ -67,7 +71,7 @@ def quantization_config(grid: GridStamp, ignore: Iterable[str]) -> dict[str, Any
 
     per_channel = grid.group_size == PER_CHANNEL
     weights = QuantizationArgs(
-        num_bits=4,
+        num_bits=grid.bits,
         type="int",
         symmetric=grid.symmetric,
         strategy="channel" if per_channel else "group",

@@ -55,7 +55,7 @@ def write_codes(source: Recoded, target: Path, stamp: Stamp) -> None:
     writer = FolderWriter(source, target, {f"{m}{END}": {f"{m}{END}": source.spec(f"{m}{END}")} for m in source.codes})
     writer.copy_rest()
     for module, own in source.codes.items():
-        writer.write(f"{module}{END}", pack(own))
+        writer.write(f"{module}{END}", pack(own, source.int4.grid.bits))
     copy_side_files(source, target)
     write_config(target, source.config)
     write_sidecar(target, stamp, source.masks)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import UNIFORM, GridKind
 from sqft_plugins.mask import mask_hash, packed_mask_shape
 
 STAMP_VERSION = 1
@@ -29,12 +30,29 @@ MASK_FILE = "mask.safetensors"
 
 
 class GridStamp(BaseModel):
-    """The grid of a quantized model: `group_size` -1 is per channel."""
+    """The uniform grid of a quantized model: `group_size` -1 is per channel."""
 
     model_config = ConfigDict(extra="forbid")
     bits: int = 4
     group_size: int = 32
     symmetric: bool = True
+
+    @field_validator("bits")
+    @classmethod
+    def _check_bits(cls, value: int) -> int:
+        if value not in UNIFORM:
+            raise ValueError(f"bits={value} is no grid: use {', '.join(map(str, UNIFORM))}")
+        return value
+
+    @property
+    def kind(self) -> GridKind:
+        """INT4 for 4 bits."""
+        return UNIFORM[self.bits]
+
+    @property
+    def label(self) -> str:
+        """As users read it, such as "INT4"."""
+        return self.kind.name.upper()
 
 
 class Stamp(BaseModel):

@@ -81,7 +81,8 @@ def _show_model(report: Mapping[str, Any]) -> None:
         _line("as GGUF", _counted(total["gguf"]) + ("" if total["gguf_exact"] else ", scales not exact in fp16"))
     if report["grid"]:
         size = "per channel" if report["grid"]["group_size"] == -1 else f"group {report['grid']['group_size']}"
-        _line("grid", f"INT4, {size}, {'symmetric' if report['grid']['symmetric'] else 'asymmetric'}")
+        symmetry = "symmetric" if report["grid"]["symmetric"] else "asymmetric"
+        _line("grid", f"INT{report['grid']['bits']}, {size}, {symmetry}")
     if "scale" in total:
         _line("scale", f"{total['scale'][0]:.3g} to {total['scale'][1]:.3g}")
     if "codes" in total:

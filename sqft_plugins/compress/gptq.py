@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid import QuantizedWeight, dequantize, group_width, int4_weight, make_scale, quantize
+from sqft_plugins.grid import INT4, Grid, GridKind, QuantizedWeight, group_width, join_groups, make_grid
 from sqft_plugins.plugins.protocols import Statistic
 
 DAMPING = 0.01
@@ -38,7 +38,7 @@ class GPTQ:
         inverted.
         """
         assert statistic is not None
-        return gptq(weight, mask, self._factor(statistic), grid.group_size, grid.symmetric)
+        return gptq(weight, mask, self._factor(statistic), grid.group_size, grid.symmetric, grid.kind)
 
 
 def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
@@ -88,15 +88,17 @@ class FactorMemo:
         self._factor = None
 
 
-def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetric: bool) -> QuantizedWeight:
-    """weight, mask [out, in], factor from `inverse_factor` → codes, scales and zero points."""
+def gptq(
+    weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetric: bool, kind: GridKind = INT4
+) -> QuantizedWeight:
+    """weight, mask [out, in], factor from `inverse_factor` → codes on a grid of `kind`, made here."""
     out_features, in_features = weight.shape
     width = group_width(in_features, group_size)
     # as [in, out], in which a column of the weight lies in one piece: less than half of the time
     pruned = (~mask).t().contiguous()
     remaining = weight.to(torch.float32).t().masked_fill(pruned, 0).contiguous()  # compensated as we go
     codes = torch.empty(in_features, out_features, dtype=torch.uint8)
-    scales, zero_points = [], []
+    grids: list[Grid] = []
 
     block = min(max(BLOCK // width, 1) * width, in_features)  # whole groups, so that a group's scale sees its updates
     for start in range(0, in_features, block):
@@ -106,19 +108,17 @@ def gptq(weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetri
         for column in range(start, stop):
             if column % width == 0:
                 group = slice(column, column + width)
-                scale, zero_point = make_scale(remaining[group].masked_fill(pruned[group], 0).t(), -1, symmetric)
-                scales.append(scale)
-                zero_points.append(zero_point)
+                grids.append(make_grid(remaining[group].masked_fill(pruned[group], 0).t(), -1, symmetric, kind))
 
             # on the grid, and the error into the columns to the right in this block
             wanted = remaining[column]
             kept = wanted.masked_fill(pruned[column], 0)
-            code = quantize(kept.unsqueeze(1), scale, zero_point)  # [out, 1]
+            code = grids[-1].quantize(kept.unsqueeze(1))  # [out, 1]
             codes[column] = code.squeeze(1)
-            error = (wanted - dequantize(code, scale, zero_point).squeeze(1)) / factor[column, column]
+            error = (wanted - grids[-1].dequantize(code).squeeze(1)) / factor[column, column]
             remaining[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
             errors[column - start] = error
 
         # and into those behind the block
         remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    return int4_weight(codes.t().contiguous(), torch.cat(scales, 1), torch.cat(zero_points, 1))
+    return QuantizedWeight(codes.t().contiguous(), join_groups(grids))

@@ -1,4 +1,4 @@
-"""INT4: one weight at a time onto the grid, the mask kept, written as `pack-quantized`.
+"""One weight at a time onto a grid of integers, the mask kept, written as `pack-quantized`.
 
 The driver knows no method: a quantizer (hook `sqft_quantizers`) gets a weight, its mask, the grid and the statistic of
 its inputs that it asked for, and returns codes. With a statistic, each layer sees quantized predecessors.
@@ -35,9 +35,10 @@ from sqft_plugins.progress import say
 
 @dataclass(kw_only=True)
 class QuantizeReport(Report):
-    """group_size, symmetric: of the grid. left_out: weights of experts, which stay float. sparsity: of the masks.
+    """bits, group_size, symmetric: of the grid. left_out: weights of experts, which stay float. sparsity: of the masks.
     zeros: the fraction of weights that are 0 on the grid. bytes: of the weight files."""
 
+    bits: int
     group_size: int
     symmetric: bool
     left_out: int
@@ -57,18 +58,20 @@ def quantize_folder(
     sequences: int = 32,
     length: int = 128,
     exclude: Sequence[str] = (),
+    bits: int = 4,
 ) -> dict[str, Any]:
-    """Quantizes the linear layers of the decoder blocks of a float model to INT4 and writes it to `out`, with
-    tokenizer, mask and stamp → the fields of `QuantizeReport`. Holds one block in memory at a time; killed, it goes on
-    where it was. The mask is the folder's own, else the nonzero pattern.
+    """Quantizes the linear layers of the decoder blocks of a float model to INT4 or another width and writes it to
+    `out`, with tokenizer, mask and stamp → the fields of `QuantizeReport`. Holds one block in memory at a time; killed,
+    it goes on where it was. The mask is the folder's own, else the nonzero pattern.
 
     model_path: a folder, or a name on the hub.
     method: a quantizer's name.
     group_size: 32, 64, 128 or -1 (per channel).
-    symmetric: whether the zero point of every group is 8.
+    symmetric: whether the zero point of every group is the middle code (8 of INT4).
     calibration: a text file, JSONL or the name of a data set, None for the built-in text.
     sequences, length: of the calibration batch, in tokens.
     exclude: patterns of layers that stay float.
+    bits: of a code, 2, 3, 4, 5, 6 or 8.
 
     Raises SQFTError for a quantized source, GridError for a group that does not divide (all layers are checked before
     any work) or a weight that is not finite, MismatchError for weights that are nonzero where the mask prunes.
@@ -81,7 +84,7 @@ def quantize_folder(
     source = FloatModel(model_path, exclude)
     for name, (_, columns) in source.modules.items():
         group_width(columns, group_size, name)
-    grid = GridStamp(group_size=group_size, symmetric=symmetric)
+    grid = GridStamp(bits=bits, group_size=group_size, symmetric=symmetric)
     how = Calibration(calibration, sequences, length)
     tokens = how.tokens(source.path, quantizer.statistic, source.skeleton)
     source.check(lambda module, weight: check_weight(source, module, weight))
@@ -94,7 +97,7 @@ def quantize_folder(
         "tokens": hash_of(tokens),
         "source": content_hash(source.path),
     }
-    left_out = source.say_left_out("they stay float, only linear layers become INT4")
+    left_out = source.say_left_out(f"they stay float, only linear layers become {grid.label}")
     with open_job(out, request, overwrite) as job:
         # the files of the output, laid out
         dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
@@ -139,6 +142,7 @@ def quantize_folder(
     return QuantizeReport(
         out=str(out),
         method=method,
+        bits=bits,
         group_size=group_size,
         symmetric=symmetric,
         left_out=left_out,

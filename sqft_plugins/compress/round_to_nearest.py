@@ -1,4 +1,4 @@
-"""Round-to-nearest INT4 on the grid, the mask kept. Needs no data."""
+"""Round-to-nearest on the grid, the mask kept. Needs no data."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class RoundToNearest:
 
     def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
         """weight, mask [out, in] → codes on the grid; pruned weights get the code of zero."""
-        return round_to_nearest(weight, mask, grid.group_size, grid.symmetric)
+        return round_to_nearest(weight, mask, grid.group_size, grid.symmetric, grid.kind)

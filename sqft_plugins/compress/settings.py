@@ -12,6 +12,7 @@ from sqft_plugins.pattern import Pattern
 from sqft_plugins.settings import Offered, Settings, option
 from sqft_plugins.settings.checked import CheckedPath
 
+BITS = (2, 3, 4, 5, 6, 8)  # of sqft_plugins.grid.UNIFORM, which brings torch
 TEXTS = CheckedPath(check_texts)
 """A file with texts, or what can be the name of a data set."""
 
@@ -67,6 +68,7 @@ class PruneSettings(CompressSettings):
 
 class QuantizeSettings(CompressSettings):
     method: str = option("round-to-nearest", "Or gptq; plug-ins add more.", Offered("sqft_quantizers"))
+    bits: int = option(4, "Of a code: 2, 3, 4, 5, 6 or 8. The kernels and GGUF's Q4_0 are for 4.")
     group_size: int = option(32, "Weights that share a scale: 32, 64, 128; -1: a row.")
     symmetric: bool = option(
         True,
@@ -74,6 +76,13 @@ class QuantizeSettings(CompressSettings):
         name="--asymmetric",
         help="A zero point for each group; its GGUF is Q5_0 where a Q4_0 cannot hold it.",
     )
+
+    @field_validator("bits")
+    @classmethod
+    def _check_bits(cls, value: int) -> int:
+        if value not in BITS:
+            raise SQFTError(f"bits={value} is no grid: use {', '.join(map(str, BITS))}")
+        return value
 
     @field_validator("group_size")
     @classmethod

@@ -27,6 +27,7 @@ section 3); nowhere else may there be a mask.
 """
 
 from sqft_plugins.grid.frozen import Grid as Grid
+from sqft_plugins.grid.frozen import join_groups as join_groups
 from sqft_plugins.grid.groups import GROUP_SIZES as GROUP_SIZES
 from sqft_plugins.grid.groups import PER_CHANNEL as PER_CHANNEL
 from sqft_plugins.grid.groups import group_count as group_count
@@ -48,9 +49,11 @@ from sqft_plugins.grid.kinds import NF4 as NF4
 from sqft_plugins.grid.kinds import NVFP4 as NVFP4
 from sqft_plugins.grid.kinds import SYMMETRIC_ZERO_POINT as SYMMETRIC_ZERO_POINT
 from sqft_plugins.grid.kinds import UNIFORM as UNIFORM
+from sqft_plugins.grid.kinds import require_int4 as require_int4
 from sqft_plugins.grid.packing import pack as pack
 from sqft_plugins.grid.packing import pack_zero_point as pack_zero_point
 from sqft_plugins.grid.packing import packed_words as packed_words
+from sqft_plugins.grid.packing import padded_words as padded_words
 from sqft_plugins.grid.packing import unpack as unpack
 from sqft_plugins.grid.packing import unpack_zero_point as unpack_zero_point
 from sqft_plugins.grid.scales import MAX_SCALE as MAX_SCALE

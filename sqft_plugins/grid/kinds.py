@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sqft_plugins.errors import GridError
 from sqft_plugins.grid.kind import GridKind
 
 UNIFORM_BITS = (2, 3, 4, 5, 6, 8)
@@ -47,6 +48,16 @@ FP8_E4M3 = GridKind(
     tuple(torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().tolist()),
 )
 """torch.float8_e4m3fn: the code is its byte, two of them are NaN."""
+
+
+def require_int4(kind: GridKind, what: str, runtime: str) -> None:
+    """Raises GridError where `what` (a model or a weight) is not INT4, which is all that `runtime` has."""
+    if kind.name != INT4.name:
+        raise GridError(
+            f"{what} is {kind.name.upper()}, and {runtime} has INT4 only: quantize with bits=4, or load the model as "
+            "float linears (sqft_plugins.checkpoint.load_model)"
+        )
+
 
 BUILTIN = {kind.name: kind for kind in (*UNIFORM.values(), IQ4_NL, MXFP4, NVFP4, NF4, FP8_E4M3)}
 """The core's kinds by name."""

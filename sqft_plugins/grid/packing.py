@@ -1,46 +1,68 @@
-"""Codes in int32 words, as compressed-tensors' `pack-quantized` has them."""
+"""Codes in int32 words, as compressed-tensors' `pack-quantized` has them.
+
+A row is one stream of bits, each code with its lowest bit first, cut into words: 32 codes of 3 bits take 3 words. So
+compressed-tensors packs since 0.20, and vLLM reads. Before, no code went over the end of a word: 3, 5 and 6 bits were
+padded, 10, 6 and 5 codes a word. `padded_words` tells such rows by their length. For 2, 4 and 8 bits both are the same.
+
+Not by that library: which of the two it writes depends on its version, and it brings transformers, for which reading a
+folder would wait seconds.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sqft_plugins.errors import GridError
-from sqft_plugins.grid.kinds import BITS, MAX_CODE, SYMMETRIC_ZERO_POINT
+from sqft_plugins.grid.kinds import BITS
+
+WORD = 32
 
 
-def packed_words(count: int) -> int:
-    """The int32 words that hold `count` codes, eight a word."""
-    return -(-count // 8)
+def packed_words(count: int, bits: int = BITS) -> int:
+    """The int32 words that hold `count` codes."""
+    return -(-count * bits // 32)
 
 
-def pack(codes: Tensor) -> Tensor:
-    """uint8 codes [out, in] → int32 [out, ceil(in / 8)], eight codes a word, the first in the lowest bits.
-
-    This is the layout of compressed-tensors' `pack-quantized`, packed by that library.
-    """
-    if codes.numel() and int(codes.max()) > MAX_CODE:
-        raise GridError(f"code={int(codes.max())} is not an INT4 code: use 0..15")
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # slow: brings transformers
-
-    return pack_to_int32(codes.to(torch.int8) - SYMMETRIC_ZERO_POINT, BITS)
+def padded_words(count: int, bits: int = BITS) -> int:
+    """The same as compressed-tensors before 0.20 packed: whole codes in each word."""
+    return -(-count // (WORD // bits))
 
 
-def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """The inverse of `pack`: int32 [out, ceil(in / 8)] → uint8 codes [out, in].
+def pack(codes: Tensor, bits: int = BITS) -> Tensor:
+    """uint8 codes [out, in] → int32 [out, ceil(in · bits / 32)], on the CPU. Raises GridError for a code that has more
+    bits."""
+    largest = int(codes.max()) if codes.numel() else 0
+    if largest >= 2**bits:
+        raise GridError(f"code={largest} is not an INT{bits} code: use 0..{2**bits - 1}")
 
-    Not by the library: reading a folder would wait seconds for transformers.
-    """
-    shifts = torch.arange(0, 32, BITS, dtype=torch.int32, device=packed.device)
-    codes = (packed.unsqueeze(-1) >> shifts) & MAX_CODE  # [out, words, 8]
-    return codes.to(torch.uint8).flatten(1)[:, :in_features].contiguous()
+    rows, columns = codes.shape
+    each = np.unpackbits(codes.cpu().numpy()[..., None], axis=2, count=bits, bitorder="little")  # [out, in, bits]
+    stream = np.zeros((rows, packed_words(columns, bits) * WORD), np.uint8)
+    stream[:, : columns * bits] = each.reshape(rows, -1)
+    return torch.from_numpy(np.packbits(stream, axis=1, bitorder="little").view("<i4").astype(np.int32, copy=False))
 
 
-def pack_zero_point(zero_point: Tensor) -> Tensor:
-    """uint8 [out, groups] → int32 [ceil(out / 8), groups], packed along `out` as compressed-tensors does."""
-    return pack(zero_point.t().contiguous()).t().contiguous()
+def unpack(packed: Tensor, count: int, bits: int = BITS) -> Tensor:
+    """The inverse of `pack`: int32 [out, words] → uint8 codes [out, count], on the same device; also of rows that are
+    padded, which is told by their length."""
+    padded = packed.shape[1] != packed_words(count, bits) and packed.shape[1] == padded_words(count, bits)
+    if padded or WORD % bits == 0:  # whole codes in each word
+        shifts = torch.arange(0, WORD - bits + 1, bits, dtype=torch.int32, device=packed.device)
+        codes = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)  # [out, words, codes a word]
+        return codes.to(torch.uint8).flatten(1)[:, :count].contiguous()
+
+    stream = packed.contiguous().cpu().numpy().astype("<i4", copy=False).view(np.uint8)
+    each = np.unpackbits(stream, axis=1, count=count * bits, bitorder="little").reshape(len(packed), count, bits)
+    return torch.from_numpy(np.packbits(each, axis=2, bitorder="little")[..., 0]).to(packed.device)
 
 
-def unpack_zero_point(packed: Tensor, out_features: int) -> Tensor:
-    """The inverse of `pack_zero_point`: int32 [ceil(out / 8), groups] → uint8 [out, groups]."""
-    return unpack(packed.t().contiguous(), out_features).t().contiguous()
+def pack_zero_point(zero_point: Tensor, bits: int = BITS) -> Tensor:
+    """uint8 [out, groups] → int32 [words, groups], packed along `out` as compressed-tensors does."""
+    return pack(zero_point.t().contiguous(), bits).t().contiguous()
+
+
+def unpack_zero_point(packed: Tensor, out_features: int, bits: int = BITS) -> Tensor:
+    """The inverse of `pack_zero_point`: int32 [words, groups] → uint8 [out, groups]."""
+    return unpack(packed.t().contiguous(), out_features, bits).t().contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 from sqft_plugins.errors import GridError
 from sqft_plugins.grid.frozen import Grid
 from sqft_plugins.grid.kind import GridKind
-from sqft_plugins.grid.kinds import INT4, MAX_CODE, SYMMETRIC_ZERO_POINT
+from sqft_plugins.grid.kinds import INT4
 from sqft_plugins.grid.scales import make_grid
 from sqft_plugins.mask import lost_zeros
 
@@ -50,10 +50,12 @@ class QuantizedWeight(NamedTuple):
         """How many of the weights that `mask` (bool [out, in], True = kept) prunes are not exactly 0."""
         return lost_zeros(self.steps() if self.grid.kind.is_integer else self.dequantize(), mask)
 
-    def fits_signed(self) -> bool:
-        """Whether every step lies in -8..7, the range of a signed 4-bit number (GGUF's Q4_0)."""
+    def fits_signed(self, bits: int = 4) -> bool:
+        """Whether every step lies in the range of a signed number of `bits` bits: -8..7 for GGUF's Q4_0."""
+        if not self.grid.kind.is_integer:
+            return False
         steps = self.steps()
-        return int(steps.min()) >= -SYMMETRIC_ZERO_POINT and int(steps.max()) <= MAX_CODE - SYMMETRIC_ZERO_POINT
+        return int(steps.min()) >= -(2 ** (bits - 1)) and int(steps.max()) < 2 ** (bits - 1)
 
     def with_codes(self, codes: Tensor) -> QuantizedWeight:
         """This weight with other codes, but its own wherever both have the same value: an adapter that changes nothing

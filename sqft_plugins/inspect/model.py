@@ -12,7 +12,7 @@ from torch import Tensor
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.source import WeightSource
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import MAX_CODE, QuantizedWeight
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.inspect.report import Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.pattern import PATTERNS
@@ -77,7 +77,7 @@ def inspect_layer(source: WeightSource, module: str, patterns: Sequence[Pattern]
     row: Row = {
         "name": module,
         "shape": list(weight.shape),
-        "dtype": "int4" if quantized else str(weight.dtype).removeprefix("torch."),
+        "dtype": quantized.grid.kind.name if quantized else str(weight.dtype).removeprefix("torch."),
         **zeros_of(weight, patterns),
         "pruned": None if mask is None else sparsity_of(mask),
         "violations": None if mask is None else lost_zeros(weight, mask),
@@ -88,15 +88,16 @@ def inspect_layer(source: WeightSource, module: str, patterns: Sequence[Pattern]
     }
 
     if quantized is not None:
-        row["codes"] = torch.bincount(quantized.codes.flatten(), minlength=MAX_CODE + 1).tolist()
+        row["codes"] = torch.bincount(quantized.codes.flatten(), minlength=quantized.grid.kind.max_code + 1).tolist()
         row["scale"] = [float(quantized.scale.min()), float(quantized.scale.max())]
     return row
 
 
 def gguf_type(weight: QuantizedWeight) -> str:
-    """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, else
-    Q5_0; "none" where a row or a group is no multiple of their block of 32, which `sqft export gguf` refuses."""
-    if weight.group_size % GGUF_BLOCK:
+    """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, Q5_0 where
+    it lies within -16..15; else, or where a row or a group is no multiple of their block of 32, "none": `sqft export
+    gguf` refuses it."""
+    if weight.group_size % GGUF_BLOCK or not weight.fits_signed(5):
         return "none"
     return "Q4_0" if weight.fits_signed() else "Q5_0"
 

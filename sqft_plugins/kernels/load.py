@@ -13,6 +13,7 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.dequantize import Skeleton, load_filled, skeleton_of
 from sqft_plugins.checkpoint.load import as_checkpoint_error
 from sqft_plugins.errors import KernelError
+from sqft_plugins.grid import require_int4
 from sqft_plugins.hardware import release_memory
 from sqft_plugins.kernels.accelerate import density_of, summary, swap, uses_of, why_not, why_unfit
 from sqft_plugins.kernels.weight import SparseInt4Weight
@@ -56,6 +57,7 @@ def load_accelerated(path: str | Path, dtype: torch.dtype | str = "auto") -> Pre
 def check_layers(folder: ModelFolder, skeleton: Skeleton, dtype: torch.dtype) -> None:
     """Before a weight is read. Raises KernelError for INT4 weights that are no layer of their own, such as experts, and
     for a layer that is no plain linear. dtype: of the model."""
+    require_int4(folder.int4.grid.kind, f"model {folder.path}", "the sparse kernel")
     other = sorted(set(folder.int4.modules) - set(skeleton.layers))
     if other:
         raise KernelError(f"model {folder.path}: {other[0]} is no layer of its own: load it without accelerating it")

@@ -14,6 +14,7 @@ from sqft_plugins.grid import (
     QuantizedWeight,
     group_count,
     int4_weight,
+    require_int4,
     steps,
     symmetric_zero_point,
 )
@@ -97,7 +98,8 @@ class SparseInt4Weight:
 
     @classmethod
     def from_quantized(cls, weight: QuantizedWeight, mask: Tensor | None = None) -> SparseInt4Weight:
-        """`from_codes` of what checkpoints and quantizers hand over."""
+        """`from_codes` of what checkpoints and quantizers hand over. Raises GridError for a width other than INT4."""
+        require_int4(weight.grid.kind, "weight", "the sparse kernel")
         return cls.from_codes(weight.codes, weight.scale, weight.zero_point, mask)
 
     def plane(self, codes: Tensor) -> Tensor:

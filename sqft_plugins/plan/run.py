@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sqft_plugins.elastic import heuristic_rank
+from sqft_plugins.grid import INT4
 from sqft_plugins.plan.config import open_source
 from sqft_plugins.plan.costs import EFFICIENCY, Costs
 from sqft_plugins.plan.exports import exports
@@ -58,9 +59,9 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
         sizes.of_source(),
         sizes.pruned(),
         sizes.int4(settings.grid),
-        sizes.compact(settings.grid, patterns),
+        *([sizes.compact(settings.grid, patterns)] if settings.grid.kind == INT4 else []),
         sizes.pruned("merged"),
-        sizes.int4(settings.grid, "merged INT4"),
+        sizes.int4(settings.grid, f"merged {settings.grid.label}"),
     ]
     if targets:
         stages.append(sizes.adapter(targets, settings.rank, f"adapter, rank {settings.rank}"))

@@ -29,6 +29,7 @@ class PlanSettings(Settings):
     exclude: list[str] = like(PruneSettings, "exclude")
     method: str = like(PruneSettings, "method", PRUNE)
     quantize_method: str = like(QuantizeSettings, "method", QUANTIZE)
+    bits: int = like(QuantizeSettings, "bits", QUANTIZE)
     group_size: int = like(QuantizeSettings, "group_size", QUANTIZE)
     symmetric: bool = like(QuantizeSettings, "symmetric", QUANTIZE)
     sequences: int = like(PruneSettings, "sequences", "Calibration sequences.")
@@ -48,7 +49,7 @@ class PlanSettings(Settings):
     def grid(self) -> GridStamp:
         from sqft_plugins.checkpoint.stamp import GridStamp
 
-        return GridStamp(group_size=self.group_size, symmetric=self.symmetric)
+        return GridStamp(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def adapter(self) -> AdapterSettings:
         """Raises SQFTError for ranks that make no search space."""

@@ -61,9 +61,9 @@ class Sizes:
         changed = self._changed(lambda module, shape, stored: {f"{module}.weight": stored})
         return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
 
-    def int4(self, grid: GridStamp, name: str = "INT4") -> Stage:
+    def int4(self, grid: GridStamp, name: str | None = None) -> Stage:
         changed = self._changed(lambda module, shape, stored: int4_specs(module, shape, grid, stored.dtype))
-        return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
+        return Stage(name or grid.label, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
 
     def compact(self, grid: GridStamp, patterns: Mapping[str, Pattern]) -> Stage:
         """The compact form, which is its own mask. At most: weights that were 0 before need no code."""

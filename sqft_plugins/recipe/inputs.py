@@ -153,4 +153,6 @@ def grid_of(model: Artefact, steps: Sequence[Step]) -> GridStamp:
     sections = {step.name: step.section for step in steps if step.verb == "quantize"}
     made = [sections[artefact.name] for artefact in model.lineage if artefact.name in sections]
     section = next(iter([*made, *sections.values()]), None)
-    return GridStamp() if section is None else GridStamp(group_size=section.group_size, symmetric=section.symmetric)
+    if section is None:
+        return GridStamp()
+    return GridStamp(bits=section.bits, group_size=section.group_size, symmetric=section.symmetric)

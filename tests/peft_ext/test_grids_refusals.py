@@ -177,11 +177,11 @@ def load(base, adapter, grid=None):
 
 
 def test_the_other_kind_of_base(pair, adapters) -> None:
-    with pytest.raises(MismatchError, match=r"trained over the dequantized codes .*, this base is the sparse float"):
+    with pytest.raises(MismatchError, match=r"trained over the dequantized codes .*, this base is the float"):
         load(pair.load("float"), adapters / "int4", grid=pair.int4)
     with pytest.raises(MismatchError, match=r"is a float model: .* or load the adapter on .*int4"):
         load(pair.load("float"), adapters / "int4")
-    with pytest.raises(MismatchError, match=r"trained over the sparse float base .*, this base is the dequantized"):
+    with pytest.raises(MismatchError, match=r"trained over the float base .*, this base is the dequantized"):
         load(pair.load("int4"), adapters / "float")
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_was_merged_into_is_another_base(pair, adapters, tmp_path) 
 def test_a_second_adapter_is_checked_as_the_first_is(pair, adapters, tokens) -> None:
     model = fill_adapter(get_peft_model(pair.load("int4"), pair.config("int4"))).eval()
     before = model(input_ids=tokens).logits
-    with pytest.raises(MismatchError, match=r"adapter 'second' was trained over the sparse float base"):
+    with pytest.raises(MismatchError, match=r"adapter 'second' was trained over the float base"):
         model.load_adapter(adapters / "float", "second")
     assert list(model.peft_config) == ["default"]
     assert not [name for name, _ in model.named_parameters() if "second" in name]

@@ -191,7 +191,7 @@ def test_a_quantization_aware_name_takes_only_its_own_grid(pairs, tmp_path) -> N
     model.load_adapter(tmp_path / "qa0", "default")
 
     model = get_peft_model(pairs[0].load("int4"), pairs[0].config("int4"))
-    with pytest.raises(MismatchError, match="was trained over the sparse float base"):
+    with pytest.raises(MismatchError, match="was trained over the float base"):
         model.load_adapter(tmp_path / "qa0", "default")
 
 

@@ -31,7 +31,7 @@ from sqft_plugins.checkpoint.compact import codes_of, compact_pack
 from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
 from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, steps
+from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, require_int4, steps
 from sqft_plugins.identity import file_hash, while_unchanged
 from sqft_plugins.mask import lost_zeros
 
@@ -167,6 +167,7 @@ class PlaneFile:
 
 def _layout(base: ModelFolder, module: str) -> tuple[Tensor, Tensor]:
     """mask bool [out, in] and zero point uint8 [out, groups] (one group where all are the same)."""
+    require_int4(base.int4.grid.kind, f"model {base.path}", "a value plane")
     mask = base.kept(module)
     if base.int4.grid.symmetric:  # spares reading the codes
         return mask, torch.full((mask.shape[0], 1), SYMMETRIC_ZERO_POINT, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.int4 import quantization_config
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.grid import BITS
+from sqft_plugins.grid import BITS, require_int4
 from sqft_plugins.identity import State
 from vllm_ext.met import meet
 from vllm_ext.quantization.linear import SQFTLinearMethod
@@ -72,6 +72,10 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
         self.folder = local_folder(model_name)
         folder = self.model_folder()
         check_folder(folder)
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            require_int4(folder.int4.grid.kind, f"model {self.folder}", "vLLM on a CPU")
         if folder.int4.name == Compact.name:
             check_compact()
         self.sources = {module: module for module in folder.int4.modules}

@@ -1,11 +1,13 @@
 """compressed-tensors `pack-quantized`, the format that `sqft quantize` writes and stock vLLM and transformers read.
 
-Of a linear layer `m`, 4-bit:
+Of a linear layer `m` of 2, 3, 4, 5, 6 or 8 bits:
 
-    m.weight_packed      int32 [out, ceil(in / 8)]      codes, eight to a word, the first in the lowest bits
+    m.weight_packed      int32 [out, ceil(in · bits / 32)]      codes, the first in the lowest bits
     m.weight_scale       float [out, groups]
-    m.weight_shape       int64 [2]                      (out, in)
-    m.weight_zero_point  int32 [ceil(out / 8), groups]  asymmetric only
+    m.weight_shape       int64 [2]                              (out, in)
+    m.weight_zero_point  int32 [ceil(out · bits / 32), groups]  asymmetric only
+
+Of 3, 5 and 6 bits the padded rows that compressed-tensors wrote before 0.20 are read, too (grid/packing.py).
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from sqft_plugins.checkpoint.formats.base import Int4Format, expect_scale, expect_shape, stored_shape
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import (
     PER_CHANNEL,
+    UNIFORM,
+    Grid,
     QuantizedWeight,
     group_count,
-    int4_weight,
     packed_words,
+    padded_words,
     symmetric_zero_point,
     unpack,
     unpack_zero_point,
@@ -47,16 +52,21 @@ class PackQuantized(Int4Format):
         try:
             weights = [group["weights"] for group in self._settings["config_groups"].values()]
             first = weights[0]
-            kind = (first["num_bits"], first.get("type", "int"), first["strategy"] in ("group", "channel"))
+            kind = (first.get("type", "int"), first["strategy"] in ("group", "channel"))
             size = PER_CHANNEL if first["strategy"] == "channel" else first["group_size"]
 
-            if any(w != first for w in weights) or kind != (4, "int", True) or first.get("actorder"):
+            if any(w != first for w in weights) or kind != ("int", True) or first.get("actorder"):
                 raise CheckpointError(
-                    f"model {path} mixes grids, is not 4-bit in groups or per channel, or is act-ordered: "
+                    f"model {path} mixes grids, is not of integers in groups or per channel, or is act-ordered: "
                     "quantize it again with one grid"
                 )
-            return GridStamp(group_size=size, symmetric=first["symmetric"])
-        except (KeyError, TypeError, AttributeError, IndexError, ValidationError) as error:
+            return GridStamp(bits=first["num_bits"], group_size=size, symmetric=first["symmetric"])
+        except ValidationError as error:
+            raise CheckpointError(
+                f"{path}/config.json: quantization_config has num_bits={first['num_bits']!r} in groups of {size!r}: "
+                f"use {', '.join(map(str, UNIFORM))} bits, quantize it again with `sqft quantize`"
+            ) from error
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{path}/config.json: quantization_config has no weight groups: copy it again"
             ) from error
@@ -72,11 +82,18 @@ class PackQuantized(Int4Format):
         rows, columns = self.shape(module)
         groups = group_count(columns, grid.group_size, module)
 
-        packed = expect_shape(tensors, f"{module}.weight_packed", (rows, packed_words(columns)))
+        packed = self._words(f"{module}.weight_packed", columns, rows, by_rows=True)
         scale = expect_scale(tensors, f"{module}.weight_scale", (rows, groups))
         if grid.symmetric:
-            zero_point = symmetric_zero_point(scale)
+            zero_point = symmetric_zero_point(scale, grid.kind)
         else:
-            stored = expect_shape(tensors, f"{module}.weight_zero_point", (packed_words(rows), groups))
-            zero_point = unpack_zero_point(stored, rows)
-        return int4_weight(unpack(packed, columns), scale, zero_point)
+            stored = self._words(f"{module}.weight_zero_point", rows, groups, by_rows=False)
+            zero_point = unpack_zero_point(stored, rows, grid.bits)
+        return QuantizedWeight(unpack(packed, columns, grid.bits), Grid(grid.kind, scale, zero_point))
+
+    def _words(self, name: str, count: int, others: int, by_rows: bool) -> Tensor:
+        """The tensor `name` of `count` codes in each row (or column), dense or padded. Raises CheckpointError."""
+        words = {packed_words(count, self.grid.bits), padded_words(count, self.grid.bits)}
+        found = self._tensors.spec(name).shape
+        shapes = [(one, others)[:: -1 if by_rows else 1] for one in sorted(words)]
+        return expect_shape(self._tensors, name, found if found in shapes else shapes[0])

@@ -119,34 +119,6 @@ def test_symmetric_codes_surround_zero_evenly():
     assert (int(result.codes.min()), int(result.codes.max())) in {(0, 15), (1, 15)}
 
 
-def naive_pack(codes: torch.Tensor) -> torch.Tensor:
-    rows, columns = codes.shape
-    words = torch.zeros(rows, -(-columns // 8), dtype=torch.int64)
-    for row in range(rows):
-        for column in range(columns):
-            words[row, column // 8] |= int(codes[row, column]) << 4 * (column % 8)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
-@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**31))
-def test_pack_equals_a_naive_packer_and_unpack_undoes_it(rows, columns, seed):
-    codes = torch.randint(0, 16, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    packed = grid.pack(codes)
-    assert packed.dtype == torch.int32
-    naive = naive_pack(codes)
-    used = torch.full((1, columns), 15, dtype=torch.uint8)
-    assert torch.equal(packed & naive_pack(used), naive)  # bits behind the last column are padding
-    assert torch.equal(grid.unpack(packed, columns), codes)
-
-
-@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**31))
-def test_zero_points_pack_along_the_rows(rows, groups, seed):
-    zero_point = torch.randint(0, 16, (rows, groups), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    packed = grid.pack_zero_point(zero_point)
-    assert packed.shape == (-(-rows // 8), groups)
-    assert torch.equal(grid.unpack_zero_point(packed, rows), zero_point)
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_broken_weights_are_refused(value, symmetric):
@@ -173,18 +145,43 @@ def test_groups_are_counted_as_scales_are_made(size, groups):
     assert weight.group_size == 128 // groups
 
 
-@pytest.mark.parametrize("columns", [1, 8, 9, 64])
-def test_words_are_counted_as_codes_are_packed(columns):
-    codes = torch.zeros(2, columns, dtype=torch.uint8)
-    assert grid.pack(codes).shape == (2, grid.packed_words(columns))
-
-
 @pytest.mark.parametrize(("size", "text"), [(32, "use one of \\[-1\\]"), (0, "is not a group"), (-2, "is not a group")])
 def test_group_sizes_that_do_not_fit_are_refused(size, text):
     with pytest.raises(GridError, match=text):
         grid.make_scale(torch.ones(2, 40), size)
 
 
-def test_pack_refuses_what_is_no_code():
-    with pytest.raises(GridError, match="code=16"):
-        grid.pack(torch.full((1, 8), 16, dtype=torch.uint8))
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+def test_each_width_covers_the_weight_and_keeps_its_zeros(bits, symmetric, group_size):
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(bits))
+    mask = torch.rand(16, 128, generator=torch.Generator().manual_seed(1)) < 0.5
+    kind = grid.UNIFORM[bits]
+    found = grid.round_to_nearest(weight, mask, group_size, symmetric, kind)
+    assert found.grid.kind is kind
+    assert found.lost_zeros(mask) == 0
+    assert not found.dequantize()[~mask].any()
+    assert int(found.codes.max()) <= 2**bits - 1
+    if symmetric:
+        assert bool((found.zero_point == 2 ** (bits - 1)).all())
+    step = expanded(found.scale, 128)
+    error = ((found.dequantize() - weight) / step)[mask].abs()
+    assert float(error.max()) <= 0.5 + 2**bits * 2**-8 + (0.0 if symmetric else 0.5)
+
+
+def test_steps_of_each_width_are_whole_and_signed():
+    for bits, kind in grid.UNIFORM.items():
+        codes = torch.arange(2**bits, dtype=torch.uint8).repeat(2, 1)
+        zero_point = torch.tensor([[0], [2**bits - 1]], dtype=torch.uint8)
+        weight = grid.QuantizedWeight(codes, grid.Grid(kind, torch.ones(2, 1), zero_point))
+        assert torch.equal(weight.steps().int(), codes.int() - zero_point.int())
+        assert torch.equal(weight.dequantize(), weight.steps().float())
+        assert weight.fits_signed(bits + 1)
+        assert not weight.fits_signed(bits)
+
+
+def test_what_is_no_int4_is_refused_by_name():
+    grid.require_int4(grid.INT4, "model x", "the kernel")
+    with pytest.raises(GridError, match=r"model x is INT3, and the kernel has INT4 only: quantize with bits=4"):
+        grid.require_int4(grid.INT3, "model x", "the kernel")

@@ -48,8 +48,14 @@ def probe_logits(model, tokens):
         return model(input_ids=tokens).logits
 
 
-@pytest.mark.parametrize("grid", [{}, {"group_size": 64, "symmetric": False}, {"group_size": -1}])
-def test_a_merge_is_int4_again_and_computes_what_was_trained(adapter, int4, pruned, tmp_path, grid) -> None:
+GRIDS = [
+    {}, {"group_size": 64, "symmetric": False}, {"group_size": -1},
+    {"bits": 2, "symmetric": False}, {"bits": 3, "symmetric": False}, {"bits": 6}, {"bits": 8},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_merge_is_on_the_grid_again_and_computes_what_was_trained(adapter, int4, pruned, tmp_path, grid) -> None:
     if grid:
         quantize_folder(pruned, tmp_path / "int4", **grid)
         train(tmp_path / "int4", tmp_path / "adapter")
@@ -70,7 +76,7 @@ def test_a_merge_is_int4_again_and_computes_what_was_trained(adapter, int4, prun
     changed = {name for name in mine if not torch.equal(mine[name], theirs[name])}
     assert changed == {f"{module}.weight_packed" for module in merged.stamp.ranks}  # codes of what is adapted, no more
     for module in base.int4.modules:
-        assert int(merged.quantized(module).codes.max()) <= 15
+        assert int(merged.quantized(module).codes.max()) <= 2 ** grid.get("bits", 4) - 1
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (int4 / name).read_bytes()
 
@@ -112,7 +118,7 @@ def test_over_the_float_base_beside_its_int4_folder(pruned, int4, tmp_path) -> N
     merged = ModelFolder(tmp_path / "merged")
     gate = "model.layers.0.mlp.gate_proj"
     assert torch.equal(merged.quantized(gate).codes, ModelFolder(int4).quantized(gate).codes)
-    with pytest.raises(MismatchError, match=r"trained over the sparse float base .*: load it on .*model"):
+    with pytest.raises(MismatchError, match=r"trained over the float base .*: load it on .*model"):
         merge_folder(int4, tmp_path / "adapter", tmp_path / "out")
     moved = tmp_path / "moved"
     shutil.copytree(int4, moved)

@@ -131,7 +131,7 @@ def test_what_has_no_plane_is_refused(int4, adapter, float_adapter, tiny_int4, t
         export_planes(int4, dense)
     with pytest.raises(MismatchError, match="is float: value planes are of its INT4 folder"):
         export_planes(int4.with_name("pruned"), adapter)
-    with pytest.raises(MismatchError, match="trained over the sparse float base"):
+    with pytest.raises(MismatchError, match="trained over the float base"):
         export_planes(int4, float_adapter, out=tmp_path / "planes")
     with pytest.raises(MismatchError, match="other zeros"):
         export_planes(tiny_int4("llama", sparsity=0.4), adapter, out=tmp_path / "planes")
