@@ -127,6 +127,15 @@ def sqft_inspectors() -> list[Any]:
 
 
 @hookimpl
+def sqft_grids() -> list[Any]:
+    from gguf_ext.blocks import TensorType, grid_kind
+    from sqft_plugins.grid import BUILTIN
+
+    kinds = (grid_kind(kind) for kind in TensorType if kind.is_block)
+    return [kind for kind in kinds if kind.name not in BUILTIN]
+
+
+@hookimpl
 def sqft_models() -> list[Any]:
     return [GGUFModels()]
 

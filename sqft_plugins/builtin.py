@@ -26,6 +26,13 @@ def sqft_quantizers() -> Any:
 
 
 @hookimpl
+def sqft_grids() -> Any:
+    from sqft_plugins.grid import BUILTIN
+
+    return BUILTIN.values()
+
+
+@hookimpl
 def sqft_searchers() -> Any:
     from sqft_plugins.search import SEARCHERS
 

@@ -24,6 +24,7 @@ section 3); nowhere else may there be a mask.
     scales.py   making a uniform grid
     weight.py   codes on a grid
     packing.py  codes in words
+    proof.py    what must hold of every kind; `python -m sqft_plugins.grid` tries it
 """
 
 from sqft_plugins.grid.frozen import Grid as Grid

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import click
 
+    from sqft_plugins.grid import GridKind
     from sqft_plugins.plugins.protocols import (
         Check,
         Engine,
@@ -42,6 +43,12 @@ def sqft_pruners() -> Iterable[Pruner]:
 @hookspec
 def sqft_quantizers() -> Iterable[Quantizer]:
     """Quantization methods for `sqft quantize --method NAME`."""
+
+
+@hookspec
+def sqft_grids() -> Iterable[GridKind]:
+    """Kinds of grids that adapters can be trained through, such as those of a file format that the plug-in opens;
+    `python -m sqft_plugins.grid` lists and proves them."""
 
 
 @hookspec
