@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gguf_ext.blocks import k_quants, simple, tables
 from gguf_ext.blocks.layout import BlockLayout, Floats
 from gguf_ext.blocks.planes import Bytes, read_planes, write_planes
 from gguf_ext.blocks.types import BLOCKS, TensorType, row_bytes
 from gguf_ext.errors import GGUFError
-from sqft_plugins.grid import Grid, GridKind
+from sqft_plugins.grid import Grid, GridKind, QuantizedWeight
 
 LAYOUTS: dict[TensorType, BlockLayout] = {
     TensorType.Q4_0: simple.Q4_0,
@@ -56,10 +55,9 @@ def grid_of(raw: Bytes, kind: TensorType) -> Grid:
     return Grid(grid_kind(kind), scale, zero_point, offset)
 
 
-def unpack(raw: Bytes, kind: TensorType) -> tuple[Tensor, Grid]:
-    """Raw rows uint8 [rows, row_bytes] → codes uint8 [rows, in], and their grid. Raises KeyError for a type without
-    codes."""
-    return torch.from_numpy(codes_of(raw, kind)), grid_of(raw, kind)
+def unpack(raw: Bytes, kind: TensorType) -> QuantizedWeight:
+    """Codes and grid of raw rows uint8 [rows, row_bytes]. Raises KeyError for a type without codes."""
+    return QuantizedWeight(torch.from_numpy(codes_of(raw, kind)), grid_of(raw, kind))
 
 
 def replace_codes(raw: Bytes, codes: Bytes, kind: TensorType) -> Bytes:
@@ -83,8 +81,7 @@ def replace_codes(raw: Bytes, codes: Bytes, kind: TensorType) -> Bytes:
 def dequantize(raw: Bytes, kind: TensorType) -> Floats:
     """Raw rows of any TensorType, uint8 [rows, row_bytes] → float32 [rows, in], as llama.cpp computes them."""
     if kind.is_block:
-        codes, grid = unpack(raw, kind)
-        weights: Floats = grid.dequantize(codes).numpy()
+        weights: Floats = unpack(raw, kind).dequantize().numpy()
         return weights
     raw = np.ascontiguousarray(raw)
     if kind is TensorType.F32:

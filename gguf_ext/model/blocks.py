@@ -54,13 +54,13 @@ class Blocks(Int4Format):
 
     def weight(self, module: str) -> QuantizedWeight:
         """Raises GGUFError for a scale or an offset that is NaN or infinite."""
-        codes, grid = unpack(self.file.raw(self.tensor_of(module)), self.type_of(module))
-        grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
+        weight = unpack(self.file.raw(self.tensor_of(module)), self.type_of(module))
+        weight.grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
         order = self.file_order(module)
         if order is None:
-            return QuantizedWeight(codes, grid)
+            return weight
         back = torch.argsort(order)
-        return QuantizedWeight(codes[back], grid.take(back))
+        return QuantizedWeight(weight.codes[back], weight.grid.take(back))
 
     def file_order(self, module: str) -> Tensor | None:
         """int64 [out]: the row of the checkpoint in each row of the file; None where rows stay."""

@@ -71,7 +71,7 @@ class GridKind:
         """uint8 codes → a new float32 tensor of the same shape."""
         if self.levels is None:
             return codes.to(torch.float32)
-        table = _table(self.levels, codes.device)
+        table = _table(self.name, self.levels, codes.device)
         return table.index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)
 
     def nearest_level(self, numbers: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ class GridKind:
 
 
 @lru_cache(maxsize=64)
-def _table(levels: tuple[float, ...], device: torch.device) -> Tensor:
+def _table(name: str, levels: tuple[float, ...], device: torch.device) -> Tensor:
+    """name: of the kind. Tables that differ in the sign of a zero alone are equal as keys."""
     return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
