@@ -41,6 +41,11 @@ class SQFTConfig(LoraConfig):
     grid: str | None = _option(
         None, "The INT4 folder made from this float base (quantization_aware). None: the base is an INT4 folder."
     )
+    rounding: Literal["nearest", "compensated"] = _option(
+        "nearest",
+        "With quantization_aware. nearest: train through the grid. compensated: train over its codes as they are, then "
+        "call model.base_model.settle(tokens), which rounds once, with error compensation.",
+    )
     rank_choices: list[int] | None = _option(None, "The search space of ranks; its maximum is `r`. None: a fixed rank.")
     share_rank: Literal["layer", "module"] = _option(
         "layer", "What shares one sampled rank: the modules of a block, or each module alone."

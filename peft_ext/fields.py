@@ -88,6 +88,7 @@ RULES: dict[str, tuple[Test, str]] = {
     ),
     "init_lora_weights": (_kind(bool, str), "True, False, 'gaussian' or 'orthogonal'"),
     "share_rank": (_one_of("layer", "module"), "'layer' or 'module'"),
+    "rounding": (_one_of("nearest", "compensated"), "'nearest' or 'compensated'"),
     "grid": (_optional(_kind(str, Path)), "a path"),
     "mask_hash": (_optional(_text), FILLED_IN),
     "grid_stamp": (_optional(_kind(Mapping)), FILLED_IN),

@@ -19,12 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import check_merge
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
-from peft_ext.merged_cache import CachedWeight
+from peft_ext.merged_cache import CachedWeight, place_of
 from peft_ext.registry import LoraLayer, LoraLinear, check_adapters_to_merge
 from peft_ext.saved_base import SavedBase, is_fsdp_managed
+from peft_ext.settled import SettledCodes, hash_of
 from peft_ext.variant import AdapterState, ElasticMaskedVariant
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid import Grid, QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import nonzero_mask
 from sqft_plugins.requantize import requantized
@@ -39,11 +40,12 @@ class Linear(LoraLinear):
     keeps_evaluated: whether evaluation keeps one more copy of the weight (`_evaluation_weight`); False, here for all
     layers or on one, makes it anew in each forward.
     elastic: adapter → its state.
+    lora_codes: adapter → the codes that it has settled to, where it has any.
     base_is_shared: whether the base module also stands in another place of the model, without this adapter.
     """
 
     keeps_evaluated = True
-    other_param_names = (*LoraLayer.other_param_names, "elastic")
+    other_param_names = (*LoraLayer.other_param_names, "elastic", "lora_codes")
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
         """PEFT's: adds an adapter of rank r to the layer. Raises SQFTError for one of another type."""
@@ -55,9 +57,12 @@ class Linear(LoraLinear):
         # the constructor of the parent ends in this method, so our state cannot be made after it
         if "elastic" not in self.__dict__:
             self.elastic: dict[str, AdapterState] = {}
+            self.lora_codes = nn.ModuleDict()
             self.base_is_shared = False
             self._saved_base: SavedBase | None = None
             self._cached_weight: CachedWeight | None = None
+        if config.rounding == "compensated":
+            self.lora_codes[adapter_name] = SettledCodes()
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     @property
@@ -107,9 +112,53 @@ class Linear(LoraLinear):
             )
 
         A, B, scaling = self.sub_adapter(adapter)
-        weight = self.unmerged_weight()
+        weight, settles = self.unmerged_weight(), self.elastic[adapter].compensated
         with torch.no_grad():
-            return grid.with_codes(requantized(weight, A, B, scaling if merged else 0.0, grid))
+            codes = requantized(weight, A, B, scaling if merged and not settles else 0.0, grid)
+        if merged and settles:
+            if not self.is_settled(adapter):
+                raise SQFTError(
+                    f"adapter {adapter!r} has no codes of rank {self.rank_of(adapter)} that belong to its A and B: "
+                    "call model.base_model.settle(tokens), or take a rank that it has settled at"
+                )
+            codes = self.settled(adapter).codes(self.rank_of(adapter), codes, grid.grid.kind.bits)
+        return grid.with_codes(codes)
+
+    def is_settled(self, adapter: str, trusted: bool = False) -> bool:
+        """Whether the adapter has codes at the rank in force that were made from its A and B as they are. trusted: ask
+        no more where these seem to be the tensors of the last question."""
+        if not self.elastic[adapter].compensated:
+            return False
+        rank, codes = self.rank_of(adapter), self.settled(adapter)
+        if torch.compiler.is_compiling() or not codes.has(rank):
+            return codes.has(rank)
+
+        asked = (rank, float(self.scaling[adapter]), place_of(self.factor("A", adapter), self.factor("B", adapter)))
+        state = self.elastic[adapter]
+        if not trusted or state.settled_as != asked:
+            state.settled_as = asked if codes.made_of(rank) == hash_of(*self.sub_adapter(adapter)) else None
+        return state.settled_as == asked
+
+    def wanted(self, adapter: str) -> tuple[Tensor, Grid, Tensor | None]:
+        """What an adapter that settles would compute with: W + s · (B @ A) ⊙ M, float32 [out, in]; the grid that it is
+        put on; and M, bool [out, in], None for all ones."""
+        layer_grid, weight = self._grid(adapter), self.unmerged_weight()
+        assert layer_grid is not None
+        exact = layer_grid.dequantize(layer_grid.quantize(weight)) if layer_grid.on_grid else weight.float()
+        mask = None if layer_grid.dense else self.base_mask(adapter)
+        A, B, scaling = self.sub_adapter(adapter)
+        with torch.no_grad():
+            return merged_weight(exact, A, B, scaling, mask), layer_grid.grid, mask
+
+    def settle(self, adapter: str, codes: Tensor) -> None:
+        """Keeps `codes` (uint8 [out, in]) as those of the adapter at the rank in force."""
+        base, made_of = self.quantized(adapter, merged=False), hash_of(*self.sub_adapter(adapter))
+        self.settled(adapter).put(self.rank_of(adapter), made_of, base.codes, codes, base.grid.kind.bits)
+        self.elastic[adapter].settled_as = self._cached_weight = None
+
+    def settled(self, adapter: str) -> SettledCodes:
+        """What an adapter with `rounding="compensated"` has settled to."""
+        return cast(SettledCodes, self.lora_codes[adapter])
 
     def merged_weight(self, adapter: str, weight: Tensor) -> Tensor:
         """`weight` (in the base layer's own layout) with the adapter merged in, same layout and dtype."""
@@ -163,7 +212,7 @@ class Linear(LoraLinear):
 
         # one GEMM
         base = self.base()
-        if self.training or torch.is_grad_enabled():
+        if (self.training or torch.is_grad_enabled()) and not self.elastic[adapter].compensated:
             A, B, scaling = self.sub_adapter(adapter)
             weight = self._as_out_in(base.weight)
             output = masked_linear(x, weight, A, B, scaling, self.elastic[adapter].sparse, self._grid(adapter))
@@ -196,6 +245,8 @@ class Linear(LoraLinear):
             return None  # dropout acts on the adapter's input alone
         if not self.elastic[adapter].sparse and (self.training or torch.is_grad_enabled()):
             return None  # a dense delta is cheaper as two thin GEMMs
+        if self.elastic[adapter].compensated and (self.training or not self.is_settled(adapter, True)):
+            return None  # it trains, and is evaluated before it has settled, as a float one
 
         autocast = torch.is_autocast_enabled(x.device.type)
         return adapter if autocast or x.dtype == base.weight.dtype else None

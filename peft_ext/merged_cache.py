@@ -86,7 +86,7 @@ class CachedWeight:
     ) -> CachedWeight:
         """The cache of `merged`, just made of these A and B (`factors`) and of the weight `base`."""
         copies = tuple(factor.detach().clone() for factor in factors)
-        place = _place(base, *factors)
+        place = place_of(base, *factors)
         return cls(settings, state, copies, fingerprint(base), _kind(base), place, merged, _forward.number)
 
     def still_holds(self, settings: tuple[Any, ...], state: object, factors: tuple[Tensor, ...], base: Tensor) -> bool:
@@ -94,7 +94,7 @@ class CachedWeight:
         if state is not self.state or settings != self.settings or _kind(base) != self.kind:
             return False
 
-        place = _place(base, *factors)
+        place = place_of(base, *factors)
         trusted = self.seen == _forward.before and place == self.place
         if not trusted and not self._is_made_of(factors, base):
             return False
@@ -109,7 +109,8 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.shape, tensor.device
 
 
-def _place(*tensors: Tensor) -> tuple[Any, ...]:
+def place_of(*tensors: Tensor) -> tuple[Any, ...]:
+    """Where tensors are, and how often they were written to: a hint that they are the same, see above."""
     # a tensor made in torch.inference_mode() has no version
     return tuple((id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors)
 

@@ -29,6 +29,7 @@ from peft_ext.provenance import check_base, is_found, take_in
 from peft_ext.registry import BaseTunerLayer, LoraModel
 from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
+from peft_ext.settle import settle
 from peft_ext.unchecked import FRESH, warn_unchecked
 from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
@@ -205,6 +206,16 @@ class SQFTModel(LoraModel):
         note_ranks(config, layers, adapter_name)
         return tensors
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's hook: it takes what the model has a place for, so codes that an adapter has settled to need one."""
+        for name, layer in sqft_layers(model, adapter_name):
+            if adapter_name in layer.lora_codes:
+                layer.settled(adapter_name).make_room(state_dict, f"{name}.lora_codes.")
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
     def _is_quantization_aware(self, adapter: str) -> bool:
         return getattr(self.peft_config.get(adapter), "quantization_aware", False)
 
@@ -282,6 +293,20 @@ class SQFTModel(LoraModel):
             with layer.at_chosen_rank():
                 weights[name] = layer.quantized(adapter, merged)
         return weights
+
+    def settle(
+        self, tokens: Tensor, adapter_name: str | None = None, ranks: list[int] | None = None
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Puts an adapter with `rounding="compensated"` on its grid, after training: from here on it computes with its
+        codes, unmerged and merged, until A or B change → rank → a report for each layer.
+
+        tokens: int64 [sequences, length], text of the kind that was trained on. ranks: default, all that it may have.
+        Raises SQFTError for an adapter that is rounded in each training step, or with layers outside the blocks.
+        """
+        adapter = adapter_name or self.active_adapters[0]
+        layers = self._layers_of(adapter)
+        choices = {rank for layer in layers.values() for rank in layer.elastic[adapter].ranks.choices}
+        return settle(self.model, adapter, layers, tokens, ranks or sorted(choices, reverse=True))
 
     def put_rest_on_grid(self, adapter_name: str | None = None) -> list[str]:
         """Writes the INT4 weights of the grid's folder into the base's modules that are INT4 there but not adapted, in

@@ -32,6 +32,7 @@ check_version()
 from peft import PeftConfig, PeftModel
 from peft import __version__ as peft_version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraConfig, LoraModel
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
@@ -66,7 +67,7 @@ def register(config_cls: type, model_cls: type) -> None:
         return
     register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix="lora_")
     # what hotswap compares: an adapter for other zeros, another grid or another search space is not swapped in
-    ours = ("sparse", "quantization_aware", "rank_choices", "mask_hash", "grid_stamp")
+    ours = ("sparse", "quantization_aware", "rounding", "rank_choices", "mask_hash", "grid_stamp")
     CONFIG_KEYS_TO_CHECK[kind] = [*CONFIG_KEYS_TO_CHECK[PeftType.LORA], *ours]
 
 

@@ -24,6 +24,8 @@ class AdapterState:
     ranks: its search space and the rank in force.
     quantization_aware: whether the weight is put on `grid`, which the model fills in once it is whole.
     name: the layer's name in the model, filled in there.
+    compensated: whether it is put there by rounding once, with compensation (settled.py); it trains as a float one.
+    settled_as: rank, scaling and place of A and B for which this was seen to be done.
     """
 
     sparse: bool
@@ -31,6 +33,8 @@ class AdapterState:
     quantization_aware: bool = False
     grid: LayerGrid | None = None
     name: str = ""
+    compensated: bool = False
+    settled_as: tuple[Any, ...] | None = None
 
 
 class ElasticMaskedVariant(LoraVariant):
@@ -45,7 +49,9 @@ class ElasticMaskedVariant(LoraVariant):
         elastic = config.rank_choices is not None
         choices = list(config.rank_choices) if elastic else [module.r[adapter_name]]
         ranks = Ranks(choices, max(choices), config.share_rank if elastic else None)
-        module.elastic[adapter_name] = AdapterState(config.sparse, ranks, config.quantization_aware)
+        module.elastic[adapter_name] = AdapterState(
+            config.sparse, ranks, config.quantization_aware, compensated=config.rounding == "compensated"
+        )
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -59,7 +65,8 @@ class ElasticMaskedVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """`result` [..., out] plus what the adapter adds for x [..., in]."""
         state = module.elastic[active_adapter]
-        if state.quantization_aware:
+        as_float = state.compensated and (module.training or not module.is_settled(active_adapter, True))
+        if state.quantization_aware and not as_float:
             raise works_alone(
                 active_adapter,
                 "activate one adapter, without adapter_names, on plain linear layers in their own dtype",
@@ -69,8 +76,9 @@ class ElasticMaskedVariant(LoraVariant):
 
         x = module.lora_dropout[active_adapter](x)
         A, B, scaling = module.sub_adapter(active_adapter)
-        if state.sparse:
-            delta = F.linear(x, masked_delta(A, B, scaling, module.base_mask()).to(x.dtype))
+        if state.sparse and not (state.grid is not None and state.grid.dense):
+            mask = module.base_mask(active_adapter)
+            delta = F.linear(x, masked_delta(A, B, scaling, mask).to(x.dtype))
         else:
             delta = F.linear(F.linear(x, A), B) * scaling
         return result + module.add_lora_bias(active_adapter, delta)

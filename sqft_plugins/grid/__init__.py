@@ -25,6 +25,7 @@ section 3); nowhere else may there be a mask.
     weight.py   codes on a grid
     packing.py  codes in words
     proof.py    what must hold of every kind; `python -m sqft_plugins.grid` tries it
+    patch.py    what changes of the codes of a weight, in few bytes
 """
 
 from sqft_plugins.grid.frozen import Grid as Grid
@@ -57,6 +58,8 @@ from sqft_plugins.grid.packing import packed_words as packed_words
 from sqft_plugins.grid.packing import padded_words as padded_words
 from sqft_plugins.grid.packing import unpack as unpack
 from sqft_plugins.grid.packing import unpack_zero_point as unpack_zero_point
+from sqft_plugins.grid.patch import apply_patch as apply_patch
+from sqft_plugins.grid.patch import make_patch as make_patch
 from sqft_plugins.grid.scales import MAX_SCALE as MAX_SCALE
 from sqft_plugins.grid.scales import MIN_SCALE as MIN_SCALE
 from sqft_plugins.grid.scales import make_grid as make_grid

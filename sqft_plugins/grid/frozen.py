@@ -127,6 +127,10 @@ class Grid:
         """The grid of some rows of the weight, or of all in another order."""
         return self._each(lambda part: part[rows])
 
+    def columns(self, groups: Tensor) -> Grid:
+        """The grid of one column each of some groups, int64 [n]: of a weight [out, n]."""
+        return self._each(lambda part: part[:, groups])
+
     def to(self, device: torch.device | str) -> Grid:
         return self._each(lambda part: part.to(device))
 
