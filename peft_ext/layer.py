@@ -22,8 +22,10 @@ from peft_ext.functional import masked_delta, masked_linear, merged_weight
 from peft_ext.merged_cache import CachedWeight, place_of
 from peft_ext.registry import LoraLayer, LoraLinear, check_adapters_to_merge
 from peft_ext.saved_base import SavedBase, is_fsdp_managed
-from peft_ext.settled import SettledCodes, hash_of
+from peft_ext.settled import SettledCodes
 from peft_ext.variant import AdapterState, ElasticMaskedVariant
+from sqft_plugins.adapter.settled import hash_of, made_of, settled_codes, settled_patch
+from sqft_plugins.adapter.tensor_names import patch_name
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import Grid, QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
@@ -121,7 +123,9 @@ class Linear(LoraLinear):
                     f"adapter {adapter!r} has no codes of rank {self.rank_of(adapter)} that belong to its A and B: "
                     "call model.base_model.settle(tokens), or take a rank that it has settled at"
                 )
-            codes = self.settled(adapter).codes(self.rank_of(adapter), codes, grid.grid.kind.bits)
+            patch = self.settled(adapter).of_rank(self.rank_of(adapter))
+            assert patch is not None
+            codes = settled_codes(patch, codes, grid.grid.kind.bits)
         return grid.with_codes(codes)
 
     def is_settled(self, adapter: str, trusted: bool = False) -> bool:
@@ -129,14 +133,15 @@ class Linear(LoraLinear):
         no more where these seem to be the tensors of the last question."""
         if not self.elastic[adapter].compensated:
             return False
-        rank, codes = self.rank_of(adapter), self.settled(adapter)
-        if torch.compiler.is_compiling() or not codes.has(rank):
-            return codes.has(rank)
+        rank, state = self.rank_of(adapter), self.elastic[adapter]
+        patch = self.settled(adapter).of_rank(rank)
+        if patch is None or torch.compiler.is_compiling():
+            return patch is not None
 
-        asked = (rank, float(self.scaling[adapter]), place_of(self.factor("A", adapter), self.factor("B", adapter)))
-        state = self.elastic[adapter]
+        place = place_of(self.factor("A", adapter), self.factor("B", adapter), patch)
+        asked = (rank, float(self.scaling[adapter]), place)
         if not trusted or state.settled_as != asked:
-            state.settled_as = asked if codes.made_of(rank) == hash_of(*self.sub_adapter(adapter)) else None
+            state.settled_as = asked if made_of(patch) == hash_of(*self.sub_adapter(adapter)) else None
         return state.settled_as == asked
 
     def wanted(self, adapter: str) -> tuple[Tensor, Grid, Tensor | None]:
@@ -152,8 +157,9 @@ class Linear(LoraLinear):
 
     def settle(self, adapter: str, codes: Tensor) -> None:
         """Keeps `codes` (uint8 [out, in]) as those of the adapter at the rank in force."""
-        base, made_of = self.quantized(adapter, merged=False), hash_of(*self.sub_adapter(adapter))
-        self.settled(adapter).put(self.rank_of(adapter), made_of, base.codes, codes, base.grid.kind.bits)
+        base = self.quantized(adapter, merged=False)
+        patch = settled_patch(base.codes, codes, base.grid.kind.bits, hash_of(*self.sub_adapter(adapter)))
+        self.settled(adapter)[patch_name(self.rank_of(adapter))] = patch
         self.elastic[adapter].settled_as = self._cached_weight = None
 
     def settled(self, adapter: str) -> SettledCodes:

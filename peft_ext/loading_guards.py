@@ -82,6 +82,14 @@ def _load_adapter(
             f"is {lost[0]}",
             stacklevel=3,
         )
+    if getattr(self.peft_config[adapter_name], "rounding", "") == "compensated" and not any(
+        len(layer.settled(adapter_name)) for layer in _adapter_layers(self, adapter_name).values()
+    ):
+        warnings.warn(
+            f"{model_id} has not settled: it computes as a float adapter, and cannot be merged before "
+            "model.base_model.settle(tokens)",
+            stacklevel=3,
+        )
     return result
 
 
@@ -165,6 +173,8 @@ def _check_swap(own: Any, coming: Any, adapter: str) -> None:
     if getattr(own, "peft_type", None) != coming.peft_type:
         raise MismatchError(f"{source} is a {coming.peft_type.value} adapter, and {adapter!r} here is not")
     check_settings(own, coming, adapter, source, swapped=True)
+    if coming.rounding == "compensated":
+        raise SQFTError(f"{source} has codes of its own, which are not swapped in: give it a name of its own")
     for key in ("mask_hash", "grid_stamp"):
         if getattr(own, key) != getattr(coming, key):
             raise MismatchError(f"{source} was trained over another base ({key} differs): load it on its own base")

@@ -26,7 +26,7 @@ from peft_ext.registry import LoraLayer
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.lora_config import pattern_value, sub_adapter_alpha
-from sqft_plugins.adapter.tensor_names import in_base
+from sqft_plugins.adapter.tensor_names import CODES_OF, in_base, patch_name
 from sqft_plugins.checkpoint import open_model
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
@@ -83,6 +83,10 @@ class PeftTuner:
         tensors = dict(folder.read())
         for pair, A, B in folder.read_pairs(ranks):
             tensors[pair.a], tensors[pair.b] = A.contiguous(), B.contiguous()
+        for name in [name for name in tensors if CODES_OF in name]:
+            module, _, patch = in_base(name).partition(CODES_OF)
+            if patch != patch_name(ranks[module]):
+                del tensors[name]
         save_file(tensors, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         sub_adapter_config(PeftConfig.from_pretrained(str(adapter)), ranks).save_pretrained(str(target))
         return ranks

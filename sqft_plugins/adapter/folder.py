@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from sqft_plugins.adapter import lora_config
-from sqft_plugins.adapter.tensor_names import B_OF, BASE_WEIGHT, EMBEDDING_A, in_base, is_b, module_of
+from sqft_plugins.adapter.tensor_names import (
+    B_OF,
+    BASE_WEIGHT,
+    CODES_OF,
+    EMBEDDING_A,
+    in_base,
+    is_b,
+    module_of,
+    patch_name,
+)
+from sqft_plugins.adapter.tensor_names import A as A_END
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.elastic import check_rank_choices, slice_lora
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
@@ -238,9 +248,10 @@ class AdapterFolder:
 
     @cached_property
     def others(self) -> list[str]:
-        """Tensors that are neither A or B of a linear layer nor a weight of the base: of embeddings, biases,
-        magnitudes, whole layers that were trained (modules_to_save)."""
+        """Tensors that are neither A or B of a linear layer, nor codes that it has settled to, nor a weight of the base:
+        of embeddings, biases, magnitudes, whole layers that were trained (modules_to_save)."""
         known = {name for pair in self.pairs.values() if not pair.is_embedding for name in (pair.a, pair.b)}
+        known |= {name for name in self.shapes if CODES_OF in name}
         return sorted(self.shapes.keys() - known - set(self.base_weights.values()))
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
@@ -257,6 +268,30 @@ class AdapterFolder:
                 if ranks is None or module in ranks:
                     rank = pair.rank if ranks is None else ranks[module]
                     yield pair, *slice_lora(file.get_slice(pair.a), file.get_slice(pair.b), rank)
+
+    @property
+    def settles(self) -> bool:
+        """Whether its codes stand in the folder, and do not follow from A and B (`rounding="compensated"`)."""
+        return self.kind == "quantization-aware" and self.config.get("rounding") == "compensated"
+
+    def settled(self, module: str, A: Tensor, B: Tensor, base: Tensor, bits: int) -> Tensor:
+        """The codes of a module that it has settled to at the rank of A [r, in] and B [out, r] → uint8 [out, in].
+
+        base: uint8 [out, in], the codes without the adapter, of `bits` bits. Raises CheckpointError where there are
+        none of this rank, or those of another A and B.
+        """
+        from sqft_plugins.adapter.settled import hash_of, made_of, settled_codes  # late: they bring torch
+
+        name = f"{self.pairs[module].a.removesuffix(A_END)}{CODES_OF}{patch_name(len(A))}"
+        if name in self.shapes:
+            with self._open() as file:
+                patch = file.get_tensor(name)
+            if made_of(patch) == hash_of(A, B, self.scaling(module)):
+                return settled_codes(patch, base, bits)
+        raise CheckpointError(
+            f"adapter {self.name} has no codes of rank {len(A)} for {module} that belong to its A and B: settle it at "
+            "that rank (model.base_model.settle), or take another"
+        )
 
     def foreign_weights(self, base: ModelFolder) -> Iterator[str]:
         """Modules of which the weight that was saved along is not that of `base`."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 PREFIX = "base_model.model."
 A, B = ".lora_A.weight", ".lora_B.weight"
+CODES_OF = ".lora_codes."
+"""Within the name of the codes that an adapter has settled to: the module before it, `patch_name` behind."""
 EMBEDDING_A, EMBEDDING_B = ".lora_embedding_A", ".lora_embedding_B"
 BASE_WEIGHT = ".base_layer.weight"
 
@@ -37,3 +39,8 @@ def module_of(name: str) -> str:
 def is_b(name: str) -> bool:
     """Whether this is a B, which is where the scaling goes."""
     return name.endswith((B, EMBEDDING_B))
+
+
+def patch_name(rank: int) -> str:
+    """Of the codes at one rank (sqft_plugins/adapter/settled.py)."""
+    return f"r{rank}"

@@ -65,7 +65,11 @@ class OverInt4:
         for pair, A, B in self.folder.read_pairs(ranks):
             stored, mask = self._stored(pair.module)
             weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.grid, mask, True)
-            codes[pair.module] = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
+            if self.folder.settles:
+                found = self.folder.settled(pair.module, A, B, stored.codes, stored.grid.kind.bits)
+            else:
+                found = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
+            codes[pair.module] = found
         return Recoded(self.int4, codes)
 
     def _stored(self, module: str) -> tuple[QuantizedWeight, Tensor]:
