@@ -79,6 +79,8 @@ class SQFTConfig(LoraConfig):
                 f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "
                 "changes INT4 codes only. Use bias='none' and lora_bias=False"
             )
+        if self.rounding == "compensated" and not self.quantization_aware:
+            raise SQFTError("rounding='compensated' needs quantization_aware=True: set it, or leave rounding out")
         self.grid = None if self.grid is None else str(self.grid)  # a Path cannot be saved as JSON
 
         # what changes the base, or is not a linear layer

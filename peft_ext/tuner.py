@@ -139,7 +139,12 @@ class SQFTTuner(PeftTuner):
             sparse=settings.sparse,
             quantization_aware=settings.quantization_aware,
             grid=settings.grid,
+            rounding=settings.rounding or "nearest",
         )
+
+    def settle(self, model: Any, tokens: Tensor) -> None:
+        if model.active_peft_config.rounding == "compensated":
+            model.base_model.settle(tokens)
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         return model.set_active_rank(rank)
@@ -165,7 +170,7 @@ class LoraTuner(PeftTuner):
     name = "lora"
 
     def check(self, base: Path, settings: Any) -> None:
-        for field in ("rank_choices", "quantization_aware", "grid"):
+        for field in ("rank_choices", "quantization_aware", "grid", "rounding"):
             if getattr(settings, field):
                 raise SQFTError(f"{field} needs --tuner sqft: a plain LoRA has one rank and knows no grid")
 

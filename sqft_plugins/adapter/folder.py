@@ -248,8 +248,8 @@ class AdapterFolder:
 
     @cached_property
     def others(self) -> list[str]:
-        """Tensors that are neither A or B of a linear layer, nor codes that it has settled to, nor a weight of the base:
-        of embeddings, biases, magnitudes, whole layers that were trained (modules_to_save)."""
+        """Tensors that are neither A or B of a linear layer, codes that it has settled to, nor a weight of the base: of
+        embeddings, biases, magnitudes, whole layers that were trained (modules_to_save)."""
         known = {name for pair in self.pairs.values() if not pair.is_embedding for name in (pair.a, pair.b)}
         known |= {name for name in self.shapes if CODES_OF in name}
         return sorted(self.shapes.keys() - known - set(self.base_weights.values()))

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sqft_plugins.grid import apply_patch, make_patch
+from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.requantize import requantized
+
+if TYPE_CHECKING:
+    from sqft_plugins.adapter.folder import AdapterFolder
 
 HASH_BYTES = 32
 
@@ -35,6 +41,14 @@ def settled_codes(patch: Tensor, base: Tensor, bits: int) -> Tensor:
     """uint8 [out, in], on the device of `base`, the codes without the adapter. Raises GridError for the patch of a
     weight of another size."""
     return apply_patch(base, patch[HASH_BYTES:].to(base.device), bits)
+
+
+def merged_codes(folder: AdapterFolder, module: str, weight: Tensor, A: Tensor, B: Tensor, grid: LayerGrid) -> Tensor:
+    """uint8 [out, in]: the codes of a module with a quantization-aware adapter merged in, at the rank of A [r, in] and
+    B [out, r]. weight: W [out, in], of the base. Raises CheckpointError for a rank at which it has not settled."""
+    if not folder.settles:
+        return requantized(weight, A.float(), B.float(), folder.scaling(module), grid)
+    return folder.settled(module, A, B, grid.quantize(weight), grid.grid.kind.bits)
 
 
 def hash_of(A: Tensor, B: Tensor, scaling: float) -> bytes:

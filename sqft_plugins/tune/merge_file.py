@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.saved import SavedAdapter
+from sqft_plugins.adapter.settled import merged_codes
 from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model
 from sqft_plugins.checkpoint.hub import local_folder
@@ -30,7 +31,7 @@ from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.identity import content_hash
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.progress import say, track
-from sqft_plugins.requantize import requantized, say_if_hardly_trained
+from sqft_plugins.requantize import say_if_hardly_trained
 from sqft_plugins.tune.merge_report import SUMMATION, MergeReport, Probe
 
 COPIES = 4
@@ -102,7 +103,7 @@ class FileMerge(Mapping[str, Tensor]):
     def __getitem__(self, module: str) -> Tensor:
         stored, weight, grid = self._layer(module)
         ((_, A, B),) = self.adapter.read_pairs({module: self.ranks[module]})
-        codes = requantized(weight, A, B, self.adapter.scaling(module), grid)
+        codes = merged_codes(self.adapter, module, weight, A, B, grid)
         plain = self._plain(stored, weight, grid)
         codes = stored.grid.keep_same(codes, stored.codes)
 

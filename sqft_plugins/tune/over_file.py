@@ -36,7 +36,8 @@ def open_base(
     if adapter.grid is not None:
         raise SQFTError(f"--grid {adapter.grid} beside {model}: the file has its own grids, leave it out")
     grid = None if float_base is None else str(opened.path)
-    adapter = AdapterSettings(**{**adapter.model_dump(), "quantization_aware": True, "grid": grid})
+    changes = {"quantization_aware": True, "grid": grid, "rounding": adapter.rounding or "compensated"}
+    adapter = AdapterSettings(**{**adapter.model_dump(), **changes})
     _check_grids(opened, adapter.target_modules)
     say(f"{opened.path}: trained through the grids of its own tensors (quantization-aware), so that it takes the merge")
     if float_base is None:

@@ -84,6 +84,11 @@ class AdapterSettings(Settings):
     grid: str | None = option(
         None, "With --quantization-aware over a float MODEL: its INT4 folder.", "file", metavar="DIR"
     )
+    rounding: Literal["nearest", "compensated"] | None = option(
+        None,
+        "How a quantization-aware adapter gets its codes: nearest, in each step; compensated, once, after training. "
+        "Default: compensated over a .gguf file, else nearest.",
+    )
     target_modules: list[str] | str = option(
         lambda: list(PAPER_TARGETS),
         "Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).",

@@ -47,6 +47,7 @@ from sqft_plugins.tune.record import HISTORY, RankRecorder
 from sqft_plugins.tune.report import TrainReport
 from sqft_plugins.tune.resume import Checkpoints, alone, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
+from sqft_plugins.tune.settling import settling_text
 from sqft_plugins.tune.targets import check_targets
 from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
@@ -156,6 +157,9 @@ def train_adapter(
             trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         if best is not None:
             best.restore()
+
+        if is_main_process() and hasattr(method, "settle"):
+            method.settle(tuned, settling_text(data.rows))
 
         # report
         report = asdict(_report(run, model_path, out, trainer, checkpoints))

@@ -14,6 +14,7 @@ from torch import Tensor
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.saved import choose_rank
+from sqft_plugins.adapter.settled import merged_codes
 from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.recode import Recoded
@@ -21,7 +22,6 @@ from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
-from sqft_plugins.requantize import requantized
 
 
 def trained_over(folder: AdapterFolder) -> str | None:
@@ -65,11 +65,7 @@ class OverInt4:
         for pair, A, B in self.folder.read_pairs(ranks):
             stored, mask = self._stored(pair.module)
             weight, grid = stored.dequantize(torch.float32), LayerGrid(stored.grid, mask, True)
-            if self.folder.settles:
-                found = self.folder.settled(pair.module, A, B, stored.codes, stored.grid.kind.bits)
-            else:
-                found = requantized(weight, A.float(), B.float(), self.folder.scaling(pair.module), grid)
-            codes[pair.module] = found
+            codes[pair.module] = merged_codes(self.folder, pair.module, weight, A, B, grid)
         return Recoded(self.int4, codes)
 
     def _stored(self, module: str) -> tuple[QuantizedWeight, Tensor]:

@@ -1,0 +1,25 @@
+"""The text on which an adapter settles to its codes: what it has learned, in pieces of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from sqft_plugins.tune.data import Row
+
+SEQUENCES, LENGTH = 128, 128
+"""At most 16,384 tokens: eight times the width of a small model's widest layer."""
+
+
+def settling_text(rows: Sequence[Row], sequences: int = SEQUENCES, length: int = LENGTH) -> Tensor:
+    """int64 [at most `sequences`, at most `length`]: the first rows, each once, one after the other without padding.
+
+    rows: in training order; those of a second epoch say nothing new.
+    """
+    seen = dict.fromkeys(tuple(row["input_ids"]) for row in rows)
+    tokens = torch.tensor(list(chain.from_iterable(seen))[: sequences * length], dtype=torch.int64)
+    length = min(length, len(tokens))
+    return tokens[: len(tokens) // length * length].view(-1, length)
