@@ -25,7 +25,6 @@ from peft_ext.saved_base import SavedBase, is_fsdp_managed
 from peft_ext.settled import SettledCodes
 from peft_ext.variant import AdapterState, ElasticMaskedVariant
 from sqft_plugins.adapter.settled import hash_of, made_of, settled_codes, settled_patch
-from sqft_plugins.adapter.tensor_names import patch_name
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import Grid, QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
@@ -159,7 +158,7 @@ class Linear(LoraLinear):
         """Keeps `codes` (uint8 [out, in]) as those of the adapter at the rank in force."""
         base = self.quantized(adapter, merged=False)
         patch = settled_patch(base.codes, codes, base.grid.kind.bits, hash_of(*self.sub_adapter(adapter)))
-        self.settled(adapter)[patch_name(self.rank_of(adapter))] = patch
+        self.settled(adapter).put(self.rank_of(adapter), patch)
         self.elastic[adapter].settled_as = self._cached_weight = None
 
     def settled(self, adapter: str) -> SettledCodes:

@@ -82,8 +82,8 @@ def _load_adapter(
             f"is {lost[0]}",
             stacklevel=3,
         )
-    if getattr(self.peft_config[adapter_name], "rounding", "") == "compensated" and not any(
-        len(layer.settled(adapter_name)) for layer in _adapter_layers(self, adapter_name).values()
+    if getattr(self.peft_config[adapter_name], "rounding", "") == "compensated" and all(
+        layer.settled(adapter_name).is_empty for layer in _adapter_layers(self, adapter_name).values()
     ):
         warnings.warn(
             f"{model_id} has not settled: it computes as a float adapter, and cannot be merged before "

@@ -32,7 +32,6 @@ check_version()
 from peft import PeftConfig, PeftModel
 from peft import __version__ as peft_version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraConfig, LoraModel
 from peft.tuners.lora.layer import LoraLayer, LoraVariant

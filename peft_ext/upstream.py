@@ -14,6 +14,7 @@ SAVED = "a saved adapter lacks its ranks or the hash of its masks"
 MIXED = "adapters of other types in one model are not refused"
 OFFLOADED = "an offloaded base is not recognised"
 ATTACHED = "transformers' own add_adapter and load_adapter leave the model half done"
+SETTLED = "codes that an adapter has settled to cannot be made or loaded"
 STALE = "evaluation may go on with the merged weight of other factors"
 
 PEFT = (
@@ -46,6 +47,11 @@ PEFT = (
         "peft.tuners.lora.LoraModel._get_adapter_state_dict", SAVED,
         "cls, model, config, adapter_name, state_dict, ...",
     ),
+    Touch(
+        "peft.tuners.lora.LoraModel._remap_adapter_state_dict_for_load", SETTLED,
+        "cls, model, config, adapter_name, state_dict",
+    ),
+    *touches(SETTLED, "_disable_adapters", owner="peft.tuners.tuners_utils.BaseTunerLayer"),
     Touch(
         "peft.tuners.lora.LoraModel.add_weighted_adapter", "adapters cannot be combined",
         "self, adapters, weights, adapter_name, combination_type, ...",
@@ -86,6 +92,7 @@ OTHERS = (
         HOOKS, "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
         "_load_state_dict_pre_hooks", owner="torch.nn.Module",
     ),
+    Touch("torch.nn.Module._load_from_state_dict", SETTLED, "self, state_dict, prefix, ..."),
     *touches(MERGED, "_parameters", "_modules", "_buffers", owner="torch.nn.Module"),
     Touch("torch.nn.Module._apply", MERGED, "self, fn, recurse"),
     Touch("torch._C._current_graph_task_id", "a checkpointed forward draws ranks of its own"),

@@ -127,7 +127,7 @@ def test_it_follows_what_was_learned_where_nearest_rounding_does_not(pair) -> No
 
 
 def test_folder_merge_sub_adapter_and_value_plane_have_the_same_codes(pair, tmp_path, tiny_tokenizer) -> None:
-    tiny_tokenizer("llama").save_pretrained(pair.int4)
+    tiny_tokenizer("byte-level").save_pretrained(pair.int4)
     model = trained(pair)
     model.base_model.settle(batch())
     model.base_model.set_active_rank(6)
