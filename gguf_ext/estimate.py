@@ -20,6 +20,7 @@ from gguf_ext.write.file import header_bytes
 from gguf_ext.write.plan import Planned
 from gguf_ext.write.split import aligned
 from gguf_ext.write.tensors import PlacedTensor
+from gguf_ext.write.transcode import STEP_BITS
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.grid import group_width
 from sqft_plugins.identity import while_unchanged
@@ -67,9 +68,10 @@ def _planned(folder: ModelFolder, tensor: PlacedTensor, quantized: set[str], gri
                 "use a group size of 32, 64 or 128, or exclude the layer"
             )
         steps = grid.kind.max_code if not grid.symmetric else grid.kind.symmetric_zero_point
-        if steps > 16:
-            raise GGUFError(f"{module}: {grid.label} has steps outside -16..15, the range of Q5_0: use bits=4")
-        return Planned(tensor, TensorType.Q4_0 if steps <= 8 else TensorType.Q5_0, shape)
+        kind = next((kind for kind, bits in STEP_BITS.items() if steps <= 2 ** (bits - 1)), None)
+        if kind is None:
+            raise GGUFError(f"{module}: {grid.label} has steps outside -128..127, the range of Q8_0: use bits=4")
+        return Planned(tensor, kind, shape)
 
     half = {torch.float16: TensorType.F16, torch.bfloat16: TensorType.BF16}
     kind = TensorType.F32 if len(spec.shape) == 1 or tensor.add else half.get(spec.dtype, TensorType.F32)

@@ -11,7 +11,7 @@ bytes are, and that is data, not code:
     k_quants   Q2_K Q3_K Q4_K Q5_K Q6_K
     tables     IQ4_NL IQ4_XS MXFP4 NVFP4
     codec      raw rows → codes and grid; other codes into raw rows
-    steps      INT4 weights into new blocks of Q4_0 and Q5_0
+    steps      integer weights into new blocks of Q4_0, Q5_0 and Q8_0
     proof      `python -m gguf_ext.blocks`: compare all of it with ggml's own dequantizers
 
 IQ1, IQ2, IQ3 and TQ are codebooks: a code stands for several weights at once. They are read by the gguf package, and

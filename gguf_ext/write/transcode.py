@@ -1,9 +1,9 @@
 """A weight of the model → the type and the raw bytes it gets in the file, nothing lost.
 
-INT4 weights become Q4_0 where all `code - zero_point` of the tensor are within -8..7, else Q5_0; never Q4_1, whose fp16
-minimum breaks the zero of every second pruned weight. Vectors are F32. Other float matrices get the narrowest type in
-which every value is exact: F16, else BF16, else F32. What is rounded is rounded because the user asked for it, and the
-largest error is reported.
+Integer weights become Q4_0 where all `code - zero_point` of the tensor are within -8..7, Q5_0 within -16..15, Q8_0
+within -128..127; never Q4_1, whose fp16 minimum breaks the zero of every second pruned weight. Vectors are F32. Other
+float matrices get the narrowest type in which every value is exact: F16, else BF16, else F32. What is rounded is
+rounded because the user asked for it, and the largest error is reported.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from gguf_ext.errors import (
 )
 from gguf_ext.gguf_package import require_gguf
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.inspect.model import GGUF_STEPS
 
 FLOAT_TYPES = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16}
 EMBEDDING_TYPES = {**FLOAT_TYPES, "q8_0": TensorType.Q8_0}
 TORCH_TYPES = {TensorType.F32: torch.float32, TensorType.F16: torch.float16, TensorType.BF16: torch.bfloat16}
+STEP_BITS = {TensorType[name]: bits for name, bits in GGUF_STEPS.items()}
+"""The types for integer weights, the narrowest first → the bits of the signed steps that they hold."""
 FP16_MAX = 65504.0
 LARGEST = {TensorType.F16: FP16_MAX, TensorType.Q8_0: 127 * FP16_MAX}
 """The largest weight that a type holds, where that is less than float32's."""
@@ -50,7 +53,8 @@ def row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> TensorType:
-    """Q4_0 or Q5_0. Raises BlockSizeError, ScaleRangeError, ScaleNotExactError, NonFiniteWeightError, naming `name`."""
+    """Q4_0, Q5_0 or Q8_0. Raises BlockSizeError, ScaleRangeError, ScaleNotExactError, NonFiniteWeightError and, for
+    steps that none of them holds, GGUFError, naming `name`."""
     columns = weight.codes.shape[1]
     if weight.group_size % BLOCK:
         raise BlockSizeError(
@@ -58,12 +62,13 @@ def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> 
             f"quantize with a group size of 32, 64 or 128, or leave the layer float"
         )
     check_scale(weight.scale, name, rounding)
-    if not weight.fits_signed(5):
+    kind = next((kind for kind, bits in STEP_BITS.items() if weight.fits_signed(bits)), None)
+    if kind is None:
         raise GGUFError(
-            f"{name}: {weight.grid.kind.name} has steps outside -16..15, the range of Q5_0: quantize with bits=4, or "
-            "export the float model and let llama.cpp quantize it"
+            f"{name}: {weight.grid.kind.name} has steps outside -128..127, the range of Q8_0: quantize without "
+            "--asymmetric, or let llama.cpp quantize the float model (`sqft export gguf-quantized`)"
         )
-    return TensorType.Q4_0 if weight.fits_signed() else TensorType.Q5_0
+    return kind
 
 
 def check_scale(scale: Tensor, name: str, rounding: str = "refuse") -> None:
@@ -162,7 +167,7 @@ def stored(weight: Tensor | QuantizedWeight, kind: TensorType, rows: slice) -> t
     if isinstance(weight, QuantizedWeight):
         part = weight.take(rows)
         exact, scale = part.dequantize(), part.scale.to(torch.float16).to(torch.float32)
-        if not kind.holds_steps or torch.equal(scale, part.scale):
+        if kind not in STEP_BITS or torch.equal(scale, part.scale):
             return exact, exact
         return exact, part._replace(grid=replace(part.grid, scale=scale)).dequantize()
 

@@ -20,6 +20,8 @@ from sqft_plugins.progress import track
 from sqft_plugins.structure import structure_of_folder
 
 GGUF_BLOCK = 32
+GGUF_STEPS = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8}
+"""GGUF's types for integer weights → the bits of the signed steps that they hold."""
 GGUF_FLOAT = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -95,11 +97,11 @@ def inspect_layer(source: WeightSource, module: str, patterns: Sequence[Pattern]
 
 def gguf_type(weight: QuantizedWeight) -> str:
     """The GGUF type that holds the layer exactly: Q4_0 where code - zero_point lies within -8..7 throughout, Q5_0 where
-    it lies within -16..15; else, or where a row or a group is no multiple of their block of 32, "none": `sqft export
-    gguf` refuses it."""
-    if weight.group_size % GGUF_BLOCK or not weight.fits_signed(5):
+    it lies within -16..15, Q8_0 within -128..127; else, or where a row or a group is no multiple of their block of 32,
+    "none": `sqft export gguf` refuses it."""
+    if weight.group_size % GGUF_BLOCK:
         return "none"
-    return "Q4_0" if weight.fits_signed() else "Q5_0"
+    return next((name for name, bits in GGUF_STEPS.items() if weight.fits_signed(bits)), "none")
 
 
 def float_type(weight: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Folders of other widths than INT4: exported without loss where Q4_0 or Q5_0 holds their steps, else refused."""
+"""Folders of other widths than INT4: exported without loss where Q4_0, Q5_0 or Q8_0 holds their steps, else refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gguf_ext import export_gguf, verify_gguf
 from gguf_ext.blocks import TensorType
 from gguf_ext.errors import GGUFError
 from gguf_ext.estimate import estimate_gguf
@@ -15,6 +16,7 @@ from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.grid import UNIFORM, make_grid, round_to_nearest
 
 HELD = {(2, True): "Q4_0", (2, False): "Q4_0", (3, True): "Q4_0", (3, False): "Q4_0", (5, True): "Q5_0"}
+HELD |= {(5, False): "Q8_0", (6, True): "Q8_0", (6, False): "Q8_0", (8, True): "Q8_0"}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6, 8])
@@ -25,7 +27,7 @@ def test_a_width_is_held_exactly_or_refused(bits, symmetric) -> None:
     weight[:, :32] = weight[:, :32].abs()  # an asymmetric grid then uses all its steps on one side
     found = round_to_nearest(weight, None, 32, symmetric, UNIFORM[bits])
     if (bits, symmetric) not in HELD:
-        with pytest.raises(GGUFError, match=rf"blk\.0: int{bits} has steps outside -16\.\.15, the range of Q5_0"):
+        with pytest.raises(GGUFError, match=rf"blk\.0: int{bits} has steps outside -128\.\.127, the range of Q8_0"):
             block_type(found, "blk.0")
         return
     kind = block_type(found, "blk.0")
@@ -38,10 +40,6 @@ def test_a_width_is_held_exactly_or_refused(bits, symmetric) -> None:
 def test_the_estimate_says_what_the_export_does(pruned, tmp_path, bits) -> None:
     quantize_folder(pruned, tmp_path / "model", bits=bits)
     folder = ModelFolder(tmp_path / "model")
-    if bits == 8:
-        with pytest.raises(GGUFError, match="INT8 has steps outside"):
-            estimate_gguf(pruned, folder.int4.modules, folder.grid)
-        return
     types = estimate_gguf(pruned, folder.int4.modules, folder.grid)["types"]
     assert types[HELD[bits, True]] == len(folder.int4.modules)
 
@@ -52,3 +50,22 @@ def test_a_symmetric_int5_uses_all_steps_of_q5_0() -> None:
     steps = grid.steps(codes)
     assert (int(steps.min()), int(steps.max())) == (-16, 15)
     assert TensorType.Q5_0.holds_steps
+
+
+@pytest.mark.parametrize("bits", [3, 6, 8])
+def test_a_folder_of_another_width_is_a_file_to_the_bit(pruned, tmp_path, bits) -> None:
+    quantize_folder(pruned, tmp_path / "model", bits=bits)
+    report = export_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    assert report.exact
+    assert report.types[HELD[bits, True]] == len(ModelFolder(tmp_path / "model").int4.modules)
+    found = verify_gguf(tmp_path / "model", tmp_path / "m.gguf")
+    assert found.exact
+    assert found.pruned > 0
+    assert found.pruned_nonzero == 0
+
+
+def test_an_asymmetric_int8_has_no_type(pruned, tmp_path) -> None:
+    quantize_folder(pruned, tmp_path / "model", bits=8, symmetric=False)
+    folder = ModelFolder(tmp_path / "model")
+    with pytest.raises(GGUFError, match=r"INT8.* has steps outside -128"):
+        estimate_gguf(pruned, folder.int4.modules, folder.grid)
