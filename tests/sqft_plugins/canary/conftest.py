@@ -1,3 +1,4 @@
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -10,4 +11,6 @@ from helpers_canary import Written
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
+    # it looks at every installed file, a second long, and what is written here has no metadata
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
     return Written(tmp_path)
