@@ -52,15 +52,13 @@ class Blocks(Int4Format):
     def type_of(self, module: str) -> TensorType:
         return TensorType(self.file.tensors[self.tensor_of(module)].type)
 
-    def weight(self, module: str) -> QuantizedWeight:
-        """Raises GGUFError for a scale or an offset that is NaN or infinite."""
-        weight = unpack(self.file.raw(self.tensor_of(module)), self.type_of(module))
-        weight.grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
+    def weight(self, module: str, rows: slice = slice(None)) -> QuantizedWeight:
+        """rows: of the checkpoint. Raises GridError for a scale or an offset that is NaN or infinite."""
         order = self.file_order(module)
-        if order is None:
-            return weight
-        back = torch.argsort(order)
-        return QuantizedWeight(weight.codes[back], weight.grid.take(back))
+        places = rows if order is None else torch.argsort(order)[rows].numpy()
+        weight = unpack(self.file.raw(self.tensor_of(module), places), self.type_of(module))
+        weight.grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
+        return weight
 
     def file_order(self, module: str) -> Tensor | None:
         """int64 [out]: the row of the checkpoint in each row of the file; None where rows stay."""

@@ -32,6 +32,7 @@ from sqft_plugins.checkpoint.model_file import ModelFile
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.checkpoint.stamp import Stamp
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import QuantizedWeight
 
 MASKED = "sqft.mask_hash"
 """The key of a file that was pruned: its exact zeros are the mask."""
@@ -135,6 +136,9 @@ class GGUFModel(ModelFile):
     @cached_property
     def int4(self) -> Blocks:
         return Blocks(self.source, self.stored, self.described.complete)
+
+    def quantized_rows(self, module: str, rows: slice) -> QuantizedWeight:
+        return self.int4.weight(module, rows)
 
     def check_grids(self, modules: Iterable[str]) -> None:
         for module in modules:

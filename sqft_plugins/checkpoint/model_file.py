@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.model_files import open_file
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class ModelFile(ModelFolder):
     def load(self, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
         """The model with plain float linears, exact in float32; kwargs are those of `from_pretrained`."""
         raise NotImplementedError
+
+    def quantized_rows(self, module: str, rows: slice) -> QuantizedWeight:
+        """Some rows of `quantized`, read without the others where the file allows it."""
+        return self.quantized(module).take(rows)
 
     def check_grids(self, modules: Iterable[str]) -> None:
         """Raises SQFTError, naming tensor and type, for a module whose weight is of a type without a grid."""

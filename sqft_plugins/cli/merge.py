@@ -49,7 +49,7 @@ def command(model: str, adapter: str, settings: MergeSettings) -> Found:
 def _line(report: Mapping[str, Any]) -> str:
     logits = report.get("max_logit_difference")
     compared = "logits not compared" if logits is None else f"max |dlogit| {logits:.1e} in float32"
-    codes = f"{report['codes_changed']:.1%} of the kept INT4 codes changed, " if "codes_changed" in report else ""
+    codes = f"{report['codes_changed']:.1%} of the kept codes changed, " if "codes_changed" in report else ""
     return (
         f"{report['out']}: {report['modules']} modules merged, {codes}{report['zeros_lost']:,} zeros lost, {compared}"
     )

@@ -1,7 +1,8 @@
 """Merging a quantization-aware adapter into a model that is a file: the same file with other codes.
 
-Nothing is loaded: one weight after the other is read, W' is computed by the function of the forward pass, and its codes
-are written. So a merge needs the memory of one weight, whatever the size of the model.
+Nothing is loaded: one weight after the other is read, some rows at a time, W' is computed by the function of the
+forward pass, and its codes are written. So a merge needs the memory of the codes of one weight, whatever the size of
+the model.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import digest_of
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.formula import BLOCK
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.identity import content_hash
 from sqft_plugins.layer_grid import LayerGrid
@@ -101,14 +103,18 @@ class FileMerge(Mapping[str, Tensor]):
         self._digests: dict[str, str] = {}
 
     def __getitem__(self, module: str) -> Tensor:
-        stored, weight, grid = self._layer(module)
         ((_, A, B),) = self.adapter.read_pairs({module: self.ranks[module]})
-        codes = merged_codes(self.adapter, module, weight, A, B, grid)
-        plain = self._plain(stored, weight, grid)
-        codes = stored.grid.keep_same(codes, stored.codes)
-
-        self.kept += codes.numel() if grid.dense else int(self.file.kept(module).sum())
-        self.different += int((codes != plain.codes).sum())
+        settled = self._settled(module, A, B) if self.adapter.settles else None
+        codes = torch.empty(self.file.weight_shape(module), dtype=torch.uint8)
+        for rows, stored, weight, grid in self._blocks(module):
+            if settled is None:
+                merged = merged_codes(self.adapter, module, weight, A, B[rows], grid)
+            else:
+                merged = settled[rows]
+            codes[rows] = stored.grid.keep_same(merged, stored.codes)
+            kept = None if grid.dense else (weight if grid.mask is None else grid.mask)
+            self.kept += merged.numel() if kept is None else int(torch.count_nonzero(kept))
+            self.different += int((codes[rows] != _plain(stored, weight, grid)).sum())
         self._digests[module] = digest_of(codes)
         return codes
 
@@ -125,8 +131,9 @@ class FileMerge(Mapping[str, Tensor]):
             return
         hashes = GridHashes()
         for module in track(list(self), "checking the base"):
-            stored, weight, grid = self._layer(module)
-            hashes.add(module, None if grid.dense else self.file.kept(module), self._plain(stored, weight, grid))
+            codes = torch.cat([_plain(stored, weight, grid) for _, stored, weight, grid in self._blocks(module)])
+            mask = None if self.file.dense else self.file.kept(module)
+            hashes.add(module, mask, self.file.quantized(module)._replace(codes=codes))
         found = hashes.grid_stamp(self._kind, self.file.int4.grid, str(trained["dtype"]))
         if trained["base"] == found["base"]:
             check_mask_hash(self.adapter.name, self.adapter.base, self.adapter.mask_hash, hashes.mask_hash)
@@ -150,17 +157,30 @@ class FileMerge(Mapping[str, Tensor]):
     def _kind(self) -> str:
         return "int4" if self.base is self.file else "float"
 
-    def _layer(self, module: str) -> tuple[QuantizedWeight, Tensor, LayerGrid]:
-        """What is stored, the weight [out, in] that the adapter changes, and the grid under it."""
-        stored = self.file.quantized(module)
-        on_grid = self.base is self.file
-        weight = stored.dequantize() if on_grid else self.base.weight(module)
-        mask = self.file.kept(module) if on_grid and not self.file.dense else None
-        return stored, weight, LayerGrid(stored.grid, mask, on_grid, self.file.dense)
+    def _settled(self, module: str, A: Tensor, B: Tensor) -> Tensor:
+        """The codes of an adapter that has settled, which are kept for a weight as a whole."""
+        plain, bits = [], 0
+        for _, _, weight, grid in self._blocks(module):
+            plain.append(grid.quantize(weight))
+            bits = grid.grid.kind.bits
+        return self.adapter.settled(module, A, B, torch.cat(plain), bits)
 
-    def _plain(self, stored: QuantizedWeight, weight: Tensor, grid: LayerGrid) -> QuantizedWeight:
-        """The codes of the base alone."""
-        return stored if grid.on_grid else grid.with_codes(grid.quantize(weight))
+    def _blocks(self, module: str) -> Iterator[tuple[slice, QuantizedWeight, Tensor, LayerGrid]]:
+        """Some rows after the other: which, what is stored, the weight that the adapter changes, and the grid."""
+        on_grid, dense = self.base is self.file, self.file.dense
+        floats = None if on_grid else self.base.weight(module)
+        mask = self.file.kept(module) if on_grid and not dense else None
+        size, width = self.file.weight_shape(module)
+        step = max(BLOCK // width, 1)
+        for rows in (slice(start, start + step) for start in range(0, size, step)):
+            stored = self.file.quantized_rows(module, rows)
+            weight = stored.dequantize() if floats is None else floats[rows]
+            yield rows, stored, weight, LayerGrid(stored.grid, None if mask is None else mask[rows], on_grid, dense)
+
+
+def _plain(stored: QuantizedWeight, weight: Tensor, grid: LayerGrid) -> Tensor:
+    """The codes of the base alone."""
+    return stored.codes if grid.on_grid else grid.quantize(weight)
 
 
 def base_of(file: ModelFile, given: ModelFolder, saved: SavedAdapter) -> ModelFolder:
