@@ -19,6 +19,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.adapter.folder import CONFIG, WEIGHTS
 from sqft_plugins.cards import CARD, hub_id, render
 from sqft_plugins.checkpoint.json_object import read_object
+from sqft_plugins.model_files import reader_of
 
 FORM = "[More Information Needed]"
 """What PEFT's own card is full of. A card with it at the top was written by nobody."""
@@ -59,6 +60,9 @@ def write_training_card(folder: Path, report: Mapping[str, Any]) -> None:
 def method(config: Mapping[str, Any], base_is_int4: bool) -> tuple[str, str]:
     """The paper's name of what was done, and what a merge of the adapter gives."""
     elastic = bool(config.get("rank_choices"))
+    if file := grids_of(config):
+        merge = f"`sqft merge {file} THIS_FOLDER --out NEW.gguf` writes that file with other codes"
+        return f"QA-SparsePEFT, through the grids of {file}", merge
     if config.get("quantization_aware"):
         through = f", through the grid of {config['grid']}" if config.get("grid") else ""
         return f"QA-SparsePEFT{through}", "`sqft merge` writes INT4 again: zeros, scales and mask stay"
@@ -70,6 +74,12 @@ def method(config: Mapping[str, Any], base_is_int4: bool) -> tuple[str, str]:
     return pipeline, "fills the zeros of a sparse base: keep it unmerged"
 
 
+def grids_of(config: Mapping[str, Any]) -> str:
+    """The file, such as a GGUF file, through whose grids an adapter was trained; "" for none."""
+    name = str(config.get("grid") or config.get("base_model_name_or_path") or "")
+    return name if config.get("quantization_aware") and name and reader_of(name) is not None else ""
+
+
 # --- inside ---
 
 
@@ -77,11 +87,15 @@ def _describe(folder: Path, config: Mapping[str, Any], base_is_int4: bool, rows:
     """The code that loads the adapter, and the table of what it is. rows: more of the table."""
     pipeline, merge = method(config, base_is_int4)
     targets = config.get("target_modules") or []
+    file, base = grids_of(config), config.get("base_model_name_or_path") or ""
+    base_is_file = bool(base) and reader_of(base) is not None
     return render(
         "adapter.md.jinja",
         config=config,
         sqft_type=config.get("peft_type") == "SQFT",
-        base_is_int4=base_is_int4,
+        base_is_int4=base_is_int4 and not base_is_file,
+        file=file,
+        base_is_file=base_is_file,
         pipeline=pipeline,
         ranks=config.get("rank_choices") or sorted({config.get("r"), *(config.get("rank_pattern") or {}).values()}),
         targets=targets if isinstance(targets, str) else ", ".join(sorted(targets)),

