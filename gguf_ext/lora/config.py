@@ -27,6 +27,7 @@ PLAIN_FIELDS = frozenset(
         *("fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "runtime_config"),
         # of SQFT, looked at by name
         *("sparse", "quantization_aware", "grid", "rank_choices", "share_rank", "mask_hash", "grid_stamp"),
+        "rounding",  # of codes, which only a quantization-aware adapter has
     }
 )
 NO_MERGE = {

@@ -11,7 +11,7 @@ from helpers_lora import TOKENS, logits, peft_logits, save_adapter, session_of
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-import peft_ext  # noqa: F401 (registers SQFT with PEFT)
+import peft_ext
 from gguf_ext import export_lora
 from gguf_ext.errors import AdapterError
 from gguf_ext.lora.config import PLAIN_FIELDS
@@ -52,6 +52,17 @@ def test_what_no_lora_file_can_hold_is_refused(changes, words, bases, tmp_path):
     with pytest.raises(AdapterError, match=words):
         export_lora(adapter, tmp_path / "lora.gguf")
     assert not (tmp_path / "lora.gguf").exists()
+
+
+def test_a_dense_sqft_adapter_is_plain_whatever_fields_it_has(bases, tmp_path):
+    """With every field that SQFTConfig writes today."""
+    base, _ = bases("llama")
+    adapter = save_adapter(base, tmp_path / "adapter", ["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    own = peft_ext.SQFTConfig(sparse=False, rank_choices=[config["r"]]).to_dict()
+    changed = {**config, **{key: value for key, value in own.items() if key not in config}, "peft_type": "SQFT"}
+    (adapter / "adapter_config.json").write_text(json.dumps(changed))
+    assert export_lora(adapter, tmp_path / "lora.gguf").modules == 2
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
