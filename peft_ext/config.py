@@ -33,7 +33,9 @@ class SQFTConfig(LoraConfig):
     """
 
     sparse: bool = _option(
-        True, "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT)."
+        True,
+        "Mask the delta with the base's nonzero pattern, so that a merge keeps every zero (SparsePEFT). False with "
+        "quantization_aware: the quantized base was never pruned, all its weights are trained.",
     )
     quantization_aware: bool = _option(
         False, "Train through the base's INT4 grid, so that a merge is INT4 again (QA-SparsePEFT)."
@@ -73,7 +75,7 @@ class SQFTConfig(LoraConfig):
                 )
 
         # the grid
-        check_quantization_aware(self.quantization_aware, self.sparse, self.grid, lora_dropout=self.lora_dropout)
+        check_quantization_aware(self.quantization_aware, self.grid, lora_dropout=self.lora_dropout)
         if self.quantization_aware and (self.lora_bias or self.bias != "none"):
             raise SQFTError(
                 f"bias={self.bias!r}, lora_bias={self.lora_bias} cannot be used with quantization_aware: a merge "

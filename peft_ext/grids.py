@@ -50,7 +50,7 @@ def attach_grids(
     if not any(bool(weight.any()) for weight in weights.values()):
         # FSDP with cpu_ram_efficient_loading: all processes but the first have zeros until it sends the weights
         for name, layer in layers.items():
-            layer.elastic[adapter].grid = _unchecked(folder, name, weights[name].dtype, config.grid is None)
+            layer.elastic[adapter].grid = _unchecked(folder, name, weights[name].dtype, config)
         return None, None
 
     # each layer's grid, and what says which base and which grid it is
@@ -58,7 +58,7 @@ def attach_grids(
     hashes = GridHashes()
     for name, layer in layers.items():
         weight = weights[name].detach().cpu()
-        grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()))
+        grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()), config.sparse)
         kinds.add(grid.on_grid)
         layer.elastic[adapter].grid = grid.to(weights[name].device)
         hashes.add(name, None if grid.dense else _mask_of(grid, weight), grid.with_codes(own_codes))
@@ -87,9 +87,9 @@ def attach_grids(
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
     """What can be known of a grid before the model folder `base` is loaded. Raises SQFTError."""
     folder = _open(config.grid or str(base.path), config)
-    if base.grid is not None:
+    if base.grid is not None and config.sparse:
         base.check_masked()
-    else:
+    elif base.grid is None:
         missing = set(folder.int4.modules) - {name.removesuffix(".weight") for name in base.files}
         if missing:
             raise MismatchError(
@@ -146,10 +146,13 @@ def put_rest_on_grid(model: nn.Module, config: SQFTConfig, adapted: Mapping[str,
     return rest
 
 
-def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: bool) -> tuple[LayerGrid, Tensor]:
+def _layer_grid(
+    folder: ModelFolder, name: str, weight: Tensor, dequantized: bool, sparse: bool
+) -> tuple[LayerGrid, Tensor]:
     """The grid of one module, and the codes [out, in] of its base alone.
 
-    weight: [out, in], on the CPU. dequantized: whether it was loaded from INT4. Raises CheckpointError, MismatchError.
+    weight: [out, in], on the CPU. dequantized: whether it was loaded from INT4. sparse: False for a base that was never
+    pruned. Raises CheckpointError, MismatchError.
     """
     if name not in folder.int4:
         if isinstance(folder, ModelFile):
@@ -165,7 +168,12 @@ def _layer_grid(folder: ModelFolder, name: str, weight: Tensor, dequantized: boo
         )
     stored.grid.check_finite(f"{name} of {folder.path}")
     own = folder.mask(name)
-    dense = own is None and folder.dense
+    dense = own is None and (folder.dense or not sparse)
+    if not sparse and own is not None and not bool(own.all()):
+        raise MismatchError(
+            f"sparse=False over {folder.path}, whose mask prunes {int((~own).sum())} weights of {name}: a dense delta "
+            "would fill them, leave sparse=True"
+        )
 
     # a base of codes: its mask is the stored one
     if _holds(weight, stored):
@@ -203,9 +211,9 @@ def _mask_of(grid: LayerGrid, weight: Tensor) -> Tensor:
     return nonzero_mask(weight) if grid.mask is None else grid.mask
 
 
-def _unchecked(folder: ModelFolder, name: str, dtype: torch.dtype, on_grid: bool) -> LayerGrid:
-    stored = folder.quantized(name)
-    dense = folder.mask(name) is None and folder.dense
+def _unchecked(folder: ModelFolder, name: str, dtype: torch.dtype, config: SQFTConfig) -> LayerGrid:
+    stored, on_grid = folder.quantized(name), config.grid is None
+    dense = folder.mask(name) is None and (folder.dense or not config.sparse)
     mask = folder.kept(name) if on_grid and not dense else None
     return LayerGrid(stored.grid, mask, on_grid, dense, _codes_to_keep(stored, dtype) if on_grid else None)
 

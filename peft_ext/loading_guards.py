@@ -131,7 +131,7 @@ def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str
     if own.peft_type != coming.peft_type:
         raise _other_type(source, coming.peft_type.value, adapter, own)
     check_settings(own, coming, adapter, source)
-    if not own.sparse:
+    if not own.sparse and not own.quantization_aware:
         return
 
     # the base: found when the adapter was added, else looked at again

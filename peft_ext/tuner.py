@@ -245,7 +245,7 @@ def sub_adapter_config(config: Any, ranks: Mapping[str, int]) -> PeftConfig:
 
     if not isinstance(config, SQFTConfig):
         return replace(config, **changes)
-    if config.sparse:
+    if config.sparse or config.quantization_aware:
         return replace(config, rank_choices=None, **changes)
     shared = {f.name: getattr(config, f.name) for f in fields(LoraConfig) if f.init and f.name != "peft_type"}
     return LoraConfig(**{**shared, **changes})

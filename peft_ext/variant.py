@@ -49,8 +49,9 @@ class ElasticMaskedVariant(LoraVariant):
         elastic = config.rank_choices is not None
         choices = list(config.rank_choices) if elastic else [module.r[adapter_name]]
         ranks = Ranks(choices, max(choices), config.share_rank if elastic else None)
+        aware = config.quantization_aware  # then the grid has the mask
         module.elastic[adapter_name] = AdapterState(
-            config.sparse, ranks, config.quantization_aware, compensated=config.rounding == "compensated"
+            config.sparse or aware, ranks, aware, compensated=config.rounding == "compensated"
         )
 
     @staticmethod

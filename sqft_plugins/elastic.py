@@ -40,16 +40,11 @@ def check_rank_choices(rank_choices: Sequence[int], rank: int) -> list[int]:
     return choices
 
 
-def check_quantization_aware(asked: bool, sparse: bool, grid: object, **dropout: float) -> None:
+def check_quantization_aware(asked: bool, grid: object, **dropout: float) -> None:
     """What goes with `quantization_aware` and what without. dropout: by the name that the user gave it. Raises
     SQFTError."""
     if not asked and grid is not None:
         raise SQFTError(f"grid={str(grid)!r} needs quantization_aware=True: set it, or leave grid out")
-    if asked and not sparse:
-        raise SQFTError(
-            "sparse=False cannot be used with quantization_aware: a dense delta would fill the zeros of the INT4 base. "
-            "Leave sparse=True, or leave quantization_aware out and keep the adapter unmerged"
-        )
     for name, value in dropout.items():
         if asked and value:
             raise SQFTError(

@@ -203,8 +203,8 @@ class ModelFolder(TensorFiles):
         if not self.masks:
             raise MismatchError(
                 f"{self.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights were "
-                "pruned: train over the sparse float base with grid='…', or quantize it with `sqft quantize`, which "
-                "stores the mask"
+                "pruned: where none was, train with sparse=False (--dense); else train over the sparse float base with "
+                "grid='…', or quantize it with `sqft quantize`, which stores the mask"
             )
 
 

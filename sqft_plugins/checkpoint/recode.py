@@ -8,13 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.checkpoint.formats import PackQuantized
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
-from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import QuantizedWeight, pack
-
-END = ".weight_packed"
+from sqft_plugins.grid import QuantizedWeight
 
 
 class Recoded(ModelFolder):
@@ -38,24 +34,21 @@ class Recoded(ModelFolder):
         return self._folder.mask(module)
 
 
-def check_recodable(source: ModelFolder) -> None:
-    """Raises CheckpointError for a folder that is not `pack-quantized`."""
-    if source.storage != PackQuantized.name:
-        raise CheckpointError(
-            f"model {source.path} is {source.storage}, a merge writes {PackQuantized.name}: expand a compact folder "
-            "with `sqft compact --expand`, or make it from the sparse base with `sqft quantize`"
-        )
+def write_codes(source: Recoded, target: Path, stamp: Stamp | None) -> None:
+    """Writes the folder with other codes into the empty folder `target`. One tensor is in memory at a time.
 
-
-def write_codes(source: Recoded, target: Path, stamp: Stamp) -> None:
-    """Writes a `pack-quantized` folder with other codes into the empty folder `target`. One tensor is in memory at a
-    time. stamp: of the new folder; its mask is that of `source`. Raises CheckpointError for a folder of another format.
+    stamp: of the new folder; its mask is that of `source`. None for a folder of another program, which has neither.
+    Raises CheckpointError for a format in which codes cannot be changed alone.
     """
-    check_recodable(source)
-    writer = FolderWriter(source, target, {f"{m}{END}": {f"{m}{END}": source.spec(f"{m}{END}")} for m in source.codes})
+    stored = source.int4
+    stored.check_recodable()
+    changed = [stored.codes_name(module) for module in source.codes]
+    writer = FolderWriter(source, target, {name: {name: source.spec(name)} for name in changed})
     writer.copy_rest()
     for module, own in source.codes.items():
-        writer.write(f"{module}{END}", pack(own, source.int4.grid.bits))
+        writer.write(stored.codes_name(module), stored.packed_codes(own))
+
     copy_side_files(source, target)
     write_config(target, source.config)
-    write_sidecar(target, stamp, source.masks)
+    if stamp is not None:
+        write_sidecar(target, stamp, source.masks)

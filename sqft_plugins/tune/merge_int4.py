@@ -12,7 +12,7 @@ import torch
 from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.cards.model import write_model_card
 from sqft_plugins.checkpoint import ModelFolder, Stamp, load_model, load_tokenizer, write_folder
-from sqft_plugins.checkpoint.recode import Recoded, check_recodable, write_codes
+from sqft_plugins.checkpoint.recode import Recoded, write_codes
 from sqft_plugins.elastic import Rank
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.mask import mask_hash
@@ -32,7 +32,8 @@ def merge_quantized(
 
     Raises MismatchError for an adapter of another base, and SQFTError where the folder computes something else.
     """
-    check_recodable(int4)
+    int4.int4.check_recodable()
+    _check_lineage(int4, saved)
     tokenizer = load_tokenizer(base.path)
     with write_folder(out, overwrite) as folder:
         # the codes of the base with the adapter, and without it
@@ -75,14 +76,19 @@ def merge_quantized(
         return report.as_dict()
 
 
-def _stamp(int4: ModelFolder, tuner: str, ranks: Mapping[str, int]) -> Stamp:
-    step = f"{tuner}-qa-merge"
-    if int4.stamp is not None:
-        return int4.stamp.then(step, base=str(int4.path), ranks=dict(ranks))
-    raise SQFTError(
-        f"model {int4.path} has no stamp (sqft/stamp.json), so what is merged could not be checked later: "
-        "make it with `sqft quantize`"
-    )
+def _check_lineage(int4: ModelFolder, saved: SavedAdapter) -> None:
+    """Raises SQFTError for a masked adapter over a folder that does not say which weights are pruned."""
+    if int4.stamp is None and saved.folder.is_masked:
+        raise SQFTError(
+            f"model {int4.path} has no stamp (sqft/stamp.json), so what is merged could not be checked later: "
+            "make it with `sqft quantize`, or train with sparse=False (--dense) where nothing was pruned"
+        )
+
+
+def _stamp(int4: ModelFolder, tuner: str, ranks: Mapping[str, int]) -> Stamp | None:
+    if int4.stamp is None:
+        return None
+    return int4.stamp.then(f"{tuner}-qa-merge", base=str(int4.path), ranks=dict(ranks))
 
 
 def _check(folder: ModelFolder, merged: Recoded) -> int:
@@ -97,7 +103,6 @@ def _check(folder: ModelFolder, merged: Recoded) -> int:
             lost += stored.lost_zeros(mask)
     if lost:
         raise SQFTError(f"the merge turned {lost} pruned weights on: report this, the base was not changed")
-    assert folder.stamp is not None
-    if mask_hash(folder.masks) != folder.stamp.mask_hash:
+    if folder.stamp is not None and mask_hash(folder.masks) != folder.stamp.mask_hash:
         raise SQFTError(f"the mask in {folder.path} does not belong to its stamp: the disk or the writer is broken")
     return lost

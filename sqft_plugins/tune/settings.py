@@ -106,7 +106,7 @@ class AdapterSettings(Settings):
     def _check(self) -> Self:
         if self.rank_choices is not None:
             check_rank_choices(self.rank_choices, self.rank)
-        check_quantization_aware(self.quantization_aware, self.sparse, self.grid, dropout=self.dropout)
+        check_quantization_aware(self.quantization_aware, self.grid, dropout=self.dropout)
         return self
 
 

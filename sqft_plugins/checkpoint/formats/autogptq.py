@@ -40,6 +40,7 @@ from sqft_plugins.grid import (
     group_count,
     group_width,
     int4_weight,
+    pack,
     packed_words,
     unpack,
 )
@@ -106,6 +107,15 @@ class AutoGPTQ(Int4Format):
     def shape(self, module: str) -> tuple[int, int]:
         words, rows = self._tensors.spec(f"{module}.qweight").shape
         return rows, 8 * words
+
+    def check_recodable(self) -> None:
+        _ = self.grid  # act-order and other layouts are refused there
+
+    def codes_name(self, module: str) -> str:
+        return f"{module}.qweight"
+
+    def packed_codes(self, codes: Tensor) -> Tensor:
+        return pack(codes).t().contiguous()
 
     def weight(self, module: str) -> QuantizedWeight:
         tensors = self._tensors

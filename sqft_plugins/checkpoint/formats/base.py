@@ -78,6 +78,21 @@ class Int4Format:
         """How the scales are stored: a folder made from this one keeps them exactly in that dtype."""
         return self._tensors.spec(self.scale_name(module))
 
+    def check_recodable(self) -> None:
+        """Raises CheckpointError for a folder whose codes cannot be changed alone, as a merge into it does."""
+        raise CheckpointError(
+            f"model {self._tensors.path} is {self.name}, in which codes cannot be changed alone: expand a compact "
+            "folder with `sqft compact --expand`, or make one with `sqft quantize`"
+        )
+
+    def codes_name(self, module: str) -> str:
+        """The name of the tensor with the codes."""
+        raise NotImplementedError
+
+    def packed_codes(self, codes: Tensor) -> Tensor:
+        """Codes uint8 [out, in] as that tensor holds them."""
+        raise NotImplementedError
+
     def weight(self, module: str) -> QuantizedWeight:
         """Codes, exact scales and zero points. Raises CheckpointError or GridError naming the tensor."""
         raise NotImplementedError

@@ -26,6 +26,7 @@ from sqft_plugins.grid import (
     Grid,
     QuantizedWeight,
     group_count,
+    pack,
     packed_words,
     padded_words,
     symmetric_zero_point,
@@ -76,6 +77,22 @@ class PackQuantized(Int4Format):
 
     def shape(self, module: str) -> tuple[int, int]:
         return stored_shape(self._tensors, f"{module}.weight_shape")
+
+    def check_recodable(self) -> None:
+        for module in self.modules:
+            if self._tensors.spec(f"{module}.weight_packed").shape[1] != packed_words(
+                self.shape(module)[1], self.grid.bits
+            ):
+                raise CheckpointError(
+                    f"{module} of {self._tensors.path} is packed with padding, as compressed-tensors did before 0.20: "
+                    "quantize the model again with `sqft quantize`"
+                )
+
+    def codes_name(self, module: str) -> str:
+        return f"{module}.weight_packed"
+
+    def packed_codes(self, codes: Tensor) -> Tensor:
+        return pack(codes, self.grid.bits)
 
     def weight(self, module: str) -> QuantizedWeight:
         tensors, grid = self._tensors, self.grid

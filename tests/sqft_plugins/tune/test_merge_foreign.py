@@ -1,0 +1,97 @@
+"""Quantized folders of other programs, which have no masks: tuned as dense ones through their own grids, and merged
+into them. Codes alone change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers_gptq import write_gptq
+from safetensors.torch import load_file
+
+from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.compress.quantize import quantize_folder
+from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
+from sqft_plugins.tune import AdapterSettings, TrainSettings
+from sqft_plugins.tune.examples import Example
+from sqft_plugins.tune.merge import merge_folder
+from sqft_plugins.tune.train import train_adapter
+
+EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(8)]
+TRAINING = TrainSettings.make({"steps": 4, "batch_size": 4, "learning_rate": 1e-2})
+
+
+def train(base, out, **changes):
+    settings = {"rank": 8, "alpha": 16, "rank_choices": [8, 4], "quantization_aware": True, "sparse": False}
+    return train_adapter(base, out, EXAMPLES, AdapterSettings.make({**settings, **changes}), TRAINING)
+
+
+def another_programs(dense, out, **grid):
+    """A folder as llm-compressor leaves it: pack-quantized, without our masks and stamp."""
+    quantize_folder(dense, out, **grid)
+    shutil.rmtree(out / "sqft")
+    config = json.loads((out / "config.json").read_text())
+    del config["quantization_config"]["sqft"]
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+@pytest.fixture(params=["int4", "int3", "gptq"])
+def foreign(request, tiny_llama, tmp_path):
+    if request.param == "gptq":
+        write_gptq(tiny_llama, tmp_path / "foreign", 32, False, 1)
+        return tmp_path / "foreign"
+    bits = int(request.param[3])
+    return another_programs(tiny_llama, tmp_path / "foreign", bits=bits, symmetric=bits == 4)
+
+
+def test_a_merge_changes_codes_alone_and_computes_what_was_trained(foreign, tmp_path) -> None:
+    train(foreign, tmp_path / "adapter")
+    report = merge_folder(foreign, tmp_path / "adapter", tmp_path / "merged", "max")
+    assert report["max_logit_difference"] < 1e-5
+    assert report["codes_changed"] > 0.01
+    base, merged = ModelFolder(foreign), ModelFolder(tmp_path / "merged")
+    assert merged.grid == base.grid
+    assert merged.stamp is None
+    assert not (tmp_path / "merged" / "sqft").exists()
+    (before,), (after,) = (list(folder.path.glob("*.safetensors")) for folder in (base, merged))
+    mine, theirs = load_file(before), load_file(after)
+    assert list(mine) == list(theirs)
+    changed = {name for name in mine if not torch.equal(mine[name], theirs[name])}
+    assert changed
+    assert {name.rpartition(".")[2] for name in changed} <= {"weight_packed", "qweight"}
+    assert load_model(tmp_path / "merged").num_parameters() == load_model(foreign).num_parameters()
+
+
+def test_a_second_merge_is_refused(foreign, tmp_path) -> None:
+    train(foreign, tmp_path / "adapter")
+    merge_folder(foreign, tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(MismatchError, match="was trained over other weights"):
+        merge_folder(tmp_path / "merged", tmp_path / "adapter", tmp_path / "twice")
+
+
+def test_a_masked_adapter_over_it_is_refused_and_the_way_named(foreign, tmp_path) -> None:
+    with pytest.raises(SQFTError, match=r"has no mask .* where none was, train with sparse=False \(--dense\)"):
+        train(foreign, tmp_path / "adapter", sparse=True)
+
+
+def test_a_dense_adapter_over_a_pruned_folder_is_refused(int4, tmp_path) -> None:
+    with pytest.raises(SQFTError, match=r"sparse=False over .*, whose mask prunes \d+ weights of .* leave sparse=True"):
+        train(int4, tmp_path / "adapter")
+
+
+def test_padded_words_are_trained_through_and_not_merged_into(tiny_llama, tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    folder = ModelFolder(another_programs(tiny_llama, tmp_path / "foreign", bits=3))
+    tensors = load_file(folder.path / "model.safetensors")
+    for module in folder.int4.modules:
+        codes = torch.nn.functional.pad(folder.quantized(module).codes.long(), (0, -folder.int4.shape(module)[1] % 10))
+        words = (codes.unflatten(1, (-1, 10)) << (3 * torch.arange(10))).sum(-1)
+        tensors[f"{module}.weight_packed"] = words.to(torch.int32)
+    save_file(tensors, folder.path / "model.safetensors", metadata={"format": "pt"})
+    train(folder.path, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"is packed with padding, .*: quantize the model again"):
+        merge_folder(folder.path, tmp_path / "adapter", tmp_path / "merged")
