@@ -87,6 +87,9 @@ def attach_grids(
 def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
     """What can be known of a grid before the model folder `base` is loaded. Raises SQFTError."""
     folder = _open(config.grid or str(base.path), config)
+    if not config.sparse:
+        for module in folder.masks:
+            _check_dense(folder, module, folder.mask(module))
     if base.grid is not None and config.sparse:
         base.check_masked()
     elif base.grid is None:
@@ -169,11 +172,8 @@ def _layer_grid(
     stored.grid.check_finite(f"{name} of {folder.path}")
     own = folder.mask(name)
     dense = own is None and (folder.dense or not sparse)
-    if not sparse and own is not None and not bool(own.all()):
-        raise MismatchError(
-            f"sparse=False over {folder.path}, whose mask prunes {int((~own).sum())} weights of {name}: a dense delta "
-            "would fill them, leave sparse=True"
-        )
+    if not sparse:
+        _check_dense(folder, name, own)
 
     # a base of codes: its mask is the stored one
     if _holds(weight, stored):
@@ -237,6 +237,15 @@ def _codes_to_keep(stored: QuantizedWeight, dtype: torch.dtype) -> Tensor | None
         return None
     again = stored.grid.dequantize(stored.grid.quantize(stored.dequantize(dtype)))
     return None if torch.equal(again, stored.dequantize()) else stored.codes
+
+
+def _check_dense(folder: ModelFolder, name: str, mask: Tensor | None) -> None:
+    """Raises MismatchError for a mask (bool [out, in]) that prunes weights, which a dense delta would fill."""
+    if mask is not None and not bool(mask.all()):
+        raise MismatchError(
+            f"sparse=False over {folder.path}, whose mask prunes {int((~mask).sum())} weights of {name}: a dense delta "
+            "would fill them, leave sparse=True"
+        )
 
 
 def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: Tensor | None) -> None:
