@@ -84,7 +84,10 @@ class Grid:
         steps.round_()  # in place: training calls this often
         if self.zero_point is not None:
             steps.add_(self.zero_point[rows].unsqueeze(-1))
-        return steps.clamp_(0, self.kind.max_code).to(torch.uint8).flatten(1)
+        steps.clamp_(0, self.kind.max_code)
+        if steps.dtype == torch.float32:  # by int32, in its own memory: to uint8 at once takes three times as long
+            steps = steps.view(torch.int32).copy_(steps)
+        return steps.to(torch.uint8).flatten(1)
 
     def dequantize(self, codes: Tensor, rows: slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
         """The values of uint8 codes [rows, in] → [rows, in], computed in float32 and rounded once to `dtype`.

@@ -61,13 +61,13 @@ class PackQuantized(Int4Format):
                     f"model {path} mixes grids, is not of integers in groups or per channel, or is act-ordered: "
                     "quantize it again with one grid"
                 )
+            if first["num_bits"] not in UNIFORM:
+                raise CheckpointError(
+                    f"{path}/config.json: quantization_config has num_bits={first['num_bits']!r}: use "
+                    f"{', '.join(map(str, UNIFORM))} bits, quantize it again with `sqft quantize`"
+                )
             return GridStamp(bits=first["num_bits"], group_size=size, symmetric=first["symmetric"])
-        except ValidationError as error:
-            raise CheckpointError(
-                f"{path}/config.json: quantization_config has num_bits={first['num_bits']!r} in groups of {size!r}: "
-                f"use {', '.join(map(str, UNIFORM))} bits, quantize it again with `sqft quantize`"
-            ) from error
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValidationError) as error:
             raise CheckpointError(
                 f"{path}/config.json: quantization_config has no weight groups: copy it again"
             ) from error

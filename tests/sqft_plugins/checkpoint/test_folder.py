@@ -139,8 +139,8 @@ def test_other_quantized_formats_are_refused(int4, tmp_path):
     cases = [
         ({"quant_method": "awq"}, "is quantized as awq/None: this release reads compressed-tensors/pack-quan"),
         ({**quantization, "format": "float-quantized"}, "compressed-tensors/float-quantized"),
-        (with_weights(num_bits=8), "not 4-bit"),
-        (with_weights(type="float"), "not 4-bit"),
+        (with_weights(num_bits=7), "num_bits=7: use 2, 3, 4, 5, 6, 8 bits"),
+        (with_weights(type="float"), "not of integers"),
         (with_weights(actorder="group"), "act-ordered"),
     ]
     for changed, message in cases:

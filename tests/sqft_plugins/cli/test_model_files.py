@@ -84,7 +84,6 @@ def test_what_goes_with_a_folder_alone_is_refused_with_a_file(file, tmp_path, ca
     for model, option, words in (
         (file, ["--quantization-aware", "--grid", tiny_llama], "the file has its own grids, leave it out"),
         (file, ["--tuner", "lora", "--base", tiny_llama], "needs --tuner sqft"),
-        (file, ["--dense"], "dense"),
         (file, ["--dropout", "0.1"], "dropout=0.1 cannot be used with quantization_aware"),
         (tiny_llama, ["--base", tiny_llama], "is for a MODEL that is a file"),
     ):
