@@ -22,7 +22,7 @@ from sqft_plugins.tune.record import read_record
 T = TypeVar("T")
 TOLD = ("base", "dtype", "tokens", "trained_parameters", "held_out", "kept_step")
 """Of training.json, beside its settings."""
-NOT_LORAS = ("sparse", "share_rank", "quantization_aware", "grid")
+NOT_LORAS = ("sparse", "share_rank", "quantization_aware", "grid", "rounding")
 """Settings of SQFT that a plain LoRA does not have."""
 FRACTIONS = ("acc", "acc_norm", "exact_match", "last_number", "accuracy")
 """Metrics that are shown in per cent."""
