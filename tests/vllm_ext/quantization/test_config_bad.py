@@ -60,7 +60,7 @@ DAMAGES = {
     "a mask of another model": (lambda folder: change_masks(folder, foreign_mask), "has no tensor"),
     "a cut shard": (lambda folder: cut(folder / "model.safetensors"), "damaged or cut off"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-    "a grid that is not 4-bit": (other_grid, "is not 4-bit"),
+    "a grid that is not 4-bit": (other_grid, "is INT8, and vLLM on a CPU has INT4 only"),
 }
 
 
