@@ -26,14 +26,18 @@ CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512vbmi", "avx512_vbmi2", "av
 """What the kernels of llama.cpp, vLLM and this project ask for."""
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_facts() -> dict[str, str]:
     """Python, system, CPU, cores and memory, in words for a report."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "Python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "CPU": _cpu(),
-        "cores": f"{cores}{variable('OMP_NUM_THREADS')}",
+        "cores": f"{cores()}{variable('OMP_NUM_THREADS')}",
         "memory": _memory(),
     }
 

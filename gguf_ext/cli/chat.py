@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from gguf_ext.run.chat import Chat, parse_adapter
 from gguf_ext.settings import GGUF_FILE
 from sqft_plugins.cli.common import emit, examples, json_option
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.hardware import cores
 from sqft_plugins.settings import Settings, option
 from sqft_plugins.settings.click_options import options
 
@@ -78,7 +78,7 @@ def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
     if not interactive and not prompt:
         raise click.UsageError("the prompt is empty: write it behind --prompt or to stdin")
     given = settings.parsed
-    threads = settings.threads or os.cpu_count() or 1
+    threads = settings.threads or cores()
     files = {name: path for name, (path, _) in given.items()}
     llm = load(file, files, n_ctx=settings.context, n_threads=threads, n_threads_batch=threads)
     try:

@@ -27,6 +27,7 @@ from gguf_ext.write.metadata import EXACT
 from gguf_ext.write.split import check_target
 from sqft_plugins.checkpoint import ModelFolder, write_file
 from sqft_plugins.compress.float_model import Calibration
+from sqft_plugins.hardware import cores
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _run(source: Path, target: Path, file_type: int, matrix: Mapping[str, Tensor
     """llama.cpp's quantizer. Raises RuntimeFailedError."""
     c = library()
     settings = c.llama_model_quantize_default_params()
-    settings.ftype, settings.nthread = file_type, os.cpu_count() or 1
+    settings.ftype, settings.nthread = file_type, cores()
 
     # arrays of C, which live until the call is over
     rows = {name: np.ascontiguousarray(values.numpy(), np.float32) for name, values in matrix.items()}

@@ -24,6 +24,7 @@ from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
 from gguf_ext.run.vocabulary import tokenize
+from sqft_plugins.hardware import cores
 
 CONTEXT = 4096
 CHUNK = 64
@@ -164,7 +165,7 @@ class LlamaSession:
         settings = self._c.llama_context_default_params()
         settings.n_ctx = self.context
         settings.n_batch = settings.n_ubatch = CHUNK
-        settings.n_threads = settings.n_threads_batch = threads or os.cpu_count() or 1
+        settings.n_threads = settings.n_threads_batch = threads or cores()
         kinds = {"f32": 0, "f16": 1}  # ggml's numbers
         if kv_type not in kinds:
             raise GGUFError(f"kv_type={kv_type!r} is unknown: use f16 or f32")
