@@ -186,8 +186,8 @@ class Part:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             self._damaged(f"tensor {name} with {dimensions} dimensions")
         shape = [self._number("Q") for _ in range(dimensions)]
-        if math.prod(shape) > self.size * 32 or max(shape) > self.size * 32:
-            # the densest type has more than a quarter of a bit a weight
+        if min(shape) < 1 or math.prod(shape) > self.size * 32 or max(shape) > self.size * 32:
+            # llama.cpp divides by a dimension; the densest type has more than a quarter of a bit a weight
             self._damaged(f"tensor {name} of shape {shape}")
         return TensorInfo(name, self._number("I"), tuple(reversed(shape)), self._number("Q"))
 

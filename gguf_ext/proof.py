@@ -18,7 +18,6 @@ from gguf_ext.model.file import GGUFModel
 from gguf_ext.reader import GGUFFile
 from gguf_ext.verify.tensors import Difference
 from sqft_plugins.adapter.saved import SavedAdapter
-from sqft_plugins.identity import content_hash
 from sqft_plugins.progress import track
 from sqft_plugins.tune.merge_file import FileMerge, base_of
 
@@ -93,7 +92,7 @@ def _note_of(base: GGUFFile, merged: GGUFFile, saved: SavedAdapter) -> dict[str,
             "before its last"
         )
     note = notes[-1]
-    if note.get("adapter_hash") != content_hash(saved.path) or not isinstance(note.get("ranks"), dict):
+    if note.get("adapter_hash") != saved.folder.content_hash or not isinstance(note.get("ranks"), dict):
         raise AdapterError(
             f"{merged.path} was merged with {note.get('adapter')}, another adapter than {saved}: give that"
         )

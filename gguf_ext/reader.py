@@ -72,7 +72,10 @@ class GGUFFile:
             data: NDArray[np.uint8] = np.empty((count, width), np.uint8)
         else:
             # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
-            data = np.memmap(part, np.uint8, "r", info.offset, (count, width))
+            try:
+                data = np.memmap(part, np.uint8, "r", info.offset, (count, width))
+            except (ValueError, OSError) as error:  # it was whole when its header was read
+                raise DamagedFileError(f"{part} has changed since it was opened: copy or export it again") from error
         found: NDArray[np.uint8] = data[rows]
         return found
 

@@ -134,21 +134,22 @@ class Linear(LoraLinear):
             return False
         rank, state = self.rank_of(adapter), self.elastic[adapter]
         patch = self.settled(adapter).of_rank(rank)
-        if patch is None or torch.compiler.is_compiling():
-            return patch is not None
+        if patch is None:
+            return False
 
         place = place_of(self.factor("A", adapter), self.factor("B", adapter), patch)
         asked = (rank, float(self.scaling[adapter]), place)
         if not trusted or state.settled_as != asked:
-            state.settled_as = asked if made_of(patch) == hash_of(*self.sub_adapter(adapter)) else None
+            state.settled_as = asked if _is_made_of(patch, *self.sub_adapter(adapter)) else None
         return state.settled_as == asked
 
     def wanted(self, adapter: str) -> tuple[Tensor, Grid, Tensor | None]:
         """What an adapter that settles would compute with: W + s · (B @ A) ⊙ M, float32 [out, in]; the grid that it is
         put on; and M, bool [out, in], None for all ones."""
-        layer_grid, weight = self._grid(adapter), self.unmerged_weight()
+        layer_grid = self._grid(adapter)
         assert layer_grid is not None
-        exact = layer_grid.dequantize(layer_grid.quantize(weight)) if layer_grid.on_grid else weight.float()
+        on_grid = layer_grid.on_grid
+        exact = self.quantized(adapter, merged=False).dequantize() if on_grid else self.unmerged_weight().float()
         mask = None if layer_grid.dense else self.base_mask(adapter)
         A, B, scaling = self.sub_adapter(adapter)
         with torch.no_grad():
@@ -367,6 +368,11 @@ class Linear(LoraLinear):
 
     def __repr__(self) -> str:
         return super().__repr__().replace("lora.", "sqft.", 1)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _is_made_of(patch: Tensor, A: Tensor, B: Tensor, scaling: float) -> bool:
+    return made_of(patch) == hash_of(A, B, scaling)
 
 
 def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:

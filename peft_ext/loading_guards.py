@@ -173,8 +173,8 @@ def _check_swap(own: Any, coming: Any, adapter: str) -> None:
     if getattr(own, "peft_type", None) != coming.peft_type:
         raise MismatchError(f"{source} is a {coming.peft_type.value} adapter, and {adapter!r} here is not")
     check_settings(own, coming, adapter, source, swapped=True)
-    if coming.rounding == "compensated":
-        raise SQFTError(f"{source} has codes of its own, which are not swapped in: give it a name of its own")
+    if "compensated" in (coming.rounding, own.rounding):
+        raise SQFTError(f"{source}, or {adapter!r}, has codes of its own, which are not swapped: use two names")
     for key in ("mask_hash", "grid_stamp"):
         if getattr(own, key) != getattr(coming, key):
             raise MismatchError(f"{source} was trained over another base ({key} differs): load it on its own base")

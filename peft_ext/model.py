@@ -29,7 +29,7 @@ from peft_ext.provenance import check_base, is_found, take_in
 from peft_ext.registry import BaseTunerLayer, LoraModel
 from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
-from peft_ext.settle import settle
+from peft_ext.settle import check_within_blocks, settle
 from peft_ext.unchecked import FRESH, warn_unchecked
 from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
@@ -118,6 +118,8 @@ class SQFTModel(LoraModel):
             layers = dict(sqft_layers(model, adapter_name))
             if config.quantization_aware:
                 found["mask_hash"], found["grid_stamp"] = attach_grids(model, config, adapter_name, layers)
+                if config.rounding == "compensated":
+                    check_within_blocks(model, layers)
             elif config.sparse:
                 found["mask_hash"] = check_base(unmerged_weights(layers), config, adapter_name)
             if new:
@@ -306,7 +308,7 @@ class SQFTModel(LoraModel):
         adapter = adapter_name or self.active_adapters[0]
         layers = self._layers_of(adapter)
         choices = {rank for layer in layers.values() for rank in layer.elastic[adapter].ranks.choices}
-        return settle(self.model, adapter, layers, tokens, ranks or sorted(choices, reverse=True))
+        return settle(self.model, adapter, layers, tokens, sorted(choices, reverse=True) if ranks is None else ranks)
 
     def put_rest_on_grid(self, adapter_name: str | None = None) -> list[str]:
         """Writes the INT4 weights of the grid's folder into the base's modules that are INT4 there but not adapted, in

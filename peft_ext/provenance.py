@@ -27,6 +27,7 @@ DENSE_BELOW = 0.10
 MEANING = (
     "sparse",
     "quantization_aware",
+    "rounding",
     "use_rslora",
     "r",
     "lora_alpha",

@@ -7,7 +7,7 @@ has behind layers that have settled already. From then on the adapter computes w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,24 +34,33 @@ def settle(
     kind that was trained on. The base's weights are back in place afterwards. Raises SQFTError for an adapter that is
     not `compensated`, and for adapted layers outside the decoder blocks.
     """
-    _check(model, adapter, layers)
-    reports: dict[int, list[Row]] = {}
-    for rank in ranks:
-        with _at_rank(layers, adapter, rank), _without_adapters(layers):
+    _check(model, adapter, layers, ranks)
+    return {rank: _settle_at(model, adapter, layers, tokens, rank) for rank in ranks}
 
-            def put_on_grid(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
-                assert statistic is not None
-                layer = layers[module.removesuffix(OWN)]
-                wanted, grid, mask = layer.wanted(adapter)
-                codes = compensated(wanted, statistic, grid, mask)
-                layer.settle(adapter, codes)
-                exact = grid.dequantize(codes)
-                return Compressed(exact, {"sparsity": sparsity_of(exact), "error": relative_error(wanted, exact)}, {})
 
-            modules = [f"{name}{OWN}" for name in layers]
-            work = Compression(f"settling at rank {rank}", modules, "hessian", tokens, put_on_grid)
-            reports[rank] = work.run(_BaseStays(model, layers))
-    return reports
+def _settle_at(model: Any, adapter: str, layers: Mapping[str, Linear], tokens: Tensor, rank: int) -> list[Row]:
+    made: dict[str, Tensor] = {}  # kept only when all layers have theirs
+
+    def put_on_grid(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
+        assert statistic is not None
+        name = module.removesuffix(OWN)
+        wanted, grid, mask = layers[name].wanted(adapter)
+        made[name] = compensated(wanted, statistic, grid, mask)
+        exact = grid.dequantize(made[name])
+        return Compressed(exact, {"sparsity": sparsity_of(exact), "error": relative_error(wanted, exact)}, {})
+
+    modules = [f"{name}{OWN}" for name in layers]
+    work = Compression(f"settling at rank {rank}", modules, "hessian", tokens, put_on_grid)
+    store = _BaseStays(model, layers)
+    with _at_rank(layers, adapter, rank):
+        with _without_adapters(model):
+            try:
+                rows = work.run(store)
+            finally:
+                store.put_back()
+        for name, codes in made.items():
+            layers[name].settle(adapter, codes)
+    return rows
 
 
 class _BaseStays(InMemory):
@@ -67,16 +76,32 @@ class _BaseStays(InMemory):
         self._kept = [(linear, weight_of(linear).clone()) for linear in own]
 
     def finished(self, block: nn.Module, rows: list[Row], run: Any) -> None:
-        for linear, weight in self._kept:
-            set_weight(linear, weight)
+        self.put_back()
         super().finished(block, rows, run)
 
+    def put_back(self) -> None:
+        """Gives the block that was worked on last its own weights back, also after an error in it."""
+        for linear, weight in self._kept:
+            set_weight(linear, weight)
+        self._kept = []
 
-def _check(model: Any, adapter: str, layers: Mapping[str, Linear]) -> None:
+
+def _check(model: Any, adapter: str, layers: Mapping[str, Linear], ranks: Sequence[int]) -> None:
     if not all(layer.elastic[adapter].compensated for layer in layers.values()):
         raise SQFTError(
             f"adapter {adapter!r} is put on its grid in each training step: settle is for rounding='compensated'"
         )
+    choices = {rank for layer in layers.values() for rank in layer.elastic[adapter].ranks.choices}
+    for rank in ranks:
+        if rank not in choices:
+            raise SQFTError(f"ranks={list(ranks)}: no layer has the rank {rank}, use some of {sorted(choices)}")
+    if any(module.merged or module.is_sharded() for module in model.modules() if isinstance(module, Linear)):
+        raise SQFTError(f"adapter {adapter!r} cannot settle over merged or sharded weights: unmerge, in one process")
+    check_within_blocks(model, layers)
+
+
+def check_within_blocks(model: Any, layers: Iterable[str]) -> None:
+    """Raises SQFTError for adapted modules outside the decoder blocks, whose inputs are not seen."""
     blocks, _ = find_blocks(model)
     outside = next((name for name in layers if not name.startswith(f"{blocks}.")), None)
     if outside is not None:
@@ -103,13 +128,13 @@ def _at_rank(layers: Mapping[str, Linear], adapter: str, rank: int) -> Iterator[
 
 
 @contextmanager
-def _without_adapters(layers: Mapping[str, Linear]) -> Iterator[None]:
-    """Here the layers compute as their bases do. (PEFT's own switch also says which parameters are trained.)"""
-    before = {name: layer._disable_adapters for name, layer in layers.items()}
-    for layer in layers.values():
+def _without_adapters(model: nn.Module) -> Iterator[None]:
+    """Here all layers compute as their bases do. (PEFT's own switch also says which parameters are trained.)"""
+    adapted = [(module, module._disable_adapters) for module in model.modules() if isinstance(module, Linear)]
+    for layer, _ in adapted:
         layer._disable_adapters = True
     try:
         yield
     finally:
-        for name, layer in layers.items():
-            layer._disable_adapters = before[name]
+        for layer, before in adapted:
+            layer._disable_adapters = before

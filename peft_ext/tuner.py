@@ -142,6 +142,11 @@ class SQFTTuner(PeftTuner):
             rounding=settings.rounding or "nearest",
         )
 
+    def check_settled(self, model: Any) -> None:
+        """Raises SQFTError for an adapter that is to settle and has no codes at the rank in force."""
+        if model.active_peft_config.rounding == "compensated":
+            model.base_model.quantized()
+
     def settle(self, model: Any, tokens: Tensor) -> None:
         if model.active_peft_config.rounding == "compensated":
             model.base_model.settle(tokens)

@@ -19,7 +19,7 @@ from gguf_ext.hyperparameters.compare import File, compare_entries
 from gguf_ext.hyperparameters.config import counterparts
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.keys import id_key
-from sqft_plugins.errors import nearest
+from sqft_plugins.errors import SQFTError, nearest
 
 EMBEDDING = "token_embd.weight"
 REMEDY = "give a model folder"
@@ -38,17 +38,21 @@ def read_config(file: GGUFFile) -> Described:
     """The configuration that a file means. Raises UnsupportedArchitectureError for an architecture without a table, and
     for a hyper-parameter or a rotary factor that no model of transformers' class has."""
     table = find_table(file)
-    fields = {**table.config_of(told(file)), **_tokens(file), "vocab_size": _rows(file)}
     try:
+        fields = {**table.config_of(told(file)), **_tokens(file), "vocab_size": _rows(file)}
         config = AutoConfig.for_model(dtype="float32", **fields)
-    except Exception as error:  # checks of transformers' and of huggingface_hub's
+        complete = normalized(config, file.path, table)
+        different = next(differences(file, table, complete), None)
+    except SQFTError:
+        raise
+    except Exception as error:  # checks of transformers' and of huggingface_hub's, entries of a wrong type
         raise UnsupportedArchitectureError(
             f"{file.path}: its hyper-parameters make no {table.classes[0]} ({' '.join(str(error).split())[:160]}): "
             f"{REMEDY}"
         ) from error
 
-    complete = normalized(config, file.path, table)
-    for what, line in differences(file, table, complete):
+    if different is not None:
+        what, line = different
         raise UnsupportedArchitectureError(
             f"{file.path}: {what} {line}: transformers' {table.classes[0]} computes something else, {REMEDY}"
         )

@@ -26,6 +26,7 @@ from gguf_ext.model.trial import tried_tokenizer
 from gguf_ext.reader import GGUFFile
 from gguf_ext.tokenizer.ending import file_ends
 from gguf_ext.tokenizer.keys import TOKENS
+from gguf_ext.write.split import publish
 from sqft_plugins.checkpoint.dequantize import Lazy, load_state
 from sqft_plugins.checkpoint.folder import StoredMasks
 from sqft_plugins.checkpoint.model_file import ModelFile
@@ -175,3 +176,6 @@ class GGUFModel(ModelFile):
     ) -> Path:
         merge_file(self.source, out, FileOrder(self.int4, codes), note, overwrite)
         return merged_target(self.source, out)
+
+    def publish(self, place: Path, out: Path) -> None:
+        publish(sorted(place.iterdir()), out, place / "old")

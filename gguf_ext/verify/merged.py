@@ -27,7 +27,6 @@ from sqft_plugins.progress import track
 
 CHUNK = 8 * 2**20
 """Bytes of a tensor that are compared at once."""
-OURS = "sqft."
 
 
 @dataclass
@@ -76,7 +75,7 @@ def _of_headers(one: GGUFFile, other: GGUFFile) -> Iterator[tuple[str, str]]:
         yield "parts", f"{len(one.parts)} in the base, {len(other.parts)} in the merged file"
     for before, after in zip(one.parts, other.parts, strict=False):
         for key in [*before.entries, *(key for key in after.entries if key not in before.entries)]:
-            if key == KEY or (key not in before.entries and key.startswith(OURS)):
+            if key == KEY:
                 continue
             if key not in before.entries or key not in after.entries:
                 yield key, f"is in the {'base' if key in before.entries else 'merged file'} only"

@@ -106,13 +106,14 @@ def write_parts(target: Path, count: int, overwrite: bool) -> Iterator[list[Path
             for part in parts:
                 with open(part, "rb") as file:
                     os.fsync(file.fileno())
-        _publish(parts, target, folder / "old")
+        publish(parts, target, folder / "old")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(parts: list[Path], target: Path, old: Path) -> None:
-    """Moves the parts beside `target`, and what is there to the folder `old`; back again on an error or Ctrl-C."""
+def publish(parts: list[Path], target: Path, old: Path) -> None:
+    """Moves the parts beside `target`, the first at last, and what is there to the folder `old`; back again on an error
+    or Ctrl-C."""
     there = [*_parts_of(target), *([target] if target.exists() else [])]
     moves = [(path, old / path.name) for path in there]
     moves += [(part, target.with_name(part.name)) for part in reversed(parts)]

@@ -27,6 +27,7 @@ from sqft_plugins.adapter.tensor_names import A as A_END
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.elastic import check_rank_choices, slice_lora
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
+from sqft_plugins.identity import hash_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,11 @@ class AdapterFolder:
     def files(self) -> list[Path]:
         """Configuration and weights."""
         return [self.path / CONFIG, self.weights]
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over `files`: what else lies in the folder (saved ranks, a plot) makes no other adapter."""
+        return hash_of_files(self.files, self.path)
 
     @property
     def weight_bytes(self) -> int:

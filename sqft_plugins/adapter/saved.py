@@ -62,7 +62,10 @@ class SavedAdapter:
     def load(self, model: Any, rank: Rank, grid: Path | None = None) -> tuple[Any, Mapping[str, int]]:
         """(`model` with the adapter, at `rank`; module → rank). grid: as for `Tuner.load`."""
         tuned = self.tuner.load(model, self.path, grid)
-        return tuned, dict(self.tuner.set_rank(tuned, self.choose_rank(rank)))
+        ranks = dict(self.tuner.set_rank(tuned, self.choose_rank(rank)))
+        if self.folder.settles and hasattr(self.tuner, "check_settled"):
+            self.tuner.check_settled(tuned)
+        return tuned, ranks
 
     def recoded(self, int4: ModelFolder, tuned: Any, merged: bool = True) -> Recoded:
         """The INT4 folder with the codes of a quantization-aware adapter that is loaded, at the rank in force; `merged`

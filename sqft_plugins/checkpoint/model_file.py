@@ -64,6 +64,11 @@ class ModelFile(ModelFolder):
         """
         raise NotImplementedError
 
+    def publish(self, place: Path, out: Path) -> None:
+        """Moves what `write_codes` wrote into the folder `place`, under the name of `out`, beside `out`; what was there
+        goes, whole or in parts. A process that is killed leaves the old file, the new one, or none."""
+        raise NotImplementedError
+
 
 def open_model(model: str | Path) -> ModelFolder:
     """The model of a folder, or of a file that a plug-in reads. Raises CheckpointError for what is neither."""

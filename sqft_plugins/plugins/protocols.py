@@ -105,8 +105,9 @@ class Tuner(Protocol):
         """Writes the sub-adapter of that rank into the empty folder `target` → module name → rank."""
 
     # May also offer settle(model, tokens), which `sqft train` calls when training has ended, with tokens of what was
-    # learned, int64 [sequences, length]; and, for `sqft search`: drawn_ranks(model) -> Mapping[str, int], module name →
-    # rank of the training step that was begun last, empty where none was drawn; `sqft train` records them.
+    # learned, int64 [sequences, length]; check_settled(model), which raises SQFTError for a saved adapter of which that
+    # was not done; and, for `sqft search`: drawn_ranks(model) -> Mapping[str, int], module name → rank of the training
+    # step that was begun last, empty where none was drawn; `sqft train` records them.
 
 
 class Exporter(Protocol):

@@ -8,7 +8,6 @@ the model.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,13 +23,13 @@ from sqft_plugins.adapter.saved import SavedAdapter
 from sqft_plugins.adapter.settled import merged_codes
 from sqft_plugins.adapter.trained_over import GridHashes, check_grid_stamp, check_mask_hash
 from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model
+from sqft_plugins.checkpoint.files import make_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.int4 import digest_of
 from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.formula import BLOCK
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.identity import content_hash
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.progress import say, track
 from sqft_plugins.requantize import say_if_hardly_trained
@@ -62,16 +61,17 @@ def merge_into_file(
     """
     start, out = time.monotonic(), Path(out)
     merge = FileMerge(file, base_of(file, given, saved), saved.folder, _ranks(saved, rank))
-    note = {"adapter": str(saved), "adapter_hash": content_hash(saved.path), "ranks": dict(merge.ranks)}
+    note = {"adapter": str(saved), "adapter_hash": saved.folder.content_hash, "ranks": dict(merge.ranks)}
     file.check_merge(out, merge.ranks, note, overwrite)
     merge.check()
 
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
-        written = open_model(file.write_codes(Path(place) / out.name, merge, note))
+    make_folder(out.absolute().parent, out, "--out")
+    target = out.resolve()  # a link stays, what it points to is replaced
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=target.parent) as place:
+        written = open_model(file.write_codes(Path(place) / target.name, merge, note))
         lost = merge.check_written(written)
         difference = _difference(merge, saved, rank, tokenizer(), written) if _fits(file) else None
-        for part in sorted(Path(place).iterdir(), reverse=True):  # the first of several parts at last
-            os.replace(part, out.with_name(part.name))
+        file.publish(Path(place), target)
 
     changed = merge.different / max(merge.kept, 1)
     say_if_hardly_trained(saved.path, changed)

@@ -44,6 +44,11 @@ def open_base(
         return opened, adapter
 
     base = open_model(local_folder(float_base))
+    if not opened.dense:
+        raise SQFTError(
+            f"--base {float_base}: {opened.path} is of a sparse model, and says of no zero that it was pruned: "
+            "train over the INT4 folder that it was exported from, with --grid, or leave --base out"
+        )
     if base.grid is not None:
         raise SQFTError(f"--base {float_base} has codes, not floats: give the float model, or leave it out")
     return base, adapter

@@ -14,12 +14,13 @@ SEQUENCES, LENGTH = 64, 128
 """At most 8,192 tokens: with a third of them a layer's outputs were as near, and the passes over them take the time."""
 
 
-def settling_text(rows: Sequence[Row], sequences: int = SEQUENCES, length: int = LENGTH) -> Tensor:
-    """int64 [at most `sequences`, at most `length`]: the first rows, each once, one after the other without padding.
+def settling_text(rows: Sequence[Row], context: int | None = None, sequences: int = SEQUENCES) -> Tensor:
+    """int64 [at most `sequences`, at most 128]: the first rows, each once, one after the other without padding.
 
-    rows: in training order; those of a second epoch say nothing new.
+    rows: in training order; those of a second epoch say nothing new. context: tokens that the model takes; None: any.
     """
     seen = dict.fromkeys(tuple(row["input_ids"]) for row in rows)
+    length = min(LENGTH, context or LENGTH)
     tokens = torch.tensor(list(chain.from_iterable(seen))[: sequences * length], dtype=torch.int64)
     length = min(length, len(tokens))
     return tokens[: len(tokens) // length * length].view(-1, length)

@@ -158,8 +158,12 @@ def train_adapter(
         if best is not None:
             best.restore()
 
+        unsettled: SQFTError | None = None
         if is_main_process() and hasattr(method, "settle"):
-            method.settle(tuned, settling_text(data.rows))
+            try:
+                method.settle(tuned, settling_text(data.rows, context))
+            except SQFTError as error:  # what was learned is not to be lost
+                unsettled = error
 
         # report
         report = asdict(_report(run, model_path, out, trainer, checkpoints))
@@ -171,6 +175,8 @@ def train_adapter(
                 _write_beside(target, report, Path(temporary) / HISTORY, own_template)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+    if unsettled is not None:
+        raise SQFTError(f"{out} is written as it was trained, but has no codes: {unsettled}") from unsettled
     return report
 
 
