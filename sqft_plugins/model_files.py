@@ -36,7 +36,7 @@ def open_file(model: str | Path) -> ModelFile | None:
 
 def record_of(path: Path) -> Any:
     """What the file system says of a file: another record, another file."""
-    found = path.stat()
+    found = path.stat()  # this layer is below `identity`, whose memo asks for the same
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

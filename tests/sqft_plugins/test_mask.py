@@ -164,8 +164,8 @@ def test_no_other_file_tests_a_weight_for_zero():
     test = re.compile(r"\bweights?(\[[^\]]*\])? [!=]= 0\b|steps\([^)]*\) [!=]= 0\b|-\(-[^()]+ // 8\)")
     files = [file for package in packages for file in (root / package).rglob("*.py")]
     found = {file.relative_to(root).as_posix() for file in files if test.search(file.read_text(encoding="utf-8"))}
-    # the zero test and mask bytes; words of codes
-    assert found == {"sqft_plugins/mask.py", "sqft_plugins/grid/packing.py"}
+    # the zero test and mask bytes; the bits of a patch of codes
+    assert found == {"sqft_plugins/mask.py", "sqft_plugins/grid/patch.py"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -160,7 +160,7 @@ WRONG_BESIDE = [
     "train run/prune --data train.jsonl --text missing.txt --out o",
     "train run/prune --data train.jsonl --grid int4 --out o",
     "train run/prune --data train.jsonl --dropout 0.1 --quantization-aware --out o",
-    "train run/prune --data train.jsonl --dense --quantization-aware --out o",
+    "train run/prune --data train.jsonl --grid int4 --dense --out o",
     "train run/prune --data train.jsonl --eval-every 5 --out o",
     "train run/prune --data train.jsonl --keep best --out o",
     "train run/prune --data train.jsonl --tensorboard train.jsonl --out o",
