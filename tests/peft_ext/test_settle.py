@@ -187,3 +187,56 @@ def test_settling_is_for_adapters_that_settle(pair) -> None:
     model = get_peft_model(pair.load("int4"), pair.config("int4"))
     with pytest.raises(SQFTError, match="rounding='compensated'"):
         model.base_model.settle(batch())
+
+
+def test_an_error_in_it_leaves_base_and_codes_as_they_were(pair, monkeypatch) -> None:
+    from peft_ext import settle
+
+    model = trained(pair, rank_choices=None)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    calls = []
+
+    def fails_in_the_second_block(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory")
+        return real(*args)
+
+    real = settle.compensated
+    monkeypatch.setattr(settle, "compensated", fails_in_the_second_block)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.base_model.settle(batch())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+    with pytest.raises(SQFTError, match="no codes"):
+        model.base_model.quantized()
+
+
+def test_merged_weights_and_unknown_ranks_are_refused(pair) -> None:
+    model = trained(pair)
+    with pytest.raises(SQFTError, match=r"ranks=\[5\]: no layer has the rank 5"):
+        model.base_model.settle(batch(), ranks=[5])
+    model.base_model.settle(batch())
+    model.merge_adapter()
+    with pytest.raises(SQFTError, match="merged or sharded"):
+        model.base_model.settle(batch())
+
+
+def test_codes_of_another_rounding_are_not_loaded_into_a_name_in_use(pair, tmp_path) -> None:
+    model = trained(pair)
+    model.base_model.settle(batch())
+    model.save_pretrained(tmp_path / "adapter")
+    other = get_peft_model(pair.load("int4"), pair.config("int4"))
+    with pytest.raises(SQFTError, match="rounding"):
+        other.load_adapter(tmp_path / "adapter", "default")
+
+
+def test_stale_codes_do_not_count_in_compiled_code_either(pair) -> None:
+    model = trained(pair, rank_choices=None)
+    model.base_model.settle(batch())
+    layer = next(m for m in model.modules() if hasattr(m, "lora_codes"))
+    with torch.no_grad():
+        layer.factor("B", "default").add_(0.2)
+        x = torch.randn(2, layer.base().weight.shape[1])
+        wanted = layer(x)
+        compiled = torch.compile(layer, backend="eager")
+        torch.testing.assert_close(compiled(x), wanted)

@@ -263,3 +263,35 @@ def test_the_file_of_gemma_as_it_comes_is_tuned_and_merged(tmp_path):
     for module, weight in weights.items():
         assert torch.equal(of_ggml(tmp_path / "merged.gguf", module), weight), module
     assert (tmp_path / "merged.gguf").stat().st_size - file.stat().st_size < 8192
+
+
+def test_out_is_made_a_link_stays_and_what_was_there_goes(file_of, tmp_path):
+    file = file_of("llama", "Q4_0")
+    train(file, tmp_path / "adapter")
+    merge_folder(file, tmp_path / "adapter", tmp_path / "new" / "folder" / "merged.gguf", "max")
+    content = (tmp_path / "new" / "folder" / "merged.gguf").read_bytes()
+
+    (tmp_path / "real.gguf").write_bytes(b"old")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "real.gguf")
+    merge_folder(file, tmp_path / "adapter", tmp_path / "link.gguf", "max", overwrite=True)
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert (tmp_path / "real.gguf").read_bytes() == content
+
+    for old in ("again.gguf", "again-00001-of-00002.gguf", "again-00002-of-00002.gguf"):
+        (tmp_path / old).write_bytes(b"old")
+    merge_folder(file, tmp_path / "adapter", tmp_path / "again.gguf", "max", overwrite=True)
+    assert [path.name for path in sorted(tmp_path.glob("again*"))] == ["again.gguf"]
+
+
+def test_ranks_that_are_saved_beside_an_adapter_make_no_other_adapter(file_of, tmp_path):
+    folder = AdapterFolder(train(file_of("llama", "Q4_0"), tmp_path / "adapter")["out"])
+    before = folder.content_hash
+    (folder.path / "configurations").mkdir()
+    (folder.path / "configurations" / "default.json").write_text("{}")
+    assert folder.content_hash == before
+
+
+def test_a_head_outside_the_blocks_is_refused_before_a_step(file_of, tmp_path):
+    with pytest.raises(SQFTError, match="lm_head, which is in no block"):
+        train(file_of("llama", "Q8_0"), tmp_path / "adapter", {"target_modules": ["q_proj", "lm_head"]}, steps=1)
+    assert not (tmp_path / "adapter").exists()
