@@ -142,8 +142,8 @@ def whole(axis: Any, count: int = 6) -> None:
 
 
 def _svg(picture: Picture) -> Markup:
-    figure, file = picture.axes.get_figure(root=True), StringIO()
-    assert figure is not None
+    figure: Any = picture.axes.figure  # get_figure(root=True) is of matplotlib 3.10
+    file = StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
 
