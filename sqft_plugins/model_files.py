@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sqft_plugins.identity import record_of
 from sqft_plugins.plugins import get_manager
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ def open_file(model: str | Path) -> ModelFile | None:
         return None
     path = reader.locate(model)
     return _opened(reader.name, path, record_of(path))
-
-
-def record_of(path: Path) -> Any:
-    """What the file system says of a file: another record, another file."""
-    found = path.stat()  # this layer is below `identity`, whose memo asks for the same
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @lru_cache(maxsize=2)  # a vocabulary takes a second to read, and some hundred megabytes

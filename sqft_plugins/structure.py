@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from sqft_plugins.errors import CheckpointError, SQFTError, first_line
-from sqft_plugins.model_files import open_file, record_of
+from sqft_plugins.identity import record_of
+from sqft_plugins.model_files import open_file
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D

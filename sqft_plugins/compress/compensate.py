@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqft_plugins.compress.gptq import BLOCK, inverse_factor
+from sqft_plugins.compress.gptq import BLOCK, column_codes, inverse_factor
 from sqft_plugins.grid import Grid
 
 
@@ -30,21 +30,5 @@ def compensated(weight: Tensor, hessian: Tensor, grid: Grid, mask: Tensor | None
     # as [in, out], in which a column of the weight lies in one piece
     remaining = weight.t()[order].contiguous()  # compensated as we go
     pruned = None if mask is None else (~mask.cpu()).t()[order]
-    codes = torch.empty(remaining.shape, dtype=torch.uint8)
-    for start in range(0, len(order), BLOCK):
-        stop = min(start + BLOCK, len(order))
-        errors = torch.empty(stop - start, len(weight))
-
-        for column in range(start, stop):
-            wanted = remaining[column]
-            kept = wanted if pruned is None else wanted.masked_fill(pruned[column], 0)
-            own = grid.columns(group[column : column + 1])
-            code = own.quantize(kept.unsqueeze(1))  # [out, 1]
-            codes[column] = code.squeeze(1)
-
-            error = (wanted - own.dequantize(code).squeeze(1)) / factor[column, column]
-            remaining[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
-            errors[column - start] = error
-
-        remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    codes = column_codes(remaining, pruned, factor, BLOCK, lambda column: grid.columns(group[column : column + 1]))
     return torch.empty_like(codes).index_copy_(0, order, codes).t().contiguous().to(device)

@@ -8,6 +8,7 @@ like any other's, so the kept weights make up for it and it never moves.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -92,33 +93,48 @@ def gptq(
     weight: Tensor, mask: Tensor, factor: Tensor, group_size: int, symmetric: bool, kind: GridKind = INT4
 ) -> QuantizedWeight:
     """weight, mask [out, in], factor from `inverse_factor` → codes on a grid of `kind`, made here."""
-    out_features, in_features = weight.shape
-    width = group_width(in_features, group_size)
+    width = group_width(weight.shape[1], group_size)
     # as [in, out], in which a column of the weight lies in one piece: less than half of the time
     pruned = (~mask).t().contiguous()
     remaining = weight.to(torch.float32).t().masked_fill(pruned, 0).contiguous()  # compensated as we go
-    codes = torch.empty(in_features, out_features, dtype=torch.uint8)
     grids: list[Grid] = []
 
-    block = min(max(BLOCK // width, 1) * width, in_features)  # whole groups, so that a group's scale sees its updates
-    for start in range(0, in_features, block):
-        stop = min(start + block, in_features)
-        errors = torch.empty(stop - start, out_features)
+    def grid_of(column: int) -> Grid:
+        if column % width == 0:
+            group = slice(column, column + width)
+            grids.append(make_grid(remaining[group].masked_fill(pruned[group], 0).t(), -1, symmetric, kind))
+        return grids[-1]
+
+    block = max(BLOCK // width, 1) * width  # whole groups, so that a group's scale sees its updates
+    codes = column_codes(remaining, pruned, factor, block, grid_of)
+    return QuantizedWeight(codes.t().contiguous(), join_groups(grids))
+
+
+def column_codes(
+    remaining: Tensor, pruned: Tensor | None, factor: Tensor, block: int, grid_of: Callable[[int], Grid]
+) -> Tensor:
+    """Puts one column of a weight after the other on its grid → codes uint8 [in, out].
+
+    remaining: float32 [in, out], which is compensated in place. pruned: bool [in, out], what is put to 0; None for
+    nothing. factor: from `inverse_factor`, in the order of the columns. block: columns whose compensation is collected.
+    grid_of: column → its grid [out, 1], asked when all columns before it are done.
+    """
+    codes = torch.empty(remaining.shape, dtype=torch.uint8)
+    for start in range(0, len(remaining), block):
+        stop = min(start + block, len(remaining))
+        errors = torch.empty(stop - start, remaining.shape[1])
 
         for column in range(start, stop):
-            if column % width == 0:
-                group = slice(column, column + width)
-                grids.append(make_grid(remaining[group].masked_fill(pruned[group], 0).t(), -1, symmetric, kind))
-
-            # on the grid, and the error into the columns to the right in this block
-            wanted = remaining[column]
-            kept = wanted.masked_fill(pruned[column], 0)
-            code = grids[-1].quantize(kept.unsqueeze(1))  # [out, 1]
+            grid, wanted = grid_of(column), remaining[column]
+            kept = wanted if pruned is None else wanted.masked_fill(pruned[column], 0)
+            code = grid.quantize(kept.unsqueeze(1))  # [out, 1]
             codes[column] = code.squeeze(1)
-            error = (wanted - grids[-1].dequantize(code).squeeze(1)) / factor[column, column]
+
+            # the error into the columns to the right in this block
+            error = (wanted - grid.dequantize(code).squeeze(1)) / factor[column, column]
             remaining[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
             errors[column - start] = error
 
         # and into those behind the block
         remaining[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    return QuantizedWeight(codes.t().contiguous(), join_groups(grids))
+    return codes

@@ -158,8 +158,7 @@ def test_no_other_part_of_the_project_tells_files_apart_by_their_times():
         for file in package.rglob("*.py")
         if re.search(r"\bst_(mtime|ctime|ino|dev)\b|\bst_[mc]time_ns\b|getctime|getmtime", file.read_text())
     }
-    # report/read.py orders rows by time; model_files.py, below identity.py, knows a file that it has open by its record
-    assert found == {"sqft_plugins/identity.py", "sqft_plugins/model_files.py", "sqft_plugins/report/read.py"}
+    assert found == {"sqft_plugins/identity.py", "sqft_plugins/report/read.py"}  # the latter orders rows by time
 
 
 def test_a_recipe_knows_a_base_with_its_masks_and_an_adapter_without_its_planes(tmp_path):
