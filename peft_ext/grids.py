@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from peft_ext.checks import holds_codes
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
-from peft_ext.registry import BaseTunerLayer
+from peft_ext.rest import rest_off_grid
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
@@ -28,7 +27,10 @@ from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import nonzero_mask
-from sqft_plugins.structure import weight_of
+
+UNRELATED = 0.9
+"""Norm of what quantizing changed, over the norm of the weight. Two bits change about half; two independent weights
+differ by 1.4, and a weight differs from zeros by 1."""
 
 
 def attach_grids(
@@ -131,24 +133,6 @@ def _open(name: str, config: SQFTConfig) -> ModelFolder:
     return folder
 
 
-def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Mapping[str, Any]) -> list[str]:
-    """The modules that are INT4 in the folder, not adapted, and not on the grid in `model`."""
-    modules = dict(model.named_modules())
-    names = [name for name in folder.int4.modules if name not in adapted and name in modules]
-    return [name for name in names if not _holds(_out_in(modules[name]), folder.quantized(name))]
-
-
-def put_rest_on_grid(model: nn.Module, config: SQFTConfig, adapted: Mapping[str, Any]) -> list[str]:
-    """Writes the dequantized codes of the INT4 folder into the modules that `rest_off_grid` finds, in place → their
-    names."""
-    folder = int4_folder(model, config)
-    rest = rest_off_grid(model, folder, adapted)
-    for name in rest:
-        weight = _out_in(model.get_submodule(name))
-        weight.copy_(folder.quantized(name).dequantize(weight.dtype))
-    return rest
-
-
 def _layer_grid(
     folder: ModelFolder, name: str, weight: Tensor, dequantized: bool, sparse: bool
 ) -> tuple[LayerGrid, Tensor]:
@@ -196,6 +180,7 @@ def _layer_grid(
         )
 
     # a float base: its mask is its nonzero pattern
+    _check_near(folder, name, weight, stored)
     pattern = None if dense else nonzero_mask(weight)
     if own is not None and pattern is not None and not torch.equal(own, pattern):
         raise MismatchError(
@@ -239,6 +224,17 @@ def _codes_to_keep(stored: QuantizedWeight, dtype: torch.dtype) -> Tensor | None
     return None if torch.equal(again, stored.dequantize()) else stored.codes
 
 
+def _check_near(folder: ModelFolder, name: str, weight: Tensor, stored: QuantizedWeight) -> None:
+    """weight: [out, in], float. Raises MismatchError where `stored` is no quantization of it."""
+    weight = weight.float()
+    distance = float((weight - stored.dequantize()).norm() / weight.norm().clamp_min(torch.finfo().tiny))
+    if distance > UNRELATED:
+        raise MismatchError(
+            f"{name} differs from {folder.path} by {distance:.2g} times its own size, so they are of two models: give "
+            "the float model that this was quantized from, or grid='…' made from this base"
+        )
+
+
 def _check_dense(folder: ModelFolder, name: str, mask: Tensor | None) -> None:
     """Raises MismatchError for a mask (bool [out, in]) that prunes weights, which a dense delta would fill."""
     if mask is not None and not bool(mask.all()):
@@ -264,9 +260,3 @@ def _check_zeros(folder: ModelFolder, name: str, stored: QuantizedWeight, mask: 
             f"{filled} pruned weights of {name} are not zero in {folder.path}: its mask is another model's, "
             "quantize the sparse base again with `sqft quantize`"
         )
-
-
-def _out_in(module: nn.Module) -> Tensor:
-    """The weight of a linear layer, adapted or not, as [out, in]; a view."""
-    base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return weight_of(base)

@@ -21,12 +21,13 @@ from peft_ext.checks import (
 )
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.fields import check_attached
-from peft_ext.grids import attach_grids, put_rest_on_grid
+from peft_ext.grids import attach_grids, int4_folder
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.merged_cache import forget_cache, note_cache
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import check_base, is_found, take_in
 from peft_ext.registry import BaseTunerLayer, LoraModel
+from peft_ext.rest import put_rest_on_grid
 from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
 from peft_ext.settle import check_within_blocks, settle
@@ -311,11 +312,11 @@ class SQFTModel(LoraModel):
         return settle(self.model, adapter, layers, tokens, sorted(choices, reverse=True) if ranks is None else ranks)
 
     def put_rest_on_grid(self, adapter_name: str | None = None) -> list[str]:
-        """Writes the INT4 weights of the grid's folder into the base's modules that are INT4 there but not adapted, in
-        place, so that the model computes what it will after a merge → their names. Nothing to do over an INT4 base."""
+        """Writes into the base, in place, what the grid's folder or file has otherwise and the adapter does not change,
+        so that the model computes what it will after a merge → the names. Nothing to do over a base of codes."""
         adapter = adapter_name or self.active_adapters[0]
         config: Any = self.peft_config[adapter]
-        return put_rest_on_grid(self.model, config, dict(sqft_layers(self.model, adapter)))
+        return put_rest_on_grid(self.model, int4_folder(self.model, config), dict(sqft_layers(self.model, adapter)))
 
 
 def sqft_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Linear]]:

@@ -136,6 +136,35 @@ def test_a_float_base_is_tuned_through_the_grids_of_the_file(wide, file_of, tmp_
     assert (tmp_path / "again.gguf").stat().st_size == (tmp_path / "merged.gguf").stat().st_size
 
 
+def test_what_a_float_base_has_otherwise_is_trained_as_the_file_has_it(wide, file_of, tmp_path):
+    """Norms of another tuning, and an embedding that the file holds in float16."""
+    options = {"token_embedding_type": int(TensorType.F16)}
+    file, changed = file_of("llama", "Q4_0", **options), load_model(wide("llama"), torch.float32)
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.25)
+    changed.save_pretrained(tmp_path / "base")
+    load_tokenizer(wide("llama")).save_pretrained(tmp_path / "base")
+    train(file, tmp_path / "adapter", float_base=tmp_path / "base")
+
+    _, tuned = trained_weights(tmp_path / "base", tmp_path / "adapter")
+    own = dict(tuned.base_model.model.named_parameters())
+    for name in ("model.norm.weight", "model.embed_tokens.weight"):
+        assert torch.equal(own[name], open_model(file).tensor(name)), name
+    merge_folder(file, tmp_path / "adapter", tmp_path / "merged.gguf", "max")  # which compares the logits
+
+
+def test_a_float_model_that_the_file_was_not_made_from(wide, file_of, tiny_model, tmp_path):
+    torch.manual_seed(1)
+    other = tiny_model("llama", **WIDE)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    other.save_pretrained(tmp_path / "base")
+    load_tokenizer(wide("llama")).save_pretrained(tmp_path / "base")
+    with pytest.raises(MismatchError, match=r"q_proj differs from .* by [\d.]+ times its own size, so they are of two"):
+        train(file_of("llama", "Q2_K"), tmp_path / "adapter", float_base=tmp_path / "base")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_elastic_ranks_are_merged_each_with_its_own_codes(file_of, tmp_path):
     file = file_of("llama", "Q4_K_M")
     train(file, tmp_path / "adapter", {"rank_choices": [8, 6, 4]})
