@@ -349,6 +349,19 @@ def test_the_first_python_that_runs_is_taken(tmp_path):
     assert "python3.12 .ci/install.py vllm" in result.stdout
 
 
+@pytest.mark.parametrize(("lane", "other_peft", "left_out"), [
+    ("vllm", False, True), ("vllm", True, False), ("newest", False, False), ("oldest", False, False),
+])  # fmt: skip
+def test_pefts_own_tests_run_once_for_each_peft(tmp_path, lane, other_peft, left_out):
+    folder = clone(tmp_path)
+    if other_peft:
+        newest = folder / "pins" / "newest.txt"
+        newest.write_text(newest.read_text().replace("\npeft==", "\npeft==1!"))
+    result = make(folder, "--dry-run", f"test-{lane}")
+    assert f"{LANES[lane].venv.name}/bin/python -m pytest" in result.stdout
+    assert ("--ignore tests/peft_ext/upstream" in result.stdout) == left_out
+
+
 def test_a_missing_compiler_is_one_line_before_anything_is_downloaded(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
