@@ -18,6 +18,7 @@ from gguf_ext.errors import DamagedFileError
 from gguf_ext.inspector import inspect_gguf
 from sqft_plugins.cli.inspect import _show_model
 
+pytestmark = pytest.mark.once  # the reader is ours, and reads bytes
 SECONDS = 5
 MEGABYTES = 60
 """At most, for files of 0.1 MB: float32 copies of what lies in them, and a vocabulary."""

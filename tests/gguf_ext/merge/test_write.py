@@ -252,6 +252,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.once
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux's /proc")
 def test_memory_is_one_tensor(tmp_path):
     """0.2 GB in 10 tensors: at the peak one of them is there, as a byte for each code, and some megabytes."""

@@ -229,6 +229,7 @@ def _controlling():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # ctrl-C reaches the process only through its controlling terminal
 
 
+@pytest.mark.once
 def test_in_a_terminal(place):
     sqft = "from sqft_plugins.cli import main; main()"
     command = [sys.executable, "-c", sqft, "chat", str(place / "chat.gguf"), "--threads", "1"]

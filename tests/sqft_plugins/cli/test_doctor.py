@@ -150,6 +150,7 @@ def test_a_version_outside_the_range_is_wrong(host, monkeypatch):
     assert rows["transformers"]["remedy"].startswith("pip install 'transformers")
 
 
+@pytest.mark.once
 def test_a_core_package_that_is_there_but_broken_is_found_by_deep(host, monkeypatch, tmp_path):
     (tmp_path / "compressed_tensors.py").write_text("raise RuntimeError('half of it is missing')\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -52,6 +52,7 @@ def killed(block: int, before_it_counts: bool, work) -> None:
         os._exit(0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("before_it_counts", [False, True])
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "gptq", "round-to-nearest"])
 @pytest.mark.parametrize("family", ["llama", "bloom"])

@@ -67,6 +67,7 @@ def test_the_report_has_every_stage(finished) -> None:
     assert "- **lora_merged**" not in page
 
 
+@pytest.mark.once
 def test_the_comparison_with_plain_lora_is_added_to_a_finished_demo(finished, tiny_llama, tmp_path) -> None:
     out = shutil.copytree(finished[0], tmp_path / "out")
     report = run_demo(out, settings(tiny_llama, compare_lora=True))
@@ -91,6 +92,7 @@ def test_a_second_run_reuses_everything(finished, tiny_llama) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.once
 def test_other_questions_score_again_but_train_nothing_anew(finished, tiny_llama) -> None:
     out, *_ = finished
     again = run_demo(out, settings(tiny_llama, questions=5))
@@ -98,6 +100,7 @@ def test_other_questions_score_again_but_train_nothing_anew(finished, tiny_llama
     assert {"prune", "train", "merge", "quantize", "export"} <= set(again["reused"])
 
 
+@pytest.mark.once
 def test_another_model_under_the_same_name_is_not_reused(tiny_llama, tmp_path) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_llama, model)
@@ -124,6 +127,7 @@ def test_a_stage_that_failed_is_made_again(tmp_path) -> None:
     assert after.run("two", lambda: {"value": 5}, after=["one"], output="missing")["value"] == 5  # its output is gone
 
 
+@pytest.mark.once
 def test_own_data_are_split_by_prompt(tiny_llama, tmp_path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"Say {n}:", "completion": f" {n}"}) for n in range(60)))

@@ -26,6 +26,7 @@ def test_what_the_user_asked_for_is_not_chosen(capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.once
 def test_a_demo_that_goes_on_keeps_its_size(tiny_llama, tmp_path, monkeypatch) -> None:
     asked = DemoSettings.make({"model": str(tiny_llama), "steps": 2, "text_tokens": 256, "rank_choices": [8, 4]})
     monkeypatch.setattr(run, "choose_size", lambda: "small")

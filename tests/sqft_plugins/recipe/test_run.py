@@ -80,6 +80,7 @@ def test_a_recipe_makes_every_step_and_one_table(finished):
     assert again["artefacts"] == report["artefacts"]
 
 
+@pytest.mark.once
 def test_a_file_in_parts_is_measured_and_scored_as_the_whole_one(finished, tmp_path):
     file, out, report = finished
     first = shutil.copytree(out, tmp_path / "first")
@@ -98,6 +99,7 @@ def test_a_file_in_parts_is_measured_and_scored_as_the_whole_one(finished, tmp_p
     assert set(reused(again)) == {step["name"] for step in again["steps"]} - {"eval"}
 
 
+@pytest.mark.once
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(finished, tiny_llama, tmp_path):
     file = write(tmp_path, tiny_llama)
     command = [sys.executable, "-c", "from sqft_plugins.cli import main; main()", "run", str(file)]
@@ -116,6 +118,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(finished, tiny_llam
         assert (tmp_path / "out" / name).read_bytes() == (finished[1] / name).read_bytes(), name
 
 
+@pytest.mark.once
 def test_a_recipe_changed_after_a_kill_starts_its_training_anew(finished, tiny_llama, tmp_path, monkeypatch, capsys):
     file = write(tmp_path, tiny_llama)
     with killing(monkeypatch, 4):
@@ -126,6 +129,7 @@ def test_a_recipe_changed_after_a_kill_starts_its_training_anew(finished, tiny_l
     assert (tmp_path / "out" / weights).read_bytes() == (finished[1] / weights).read_bytes()
 
 
+@pytest.mark.once
 def test_only_what_changed_and_what_follows_is_made_again(finished, tmp_path):
     file, out, _ = finished
 

@@ -32,9 +32,10 @@ def written(folder: Path) -> dict[str, bytes]:
     [
         ("elastic, dropout, evaluated", {"adapter": {"dropout": 0.1}, "eval_fraction": 0.2, "eval_every": 2,
                                          "keep": "best"}),
-        ("accumulated, packed", {"gradient_accumulation": 2, "packing": True}),
+        pytest.param("accumulated, packed", {"gradient_accumulation": 2, "packing": True}, marks=pytest.mark.once),
         ("quantization-aware", {"adapter": {"quantization_aware": True}}),
-        ("plain LoRA", {"adapter": {"rank_choices": None, "dropout": 0.1}, "tuner": "lora"}),
+        pytest.param("plain LoRA", {"adapter": {"rank_choices": None, "dropout": 0.1}, "tuner": "lora"},
+                     marks=pytest.mark.once),
     ],
 )  # fmt: skip
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_the_undisturbed_one(
