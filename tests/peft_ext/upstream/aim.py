@@ -121,7 +121,7 @@ def config_classes(value: object) -> list[type]:
 def own_source(item: pytest.Function) -> str:
     source = inspect.getsource(getattr(item.function, "parameterized", item.function))
     if item.cls is not None:
-        for key, value in vars(item.cls).items():
-            if inspect.isfunction(value) and not key.startswith("test"):
-                source += inspect.getsource(value)
+        helpers = [inspect.unwrap(value) for key, value in vars(item.cls).items() if not key.startswith("test")]
+        # unwrapped: pytest wraps fixtures, from 8.4 on in what is no function
+        source += "".join(inspect.getsource(helper) for helper in helpers if inspect.isfunction(helper))
     return source
