@@ -19,9 +19,11 @@ MODULE = "model.layers.0.mlp.up_proj"
 
 @pytest.mark.parametrize("name", ["pruned", "int4", "asymmetric"])
 def test_zeros_kept(folders, name):
-    masks = ModelFolder(folders["pruned"]).masks
+    dense, pruned = ModelFolder(folders["dense"]), ModelFolder(folders["pruned"])
+    masks = pruned.masks
     assert zeros_kept(ModelFolder(folders[name]), masks) == 1.0
-    assert zeros_kept(ModelFolder(folders["dense"]), masks) < 0.01
+    zeros = torch.cat([dense.weight(module)[~pruned.mask(module)] == 0 for module in masks])
+    assert zeros_kept(dense, masks) == int(zeros.sum()) / len(zeros) < 0.05  # random bfloat16, of which some are 0
     nothing = {MODULE: pack_mask(torch.ones(128, 64, dtype=torch.bool))}
     assert zeros_kept(ModelFolder(folders["dense"]), nothing) == 1.0
 
