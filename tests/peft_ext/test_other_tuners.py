@@ -44,9 +44,11 @@ REFUSED = "SQFT and other types do not mix in one model"
 
 
 @pytest.fixture(autouse=True)
-def compilers():
+def compilers(monkeypatch, tmp_path):
     """BOFT leaves CC and CXX set to gcc where its extension cannot be built (`patch_environment` of
-    peft/tuners/boft/layer.py yields without `finally`): later tests would compile C++ with it."""
+    peft/tuners/boft/layer.py yields without `finally`): later tests would compile C++ with it. It is built in a folder
+    of the test: in the user's, torch waits for ever for the lock of a build that was killed."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     before = {name: os.environ.get(name) for name in ("CC", "CXX")}
     yield
     for name, value in before.items():
