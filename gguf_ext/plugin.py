@@ -52,23 +52,6 @@ class GGUFExporter:
         return estimate_gguf(model, modules, grid)
 
 
-class QuantizedExporter:
-    """`sqft export gguf-quantized`."""
-
-    name = "gguf-quantized"
-
-    @property
-    def command(self) -> Any:
-        from gguf_ext.cli.export import quantized_command
-
-        return quantized_command
-
-    def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
-        from gguf_ext.quantize.run import quantize_gguf
-
-        return quantize_gguf(model, target, overwrite=overwrite).as_dict()
-
-
 class LoraExporter:
     """`sqft export gguf-lora`. The `model` of its functions is an adapter folder."""
 
@@ -109,7 +92,14 @@ class GGUFModels:
 
 @hookimpl
 def sqft_exporters() -> list[Any]:
-    return [GGUFExporter(), QuantizedExporter(), LoraExporter()]
+    return [GGUFExporter(), LoraExporter()]
+
+
+@hookimpl
+def sqft_makers() -> list[Any]:
+    from gguf_ext.quantize.maker import GGUFMaker
+
+    return [GGUFMaker()]
 
 
 @hookimpl

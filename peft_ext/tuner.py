@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -115,6 +115,7 @@ class SQFTTuner(PeftTuner):
     def attach(self, model: Any, settings: Any) -> nn.Module:
         with _no_advice():
             tuned = get_peft_model(model, self._config(settings))
+        _begin_from(tuned, settings.init_adapter)
         return self._on_grid(tuned)
 
     def load(self, model: Any, adapter: Path, grid: Path | None = None) -> nn.Module:
@@ -180,7 +181,9 @@ class LoraTuner(PeftTuner):
                 raise SQFTError(f"{field} needs --tuner sqft: a plain LoRA has one rank and knows no grid")
 
     def attach(self, model: Any, settings: Any) -> nn.Module:
-        return get_peft_model(model, LoraConfig(**_lora_options(settings)))
+        tuned = get_peft_model(model, LoraConfig(**_lora_options(settings)))
+        _begin_from(tuned, settings.init_adapter)
+        return tuned
 
     def set_rank(self, model: Any, rank: Rank) -> Mapping[str, int]:
         """A plain LoRA has one rank: every named one is it."""
@@ -193,6 +196,17 @@ class LoraTuner(PeftTuner):
 
     def quantized(self, model: Any, merged: bool = True) -> Mapping[str, QuantizedWeight]:
         raise SQFTError("a plain LoRA has no codes: it was not trained through a grid")
+
+
+def _begin_from(model: Any, adapter: str | None) -> None:
+    """Gives a new adapter A and B of a plain LoRA over the same layers."""
+    if adapter is None:
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="tensors of an adapter came without")  # a plain LoRA knows no zeros
+        found: Any = set_peft_model_state_dict(model, dict(AdapterFolder(adapter).read()))
+    if found.unexpected_keys:
+        raise CheckpointError(f"adapter {adapter} has {found.unexpected_keys[0]}, which is not adapted here")
 
 
 def _lora_options(settings: Any) -> dict[str, Any]:

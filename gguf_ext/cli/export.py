@@ -1,4 +1,4 @@
-"""`sqft export gguf`, `sqft export gguf-quantized` and `sqft export gguf-lora`."""
+"""`sqft export gguf` and `sqft export gguf-lora`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Self
 import click
 from pydantic import model_validator
 
-from gguf_ext.quantize.settings import QuantizeOptions
 from gguf_ext.settings import Options
 from gguf_ext.write.split import check_target
 from sqft_plugins.checkpoint.files import check_output_file
@@ -61,33 +60,6 @@ def export_command(model: str, settings: Options, output: FileOutput) -> Found:
         *unchecked_line(report.unchecked),
     ]
     return Found(report.as_dict(), "\n".join(lines))
-
-
-@verb(
-    "sqft export gguf-quantized merged --type Q4_K_M --out model-Q4_K_M.gguf",
-    "sqft export gguf-quantized merged --type Q3_K_S --calibration train.jsonl --out model-Q3_K_S.gguf",
-    "sqft export gguf-quantized merged --type Q4_0 --no-importance --out model-Q4_0.gguf --json",
-    name="gguf-quantized",
-    settings=QuantizeOptions,
-    output=FileOutput,
-)
-@click.argument("model", type=MODEL_FOLDER)
-def quantized_command(model: str, settings: QuantizeOptions, output: FileOutput) -> Found:
-    """Quantize a dense float MODEL by llama.cpp.
-
-    As `llama-quantize` does it, with an importance matrix of the calibration text. The weights are rounded, and
-    adapters can be trained through the file as it is. INT4 and pruned models keep their codes and zeros with `sqft
-    export gguf`.
-    """
-    check_target(output.out, output.overwrite)
-    from gguf_ext.quantize.run import quantize_gguf
-
-    report = quantize_gguf(model, output.out, overwrite=output.overwrite, **settings.model_dump())
-    total = sum(report.types.values())
-    types = ", ".join(f"{name} {count / total:.1%}" for name, count in report.types.items())
-    matrix = f"importance of {report.weighted} layers" if report.calibration else "no importance matrix"
-    line = f"{report.path}: {report.bytes / 1e6:.1f} MB in {report.seconds:g} s; {types} of the weights; {matrix}"
-    return Found(report.as_dict(), line)
 
 
 @verb(

@@ -28,6 +28,7 @@ class Reading(InMemory):
     def finished(self, block: nn.Module, rows: list[Row], run: BlockRun | None) -> None:
         self.skeleton.free(block)
         release_memory()
+        super().finished(block, rows, run)
 
 
 def importance_matrix(model: str | Path, calibration: Calibration) -> dict[str, Tensor]:

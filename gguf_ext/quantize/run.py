@@ -19,14 +19,17 @@ from torch import Tensor
 from gguf_ext.errors import GGUFError, RuntimeFailedError
 from gguf_ext.export import export_gguf
 from gguf_ext.layout import find_layout
+from gguf_ext.quantize.compensate import check_zeros, compensate
 from gguf_ext.quantize.importance import importance_matrix
-from gguf_ext.quantize.settings import FILE_TYPES, QuantizeOptions
+from gguf_ext.quantize.names import FILE_TYPES, GPTQ, METHODS, OWN, WITH_ZERO, file_type
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.write.metadata import EXACT
 from gguf_ext.write.split import check_target
 from sqft_plugins.checkpoint import ModelFolder, write_file
-from sqft_plugins.compress.float_model import Calibration
+from sqft_plugins.checkpoint.hub import local_folder
+from sqft_plugins.compress.float_model import Calibration, FloatModel
+from sqft_plugins.compress.report import Row, total
 from sqft_plugins.hardware import cores
 
 
@@ -37,16 +40,22 @@ class QuantizeReport:
     path: the file. bytes: of it.
     type: llama.cpp's mix. types: type of tensors → the weights that are of it; a row that no block of 256 divides gets
         another type than the mix has.
-    calibration: where the text of the importance matrix came from; None without one.
-    weighted: layers that the matrix knows.
+    method: "gptq" or "llama.cpp".
+    calibration: where the text came from; None where none was read.
+    weighted: layers that the importance matrix knows.
+    sparsity: the fraction of the linear layers' weights that is held at 0; 0 for a dense model.
+    worst: of GPTQ, the layer with the largest error, as in `sqft_plugins.compress.report`; else None.
     seconds: of all.
     """
 
     path: str
     type: str
     types: dict[str, int]
+    method: str
     calibration: str | None
     weighted: int
+    sparsity: float
+    worst: dict[str, Any] | None
     bytes: int
     seconds: float
 
@@ -54,50 +63,86 @@ class QuantizeReport:
         return asdict(self)
 
 
-def quantize_gguf(model: str | Path, target: str | Path, *, overwrite: bool = False, **options: Any) -> QuantizeReport:
-    """Writes a float model folder as a GGUF file in one of llama.cpp's mixes of types, as `llama-quantize` does.
+def quantize_gguf(
+    model: str | Path,
+    target: str | Path,
+    *,
+    type: str = "Q4_K_M",
+    method: str = OWN,
+    importance: bool = True,
+    calibration: str | Path | None = None,
+    sequences: int = 32,
+    length: int = 128,
+    overwrite: bool = False,
+) -> QuantizeReport:
+    """Writes a float model folder as a GGUF file in one of llama.cpp's mixes of types.
 
-    options: the fields of `QuantizeOptions`. Raises a GGUFError or CheckpointError before any work for a model that is
-    INT4 or pruned, whose codes or zeros would be lost; RuntimeFailedError where llama.cpp refuses. The float file that
-    it reads stands beside the target for so long.
+    type: the mix, such as "Q4_0".
+    method: "llama.cpp", what `llama-quantize` does; or "gptq": its scales, but other codes, and zeros that were pruned
+        stay.
+    importance: whether its quantizer weighs each input as much as it is used in the calibration text.
+    calibration, sequences, length: as of `quantize_folder`.
+
+    Raises a GGUFError or CheckpointError before any work for a model that is quantized, and for a pruned one whose
+    zeros the type or the method would lose; RuntimeFailedError where llama.cpp refuses. The float file that it reads
+    stands beside the target for so long.
     """
     start = time.monotonic()
-    chosen = QuantizeOptions(**options)
-    path = check_target(target, overwrite)
-    folder = ModelFolder(model)
-    _check_float(folder)
 
+    # everything that can be refused
+    mix, texts = file_type(type), Calibration(calibration, sequences, length)
+    if method not in METHODS:
+        raise GGUFError(f"method={method!r} does not make {mix}: use {' or '.join(METHODS)}")
+    path = check_target(target, overwrite)
+    folder = ModelFolder(local_folder(model))
+    sparse = _check(folder, mix, method)
+    tokens = None
+    if method == GPTQ:
+        source = FloatModel(folder.path)
+        tokens = texts.tokens(source.path, "hessian", source.skeleton)
+
+    # the float file, llama.cpp's quantizer over it, and other codes
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=_made(path.parent)) as place:
         whole = Path(place) / "float.gguf"
         export_gguf(folder.path, whole)
-        matrix: dict[str, Tensor] = {}
-        if chosen.importance:
-            matrix = _by_tensor(folder, Calibration(chosen.calibration, chosen.sequences, chosen.length))
+        matrix = _by_tensor(folder, texts) if importance else {}
         with write_file(path, overwrite) as temporary:
-            _run(whole, temporary, FILE_TYPES[chosen.type], matrix)
+            _run(whole, temporary, FILE_TYPES[mix], matrix)
+            whole.unlink()
+            if sparse:
+                check_zeros(source, temporary)
+            if tokens is not None:
+                rows = compensate(source, temporary, tokens, keep_zeros=sparse)
             weights: Counter[str] = Counter()
             for info in GGUFFile(temporary).tensors.values():
                 weights[info.type_name] += math.prod(info.shape)
 
     return QuantizeReport(
         path=str(path),
-        type=chosen.type,
+        type=mix,
         types=dict(weights.most_common()),
-        calibration=(chosen.calibration or "built-in") if chosen.importance else None,
+        method=method,
+        calibration=str(calibration or "built-in") if importance or rows else None,
         weighted=len(matrix),
+        sparsity=total(rows, "sparsity") if sparse else 0.0,
+        worst=max(rows, key=lambda row: row["error"], default=None),
         bytes=path.stat().st_size,
         seconds=round(time.monotonic() - start, 2),
     )
 
 
-def _check_float(folder: ModelFolder) -> None:
+def _check(folder: ModelFolder, mix: str, method: str) -> bool:
+    """Whether the model is pruned. Raises GGUFError for a model with codes, and where zeros would be lost."""
     if folder.files and folder.grid is not None:
         raise GGUFError(f"model {folder.path} is INT4: `sqft export gguf` writes its very codes, use that")
-    if folder.stamp is not None or folder.masks:
-        raise GGUFError(
-            f"model {folder.path} is pruned, and llama.cpp's quantizer does not keep zeros: run `sqft quantize`, then "
-            "`sqft export gguf`"
-        )
+    sparse = folder.stamp is not None or bool(folder.masks)
+    if sparse and method != GPTQ:
+        raise GGUFError(f"model {folder.path} is pruned, and llama.cpp's quantizer keeps no zeros: use --method {GPTQ}")
+    if sparse and mix not in WITH_ZERO:
+        names = ", ".join(name.lower() for name in WITH_ZERO)
+        raise GGUFError(f"model {folder.path} is pruned, and types of {mix} cannot hold a 0: use --grid {names}")
+    return sparse
 
 
 def _by_tensor(folder: ModelFolder, calibration: Calibration) -> dict[str, Tensor]:
@@ -129,7 +174,7 @@ def _run(source: Path, target: Path, file_type: int, matrix: Mapping[str, Tensor
 
     forget_errors()
     if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), settings):
-        raise RuntimeFailedError(f"llama.cpp cannot quantize {source.name} ({last_error()}): try another --type")
+        raise RuntimeFailedError(f"llama.cpp cannot quantize {source.name} ({last_error()}): try another --grid")
 
 
 def _made(folder: Path) -> Path:

@@ -66,7 +66,7 @@ def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> 
     if kind is None:
         raise GGUFError(
             f"{name}: {weight.grid.kind.name} has steps outside -128..127, the range of Q8_0: quantize without "
-            "--asymmetric, or let llama.cpp quantize the float model (`sqft export gguf-quantized`)"
+            "--asymmetric, or quantize the float model again (`sqft quantize --grid q8_0`)"
         )
     return kind
 

@@ -1,16 +1,24 @@
-"""sqft quantize: INT4, or another width, with the mask kept."""
+"""sqft quantize: a float model onto a grid, with the mask kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
+from sqft_plugins.checkpoint.files import check_output_file, check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
-from sqft_plugins.cli.verb import Found, Output, verb
-from sqft_plugins.compress.settings import QuantizeSettings
+from sqft_plugins.cli.verb import Found, Overwrite, verb
+from sqft_plugins.compress.settings import QuantizeSettings, maker_of
+from sqft_plugins.errors import SQFTError
+from sqft_plugins.settings import option
 from sqft_plugins.settings.checked import MODEL_NAME
+
+
+class Place(Overwrite):
+    out: str = option(..., "Where to write. Must not exist.", "place", metavar="DIR|FILE.gguf")
 
 
 @verb(
@@ -18,25 +26,46 @@ from sqft_plugins.settings.checked import MODEL_NAME
     "sqft quantize models/gemma-50 --method gptq --out models/gemma-50-int4",
     "sqft quantize models/gemma-50 --group-size 64 --asymmetric --out models/gemma-50-int4",
     "sqft quantize models/gemma-50 --group-size -1 --out models/gemma-50-int4 --json",
-    "sqft quantize models/gemma-50 --bits 3 --asymmetric --method gptq --out models/gemma-50-int3",
+    "sqft quantize models/gemma-50 --grid int3 --asymmetric --method gptq --out models/gemma-50-int3",
+    "sqft quantize models/gemma --grid q4_0 --out gemma-q4_0.gguf                  # GPTQ on llama.cpp's scales",
+    "sqft quantize models/gemma --grid q4_k_m --method llama.cpp --out gemma.gguf  # as llama-quantize does it",
     settings=QuantizeSettings,
-    output=Output,
+    place=Place,
 )
 @click.argument("model", type=MODEL_NAME)
-def command(model: str, settings: QuantizeSettings, output: Output) -> Found:
-    """Put MODEL on the INT4 grid, or on that of --bits.
+def command(model: str, settings: QuantizeSettings, place: Place) -> Found:
+    """Put MODEL on a grid: INT4, or that of --grid.
 
-    MODEL is a float model, sparse or dense; the linear layers of its blocks become INT4, pruned weights stay zero. The
-    kernels, vLLM on a CPU and the compact form are for 4 bits; other widths are trained through, merged and evaluated.
+    MODEL is a float model, sparse or dense; the linear layers of its blocks get codes, and pruned weights stay zero.
 
-    The result is a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load. gptq reads
-    a block, quantizes it over calibration text and writes it; killed, the same command goes on where it was.
+    int2 to int8 make a compressed-tensors `pack-quantized` folder, which stock transformers and stock vLLM load; the
+    kernels, vLLM on a CPU and the compact form are for int4. gptq reads a block, quantizes it over calibration text and
+    writes it; killed, the same command goes on where it was.
+
+    A type of llama.cpp makes a .gguf file with the scales that its quantizer chooses. The weights are rounded: an
+    adapter that shall keep its gain is trained over the file.
     """
+    maker = maker_of(settings.grid)
+    _check_out(place, settings.grid, "" if maker is None else maker.ending)
     local_folder(model)  # a name that the hub does not know is refused before torch is imported
+    if maker is not None:
+        made = maker.make(Path(model), Path(place.out), settings, place.overwrite)
+        return Found(made, maker.describe(made))
+
     from sqft_plugins.compress.quantize import quantize_folder
 
-    report = quantize_folder(model, output.out, overwrite=output.overwrite, **settings.model_dump())
+    report = quantize_folder(model, place.out, overwrite=place.overwrite, **settings.keywords())
     return Found(report, _line(report))
+
+
+def _check_out(place: Place, grid: str, ending: str) -> None:
+    """Raises SQFTError, before anything is imported, for an output that cannot be written, or that is no place for the
+    grid. ending: of a file; "" for a folder."""
+    if ending and not place.out.endswith(ending):
+        raise SQFTError(f"--out {place.out}: {grid} is a file, call it {place.out.rstrip('/')}{ending}")
+    if not ending and place.out.endswith(".gguf"):
+        raise SQFTError(f"--out {place.out}: {grid} is a folder; a file has a type of llama.cpp, such as --grid q4_0")
+    (check_output_file if ending else check_output_folder)(place.out, place.overwrite)
 
 
 def _line(report: Mapping[str, Any]) -> str:

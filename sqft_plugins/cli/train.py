@@ -27,6 +27,7 @@ class TrainOutput(Output):
     "sqft train models/gemma-50-int4 --data train.jsonl --quantization-aware --out adapters/math-qa",
     "sqft train models/gemma-50 --data d.jsonl --quantization-aware --grid models/gemma-50-int4 --out adapters/qa",
     "sqft train gemma-Q4_K_M.gguf --data train.jsonl --out adapters/mine           # the very file that runs",
+    "sqft train gemma-Q4_K_M.gguf --init-adapter adapters/lora --steps 0 --data train.jsonl --out adapters/mine",
     "sqft train models/gemma-50 --data train.jsonl --tuner lora --rank 16 --alpha 32 --out adapters/plain --json",
     inputs=TrainInputs,
     adapter=AdapterSettings,
@@ -65,9 +66,11 @@ def command(
 
 
 def _text(report: Mapping[str, Any]) -> str:
+    parameters = f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters"
+    if not report["losses"]:
+        return f"{parameters} of {report['adapter']['init_adapter']}, settled in {report['seconds']:.0f} s"
     tuned = (
-        f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters tuned in {report['seconds']:.0f} s, "
-        f"loss {report['losses'][0]:.3f} → {report['losses'][-1]:.3f}"
+        f"{parameters} tuned in {report['seconds']:.0f} s, loss {report['losses'][0]:.3f} → {report['losses'][-1]:.3f}"
     )
     if not report["evaluations"]:
         return tuned

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from sqft_plugins.compress.calibration import check_texts
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.pattern import Pattern
 from sqft_plugins.settings import Offered, Settings, option
 from sqft_plugins.settings.checked import CheckedPath
 
-BITS = (2, 3, 4, 5, 6, 8)  # of sqft_plugins.grid.UNIFORM, which brings torch
+if TYPE_CHECKING:
+    from sqft_plugins.plugins.protocols import Maker
+
+GRIDS = ("int2", "int3", "int4", "int5", "int6", "int8")  # sqft_plugins.grid.UNIFORM, which brings torch
 TEXTS = CheckedPath(check_texts)
 """A file with texts, or what can be the name of a data set."""
 
@@ -67,26 +70,80 @@ class PruneSettings(CompressSettings):
 
 
 class QuantizeSettings(CompressSettings):
-    method: str = option("round-to-nearest", "Or gptq; plug-ins add more.", Offered("sqft_quantizers"))
-    bits: int = option(4, "Of a code: 2, 3, 4, 5, 6 or 8. The kernels and GGUF's Q4_0 are for 4.")
-    group_size: int = option(32, "Weights that share a scale: 32, 64, 128; -1: a row.")
+    grid: str = option(
+        "int4",
+        "int2, int3, int4, int5, int6 or int8, for a folder; or a type of llama.cpp, such as q4_0, q4_k_m or q3_k_s, "
+        "for a .gguf file.",
+        metavar="NAME",
+    )
+    method: str = option(
+        "round-to-nearest",
+        "How codes are chosen: gptq, or that of a plug-in. Types of llama.cpp: gptq, which is the default there, or "
+        "llama.cpp, its own codes.",
+    )
+    group_size: int = option(32, "Weights that share a scale: 32, 64, 128; -1: a row. For int2 to int8.")
     symmetric: bool = option(
         True,
-        "False: a zero point for each group.",
+        "False: a zero point for each group. For int2 to int8.",
         name="--asymmetric",
         help="A zero point for each group; its GGUF is Q5_0 where a Q4_0 cannot hold it.",
     )
+    importance: bool = option(
+        True,
+        "Whether llama.cpp weighs each input as much as it is used in the calibration text.",
+        name="--no-importance",
+        help="For types of llama.cpp: every input weighs the same.",
+    )
 
-    @field_validator("bits")
+    @model_validator(mode="before")
     @classmethod
-    def _check_bits(cls, value: int) -> int:
-        if value not in BITS:
-            raise SQFTError(f"bits={value} is no grid: use {', '.join(map(str, BITS))}")
-        return value
+    def _with_method(cls, values: dict[str, Any]) -> dict[str, Any]:
+        grid = values.get("grid", "int4")
+        return {**values, "method": method_of(grid, values.get("method"))} if isinstance(grid, str) else values
 
-    @field_validator("group_size")
-    @classmethod
-    def _check_group_size(cls, value: int) -> int:
-        if value < 1 and value != -1:
-            raise SQFTError(f"group_size={value} is not a group: use 32, 64, 128 or -1 (per channel)")
-        return value
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.group_size < 1 and self.group_size != -1:
+            raise SQFTError(f"group_size={self.group_size} is not a group: use 32, 64, 128 or -1 (per channel)")
+        foreign = ("group_size", "symmetric", "exclude") if maker_of(self.grid) else ("importance",)
+        for name in foreign:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                whose = "int2 to int8" if maker_of(self.grid) else "types of llama.cpp"
+                raise SQFTError(f"{name}={getattr(self, name)} does not go with --grid {self.grid}, it is for {whose}")
+        return self
+
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of `quantize_folder`; of a grid that a folder has."""
+        return {**self.model_dump(exclude={"grid", "importance"}), "bits": bits_of(self.grid)}
+
+
+def bits_of(grid: str) -> int:
+    """Of a code of "int4" and so on."""
+    return int(grid.removeprefix("int"))
+
+
+def maker_of(grid: str) -> Maker | None:
+    """Whose quantizer makes a grid; None for one of ours, which is a folder's. Raises SQFTError for an unknown name."""
+    from sqft_plugins.plugins import get_manager
+
+    if grid in GRIDS:
+        return None
+    makers = cast("dict[str, Maker]", get_manager().collect("sqft_makers"))
+    known = {name: maker for maker in makers.values() for name in maker.grids}
+    if grid not in known:
+        raise SQFTError(f"grid={grid!r} is unknown: {nearest(grid, [*GRIDS, *known])}")
+    return known[grid]
+
+
+def method_of(grid: str, method: str | None) -> str:
+    """The method, or the default of the grid. Raises SQFTError for a method that does not make this grid."""
+    from sqft_plugins.plugins import get_manager
+
+    maker = maker_of(grid)
+    if maker is None:
+        if method is not None:
+            get_manager().get("sqft_quantizers", method, "method")
+        return method or "round-to-nearest"
+    if method is not None and method not in maker.methods:
+        raise SQFTError(f"method={method!r} does not make {grid}: use {' or '.join(maker.methods)}")
+    return method or maker.methods[0]

@@ -95,7 +95,7 @@ class Costs:
     def quantize(self, quantizer: Quantizer) -> Cost:
         def run(rows: int, columns: int) -> None:
             weight = torch.randn(rows, columns)
-            grid = self.settings.grid
+            grid = self.settings.stamp
             quantizer.quantize(weight, weight > 0, _statistic(quantizer.statistic, columns), grid)
 
         return self._compress(f"quantize ({quantizer.name})", quantizer.statistic, run)

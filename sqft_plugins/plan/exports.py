@@ -28,7 +28,7 @@ def exports(source: FloatModel, settings: PlanSettings) -> list[dict[str, Any]]:
         for of, modules in (("INT4", list(source.modules)), ("merged", [])):
             row: dict[str, Any] = {"format": name, "of": of}
             try:
-                estimated = estimate(source.path, modules, settings.grid)
+                estimated = estimate(source.path, modules, settings.stamp)
                 rows.append({**row, "possible": True, "reason": "", **estimated})
             except SQFTError as error:
                 rows.append({**row, "possible": False, "reason": str(error), "types": {}, "exact": None, "bytes": None})

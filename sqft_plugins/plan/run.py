@@ -58,10 +58,10 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     stages = [
         sizes.of_source(),
         sizes.pruned(),
-        sizes.int4(settings.grid),
-        *([sizes.compact(settings.grid, patterns)] if settings.grid.kind == INT4 else []),
+        sizes.int4(settings.stamp),
+        *([sizes.compact(settings.stamp, patterns)] if settings.stamp.kind == INT4 else []),
         sizes.pruned("merged"),
-        sizes.int4(settings.grid, f"merged {settings.grid.label}"),
+        sizes.int4(settings.stamp, f"merged {settings.stamp.label}"),
     ]
     if targets:
         stages.append(sizes.adapter(targets, settings.rank, f"adapter, rank {settings.rank}"))

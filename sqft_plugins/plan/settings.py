@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import field_validator
 
-from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings, check_pattern
+from sqft_plugins.compress.settings import GRIDS, PruneSettings, QuantizeSettings, bits_of, check_pattern
+from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.names import resolve, select
-from sqft_plugins.settings import Settings, like, option
+from sqft_plugins.settings import Offered, Settings, like, option
 from sqft_plugins.tune.settings import ALL_LINEAR, PAPER_TARGETS, AdapterSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class PlanSettings(Settings):
     )
     exclude: list[str] = like(PruneSettings, "exclude")
     method: str = like(PruneSettings, "method", PRUNE)
-    quantize_method: str = like(QuantizeSettings, "method", QUANTIZE)
-    bits: int = like(QuantizeSettings, "bits", QUANTIZE)
+    quantize_method: str = option("round-to-nearest", QUANTIZE, Offered("sqft_quantizers"))
+    grid: str = option("int4", "Of `sqft quantize`: int2 to int8.", metavar="NAME")
     group_size: int = like(QuantizeSettings, "group_size", QUANTIZE)
     symmetric: bool = like(QuantizeSettings, "symmetric", QUANTIZE)
     sequences: int = like(PruneSettings, "sequences", "Calibration sequences.")
@@ -45,11 +46,18 @@ class PlanSettings(Settings):
 
     _check_sparsity = field_validator("sparsity", "overrides")(check_pattern)
 
+    @field_validator("grid")
+    @classmethod
+    def _check_grid(cls, value: str) -> str:
+        if value not in GRIDS:
+            raise SQFTError(f"grid={value!r} has no plan: {nearest(value, GRIDS)}")
+        return value
+
     @property
-    def grid(self) -> GridStamp:
+    def stamp(self) -> GridStamp:
         from sqft_plugins.checkpoint.stamp import GridStamp
 
-        return GridStamp(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        return GridStamp(bits=bits_of(self.grid), group_size=self.group_size, symmetric=self.symmetric)
 
     def adapter(self) -> AdapterSettings:
         """Raises SQFTError for ranks that make no search space."""

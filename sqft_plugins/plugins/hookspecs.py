@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Engine,
         Exporter,
         Inspector,
+        Maker,
         ModelReader,
         Pruner,
         Quantizer,
@@ -49,6 +50,11 @@ def sqft_quantizers() -> Iterable[Quantizer]:
 def sqft_grids() -> Iterable[GridKind]:
     """Kinds of grids that adapters can be trained through, such as those of a file format that the plug-in opens;
     `python -m sqft_plugins.grid` lists and proves them."""
+
+
+@hookspec
+def sqft_makers() -> Iterable[Maker]:
+    """Formats with quantizers of their own, for `sqft quantize --grid NAME`."""
 
 
 @hookspec

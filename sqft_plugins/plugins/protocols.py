@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sqft_plugins.checkpoint.model_file import ModelFile
     from sqft_plugins.checkpoint.stamp import GridStamp
+    from sqft_plugins.compress.settings import QuantizeSettings
     from sqft_plugins.grid import QuantizedWeight
     from sqft_plugins.mask import Pattern
     from sqft_plugins.search.space import Space
@@ -42,6 +43,22 @@ class Quantizer(Protocol):
 
     def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
         """weight [out, in] → codes on the grid; every weight that `mask` prunes must get the code of zero."""
+
+
+class Maker(Protocol):
+    """A format with quantizers of its own. name: of the format. grids: what `sqft quantize --grid` makes in it.
+    methods: for `--method`, the first is the default. ending: of its files, such as ".gguf"."""
+
+    name: str
+    grids: Sequence[str]
+    methods: Sequence[str]
+    ending: str
+
+    def make(self, model: Path, out: Path, settings: QuantizeSettings, overwrite: bool = False) -> Mapping[str, Any]:
+        """Writes the float model folder `model` as the file `out` → a report, for `--json`."""
+
+    def describe(self, report: Mapping[str, Any]) -> str:
+        """The report in a line."""
 
 
 Searcher = Callable[[Sequence[str], Sequence[int]], Mapping[str, int]]

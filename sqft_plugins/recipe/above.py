@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,14 @@ class Above:
             raise SQFTError(f"{model.name} is INT4 already: name a float model with model:")
         return model
 
+    def tunable(self, name: str | None) -> Artefact:
+        """What an adapter is trained over: a folder, or a file with codes. An exported file is meant by its name
+        alone."""
+        if name is not None:
+            return self.find(name, "model", "file")
+        made = {name: one for name, one in self.made.items() if not name.startswith("export")}
+        return replace(self, made=made).last("model", "file")
+
     def elastic_adapter(self, name: str | None) -> Artefact:
         """Raises SQFTError for an adapter of a fixed rank."""
         adapter = self.find(name, "adapter")
@@ -99,7 +107,7 @@ class Above:
 
     def over(self, model: str | None, adapter: Artefact, grid: str | None) -> dict[str, Artefact]:
         """The adapter with the model that it is over and its grid; a section may name others."""
-        base = self.find(model, "model") if model else adapter.base
+        base = self.find(model, "model", "file") if model else adapter.base
         codes = self.find(grid, "model") if grid else adapter.grid
         assert base is not None
         return {"model": base, "adapter": adapter, **({"grid": codes} if codes else {})}

@@ -10,13 +10,14 @@ from typing import Literal
 from sqft_plugins.adapter import AdapterFolder, is_adapter
 from sqft_plugins.configurations import read_configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
+from sqft_plugins.model_files import reader_of
 
 Kind = Literal["model", "adapter", "ranks", "file", "part"]
 NOUN = {
     "model": "a model",
     "adapter": "an adapter",
     "ranks": "a search",
-    "file": "an exported model",
+    "file": "a model that is a file",
     "part": "an exported adapter",
 }
 
@@ -26,8 +27,9 @@ class Artefact:
     """A model, an adapter, the ranks of a search, or an exported file.
 
     name: of the step that makes it, or its path.
-    kind: "ranks" is what a search finds; "file" an exported model, "part" an exported adapter.
+    kind: "ranks" is what a search finds; "file" a model that is a file, "part" an exported adapter.
     step: whether a step makes it.
+    int4: whether it has codes, of any grid.
 
     source: of a model: the model that it was made from.
     base: of an adapter: the model that it is over; of ranks: their adapter.
@@ -69,9 +71,9 @@ class Artefact:
 
 
 def from_path(path: Path) -> Artefact:
-    """An artefact that no step makes. Raises CheckpointError for a path that is no model, adapter or GGUF file."""
-    if path.is_file() and path.suffix == ".gguf":
-        return Artefact(str(path), "file", path, step=False)
+    """An artefact that no step makes. Raises CheckpointError for a path that is no model and no adapter."""
+    if reader_of(path) is not None:
+        return Artefact(str(path), "file", path, step=False, int4=True)
     if is_adapter(path):
         return _adapter(path)
     from sqft_plugins.checkpoint import ModelFolder
@@ -90,10 +92,8 @@ def ranks_from_file(path: str) -> dict[str, int]:
 def _adapter(path: Path) -> Artefact:
     """Raises CheckpointError for an adapter whose base is not here."""
     folder = AdapterFolder(path)
-    if folder.base is None or not Path(folder.base).is_dir():
-        raise CheckpointError(
-            f"adapter {path} was trained over {folder.base}, which is no folder here: put it there again"
-        )
+    if folder.base is None or not Path(folder.base).exists():
+        raise CheckpointError(f"adapter {path} was trained over {folder.base}, which is not here: put it there again")
 
     grid = folder.config.get("grid")
     return Artefact(

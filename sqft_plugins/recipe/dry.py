@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.compress.float_model import FloatModel
+from sqft_plugins.compress.settings import maker_of
 from sqft_plugins.elastic import heuristic_rank
 from sqft_plugins.plan import machine_now
 from sqft_plugins.plan.config import has_weights, open_source
@@ -101,10 +102,12 @@ class Planner:
         return costs.prune(pruner, settings.patterns(costs.source)), Sizes(costs.source).pruned().total
 
     def _quantize(self, step: Step) -> tuple[Cost | None, int | None]:
+        if maker_of(step.section.grid) is not None:
+            return None, None
         settings = planned(step.section)
         quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "method")
         costs = self._costs_for(settings)
-        return costs.quantize(quantizer), Sizes(costs.source).int4(settings.grid).total
+        return costs.quantize(quantizer), Sizes(costs.source).int4(settings.stamp).total
 
     def _train(self, step: Step) -> tuple[Cost | None, int | None]:
         section = step.section
@@ -129,6 +132,8 @@ class Planner:
 
     def _merge(self, step: Step) -> tuple[Cost | None, int | None]:
         assert step.makes is not None
+        if step.makes.kind == "file":
+            return None, None
         made = self.sizes.int4(grid_of(step.makes, self.steps)) if step.makes.int4 else self.sizes.pruned()
         return self._costs_for(PlanSettings()).merge(), made.total
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqft_plugins.checkpoint import GridStamp
 from sqft_plugins.compress.calibration import calibration_texts
 from sqft_plugins.compress.prune import as_pattern
-from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
+from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings, bits_of, maker_of
 from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.evaluate.harness import choose_tasks, load_tasks
 from sqft_plugins.hardware import parse_dtype
@@ -61,7 +61,6 @@ def _prune(step: Step) -> None:
 
 
 def _quantize(step: Step) -> None:
-    get_manager().get("sqft_quantizers", step.section.method, "method")
     calibration_texts(step.section.calibration, "calibration")
 
 
@@ -111,6 +110,8 @@ VERBS: Mapping[str, Callable[[Step], None]] = {
 
 def _on_model(step: Step, steps: Sequence[Step], base: Artefact) -> None:
     section = step.section
+    if step.verb == "quantize" and maker_of(section.grid) is not None:
+        return  # its own quantizer says what it cannot do
     if step.verb in ("prune", "quantize") and base in step.uses["model"].lineage:
         settings = planned(section)
         source = open_source(base.path, section.exclude)
@@ -134,7 +135,7 @@ def planned(section: Prune | Quantize) -> PlanSettings:
     if isinstance(section, Prune):
         given = section.part(PruneSettings).keywords()
     else:
-        given = section.part(QuantizeSettings).model_dump()
+        given = section.part(QuantizeSettings).model_dump(exclude={"importance"})
         given["quantize_method"] = given.pop("method")
     del given["calibration"]
     return PlanSettings(**given)
@@ -150,9 +151,9 @@ def _check_examples(section: Any, base: Path) -> None:
 
 def grid_of(model: Artefact, steps: Sequence[Step]) -> GridStamp:
     """The grid that an INT4 model will have: that of the quantize step that it goes back to."""
-    sections = {step.name: step.section for step in steps if step.verb == "quantize"}
+    sections = {s.name: s.section for s in steps if s.verb == "quantize" and maker_of(s.section.grid) is None}
     made = [sections[artefact.name] for artefact in model.lineage if artefact.name in sections]
     section = next(iter([*made, *sections.values()]), None)
     if section is None:
         return GridStamp()
-    return GridStamp(bits=section.bits, group_size=section.group_size, symmetric=section.symmetric)
+    return GridStamp(bits=bits_of(section.grid), group_size=section.group_size, symmetric=section.symmetric)

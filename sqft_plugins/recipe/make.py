@@ -12,7 +12,7 @@ from typing import Any
 from sqft_plugins.checkpoint import write_file
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
-from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings
+from sqft_plugins.compress.settings import PruneSettings, QuantizeSettings, maker_of
 from sqft_plugins.evaluate.harness import choose_tasks
 from sqft_plugins.evaluate.report import evaluate_model, open_candidate
 from sqft_plugins.recipe import export as exporting
@@ -54,8 +54,12 @@ class Maker:
         return prune_folder(step.uses["model"].path, step.target, overwrite=True, **given)
 
     def quantize(self, step: Step) -> dict[str, Any]:
-        given = step.section.part(QuantizeSettings).model_dump()
-        return quantize_folder(step.uses["model"].path, step.target, overwrite=True, **given)
+        settings, model = step.section.part(QuantizeSettings), step.uses["model"].path
+        maker = maker_of(settings.grid)
+        if maker is None:
+            return quantize_folder(model, step.target, overwrite=True, **settings.keywords())
+        step.target.parent.mkdir(parents=True, exist_ok=True)
+        return dict(maker.make(model, step.target, settings, overwrite=True))
 
     def train(self, step: Step) -> dict[str, Any]:
         s, grid = step.section, step.uses.get("grid")
@@ -123,7 +127,7 @@ class Maker:
         """The artefact with the path to open: of a file that an export has written in parts, the first part."""
         if artefact.kind != "file" or not artefact.step:
             return artefact
-        return replace(artefact, path=exporting.files_of(self.results[artefact.name], artefact.path)[0])
+        return replace(artefact, path=exporting.files_of(self.results.get(artefact.name, {}), artefact.path)[0])
 
 
 def measured(step: Step, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def measured(step: Step, result: Mapping[str, Any]) -> dict[str, Any]:
     made = step.makes
     if made is None or made.kind == "ranks":
         return {}
-    if made.kind == "model":
+    if made.kind == "model" or (made.kind == "file" and step.verb != "export"):
         return {"measured": folder_numbers(made.path)}
     if made.kind == "adapter":
         assert made.base is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter import AdapterFolder
-from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint import ModelFolder, open_model
 from sqft_plugins.measure import sizes, zeros_kept
 from sqft_plugins.plugins import get_manager
 from sqft_plugins.recipe.artefact import Artefact
@@ -17,7 +17,7 @@ from sqft_plugins.structure import structure_of_folder
 def folder_numbers(path: Path) -> dict[str, Any]:
     """sparsity: of the mask, None without one. zeros_kept: of the pruned weights, the fraction that is exactly 0.
     bits_per_weight: on disk, of the linear layers. bytes: of the weight files."""
-    folder = ModelFolder(path)
+    folder = open_model(path)
     masks = folder.masks
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
@@ -28,7 +28,7 @@ def folder_numbers(path: Path) -> dict[str, Any]:
 
 def adapter_numbers(adapter: Path, base: Path) -> dict[str, Any]:
     """Those of the base with the adapter beside it: the stored weights, and the adapter's bytes on top."""
-    folder = ModelFolder(base)
+    folder = open_model(base)
     return {
         "sparsity": folder.stamp.sparsity if folder.stamp else None,
         "zeros_kept": None,  # of the base, which the adapter does not change

@@ -15,6 +15,7 @@ from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.demo.base import prepare_base
 from sqft_plugins.errors import SQFTError, nearest
 from sqft_plugins.identity import IGNORED, content_hash, file_hash, files_of, hash_of_files
+from sqft_plugins.model_files import reader_of
 from sqft_plugins.recipe.artefact import Artefact, from_path
 from sqft_plugins.recipe.inputs import check_inputs, check_model
 from sqft_plugins.recipe.make import Maker, output_of
@@ -48,7 +49,7 @@ def run_recipe(
     check_inputs(recipe.name, todo)
     base = base_of(recipe, out, fetch=True)
     steps = steps_until(wire(recipe, out, base), until)  # a model from the hub may have turned out to be INT4
-    ready = (base.path / "config.json").is_file()
+    ready = base.kind == "file" or (base.path / "config.json").is_file()
     if ready:
         check_model(recipe.name, steps, base, todo)
 
@@ -91,10 +92,15 @@ def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
 
 
 def base_of(recipe: Recipe, out: Path, fetch: bool = False) -> Artefact:
-    """The recipe's model: a folder here; GEMMA, which will be OUT/base; or a name on the hub, which is believed to be a
-    float model until it is fetched. Raises SQFTError."""
+    """The recipe's model: a folder here; a file that a plug-in reads; GEMMA, which will be OUT/base; or a name on the
+    hub, which is believed to be a float model until it is fetched. Raises SQFTError."""
     if recipe.model == GEMMA:
         return Artefact(BASE, "model", out / BASE)
+    reader = reader_of(recipe.model)
+    if reader is not None:
+        here = fetch or Path(recipe.model).exists()
+        path = reader.locate(recipe.model) if here else Path(recipe.model)
+        return Artefact(BASE, "file", path, int4=True)
     if Path(recipe.model).is_dir() or fetch:
         return replace(from_path(local_folder(recipe.model)), name=BASE, step=True)
     return Artefact(BASE, "model", Path(recipe.model))
@@ -115,8 +121,8 @@ def todo_of(recipe: Recipe, steps: Sequence[Step], stages: Stages) -> list[Step]
 
 
 LATER: dict[str, tuple[tuple[str, Any], ...]] = {
-    "train": (("rounding", None), ("tokenizer", None)),
-    "quantize": (("bits", 4),),
+    "train": (("rounding", None), ("tokenizer", None), ("init_adapter", None)),
+    "quantize": (("grid", "int4"), ("importance", True)),
 }
 """Options that the first release did not have, at the values by which a step is what that release made of it."""
 
@@ -173,7 +179,7 @@ def _prepare(path: Path) -> dict[str, Any]:
 
 def _base_inputs(recipe: Recipe) -> dict[str, Any]:
     path = Path(recipe.model)
-    return {"settings": {"content": _identity(path)} if path.is_dir() else {"model": recipe.model}}
+    return {"settings": {"content": _identity(path)} if path.exists() else {"model": recipe.model}}
 
 
 def _content(value: Any) -> Any:

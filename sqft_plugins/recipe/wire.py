@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sqft_plugins.compress.settings import maker_of
 from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.recipe import export as exporting
 from sqft_plugins.recipe.above import EXTRACTED, Above, Chosen
@@ -95,6 +96,8 @@ def _prune(above: Above, section: Prune) -> Step:
 def _quantize(above: Above, section: Quantize) -> Step:
     model = above.float_model(section.model)
     made = above.makes("model", int4=True, pruned=model.pruned, source=model)
+    if (maker := maker_of(section.grid)) is not None:
+        made = replace(made, kind="file", path=made.path / f"model{maker.ending}")
     return Step(above.name, section, {"model": model}, made)
 
 
@@ -102,9 +105,11 @@ def _train(above: Above, section: Train) -> Step:
     # without a name, an adapter with a grid is over the float model that the grid was made from
     grid = None if section.grid is None else above.find(section.grid, "model")
     float_base = grid.source if grid is not None else None
-    base = float_base if section.model is None and float_base else above.find(section.model, "model")
+    base = float_base if section.model is None and float_base else above.tunable(section.model)
 
     aware, masked = section.quantization_aware, section.sparse and section.tuner != "lora"
+    if base.kind == "file":
+        aware, masked = section.tuner == "sqft", False
     if grid is not None and not grid.int4:
         raise SQFTError(f"grid {grid.name} is float: name an INT4 model, such as a quantize step above")
     if aware and not (base.int4 or grid):
@@ -154,6 +159,8 @@ def _merge(above: Above, section: Merge) -> Step:
         )
 
     made = above.makes("model", int4=codes is not None, pruned=base.pruned, source=base)
+    if base.kind == "file":
+        made = replace(made, kind="file", path=made.path / f"model{base.path.suffix}")
     return Step(above.name, section, uses, made, rank=above.rank(section.rank, adapter))
 
 
@@ -181,7 +188,9 @@ def _export(above: Above, section: Export) -> Step:
     target = exporting.target(section.format, above.out / above.name)
     values = {**options, **{role: artefact.path for role, artefact in uses.items()}}
     exporting.check(section.format, values, target)
-    made = replace(above.makes("part" if "adapter" in uses else "file", source=uses.get("model")), path=target)
+    model = uses.get("model")
+    made = above.makes("part" if "adapter" in uses else "file", source=model, int4=model is not None and model.int4)
+    made = replace(made, path=target)
     return Step(above.name, section, uses, made, options=options)
 
 

@@ -21,7 +21,7 @@ from sqft_plugins.tune.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Prepared:
-    """rows: `steps * batch_size`, in training order.
+    """rows: `steps * batch_size`, in training order; without steps the examples once, to settle on.
     held_out: rows that are not learned.
     training: with the steps that the epochs come to, and a number for `eval_every` where there are held-out examples.
     examples: that are learned; dropped: that were too long.
@@ -88,9 +88,11 @@ def prepare(
     training = training.model_copy(update=changes)
     training.check_size()
 
-    rows = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
+    ordered: Sequence[Row] = task_rows
+    if training.steps:
+        ordered = mix(task_rows, text_rows, training.text_fraction, training.batch_size, training.steps, training.seed)
     dropped = len(examples) + len(eval_examples) - len(task_rows) - len(held_out)
-    return Prepared(rows, held_out, training, len(task_rows), dropped)
+    return Prepared(ordered, held_out, training, len(task_rows), dropped)
 
 
 def open_tokenizer(base: str | Path, training: TrainSettings) -> tuple[Any, int | None]:

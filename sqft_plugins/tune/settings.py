@@ -89,6 +89,13 @@ class AdapterSettings(Settings):
         "How a quantization-aware adapter gets its codes: nearest, in each step; compensated, once, after training. "
         "Default: compensated over a .gguf file, else nearest.",
     )
+    init_adapter: str | None = option(
+        None,
+        "A plain LoRA to begin from, over the same model in any precision: its rank, alpha and target modules are "
+        "taken. With --steps 0 it settles as it is.",
+        "file",
+        metavar="ADAPTER",
+    )
     target_modules: list[str] | str = option(
         lambda: list(PAPER_TARGETS),
         "Default: q_proj,k_proj,v_proj,up_proj,down_proj (the paper's).",
@@ -113,7 +120,7 @@ class AdapterSettings(Settings):
 class TrainSettings(Settings):
     """A training run."""
 
-    steps: int = option(100, "Optimizer steps.", ge=1)
+    steps: int = option(100, "Optimizer steps; 0 with --init-adapter: it is put on the grid as it is.", ge=0)
     epochs: float | None = option(None, "Passes over the data, in place of --steps.", gt=0)
     batch_size: int = option(16, "Examples of a step, over all processes.", ge=1)
     gradient_accumulation: int = option(1, "Parts of a batch, one after the other: less memory.", ge=1)

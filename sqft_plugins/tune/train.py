@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, set_seed
 
+from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.saved import CHAT_TEMPLATE
 from sqft_plugins.cards.adapter import write_training_card
-from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, write_folder
+from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.errors import SQFTError
@@ -39,6 +40,7 @@ from sqft_plugins.tune.data import Collator
 from sqft_plugins.tune.dtypes import choose_dtype
 from sqft_plugins.tune.evaluation import Best, HeldOut, evaluations
 from sqft_plugins.tune.examples import Example
+from sqft_plugins.tune.init_adapter import begun_from
 from sqft_plugins.tune.loss_plot import plot_losses
 from sqft_plugins.tune.over_file import open_base
 from sqft_plugins.tune.packing import PackingCollator, check_packing
@@ -82,6 +84,8 @@ class Run:
         adapter = self.adapter.model_dump()
         if adapter["grid"] is not None:
             adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
+        if adapter["init_adapter"] is not None:
+            adapter["init_adapter"] = AdapterFolder(adapter["init_adapter"]).content_hash
 
         return {
             "base": content_hash(Path(model_path)),
@@ -125,6 +129,7 @@ def train_adapter(
     """
     # everything that can be refused
     method: Tuner = get_manager().get("sqft_tuners", tuner, "--tuner")
+    adapter = begun_from(adapter, open_model(model_path).path, training)
     base, adapter = open_base(model_path, adapter, method.name, float_base)
     model_path = base.path
     method.check(Path(model_path), adapter)
@@ -153,8 +158,9 @@ def train_adapter(
         if last is not None:
             checkpoints.restore(last)
         trainer = _trainer(run, tuned, checkpoints)
-        with quiet_libraries():
-            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+        if training.steps:
+            with quiet_libraries():
+                trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
         if best is not None:
             best.restore()
 
@@ -241,7 +247,7 @@ def _say_what_is_done(run: Run, last: Path | None) -> None:
 
     if last is not None:
         say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
-    if run.adapter.quantization_aware and run.base.grid is not None:
+    if training.steps and run.adapter.quantization_aware and run.base.grid is not None:
         option = "--base" if isinstance(run.base, ModelFile) else "--grid"
         say(f"{run.base.path} has codes alone, which move slowly: learn more over its float model, with {option}")
 
@@ -264,7 +270,7 @@ def _report(
         examples=run.data.examples,
         dropped=run.data.dropped,
         held_out=len(run.data.held_out),
-        tokens=sum(len(row["input_ids"]) for row in run.data.rows),
+        tokens=sum(len(row["input_ids"]) for row in run.data.rows) if run.training.steps else 0,
         seconds=checkpoints.seconds,
         resumed_from_step=checkpoints.resumed_from,
         kept_step=best.step if best is not None and best.step is not None else run.training.steps,
@@ -277,7 +283,8 @@ def _write_beside(folder: Path, report: dict[str, Any], history: Path, tokenizer
     """What the adapter folder has beside the adapter. tokenizer: where its template was not the base's own."""
     (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     write_training_card(folder, report)
-    plot_losses(report["losses"], folder / "loss.png", report["evaluations"])
+    if report["losses"]:
+        plot_losses(report["losses"], folder / "loss.png", report["evaluations"])
     if history.is_file():
         shutil.copyfile(history, folder / HISTORY)
     if tokenizer is not None:

@@ -28,7 +28,7 @@ MAKE = """
     quantize models/gemma-50-math --out models/gemma-50-math-int4
     train models/gemma-50 --data train.jsonl --rank 8 --dense --steps 2 --out adapters/dense
     export gguf models/gemma-50-math-int4 --out base.gguf
-    export gguf-quantized models/gemma --no-importance --out gemma-Q4_K_M.gguf
+    quantize models/gemma --grid q4_k_m --sequences 2 --length 32 --out gemma-Q4_K_M.gguf
     export gguf-lora adapters/dense --out math.gguf
     export gguf-lora adapters/dense --out code.gguf
 """

@@ -34,7 +34,7 @@ def test_a_section_has_the_options_of_its_verb_and_their_defaults(verb):
         if option.required or name == "rank":  # a search above decides the rank, else the verb's default
             continue
         ours, theirs = fields[name].get_default(call_default_factory=True), bare.params[name]
-        if name in ("symmetric", "sparse"):  # --asymmetric, --dense
+        if name in ("symmetric", "sparse", "importance"):  # --asymmetric, --dense, --no-importance
             theirs = not theirs
         if isinstance(ours, list | dict):
             theirs = type(ours)(theirs) if theirs else ours if name == "target_modules" else type(ours)()

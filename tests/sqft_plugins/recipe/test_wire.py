@@ -136,3 +136,19 @@ def test_what_cannot_work_is_refused_by_name(wired, text, settings, message, tmp
         wired(text, *settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_quantizer_of_another_format_makes_a_file_that_is_trained_over_and_merged_into(wired, tmp_path):
+    steps = wired("model: m\nquantize: {grid: q4_0}\ntrain: {data: d.jsonl, model: quantize}\nmerge:\neval:\n")
+    assert [steps[name].makes.kind for name in ("quantize", "train", "merge")] == ["file", "adapter", "file"]
+    assert steps["quantize"].target == tmp_path / "out" / "quantize" / "model.gguf"
+    assert steps["merge"].target == tmp_path / "out" / "merge" / "model.gguf"
+    assert uses(steps["merge"]) == {"model": "quantize", "adapter": "train"}
+    assert (steps["train"].makes.quantization_aware, steps["train"].makes.masked) == (True, False)
+    assert [target.name for target, _ in steps["eval"].targets] == ["merge"]
+
+
+def test_an_exported_file_is_trained_over_by_its_name_alone(wired):
+    text = "model: m\nquantize:\nexport: {format: gguf}\ntrain: {data: d.jsonl, quantization_aware: true}\n"
+    assert uses(wired(text)["train"]) == {"model": "quantize"}
+    assert uses(wired(text, "train.model=export")["train"]) == {"model": "export"}
