@@ -142,7 +142,7 @@ def method_of(grid: str, method: str | None) -> str:
     maker = maker_of(grid)
     if maker is None:
         if method is not None:
-            get_manager().get("sqft_quantizers", method, "method")
+            get_manager().get("sqft_quantizers", method, "--method")
         return method or "round-to-nearest"
     if method is not None and method not in maker.methods:
         raise SQFTError(f"method={method!r} does not make {grid}: use {' or '.join(maker.methods)}")

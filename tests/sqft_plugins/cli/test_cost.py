@@ -116,7 +116,6 @@ REFUSED = [
     "export gguff",
     "export gguf missing --out o.gguf",
     "export gguf-lora missing --out o.gguf",
-    "quantize missing --grid q4_0 --out o.gguf",
     "quantize empty --grid q4_q --out o.gguf",
     "quantize empty --grid q4_0 --out o",
     "quantize empty --grid q4_0 --group-size 64 --out o.gguf",
