@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_ext.layer import Linear
-from sqft_plugins.compress.compensate import compensated
+from sqft_plugins.compress.compensate import compensated, ordered_factor
 from sqft_plugins.compress.drive import Compressed, Compression, InMemory
+from sqft_plugins.compress.hessian import FactorMemo
 from sqft_plugins.compress.report import Row, relative_error
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.mask import sparsity_of
@@ -39,13 +40,14 @@ def settle(
 
 
 def _settle_at(model: Any, adapter: str, layers: Mapping[str, Linear], tokens: Tensor, rank: int) -> list[Row]:
+    factor_of = FactorMemo(ordered_factor)
     made: dict[str, Tensor] = {}  # kept only when all layers have theirs
 
     def put_on_grid(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
         assert statistic is not None
         name = module.removesuffix(OWN)
         wanted, grid, mask = layers[name].wanted(adapter)
-        made[name] = compensated(wanted, statistic, grid, mask)
+        made[name] = compensated(wanted, statistic, grid, mask, factor_of)
         exact = grid.dequantize(made[name])
         return Compressed(exact, {"sparsity": sparsity_of(exact), "error": relative_error(wanted, exact)}, {})
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqft_plugins.compress.gptq import BLOCK, FactorMemo
+from sqft_plugins.compress.compensate import BLOCK
+from sqft_plugins.compress.hessian import FactorMemo, inverse_factor
 from sqft_plugins.mask import Pattern, nonzero_mask
 from sqft_plugins.plugins.protocols import Statistic
 
@@ -26,7 +27,7 @@ class SparseGPT:
     statistic: Statistic = "hessian"
 
     def __init__(self) -> None:
-        self._factor = FactorMemo()
+        self._factor = FactorMemo(inverse_factor)
 
     def prune(self, weight: Tensor, statistic: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """weight [out, in], statistic XᵀX [in, in] → the new weight in the weight's dtype, mask.

@@ -29,7 +29,6 @@ section 3); nowhere else may there be a mask.
 """
 
 from sqft_plugins.grid.frozen import Grid as Grid
-from sqft_plugins.grid.frozen import join_groups as join_groups
 from sqft_plugins.grid.groups import GROUP_SIZES as GROUP_SIZES
 from sqft_plugins.grid.groups import PER_CHANNEL as PER_CHANNEL
 from sqft_plugins.grid.groups import group_count as group_count
@@ -62,6 +61,7 @@ from sqft_plugins.grid.patch import apply_patch as apply_patch
 from sqft_plugins.grid.patch import make_patch as make_patch
 from sqft_plugins.grid.scales import MAX_SCALE as MAX_SCALE
 from sqft_plugins.grid.scales import MIN_SCALE as MIN_SCALE
+from sqft_plugins.grid.scales import fit_grid as fit_grid
 from sqft_plugins.grid.scales import make_grid as make_grid
 from sqft_plugins.grid.scales import make_scale as make_scale
 from sqft_plugins.grid.scales import round_scale as round_scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -162,19 +162,6 @@ class Grid:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Grid:
         parts = (None if part is None else change(part) for part in (self.scale, self.zero_point, self.offset))
         return Grid(self.kind, *parts)  # type: ignore[arg-type]  # the scale is there
-
-
-def join_groups(grids: Sequence[Grid]) -> Grid:
-    """The grid of a weight whose groups, from left to right, are those of `grids`, all of one kind."""
-
-    def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
-        return torch.cat(there, 1) if there else None
-
-    scale = torch.cat([grid.scale for grid in grids], 1)
-    return Grid(
-        grids[0].kind, scale, joined([grid.zero_point for grid in grids]), joined([grid.offset for grid in grids])
-    )
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

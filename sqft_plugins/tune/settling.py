@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sqft_plugins.tune.data import Row
 
-SEQUENCES, LENGTH = 64, 128
-"""At most 8,192 tokens: with a third of them a layer's outputs were as near, and the passes over them take the time."""
+SEQUENCES, LENGTH = 32, 128
+"""At most 4,096 tokens, which go through a block at once; twice as many take three times as long."""
 
 
 def settling_text(rows: Sequence[Row], context: int | None = None, sequences: int = SEQUENCES) -> Tensor:

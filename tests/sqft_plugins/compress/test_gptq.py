@@ -7,7 +7,8 @@ import torch
 
 from sqft_plugins import grid
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
-from sqft_plugins.compress.gptq import GPTQ, gptq, inverse_factor
+from sqft_plugins.compress.gptq import GPTQ
+from sqft_plugins.compress.hessian import inverse_factor
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import GridError, SQFTError
@@ -26,24 +27,27 @@ def problem(seed: int = 0, density: float = 0.5):
     return weight * mask, mask, inputs
 
 
+def made(weight, mask, inputs, group_size=32, symmetric=True):
+    return GPTQ().quantize(weight, mask, inputs.T @ inputs, GridStamp(group_size=group_size, symmetric=symmetric))
+
+
 def naive(weight, mask, hessian, group_size, symmetric):
-    """One column after the other over the whole remaining weight, inverting what is left of the Hessian each time
-    (optimal brain surgeon, the definition that GPTQ computes faster)."""
+    """One column after the other, those with the most energy first, inverting what is left of the Hessian each time
+    (optimal brain surgeon, the definition that GPTQ computes faster); the grid is the fitted one."""
     damped = hessian.double() + 0.01 * hessian.diagonal().mean().double() * torch.eye(IN, dtype=torch.float64)
-    w = weight.double().clone()
-    codes, result = torch.zeros(OUT, IN, dtype=torch.uint8), torch.zeros(OUT, IN, dtype=torch.float64)
-    width = IN if group_size == -1 else group_size
-    for column in range(IN):
-        if column % width == 0:
-            group = slice(column, column + width)
-            scale, zero_point = grid.make_scale(w[:, group] * mask[:, group], -1, symmetric)
-        code = grid.quantize((w[:, column] * mask[:, column])[:, None], scale, zero_point)
-        codes[:, column] = code[:, 0]
-        result[:, column] = (scale * (code.float() - zero_point.float()))[:, 0].double()
-        inverse = torch.linalg.inv(damped[column:, column:])
-        error = (w[:, column] - result[:, column]) / inverse[0, 0]
-        w[:, column:] -= error[:, None] * inverse[0][None]
-    return codes, result
+    made = grid.fit_grid(weight * mask, group_size, symmetric)
+    scale, zero_point = made.scale, made.zero_point
+    w, codes = weight.double().clone(), torch.zeros(OUT, IN, dtype=torch.uint8)
+    left = torch.argsort(hessian.diagonal(), descending=True, stable=True).tolist()
+    while left:
+        column, group = left[0], left[0] * scale.shape[1] // IN
+        own = scale[:, group : group + 1], zero_point[:, group : group + 1]
+        codes[:, [column]] = grid.quantize((w[:, column] * mask[:, column])[:, None], *own)
+        value = grid.dequantize(codes[:, [column]], *own)[:, 0].double()
+        inverse = torch.linalg.inv(damped[left][:, left])
+        w[:, left] -= ((w[:, column] - value) / inverse[0, 0])[:, None] * inverse[0][None]
+        left = left[1:]
+    return codes, scale
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -52,10 +56,11 @@ def naive(weight, mask, hessian, group_size, symmetric):
 def test_it_equals_the_naive_implementation(symmetric, group_size, density) -> None:
     weight, mask, inputs = problem(density=density)
     hessian = inputs.T @ inputs
-    ours = GPTQ().quantize(weight, mask, hessian, GridStamp(group_size=group_size, symmetric=symmetric))
-    codes, _ = naive(weight, mask, hessian, group_size, symmetric)
-    # the naive one sums in float64: where a value lies on the border of two codes, or a scale on that of two
-    # roundings, either may come out, and what follows in that row differs by about a step
+    ours = made(weight, mask, inputs, group_size, symmetric)
+    codes, scale = naive(weight, mask, hessian, group_size, symmetric)
+    assert torch.equal(ours.scale, scale)
+    # the naive one sums in float64: where a value lies on the border of two codes, either may come out, and what
+    # follows in that row differs by about a step
     assert (ours.codes == codes).float().mean() > 0.97
     assert (ours.codes.int() - codes.int()).abs().max() <= 2
 
@@ -65,7 +70,7 @@ def test_it_equals_the_naive_implementation(symmetric, group_size, density) -> N
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.3, 0.0])
 def test_the_mask_is_kept_and_the_output_error_is_below_roundings(symmetric, group_size, density) -> None:
     weight, mask, inputs = problem(seed=1, density=density)
-    ours = gptq(weight, mask, inverse_factor(inputs.T @ inputs), group_size, symmetric)
+    ours = made(weight, mask, inputs, group_size, symmetric)
     assert not ours.dequantize()[~mask].any()
     rounded = grid.round_to_nearest(weight, mask, group_size, symmetric).dequantize()
     error = (inputs @ (ours.dequantize() - weight).T).norm()
@@ -78,7 +83,7 @@ def test_the_mask_is_kept_and_the_output_error_is_below_roundings(symmetric, gro
 def test_inputs_that_are_always_zero_are_rounded() -> None:
     weight, mask, inputs = problem()
     inputs[:, 3] = 0
-    ours = gptq(weight, mask, inverse_factor(inputs.T @ inputs), 32, True)
+    ours = made(weight, mask, inputs)
     assert torch.isfinite(ours.dequantize()).all()
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqft_plugins.compress.gptq import FactorMemo, inverse_factor
+from sqft_plugins.compress.hessian import FactorMemo, inverse_factor
 from sqft_plugins.compress.sparsegpt import SparseGPT
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.mask import Pattern, conforms
@@ -188,7 +188,7 @@ def test_what_cannot_work_is_an_error() -> None:
 
 
 def test_the_same_hessian_is_inverted_once_and_another_anew() -> None:
-    memo = FactorMemo()
+    memo = FactorMemo(inverse_factor)
     _, inputs = problem()
     hessian = inputs.T @ inputs
     factor = memo(hessian)
@@ -203,7 +203,7 @@ def test_the_same_hessian_is_inverted_once_and_another_anew() -> None:
 
 
 def test_a_hessian_that_was_written_to_is_inverted_anew() -> None:
-    memo = FactorMemo()
+    memo = FactorMemo(inverse_factor)
     _, inputs = problem()
     hessian = inputs.T @ inputs
     factor = memo(hessian)
@@ -218,7 +218,7 @@ def test_a_hessian_that_was_written_to_is_inverted_anew() -> None:
 
 
 def test_the_factor_goes_with_its_hessian() -> None:
-    memo = FactorMemo()
+    memo = FactorMemo(inverse_factor)
     hessian = torch.eye(8)
     factor = weakref.ref(memo(hessian))
     del hessian

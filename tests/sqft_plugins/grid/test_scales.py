@@ -185,3 +185,21 @@ def test_what_is_no_int4_is_refused_by_name():
     grid.require_int4(grid.INT4, "model x", "the kernel")
     with pytest.raises(GridError, match=r"model x is INT3, and the kernel has INT4 only: quantize with bits=4"):
         grid.require_int4(grid.INT3, "model x", "the kernel")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", [grid.INT2, grid.INT3, grid.INT4], ids=lambda kind: kind.name)
+def test_the_fitted_grid_is_the_best_of_those_that_are_tried(kind, symmetric):
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    weight[0, :32], weight[1, ::2] = 0, 0
+
+    def errors(grid):
+        return (grid.dequantize(grid.quantize(weight)) - weight).unflatten(1, (2, 32)).square().sum(-1)
+
+    tried = [errors(grid.make_grid(weight, 32, symmetric, kind, 1 - step / 20)) for step in range(11)]
+    fitted = grid.fit_grid(weight, 32, symmetric, kind)
+    assert torch.equal(errors(fitted), torch.stack(tried).amin(0))
+    assert torch.equal(grid.round_scale(fitted.scale), fitted.scale)
+    assert not fitted.dequantize(fitted.quantize(weight))[weight == 0].any()
+    if kind is grid.INT2:
+        assert (errors(fitted) < tried[0])[2:].all()
