@@ -45,6 +45,13 @@ def attach_grid(layer: nn.Module, grid: GridStamp, scale: Tensor, zero_point: Te
     vars(layer).update(quantization_scheme=scheme, quantization_status=QuantizationStatus.DECOMPRESSED)
 
 
+def mark_codes(layer: nn.Module) -> None:
+    """Leaves on a linear layer that its weight is dequantized codes, of a grid that is only in the folder."""
+    from compressed_tensors.quantization import QuantizationStatus
+
+    vars(layer)["quantization_status"] = QuantizationStatus.DECOMPRESSED
+
+
 def has_grid(layer: nn.Module) -> bool:
     """Whether a layer has a float weight and a grid."""
     return hasattr(layer, SCALE) and hasattr(layer, "weight")

@@ -1,4 +1,4 @@
-"""INT4 folders as plain float linears, whatever their format: pack-quantized, AutoGPTQ, the compact form, Conv1D.
+"""Quantized folders as plain float linears, whatever their format.
 
 transformers opens only the first, and since 5.24 it rounds each weight to the dtype of the stored scales, then casts it
 to the model's (restore.py): a float32 model of a bfloat16 folder would not hold the folder's weights.
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sqft_plugins.checkpoint.attached import attach_grid
+from sqft_plugins.checkpoint.attached import attach_grid, mark_codes
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.stamp import OtherGrid
 from sqft_plugins.errors import CheckpointError
+from sqft_plugins.grid import Grid
 from sqft_plugins.progress import say
 
 
@@ -35,22 +37,27 @@ class Lazy:
 
 def load_dequantized(folder: ModelFolder, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
     """The model with `scale * (code - zero_point)`, rounded once to its dtype, as float weights. INT4 linears carry the
-    grid, see attached.py; experts, which transformers makes one tensor of, do not.
+    grid, see attached.py; experts, which transformers makes one tensor of, do not, and linears of other kinds of grids
+    are marked only.
 
     kwargs: for `from_pretrained`. Raises CheckpointError for tensors that are missing, left over or of another shape.
     """
-    scales: dict[str, tuple[Tensor, Tensor]] = {}
+    grids: dict[str, Grid] = {}
 
     def dequantized(name: str, transposed: bool) -> Tensor:
         weight = folder.quantized(name)
-        scales[name] = (weight.scale, weight.zero_point)
+        grids[name] = weight.grid
         exact = weight.dequantize()
         return exact.t().contiguous() if transposed else exact
 
     skeleton = skeleton_of(folder)
     model = load_filled(folder, skeleton, dequantized, dtype, **kwargs)
     for name, path in skeleton.layers.items():
-        attach_grid(model.get_submodule(path), folder.int4.grid, *scales[name])
+        layer, grid = model.get_submodule(path), grids[name]
+        if isinstance(folder.int4.grid, OtherGrid) or grid.zero_point is None:
+            mark_codes(layer)
+        else:
+            attach_grid(layer, folder.int4.grid, grid.scale, grid.zero_point)
     return model
 
 

@@ -1,16 +1,19 @@
-"""An INT4 folder with other codes: same scales, zero points, mask and everything else, byte for byte."""
+"""A quantized folder with other codes: same scales, zero points, mask and everything else, byte for byte."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
+from sqft_plugins.checkpoint.shards import replace_tensor
 from sqft_plugins.checkpoint.stamp import Stamp, write_sidecar
-from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.checkpoint.writer import CONFIG, copy_side_files, copy_weight_files, write_config
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.progress import track
 
 
 class Recoded(ModelFolder):
@@ -35,20 +38,23 @@ class Recoded(ModelFolder):
 
 
 def write_codes(source: Recoded, target: Path, stamp: Stamp | None) -> None:
-    """Writes the folder with other codes into the empty folder `target`. One tensor is in memory at a time.
+    """Writes the folder with other codes into the empty folder `target`: its weight files are copied, and the codes in
+    them replaced, one tensor in memory at a time.
 
-    stamp: of the new folder; its mask is that of `source`. None for a folder of another program, which has neither.
-    Raises CheckpointError for a format in which codes cannot be changed alone.
+    stamp: of the new folder; its mask is that of `source`. None for a folder of another program, which has neither, and
+    whose config.json stays as it is, byte for byte. Raises CheckpointError for a format in which codes cannot be
+    changed alone.
     """
     stored = source.int4
     stored.check_recodable()
-    changed = [stored.codes_name(module) for module in source.codes]
-    writer = FolderWriter(source, target, {name: {name: source.spec(name)} for name in changed})
-    writer.copy_rest()
-    for module, own in source.codes.items():
-        writer.write(stored.codes_name(module), stored.packed_codes(own))
+    copy_weight_files(source, target)
+    for module, own in track(source.codes.items(), "writing codes"):
+        name = stored.codes_name(module)
+        replace_tensor(target / source.file(name).relative_to(source.path), name, stored.packed_codes(own))
 
     copy_side_files(source, target)
-    write_config(target, source.config)
-    if stamp is not None:
+    if stamp is None:
+        shutil.copyfile(source.path / CONFIG, target / CONFIG)
+    else:
+        write_config(target, source.config)
         write_sidecar(target, stamp, source.masks)

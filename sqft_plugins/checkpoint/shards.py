@@ -71,10 +71,28 @@ class ShardFile:
         """Raises ValueError for a tensor that is not what the layout says."""
         if TensorSpec.of(tensor) != self.specs[name]:
             raise ValueError(f"{name} is {TensorSpec.of(tensor)}, laid out as {self.specs[name]}")
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with open(self.path, "r+b") as file:
             file.seek(self._offsets[name])
-            file.write(data)
+            file.write(_bytes(tensor))
+
+
+def replace_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Writes other numbers into the place of a tensor, whatever program has laid out the file; every other byte stays.
+
+    Raises ValueError for a tensor of another dtype or shape than the file has under this name.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        found = TensorSpec(BY_NAME[entry["dtype"]], tuple(entry["shape"]))
+        if TensorSpec.of(tensor) != found:
+            raise ValueError(f"{name} is {TensorSpec.of(tensor)}, in {path} it is {found}")
+        file.seek(8 + length + entry["data_offsets"][0])
+        file.write(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def layout(specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:

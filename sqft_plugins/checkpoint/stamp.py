@@ -20,7 +20,7 @@ from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.grid import UNIFORM, GridKind
+from sqft_plugins.grid import ACT_ORDER, FP8_E4M3, MXFP4, NF4, NVFP4, UNIFORM, GridKind
 from sqft_plugins.mask import mask_hash, packed_mask_shape
 
 STAMP_VERSION = 1
@@ -53,6 +53,19 @@ class GridStamp(BaseModel):
     def label(self) -> str:
         """As users read it, such as "INT4"."""
         return self.kind.name.upper()
+
+
+class OtherGrid(GridStamp):
+    """The grid of a folder of others, of a kind that this project reads and does not make. name: of the kind."""
+
+    name: str
+
+    @property
+    def kind(self) -> GridKind:
+        return OTHER_KINDS[self.name]
+
+
+OTHER_KINDS = {kind.name: kind for kind in (FP8_E4M3, MXFP4, NVFP4, NF4, *ACT_ORDER.values())}
 
 
 class Stamp(BaseModel):

@@ -16,7 +16,9 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.checkpoint.stamp import FOLDER
 from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
+from sqft_plugins.progress import track
 
+CONFIG = "config.json"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.index.json")
 
 
@@ -75,13 +77,25 @@ def shard_layouts(
     return layouts
 
 
+def copy_weight_files(source: ModelFolder, target: Path) -> None:
+    """The weight files of a folder and their index, as they are."""
+    files = set(source.files.values())
+    index = source.path / INDEX
+    if index.is_file() and not (source.path / SINGLE).is_file():
+        files.add(index)
+    for file in track(sorted(files), "copying"):
+        copy = target / file.relative_to(source.path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
 def copy_side_files(source: ModelFolder, target: Path) -> None:
     """Everything beside the weights and config.json: tokenizer, generation config, licence.
 
     Copies of the model in other weight formats stay behind: they would be of the old weights, and vLLM loads every
     `*.safetensors` it finds.
     """
-    for name in sorted({entry.name for entry in source.path.iterdir()} - {"config.json", FOLDER}):
+    for name in sorted({entry.name for entry in source.path.iterdir()} - {CONFIG, FOLDER}):
         file = source.path / name
         if _left_behind(file):
             continue
@@ -92,7 +106,7 @@ def copy_side_files(source: ModelFolder, target: Path) -> None:
 
 
 def write_config(target: Path, config: Mapping[str, Any]) -> None:
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _ignored(folder: str, names: list[str]) -> list[str]:

@@ -57,7 +57,7 @@ def compensated(
     device = weight.device
     weight, grid = weight.float().cpu(), grid.to("cpu")
     order, factor = factor_of(hessian)
-    group = order // (weight.shape[1] // grid.groups)  # of each column
+    group = grid.group_of(order, weight.shape[1])
 
     # as [in, out], in which a column of the weight lies in one piece: less than half of the time
     remaining = weight.t()[order].contiguous()  # compensated as we go

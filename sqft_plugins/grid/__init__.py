@@ -34,6 +34,7 @@ from sqft_plugins.grid.groups import PER_CHANNEL as PER_CHANNEL
 from sqft_plugins.grid.groups import group_count as group_count
 from sqft_plugins.grid.groups import group_width as group_width
 from sqft_plugins.grid.kind import GridKind as GridKind
+from sqft_plugins.grid.kinds import ACT_ORDER as ACT_ORDER
 from sqft_plugins.grid.kinds import BITS as BITS
 from sqft_plugins.grid.kinds import BUILTIN as BUILTIN
 from sqft_plugins.grid.kinds import FP8_E4M3 as FP8_E4M3

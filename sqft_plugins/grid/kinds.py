@@ -12,6 +12,9 @@ INT2, INT3, INT4, INT5, INT6, INT8 = (GridKind(f"int{bits}", bits) for bits in U
 """Integers with an integer zero point."""
 UNIFORM = {kind.bits: kind for kind in (INT2, INT3, INT4, INT5, INT6, INT8)}
 """The same by bits."""
+ACT_ORDER = {kind.bits: GridKind(f"{kind.name}_act_order", kind.bits) for kind in UNIFORM.values()}
+"""By bits, the same with `Grid.column_group`: of a name of their own, so that kernels and formats whose groups are
+neighbours refuse them."""
 
 BITS, MAX_CODE, SYMMETRIC_ZERO_POINT = INT4.bits, INT4.max_code, INT4.symmetric_zero_point
 """Of INT4, the only width of the kernels."""
@@ -60,4 +63,4 @@ def require_int4(kind: GridKind, what: str, runtime: str) -> None:
 
 
 BUILTIN = {kind.name: kind for kind in (*UNIFORM.values(), IQ4_NL, MXFP4, NVFP4, NF4, FP8_E4M3)}
-"""The core's kinds by name."""
+"""The core's kinds by name, without those in act-order, which only folders of others have."""

@@ -35,7 +35,10 @@ class QuantizedWeight(NamedTuple):
 
     @property
     def group_size(self) -> int:
-        """The columns that share one scale; `in` where there is one group for the whole row."""
+        """The neighbouring columns that share one scale; `in` where there is one group for the whole row, 1 where the
+        columns of a group are not neighbours (`Grid.column_group`)."""
+        if self.grid.column_group is not None:
+            return 1
         return self.codes.shape[1] // self.grid.groups
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,9 @@
-"""What changes for a run over a file, such as a GGUF file: it is trained through the grids of that file."""
+"""What changes for a run over a file, such as a GGUF file: it is trained through the grids of that file; and how an
+adapter gets its codes, where nobody has said it.
+
+A masked one rounds in each step, as the paper has it (QA-SparsePEFT). A dense one settles once, with compensation: a
+delta of less than half a step changes no code where codes are rounded to nearest (docs/any-grid.md).
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,8 @@ def open_base(
     if not isinstance(opened, ModelFile):
         if float_base is not None:
             raise SQFTError(f"--base {float_base} is for a MODEL that is a file, {model} is none: give --grid {model}")
+        if adapter.quantization_aware and not adapter.sparse and adapter.rounding is None:
+            adapter = adapter.model_copy(update={"rounding": "compensated"})
         return opened, adapter
 
     if tuner != "sqft":  # a plain LoRA over the file's weights, which stays beside them

@@ -87,7 +87,7 @@ class AdapterSettings(Settings):
     rounding: Literal["nearest", "compensated"] | None = option(
         None,
         "How a quantization-aware adapter gets its codes: nearest, in each step; compensated, once, after training. "
-        "Default: compensated over a .gguf file, else nearest.",
+        "Default: compensated with --dense and over a .gguf file, else nearest.",
     )
     init_adapter: str | None = option(
         None,

@@ -1,4 +1,10 @@
-"""The ways in which a folder may store INT4 weights: one module and one class each.
+"""The ways in which a folder may store quantized weights.
+
+    pack_quantized   integers of 2 to 8 bits, as `sqft quantize` writes them
+    compact          the same at 4 bits, for distribution
+    autogptq, awq    integers of AutoGPTQ, GPTQModel and AutoAWQ
+    fp8, fp4         small floats of compressed-tensors, transformers and DeepSeek
+    bitsandbytes     NF4
 
 To add one: derive from `Int4Format` (base.py), say in `settings` which folders it reads, and name it in `FORMATS`.
 """
@@ -10,14 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.checkpoint.formats.autogptq import AutoGPTQ
+from sqft_plugins.checkpoint.formats.awq import AWQ
 from sqft_plugins.checkpoint.formats.base import Int4Format
+from sqft_plugins.checkpoint.formats.bitsandbytes import BitsAndBytes
 from sqft_plugins.checkpoint.formats.compact import Compact
+from sqft_plugins.checkpoint.formats.fp4 import MXFP4Packed, NVFP4Packed
+from sqft_plugins.checkpoint.formats.fp8 import FineGrainedFP8, FloatQuantized
 from sqft_plugins.checkpoint.formats.pack_quantized import PackQuantized
 from sqft_plugins.errors import CheckpointError
 
 __all__ = ["FORMATS", "Compact", "Int4Format", "PackQuantized", "find_format"]
 
-FORMATS: tuple[type[Int4Format], ...] = (PackQuantized, Compact, AutoGPTQ)
+FORMATS: tuple[type[Int4Format], ...] = (
+    PackQuantized, Compact, AutoGPTQ, AWQ, FloatQuantized, FineGrainedFP8, NVFP4Packed, MXFP4Packed, BitsAndBytes,
+)  # fmt: skip
 
 
 def find_format(path: Path | None, config: Mapping[str, Any] | None) -> tuple[type[Int4Format], dict[str, Any] | None]:

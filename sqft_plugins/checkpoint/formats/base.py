@@ -1,4 +1,4 @@
-"""What a storage format of INT4 weights must answer, and the checks that the formats share."""
+"""What a storage format of quantized weights must answer, and the checks that the formats share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sqft_plugins.checkpoint.shards import TensorSpec
@@ -17,8 +18,8 @@ from sqft_plugins.grid import MAX_SCALE, MIN_SCALE, QuantizedWeight
 
 
 class Int4Format:
-    """The INT4 weights of one folder (`ModelFolder.int4`). A format defines the class variables, `grid`, `shape`,
-    `scale_name` and `weight`.
+    """The quantized weights of one folder (`ModelFolder.int4`), named after the first kind that there was. A format
+    defines the class variables, `grid`, `shape`, `scale_name` and `weight`.
 
     name: for messages. declared: quant_method/format as config.json has them. marks: the ends of the tensor names by
     which an INT4 weight is recognised. endings: the ends of the names of all tensors of an INT4 weight. bitmask: the
@@ -108,14 +109,41 @@ def stored_shape(tensors: TensorFiles, name: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def expect_shape(tensors: TensorFiles, name: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor `name`. Raises CheckpointError for a tensor that is missing or has another shape."""
+def expect_shape(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor `name`. Raises CheckpointError for a tensor that is missing or has another shape, or another dtype
+    than `dtype`."""
     tensor = tensors.tensor(name)
     if tensor.shape != shape:
         raise CheckpointError(
             f"{name} of {tensors.files[name]} is {tuple(tensor.shape)}, expected {shape}: copy it again"
         )
+    if dtype is not None and tensor.dtype != dtype:
+        raise CheckpointError(f"{name} of {tensors.files[name]} is {tensor.dtype}, expected {dtype}: copy it again")
     return tensor
+
+
+def expect_finite(tensors: TensorFiles, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """The scales `name` of a folder of others, in float32, which holds them exactly. Raises CheckpointError as
+    `expect_shape` does, and GridError for NaN and infinity."""
+    scale = expect_shape(tensors, name, shape, dtype).float()
+    if not bool(torch.isfinite(scale).all()):
+        raise GridError(f"{tensors.files[name]}: {name} holds NaN or infinity: copy the model again")
+    return scale
+
+
+def expect_order(tensors: TensorFiles, name: str, columns: int, groups: int) -> Tensor | None:
+    """`Grid.column_group`, int64 [in], of the tensor `name`, which has the group of each column. None where groups are
+    neighbours in order, or all is 0, which was never filled in. Raises CheckpointError for groups that there are not.
+    """
+    order = expect_shape(tensors, name, (columns,)).long()
+    if not bool(order.any()) or torch.equal(order, torch.arange(columns) // (columns // groups)):
+        return None
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise CheckpointError(
+            f"{name} of {tensors.files[name]} names the groups {int(order.min())}..{int(order.max())}, there are "
+            f"0..{groups - 1}: copy it again"
+        )
+    return order
 
 
 def expect_scale(tensors: TensorFiles, name: str, shape: tuple[int, int]) -> Tensor:

@@ -6,7 +6,9 @@ Of a linear layer `m` of 2, 3, 4, 5, 6 or 8 bits:
     m.weight_scale       float [out, groups]
     m.weight_shape       int64 [2]                              (out, in)
     m.weight_zero_point  int32 [ceil(out · bits / 32), groups]  asymmetric only
+    m.weight_g_idx       int32 [in]                             the group of each column, only with actorder "group"
 
+Other values of `actorder` say in which order columns were quantized, and leave groups neighbours.
 Of 3, 5 and 6 bits the padded rows that compressed-tensors wrote before 0.20 are read, too (grid/packing.py).
 """
 
@@ -17,10 +19,12 @@ from typing import ClassVar
 from pydantic import ValidationError
 from torch import Tensor
 
-from sqft_plugins.checkpoint.formats.base import Int4Format, expect_scale, expect_shape, stored_shape
-from sqft_plugins.checkpoint.stamp import GridStamp
+from sqft_plugins.checkpoint.formats.base import Int4Format, expect_order, expect_scale, expect_shape, stored_shape
+from sqft_plugins.checkpoint.formats.scheme import one_scheme
+from sqft_plugins.checkpoint.stamp import GridStamp, OtherGrid
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import (
+    ACT_ORDER,
     PER_CHANNEL,
     UNIFORM,
     Grid,
@@ -34,13 +38,16 @@ from sqft_plugins.grid import (
     unpack_zero_point,
 )
 
+ORDERED = ("group", True)
+"""Values of `actorder` with which groups are no neighbours."""
+
 
 class PackQuantized(Int4Format):
     name = "pack-quantized"
     declared = "compressed-tensors/pack-quantized"
     marks: ClassVar[tuple[str, ...]] = (".weight_packed",)
     endings: ClassVar[tuple[str, ...]] = (
-        ".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point",
+        ".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx",
     )  # fmt: skip
 
     @property
@@ -50,27 +57,26 @@ class PackQuantized(Int4Format):
             raise CheckpointError(
                 f"{path}/config.json has no quantization_config but a weight is packed: copy the model again"
             )
-        try:
-            weights = [group["weights"] for group in self._settings["config_groups"].values()]
-            first = weights[0]
-            kind = (first.get("type", "int"), first["strategy"] in ("group", "channel"))
-            size = PER_CHANNEL if first["strategy"] == "channel" else first["group_size"]
+        scheme = one_scheme(path, self._settings, self.declared)
+        if (scheme.get("type", "int"), scheme["strategy"] in ("group", "channel")) != ("int", True):
+            raise CheckpointError(
+                f"model {path} is not of integers in groups or per channel: quantize it again with one grid"
+            )
+        if scheme["num_bits"] not in UNIFORM:
+            raise CheckpointError(
+                f"{path}/config.json: quantization_config has num_bits={scheme['num_bits']!r}: use "
+                f"{', '.join(map(str, UNIFORM))} bits, quantize it again with `sqft quantize`"
+            )
 
-            if any(w != first for w in weights) or kind != ("int", True) or first.get("actorder"):
-                raise CheckpointError(
-                    f"model {path} mixes grids, is not of integers in groups or per channel, or is act-ordered: "
-                    "quantize it again with one grid"
-                )
-            if first["num_bits"] not in UNIFORM:
-                raise CheckpointError(
-                    f"{path}/config.json: quantization_config has num_bits={first['num_bits']!r}: use "
-                    f"{', '.join(map(str, UNIFORM))} bits, quantize it again with `sqft quantize`"
-                )
-            return GridStamp(bits=first["num_bits"], group_size=size, symmetric=first["symmetric"])
-        except (KeyError, TypeError, AttributeError, IndexError, ValidationError) as error:
+        try:
+            size = PER_CHANNEL if scheme["strategy"] == "channel" else scheme["group_size"]
+            plain = GridStamp(bits=scheme["num_bits"], group_size=size, symmetric=scheme["symmetric"])
+        except (KeyError, ValidationError) as error:
             raise CheckpointError(
                 f"{path}/config.json: quantization_config has no weight groups: copy it again"
             ) from error
+        ordered = scheme.get("actorder") in ORDERED
+        return OtherGrid(**plain.model_dump(), name=ACT_ORDER[plain.bits].name) if ordered else plain
 
     def scale_name(self, module: str) -> str:
         return f"{module}.weight_scale"
@@ -106,7 +112,12 @@ class PackQuantized(Int4Format):
         else:
             stored = self._words(f"{module}.weight_zero_point", rows, groups, by_rows=False)
             zero_point = unpack_zero_point(stored, rows, grid.bits)
-        return QuantizedWeight(unpack(packed, columns, grid.bits), Grid(grid.kind, scale, zero_point))
+        order = None
+        if isinstance(grid, OtherGrid):
+            order = expect_order(tensors, f"{module}.weight_g_idx", columns, groups)
+        return QuantizedWeight(
+            unpack(packed, columns, grid.bits), Grid(grid.kind, scale, zero_point, column_group=order)
+        )
 
     def _words(self, name: str, count: int, others: int, by_rows: bool) -> Tensor:
         """The tensor `name` of `count` codes in each row (or column), dense or padded. Raises CheckpointError."""

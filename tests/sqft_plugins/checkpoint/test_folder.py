@@ -137,16 +137,16 @@ def test_other_quantized_formats_are_refused(int4, tmp_path):
         return {**quantization, "config_groups": {"group_0": {**group, "weights": {**group["weights"], **changes}}}}
 
     cases = [
-        ({"quant_method": "awq"}, "is quantized as awq/None: this release reads compressed-tensors/pack-quan"),
-        ({**quantization, "format": "float-quantized"}, "compressed-tensors/float-quantized"),
+        ({"quant_method": "hqq"}, "is quantized as hqq/None: this release reads compressed-tensors/pack-quan"),
+        ({**quantization, "format": "float-quantized"}, "is float-quantized of 4 bits, type int"),
         (with_weights(num_bits=7), "num_bits=7: use 2, 3, 4, 5, 6, 8 bits"),
         (with_weights(type="float"), "not of integers"),
-        (with_weights(actorder="group"), "act-ordered"),
+        (with_weights(actorder="group"), r"has no tensor model\.layers\.0\.mlp\.down_proj\.weight_g_idx"),
     ]
     for changed, message in cases:
         change_json(copy / "config.json", quantization_config=changed)
         with pytest.raises(SQFTError, match=message):
-            _ = ModelFolder(copy).grid
+            ModelFolder(copy).quantized("model.layers.0.mlp.down_proj")
     change_json(copy / "config.json", quantization_config=None)
     with pytest.raises(CheckpointError, match="is packed: copy the model again"):
         ModelFolder(copy).weight("model.layers.0.mlp.up_proj")

@@ -8,10 +8,12 @@ import shutil
 
 import pytest
 import torch
+from helpers_foreign import FOREIGN, write_foreign
 from helpers_gptq import write_gptq
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.adapter import AdapterFolder
+from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.tune import AdapterSettings, TrainSettings
@@ -38,31 +40,63 @@ def another_programs(dense, out, **grid):
     return out
 
 
-@pytest.fixture(params=["int4", "int3", "gptq"])
-def foreign(request, tiny_llama, tmp_path):
-    if request.param == "gptq":
-        write_gptq(tiny_llama, tmp_path / "foreign", 32, False, 1)
-        return tmp_path / "foreign"
-    bits = int(request.param[3])
-    return another_programs(tiny_llama, tmp_path / "foreign", bits=bits, symmetric=bits == 4)
+def write(name, dense, out):
+    if name in FOREIGN:
+        write_foreign(dense, out, name)
+    elif name == "gptq":
+        write_gptq(dense, out, 32, False, 1)
+    else:
+        bits = int(name[3])
+        another_programs(dense, out, bits=bits, symmetric=bits == 4)
+    return out
 
 
-def test_a_merge_changes_codes_alone_and_computes_what_was_trained(foreign, tmp_path) -> None:
-    train(foreign, tmp_path / "adapter")
-    report = merge_folder(foreign, tmp_path / "adapter", tmp_path / "merged", "max")
+@pytest.fixture(params=["int4", "int3", "gptq", *FOREIGN])
+def each_foreign(request, tiny_llama, tmp_path):
+    return write(request.param, tiny_llama, tmp_path / "foreign")
+
+
+@pytest.fixture
+def foreign(tiny_llama, tmp_path):
+    return write("awq", tiny_llama, tmp_path / "foreign")
+
+
+def codes_cut_out(folder, modules):
+    """The bytes of a weight file with zeros where the codes of `modules` are."""
+    (file,) = folder.path.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for module in modules:
+        start, end = header[folder.int4.codes_name(module)]["data_offsets"]
+        data[8 + length + start : 8 + length + end] = bytes(end - start)
+    return bytes(data)
+
+
+def test_a_merge_changes_codes_alone_and_computes_what_was_trained(each_foreign, tmp_path) -> None:
+    train(each_foreign, tmp_path / "adapter")
+    report = merge_folder(each_foreign, tmp_path / "adapter", tmp_path / "merged", "max")
     assert report["max_logit_difference"] < 1e-5
     assert report["codes_changed"] > 0.01
-    base, merged = ModelFolder(foreign), ModelFolder(tmp_path / "merged")
+    base, merged = ModelFolder(each_foreign), ModelFolder(tmp_path / "merged")
     assert merged.grid == base.grid
     assert merged.stamp is None
     assert not (tmp_path / "merged" / "sqft").exists()
-    (before,), (after,) = (list(folder.path.glob("*.safetensors")) for folder in (base, merged))
-    mine, theirs = load_file(before), load_file(after)
-    assert list(mine) == list(theirs)
-    changed = {name for name in mine if not torch.equal(mine[name], theirs[name])}
-    assert changed
-    assert {name.rpartition(".")[2] for name in changed} <= {"weight_packed", "qweight"}
-    assert load_model(tmp_path / "merged").num_parameters() == load_model(foreign).num_parameters()
+
+    adapted = AdapterFolder(tmp_path / "adapter").linears
+    assert codes_cut_out(base, adapted) == codes_cut_out(merged, adapted)
+    for module in adapted:
+        assert merged.quantized(module).grid.equals(base.quantized(module).grid)
+    for file in base.path.iterdir():
+        if file.suffix != ".safetensors" and file.name != "README.md":
+            assert (merged.path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_it_settles_unless_asked_otherwise(foreign, tmp_path) -> None:
+    train(foreign, tmp_path / "settled")
+    train(foreign, tmp_path / "rounded", rounding="nearest")
+    assert [AdapterFolder(tmp_path / name).settles for name in ("settled", "rounded")] == [True, False]
+    assert json.loads((tmp_path / "settled" / "training.json").read_text())["adapter"]["rounding"] == "compensated"
 
 
 def test_a_second_merge_is_refused(foreign, tmp_path) -> None:
@@ -83,7 +117,6 @@ def test_a_dense_adapter_over_a_pruned_folder_is_refused(int4, tmp_path) -> None
 
 
 def test_padded_words_are_trained_through_and_not_merged_into(tiny_llama, tmp_path) -> None:
-    from safetensors.torch import save_file
 
     folder = ModelFolder(another_programs(tiny_llama, tmp_path / "foreign", bits=3))
     tensors = load_file(folder.path / "model.safetensors")

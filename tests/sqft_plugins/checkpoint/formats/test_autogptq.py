@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import GridStamp, ModelFolder, load_model
 from sqft_plugins.errors import CheckpointError, GridError, SQFTError
+from sqft_plugins.grid import ACT_ORDER, INT4
 
 MODULE = "model.layers.0.mlp.up_proj"
 
@@ -152,21 +153,22 @@ def test_zero_biases_that_the_model_has_not_are_left_out_and_others_refused(fold
         load_model(folder)
 
 
-# --- what is refused ---
-
-
 @pytest.mark.parametrize("desc_act", [True, False])
-def test_act_order_is_refused_by_the_tensor_whatever_the_config_says(folder, desc_act):
+def test_the_order_in_the_tensor_counts_whatever_the_config_says(folder, desc_act):
     change_config(folder, desc_act=desc_act)
-    assert ModelFolder(folder).grid  # the order in the tensor is trivial
-    order = torch.arange(64, dtype=torch.int32).flip(0) // 32
-    change_tensors(folder, g_idx=order)
-    with pytest.raises(CheckpointError, match=r"up_proj\.g_idx of .*model\.safetensors orders the columns by activ"):
-        _ = ModelFolder(folder).grid
-    with pytest.raises(CheckpointError, match="quantize the model again with desc_act=False"):
-        load_model(folder)
+    plain = ModelFolder(folder).quantized(MODULE)
+    assert plain.grid.kind == INT4  # the order in the tensor is trivial
+    change_tensors(folder, g_idx=torch.arange(64, dtype=torch.int32).flip(0) // 32)
+    ordered = ModelFolder(folder).quantized(MODULE)
+    assert ordered.grid.kind == ModelFolder(folder).grid.kind == ACT_ORDER[4]
+    swapped = torch.cat([plain.grid.scale[:, 1:].repeat(1, 32), plain.grid.scale[:, :1].repeat(1, 32)], 1)
+    assert torch.equal(ordered.dequantize(), plain.steps().float() * swapped)
+    assert torch.equal(load_model(folder, dtype=torch.float32).get_submodule(MODULE).weight, ordered.dequantize())
     change_tensors(folder, g_idx=torch.zeros(64, dtype=torch.int32))  # never filled in
-    assert ModelFolder(folder).grid
+    assert ModelFolder(folder).quantized(MODULE).equals(plain)
+
+
+# --- what is refused ---
 
 
 def test_act_order_without_its_tensor_is_refused(tiny_llama, tmp_path):
@@ -178,7 +180,7 @@ def test_act_order_without_its_tensor_is_refused(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 8}, "has bits=8: give a model of 4 bits"),
+        ({"bits": 6}, "has bits=6: give a model of 2, 3, 4, 8 bits"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format marlin: save it as gptq or gptq_v2"),
         ({"is_marlin_format": True}, "save it as gptq or gptq_v2"),
         ({"group_size": None}, "has group_size=None"),

@@ -11,6 +11,8 @@ import torch
 from sqft_plugins.checkpoint import ModelFolder, formats
 from sqft_plugins.checkpoint.formats import Compact, Int4Format, PackQuantized, find_format
 from sqft_plugins.checkpoint.formats.autogptq import AutoGPTQ
+from sqft_plugins.checkpoint.formats.awq import AWQ
+from sqft_plugins.checkpoint.formats.fp8 import FineGrainedFP8, FloatQuantized
 from sqft_plugins.checkpoint.stamp import GridStamp
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import QuantizedWeight, round_to_nearest
@@ -22,6 +24,9 @@ def test_a_folder_is_recognised_by_its_config_or_by_autogptqs_file_beside_it(tmp
         ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, PackQuantized),
         ({"quant_method": "sqft", "format": "compact"}, Compact),
         ({"quant_method": "gptq", "bits": 4}, AutoGPTQ),
+        ({"quant_method": "awq", "bits": 4}, AWQ),
+        ({"quant_method": "fp8"}, FineGrainedFP8),
+        ({"quant_method": "compressed-tensors", "format": "naive-quantized"}, FloatQuantized),
     ):
         assert find_format(tmp_path, config) == (kind, config)
     (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
@@ -32,10 +37,10 @@ def test_a_folder_is_recognised_by_its_config_or_by_autogptqs_file_beside_it(tmp
 def test_an_unknown_format_is_refused_when_its_weights_are_read_and_not_before(int4, tmp_path):
     copy = shutil.copytree(int4, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "hqq"}}))
     folder = ModelFolder(copy)
     assert folder.tensor_names
-    with pytest.raises(CheckpointError, match=r"as awq/None: this release reads .*pack-quantized, sqft/compact, gptq"):
+    with pytest.raises(CheckpointError, match=r"as hqq/None: this release reads .*pack-quantized, sqft/compact, gptq"):
         _ = folder.int4
 
 
