@@ -9,12 +9,14 @@ import click
 from pydantic import model_validator
 
 from gguf_ext.cli.export import unchecked_line
-from gguf_ext.settings import GGUF_FILE, check_choice
+from gguf_ext.parts import check_file
+from gguf_ext.settings import check_choice
+from sqft_plugins.checkpoint.hub import check_folder
 from sqft_plugins.cli.common import table
 from sqft_plugins.cli.verb import Found, verb
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.settings import Settings, option
-from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL
+from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL, CheckedPath
 
 
 class VerifySettings(Settings):
@@ -42,16 +44,21 @@ class VerifySettings(Settings):
         return self
 
 
+def _check_other(path: str, argument: str) -> None:
+    check_folder(path) if Path(path).is_dir() else check_file(path, argument)
+
+
 @verb(
     "sqft verify merged-int4 model.gguf",
     "sqft verify merged model-f16.gguf --rounding allow --json",
     "sqft verify merged model-f32.gguf --logits --text prose.txt",
     "sqft verify model-Q4_K_M.gguf mine-Q4_K_M.gguf --adapter adapters/mine",
+    "sqft verify model-awq mine-awq",
     name="verify",
     settings=VerifySettings,
 )
 @click.argument("model", type=MODEL)
-@click.argument("file", type=GGUF_FILE, metavar="FILE.gguf")
+@click.argument("file", type=CheckedPath(_check_other), metavar="FILE.gguf")
 def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     """Compare MODEL with FILE.gguf.
 
@@ -62,7 +69,12 @@ def verify_command(model: str, file: str, settings: VerifySettings) -> Found:
     Where MODEL is a GGUF file, too, FILE.gguf must be that file with an adapter merged in: every byte equal but codes
     of adapted tensors, and the note of the merge. With --adapter the merge is computed again, and what llama.cpp
     dequantizes is compared with it.
+
+    Where FILE.gguf is a quantized folder, MODEL must be the folder that an adapter was merged into: every tensor and
+    every file equal but codes, the model card and the stamp.
     """
+    if Path(file).is_dir():
+        return _verify_folders(model, file, settings)
     base = _as_file(model)
     if base is not None:
         return _verify_merged(base, file, settings)
@@ -139,6 +151,27 @@ def _verify_merged(base: Path, file: str, settings: VerifySettings) -> Found:
 
     result = report.as_dict() | ({} if proof is None else {"proof": proof.as_dict()})
     return Found(result, show, code=int(bool(differences)))
+
+
+def _verify_folders(base: str, merged: str, settings: VerifySettings) -> Found:
+    from sqft_plugins.checkpoint.compare import compare_folders
+
+    if settings != VerifySettings():
+        raise SQFTError(f"options are for files, {merged} is a folder: leave them out")
+    report = compare_folders(base, merged)
+
+    def show() -> None:
+        if report.differences:
+            table(["name", "difference"], list(report.differences.items()))
+        click.echo(f"{report.equal} of {report.tensors} tensors byte-equal")
+        if report.recoded:
+            click.echo(
+                f"{report.recoded} with other codes alone: {report.changed:,} of {report.weights:,} "
+                f"({report.changed / report.weights:.2%})"
+            )
+        click.echo("equal but for codes" if report.ok else "different")
+
+    return Found(report.as_dict(), show, code=int(not report.ok))
 
 
 def _prose(text: str | None) -> str:

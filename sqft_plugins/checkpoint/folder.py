@@ -141,7 +141,8 @@ class ModelFolder(TensorFiles):
     def quantized(self, module: str) -> QuantizedWeight:
         """The codes, scales (exact, float32) and zero points of an INT4 module.
 
-        Scales have 8 significant bits where this project made them; those of AutoGPTQ are fp16 numbers of 11 bits.
+        Scales have 8 significant bits where this project made them; those of others are fp16 numbers of 11 bits, or
+        have all of float32's.
         Raises CheckpointError or GridError, naming the tensor, for what is missing, damaged or out of range.
         """
         if not self.is_quantized(module):
@@ -168,8 +169,8 @@ class ModelFolder(TensorFiles):
     def mask(self, module: str) -> Tensor | None:
         """bool [out, in], True = kept; None where the folder has no mask for the module.
 
-        An AutoGPTQ folder has no masks. What stands in for one is `codes != zero_point`, a guess: a kept weight that
-        was rounded to zero counts as pruned.
+        A folder of another program has no masks. What stands in for one is `codes != zero_point`, a guess: a kept
+        weight that was rounded to zero counts as pruned.
         """
         if module not in self.masks:
             return None

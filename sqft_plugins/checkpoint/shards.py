@@ -92,7 +92,7 @@ def replace_tensor(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def layout(specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:

@@ -16,7 +16,7 @@ class WeightSource(Protocol):
 
     | what is read                                                     | by                                |
     |------------------------------------------------------------------|-----------------------------------|
-    | a folder: float, `pack-quantized`, compact, AutoGPTQ             | `checkpoint.folder.ModelFolder`   |
+    | a folder: float, or quantized in a format of formats/            | `checkpoint.folder.ModelFolder`   |
     | an INT4 folder with a quantization-aware adapter merged          | `checkpoint.recode.Recoded`       |
     | a model in memory                                                | `gguf_ext.memory.ModelInMemory`   |
     | a GGUF file, by the names of its tensors                         | `gguf_ext.inspector.GGUFWeights`  |

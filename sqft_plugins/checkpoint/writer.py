@@ -109,13 +109,18 @@ def write_config(target: Path, config: Mapping[str, Any]) -> None:
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def is_weight_file(file: Path) -> bool:
+    """Whether a file is weights or their index, by its name; also of hidden files."""
+    return file.name.startswith(".") or any(fnmatch.fnmatch(file.name, pattern) for pattern in WEIGHT_FILES)
+
+
 def _ignored(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if _left_behind(Path(folder) / name)]
 
 
 def _left_behind(file: Path) -> bool:
     """Hidden files, weights, what can be read neither as a file nor as a folder (a broken link), and links upwards."""
-    if file.name.startswith(".") or any(fnmatch.fnmatch(file.name, pattern) for pattern in WEIGHT_FILES):
+    if is_weight_file(file):
         return True
     if not (file.is_file() or file.is_dir()):
         return True

@@ -8,6 +8,7 @@ from typing import Any
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.attached import attach_grid, has_grid
 from sqft_plugins.errors import KernelError
+from sqft_plugins.grid import require_int4
 from sqft_plugins.kernels.accelerate import accelerate
 from sqft_plugins.model_files import reader_of
 from sqft_plugins.plugins.protocols import Tuner
@@ -23,6 +24,9 @@ def check_packable(model: Path, grid: Path | None) -> None:
         raise KernelError(
             f"--accelerate: model {model} has no INT4 layers: leave it out, or give an INT4 folder (`sqft quantize`)"
         )
+    codes = ModelFolder(model if grid is None else grid)
+    if codes.grid is not None:
+        require_int4(codes.grid.kind, f"--accelerate: model {codes.path}", "the packed form")
 
 
 def accelerate_tuned(model: Any, tuner: Tuner, grid: Path | None) -> Any:

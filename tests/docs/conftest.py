@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from sqft_plugins.cli import main
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "sqft_plugins"))  # importlib mode keeps test folders off the path
 CHAT = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -85,6 +87,9 @@ def made_world(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokeni
             assert run_sqft(command.split()) == 0, command
     finally:
         os.chdir(before)
+    from helpers_foreign import write_foreign
+
+    write_foreign(folder / "models/gemma", folder / "models/gemma-awq", "awq")
     return folder
 
 

@@ -1,10 +1,14 @@
-"""A merge that changes nothing changes no code, also where two codes have one value."""
+"""Folders with other codes: a merge that changes nothing changes no code, also where two codes have one value; what is
+written is the folder with other bytes in the place of codes."""
 
 from __future__ import annotations
 
 import torch
 
-from sqft_plugins.checkpoint.recode import Recoded
+from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.checkpoint.compare import compare_folders
+from sqft_plugins.checkpoint.recode import Recoded, write_codes
+from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.grid import MXFP4, Grid, QuantizedWeight
 
 
@@ -39,3 +43,20 @@ def test_a_code_of_another_value_is_the_new_one() -> None:
     assert recoded.codes["m"].tolist() == [[8, 10, 3, 5], [0, 8, 0, 1]]
     assert recoded.quantized("m").codes is recoded.codes["m"]
     assert torch.equal(recoded.quantized("m").dequantize(), recoded.quantized("m").grid.dequantize(moved))
+
+
+def test_shards_and_their_index_stay_as_they_are(tiny_llama, tmp_path) -> None:
+    load_model(tiny_llama).save_pretrained(tmp_path / "float", max_shard_size="100KB")
+    quantize_folder(tmp_path / "float", tmp_path / "base")
+    base = ModelFolder(tmp_path / "base")
+    codes = {module: base.quantized(module).codes ^ 1 for module in base.int4.modules}
+    (tmp_path / "merged").mkdir()
+    write_codes(Recoded(base, codes), tmp_path / "merged", None)
+
+    merged = ModelFolder(tmp_path / "merged")
+    assert {file.name for file in merged.files.values()} == {file.name for file in base.files.values()}
+    assert len(set(merged.files.values())) > 2
+    for name in ("config.json", "model.safetensors.index.json"):
+        assert (merged.path / name).read_bytes() == (base.path / name).read_bytes()
+    report = compare_folders(base.path, merged.path)
+    assert (report.ok, report.recoded, report.changed) == (True, len(codes), report.weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -97,3 +99,13 @@ def test_the_device_and_dtype_of_the_weight_do_not_matter() -> None:
     weight, hessian = weight.bfloat16(), inputs.T @ inputs
     grid = grid_for(weight.float(), INT4)
     assert torch.equal(compensated(weight, hessian, grid), compensated(weight.float(), hessian, grid))
+
+
+@pytest.mark.parametrize("kind", [INT4, MXFP4, AFFINE], ids=lambda kind: kind.name)
+def test_groups_that_are_no_neighbours(kind):
+    weight, inputs = problem()
+    hessian, grid = inputs.t() @ inputs, grid_for(weight, kind)
+    order = torch.randperm(IN, generator=torch.Generator().manual_seed(1))
+    ordered = replace(grid, column_group=order // 32)
+    codes = compensated(weight[:, order], hessian[order][:, order], ordered)
+    assert torch.equal(codes, compensated(weight, hessian, grid)[:, order])

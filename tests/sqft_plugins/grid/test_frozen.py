@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,27 @@ def test_rows_are_those_of_the_whole(kind):
     assert torch.equal(grid.take(rows).dequantize(codes[rows]), weight[rows])
 
 
+@each_kind
+def test_groups_that_are_no_neighbours_are_those_of_the_columns_in_another_order(kind):
+    plain, codes = some_grid(kind), all_codes(kind)
+    order = torch.randperm(IN, generator=torch.Generator().manual_seed(1))
+    grid = replace(plain, column_group=(order // (IN // GROUPS)))
+    weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(2))
+
+    assert torch.equal(grid.dequantize(codes[:, order]), plain.dequantize(codes)[:, order])
+    assert torch.equal(grid.quantize(weight[:, order]), plain.quantize(weight)[:, order])
+    rows, columns = slice(5, 17), torch.tensor([3, 90])
+    assert torch.equal(grid.quantize(weight[rows][:, order], rows), plain.quantize(weight)[rows][:, order])
+    assert torch.equal(grid.take(rows).dequantize(codes[rows][:, order]), plain.dequantize(codes)[rows][:, order])
+    one_each = grid.columns(grid.group_of(columns, IN))
+    assert torch.equal(one_each.dequantize(codes[:, columns]), grid.dequantize(codes)[:, columns])
+    if kind.is_integer:
+        assert torch.equal(grid.steps(codes[:, order]), plain.steps(codes)[:, order])
+    assert grid.digest() != plain.digest()
+    assert grid.to("cpu").equals(grid)
+    assert not grid.equals(plain)
+
+
 def test_codes_of_the_same_value_are_the_bases_own():
     grid = Grid(MXFP4, torch.tensor([[1.0, 0.0, -0.5]]))
     base = torch.tensor([[8, 9, 3, 5, 8, 2]], dtype=torch.uint8)  # -0, -1 | 0 is the scale | -0, 2
@@ -167,6 +189,11 @@ def test_digests_tell_kinds_and_numbers_apart():
         (INT4, {"scale": torch.ones(2, 2), "zero_point": torch.ones(2, 1, dtype=torch.uint8)}, "zero_point"),
         (AFFINE[0], {"scale": torch.ones(2, 2)}, "needs an offset"),
         (INT4, {"scale": torch.ones(2, 2), "offset": torch.ones(2, 2)}, "has no offset"),
+        (
+            NF4,
+            {"scale": torch.ones(2, 2), "column_group": torch.zeros(4)},
+            r"is torch.float32 \(4,\): give torch.int64",
+        ),
         (NF4, {"scale": torch.ones(2, 2), "zero_point": torch.ones(2, 2, dtype=torch.uint8)}, "has no zero_point"),
     ],
 )

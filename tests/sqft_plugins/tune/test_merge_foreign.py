@@ -22,11 +22,12 @@ from sqft_plugins.tune.merge import merge_folder
 from sqft_plugins.tune.train import train_adapter
 
 EXAMPLES = [Example(f"Question: what follows {n}?\nAnswer:", f" {n + 1}") for n in range(8)]
-TRAINING = TrainSettings.make({"steps": 4, "batch_size": 4, "learning_rate": 1e-2})
+TRAINING = TrainSettings.make({"steps": 2, "batch_size": 4, "learning_rate": 2e-2})
 
 
 def train(base, out, **changes):
-    settings = {"rank": 8, "alpha": 16, "rank_choices": [8, 4], "quantization_aware": True, "sparse": False}
+    settings = {"rank": 4, "alpha": 16, "quantization_aware": True, "sparse": False}
+    settings["target_modules"] = ["k_proj", "down_proj"]
     return train_adapter(base, out, EXAMPLES, AdapterSettings.make({**settings, **changes}), TRAINING)
 
 
@@ -51,7 +52,11 @@ def write(name, dense, out):
     return out
 
 
-@pytest.fixture(params=["int4", "int3", "gptq", *FOREIGN])
+SOON = ["int4", "awq", "gptq-order", "fp8-odd-blocks", "nvfp4", "nf4-double"]  # one of each kind of grid
+LATER = [name for name in ("int3", "gptq", *FOREIGN) if name not in SOON]
+
+
+@pytest.fixture(params=[*SOON, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)])
 def each_foreign(request, tiny_llama, tmp_path):
     return write(request.param, tiny_llama, tmp_path / "foreign")
 
