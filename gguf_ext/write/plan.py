@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_ext.blocks import TensorType, row_bytes
-from gguf_ext.errors import ActOrderError, UnmappedTensorError
+from gguf_ext.errors import ActOrderError, GGUFError, UnmappedTensorError
 from gguf_ext.write.tensors import PlacedTensor
 from gguf_ext.write.transcode import (
     block_bytes,
@@ -21,7 +21,7 @@ from gguf_ext.write.transcode import (
     row_slices,
 )
 from sqft_plugins.checkpoint import ModelFolder
-from sqft_plugins.errors import CheckpointError
+from sqft_plugins.checkpoint.stamp import OtherGrid
 from sqft_plugins.progress import track
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -102,12 +102,11 @@ def _plan_float(folder: ModelFolder, tensor: PlacedTensor, wanted: str, argument
 
 
 def check_order(folder: ModelFolder) -> None:
-    """Raises ActOrderError for INT4 weights whose columns are ordered by activation."""
-    try:
-        _ = folder.grid
-    except CheckpointError as error:
-        groups = ((folder.quantization or {}).get("config_groups") or {}).values()
-        act_ordered = any((group.get("weights") or {}).get("actorder") for group in groups)
-        if not act_ordered and "by activation" not in str(error):
-            raise
-        raise ActOrderError(str(error)) from None
+    """Raises ActOrderError for weights in act-order, whose groups are no neighbours, and GGUFError for another grid
+    that no type of the export holds."""
+    if isinstance(folder.grid, OtherGrid):
+        error = ActOrderError if folder.grid.kind.is_integer else GGUFError
+        raise error(
+            f"model {folder.path} is {folder.grid.label}, and the export has types for integers in groups of "
+            "neighbours: let llama.cpp quantize the float model (`sqft export gguf-quantized`)"
+        )

@@ -56,11 +56,6 @@ def block_type(weight: QuantizedWeight, name: str, rounding: str = "refuse") -> 
     """Q4_0, Q5_0 or Q8_0. Raises BlockSizeError, ScaleRangeError, ScaleNotExactError, NonFiniteWeightError and, for
     steps that none of them holds, GGUFError, naming `name`."""
     columns = weight.codes.shape[1]
-    if not weight.grid.kind.is_integer or weight.grid.column_group is not None:
-        raise GGUFError(
-            f"{name} is {weight.grid.kind.name}, and the export has types for integers in groups of neighbours: let "
-            "llama.cpp quantize the float model (`sqft export gguf-quantized`)"
-        )
     if weight.group_size % BLOCK:
         raise BlockSizeError(
             f"{name}: in={columns} in groups of {weight.group_size} does not fit blocks of {BLOCK}: "

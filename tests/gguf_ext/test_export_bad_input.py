@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from helpers_foreign import write_foreign
 from helpers_gptq import write_gptq
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,7 @@ CASES = {
     "size not divisible by 32": errors.BlockSizeError,
     "act-order": errors.ActOrderError,
     "act-order of AutoGPTQ": errors.ActOrderError,
+    "FP8 of others": errors.GGUFError,
     "unmapped tensor": errors.UnmappedTensorError,
     "target exists": errors.TargetExistsError,
     "verification failed": errors.VerificationError,
@@ -88,6 +90,9 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
             shutil.rmtree(folder)
             write_gptq(llama, folder)
             _tensor(folder, "model.layers.1.mlp.up_proj.g_idx", lambda order: order.copy_(order.flip(0)))
+        elif case == "FP8 of others":
+            shutil.rmtree(folder)
+            write_foreign(llama, folder, "fp8-blocks")
         elif case == "unmapped tensor":
             tensors = {**load_file(folder / "model.safetensors"), "model.vision.weight": torch.ones(2, 2)}
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -184,7 +189,7 @@ def test_the_command_line_prints_one_line_and_exits_with_2(bad, tmp_path, capsys
     with pytest.raises(SystemExit) as caught:
         main(["export", "gguf", str(folder), "--out", str(tmp_path / "m.gguf")])
     assert caught.value.code == 2
-    assert "quantize the model again with desc_act=False" in capsys.readouterr().err
+    assert "is INT4_ACT_ORDER, and the export has types for integers in groups of neighbours" in capsys.readouterr().err
 
 
 def test_verify_refuses_the_same_models(bad, llama, tmp_path):

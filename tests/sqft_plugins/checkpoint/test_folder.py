@@ -145,8 +145,9 @@ def test_other_quantized_formats_are_refused(int4, tmp_path):
     ]
     for changed, message in cases:
         change_json(copy / "config.json", quantization_config=changed)
+        folder = ModelFolder(copy)
         with pytest.raises(SQFTError, match=message):
-            ModelFolder(copy).quantized("model.layers.0.mlp.down_proj")
+            _ = folder.grid, folder.quantized("model.layers.0.mlp.down_proj")
     change_json(copy / "config.json", quantization_config=None)
     with pytest.raises(CheckpointError, match="is packed: copy the model again"):
         ModelFolder(copy).weight("model.layers.0.mlp.up_proj")
