@@ -23,6 +23,8 @@ MEANING = {
     "lora_merged": "a plain LoRA of the super-adapter's rank, merged: what SQFT is for",
     "int4": "the merged model on the INT4 grid (GPTQ with the mask kept, compressed-tensors), in transformers",
     "gguf": "the same codes as GGUF, in llama.cpp",
+    "file": "the GGUF file as it comes from its package, in llama.cpp",
+    "file_tuned": "that file, tuned on its own grids and merged: other codes, all else as it was",
 }
 
 

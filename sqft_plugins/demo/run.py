@@ -1,5 +1,5 @@
 """The demo's way: dense → pruned → tuned → merged → INT4 → GGUF, and where it is asked for a plain LoRA merge beside
-it."""
+it. Then the other way: the model's GGUF file as it comes, tuned and merged into."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins.adapter import AdapterFolder
-from sqft_plugins.checkpoint import ModelFolder
+from sqft_plugins.checkpoint import ModelFolder, open_model
 from sqft_plugins.compress.calibration import builtin_text
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
-from sqft_plugins.demo.base import prepare_base
+from sqft_plugins.demo.base import prepare_base, prepare_file
 from sqft_plugins.demo.report import why_not_learned, write_report
 from sqft_plugins.demo.settings import DemoSettings, Sizes
 from sqft_plugins.demo.sizes import choose_size, with_size
@@ -47,9 +47,10 @@ MAKERS = {
     "lora_merged": ["merge_lora", "train_lora"],
     "int4": ["quantize"],
     "gguf": ["export"],
+    "file": ["unpack"],
+    "file_tuned": ["train_file", "merge_file"],
 }
 """Scored stage → the stages that made it, whose seconds count; in the order of the table."""
-LAST = list(MAKERS)[-1]
 
 
 def run_demo(
@@ -125,10 +126,15 @@ class Demo:
     def base(self) -> Path:
         return Path(self.settings.model or self.out / "base")
 
+    @property
+    def last(self) -> str:
+        """The last row of the table."""
+        return "gguf" if self.settings.model is not None or self.settings.skip_file else "file_tuned"
+
     def run(self) -> dict[str, Any]:
         """Makes and scores every stage that is not done yet → the report."""
         s, out, make, score = self.settings, self.out, self.make, self.score
-        others = {"model", "data", "sparsity", "questions", "text_tokens", "compare_lora"}
+        others = {"model", "data", "sparsity", "questions", "text_tokens", "compare_lora", "skip_file"}
         tuning = s.model_dump(exclude=others) | {"steps": self.sizes.steps, "training": _digest(self.training)}
 
         # the model as it came, and pruned: its masks say which zeros are counted, in the dense model, too
@@ -160,6 +166,15 @@ class Demo:
         make("export", self.export, after=["quantize"], output="model.gguf")
         score("gguf", "export", self.gguf_row)
 
+        # the file that the model came in
+        if s.model is None and not s.skip_file:
+            file, tuned = out / "file.gguf", out / "file-tuned.gguf"
+            make("unpack", lambda: self.unpack(file), output=file.name)
+            score("file", "unpack", lambda: self.file_row(file))
+            make("train_file", self.train_file, after=["unpack"], settings=tuning, output="file_adapter")
+            make("merge_file", lambda: self.merge_file(tuned), after=["train_file"], output=tuned.name)
+            score("file_tuned", "merge_file", lambda: self.file_row(tuned))
+
         if self.stages.reused:
             say(f"reused, inputs unchanged: {', '.join(self.stages.reused)}")
         return self.report()
@@ -172,11 +187,11 @@ class Demo:
         """A stage that scores what the stage `after` has made; the report grows by its row."""
         scoring = {"text_tokens": self.sizes.text_tokens, "questions": _digest(self.task.items())}
         self.make(name, work, after=[after], settings=scoring)
-        if name not in self.stages.reused or name == LAST:
+        if name not in self.stages.reused or name == self.last:
             report = self.report()
             write_report(self.out, report)
             self.show(report)
-            if name in ("tuned", LAST) and (warning := why_not_learned(report)):
+            if name in ("tuned", self.last) and (warning := why_not_learned(report)):
                 say(warning, style="bold")
 
     def report(self) -> dict[str, Any]:
@@ -211,15 +226,18 @@ class Demo:
         return {"sparsity_reached": report["sparsity_reached"]}
 
     def train(self, target: str, tuner: str) -> Row:
+        elastic = {"rank_choices": self.settings.rank_choices} if tuner == "sqft" else {}
+        return self.train_over("pruned", target, tuner, self.sizes.steps, **elastic)
+
+    def train_over(self, base: str, target: str, tuner: str, steps: int, **elastic: Any) -> Row:
         s = self.settings
-        elastic = {"rank_choices": s.rank_choices} if tuner == "sqft" else {}
         adapter = AdapterSettings.make(
             {"rank": max(s.rank_choices), "alpha": s.alpha, "target_modules": "all-linear", **elastic}
         )
         shared = {key: getattr(s, key) for key in ("batch_size", "learning_rate", "text_fraction", "seed")}
-        training = TrainSettings.make(shared | {"steps": self.sizes.steps})
+        training = TrainSettings.make(shared | {"steps": steps})
         report = train_adapter(
-            self.out / "pruned", self.out / target, self.training, adapter, training,
+            self.out / base, self.out / target, self.training, adapter, training,
             tuner=tuner, text=text_examples(builtin_text("train")), overwrite=True,
         )  # fmt: skip
         return {"losses": report["losses"]}
@@ -239,6 +257,17 @@ class Demo:
         exporter.export(self.out / "int4", self.out / "model.gguf", overwrite=True)
         return dict(exporter.verify(self.out / "int4", self.out / "model.gguf"))
 
+    def unpack(self, file: Path) -> Row:
+        prepare_file(file)
+        return {"bytes": file.stat().st_size}
+
+    def train_file(self) -> Row:
+        steps = max(self.sizes.steps // 2, 1)  # a model that lost nothing learns the task in half of them
+        return self.train_over("file.gguf", "file_adapter", "sqft", steps)
+
+    def merge_file(self, target: Path) -> Row:
+        return merge_folder(self.out / "file.gguf", self.out / "file_adapter", target, "max", overwrite=True)
+
     # --- scoring ---
 
     def folder_row(self, path: Path) -> Row:
@@ -256,6 +285,10 @@ class Demo:
         file = self.out / "model.gguf"
         measured = {key: self.made["export"][key] for key in ("zeros_kept", "bits_per_weight")}
         return self.scores(file) | measured | {"bytes": file.stat().st_size}
+
+    def file_row(self, path: Path) -> Row:
+        file = open_model(path)
+        return self.scores(path) | {"zeros_kept": zeros_kept(file, self.masks), **sizes(file, self.masks)}
 
     def scores(self, path: Path, **options: Any) -> Row:
         session = open_session(path, **options)

@@ -49,6 +49,7 @@ class DemoSettings(Settings):
         None, f"Tokens of held-out text for the perplexity. {by_speed('text_tokens')}", ge=256
     )
     seed: int = option(0, "Of everything that is drawn.")
+    skip_file: bool = option(False, "Leave out the last rows: the model's GGUF file, tuned as it comes.")
     compare_lora: bool = option(False, "Also tune and merge a plain LoRA, which fills the zeros.")
 
     @model_validator(mode="after")

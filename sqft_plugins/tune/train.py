@@ -247,7 +247,8 @@ def _say_what_is_done(run: Run, last: Path | None) -> None:
 
     if last is not None:
         say(f"going on from step {step_of(last)} of {training.steps}, saved in {last.parent}")
-    if training.steps and run.adapter.quantization_aware and run.base.grid is not None:
+    rounded = run.adapter.quantization_aware and run.adapter.rounding != "compensated"
+    if rounded and run.base.grid is not None:
         option = "--base" if isinstance(run.base, ModelFile) else "--grid"
         say(f"{run.base.path} has codes alone, which move slowly: learn more over its float model, with {option}")
 

@@ -10,6 +10,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sqft_plugins.demo import run as demo
 from sqft_plugins.demo.report import write_report
 from sqft_plugins.demo.run import DemoSettings, run_demo
 from sqft_plugins.demo.task import TEST, TRAIN, WordProblems, is_held_out
@@ -21,7 +22,14 @@ KEYS = {"accuracy", "perplexity", "zeros_kept", "bits_per_weight", "bytes", "sec
 
 
 def settings(model, **changes) -> DemoSettings:
-    values = {"model": str(model), "steps": 3, "batch_size": 4, "questions": 4, "rank_choices": [8, 6, 4], **changes}
+    values = {
+        "model": model and str(model),
+        "steps": 3,
+        "batch_size": 4,
+        "questions": 4,
+        "rank_choices": [8, 6, 4],
+        **changes,
+    }
     return DemoSettings.make(values)
 
 
@@ -79,6 +87,25 @@ def test_the_comparison_with_plain_lora_is_added_to_a_finished_demo(finished, ti
     without = run_demo(out, settings(tiny_llama))
     assert [stage["name"] for stage in without["stages"]] == NAMES
     assert "lora_merge" not in without
+
+
+def test_the_models_own_file_is_tuned_as_it_comes(tiny_llama, tmp_path, monkeypatch) -> None:
+    """The tiny model and its file in the place of Gemma's, which come from a package."""
+    from gguf_ext import quantize_gguf
+
+    def file(target) -> None:
+        quantize_gguf(tiny_llama, target, type="Q4_0", importance=False)
+
+    monkeypatch.setattr(demo, "prepare_base", lambda target, overwrite: shutil.copytree(tiny_llama, target))
+    monkeypatch.setattr(demo, "prepare_file", file)
+    out = tmp_path / "out"
+    report = run_demo(out, settings(None, batch_size=2))
+    rows = {stage["name"]: stage for stage in report["stages"]}
+    assert list(rows) == [*NAMES, "file", "file_tuned"]
+    assert abs(rows["file"]["bytes"] - rows["file_tuned"]["bytes"]) < 2000  # the note of the merge
+    assert rows["file"]["bits_per_weight"] == rows["file_tuned"]["bits_per_weight"] == 4.5
+    assert "other codes, all else as it was" in (out / "report.md").read_text()
+    assert "file" not in [row["name"] for row in run_demo(out, settings(None, batch_size=2, skip_file=True))["stages"]]
 
 
 def test_a_second_run_reuses_everything(finished, tiny_llama) -> None:
