@@ -69,6 +69,25 @@ class LoraExporter:
         return export_lora(model, target, overwrite=overwrite).as_dict()
 
 
+class PatchExporter:
+    """`sqft export patch`. The `model` of its functions is the adapter folder, over the file that it remembers."""
+
+    name = "patch"
+
+    @property
+    def command(self) -> Any:
+        from gguf_ext.cli.patch import export_patch_command
+
+        return export_patch_command
+
+    def export(self, model: Path, target: Path, overwrite: bool = False) -> dict[str, Any]:
+        from gguf_ext.patch import export_patch
+        from sqft_plugins.adapter import AdapterFolder
+
+        folder = AdapterFolder(model)
+        return export_patch(folder.config.get("grid") or folder.base or "", model, target, overwrite=overwrite)
+
+
 class GGUFModels:
     """GGUF files as models to train."""
 
@@ -92,7 +111,7 @@ class GGUFModels:
 
 @hookimpl
 def sqft_exporters() -> list[Any]:
-    return [GGUFExporter(), LoraExporter()]
+    return [GGUFExporter(), LoraExporter(), PatchExporter()]
 
 
 @hookimpl
@@ -140,10 +159,12 @@ def sqft_checks() -> list[Any]:
 @hookimpl
 def sqft_commands(group: Verbs) -> None:
     from gguf_ext.cli.chat import chat_command
+    from gguf_ext.cli.patch import patch_command
     from gguf_ext.cli.verify import verify_command
 
     group.add_command(verify_command, section="look")
     group.add_command(chat_command, section="run")
+    group.add_command(patch_command, section="make")
 
 
 @hookimpl

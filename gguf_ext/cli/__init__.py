@@ -2,5 +2,6 @@
 
 export   `sqft export gguf`, `sqft export gguf-lora`
 verify   `sqft verify`
+patch    `sqft export patch`, `sqft patch`
 chat     `sqft chat`
 """

@@ -41,7 +41,7 @@ def check_merge(
 
     path = Path(target)
     for part in source.parts:
-        if _would_replace(path, part.path):
+        if would_replace(path, part.path):
             raise GGUFError(f"--out {target} is the model itself, which is never written to: choose another path")
     check_target(path, overwrite, split=len(source.parts) > 1)
 
@@ -54,7 +54,7 @@ def check_merge(
     return path
 
 
-def _would_replace(target: Path, part: Path) -> bool:
+def would_replace(target: Path, part: Path) -> bool:
     """Whether writing `target`, or parts of it, would take the place of `part`."""
     if target.exists() and os.path.samefile(target, part):
         return True

@@ -41,7 +41,8 @@ class Tally:
 def header_of(part: Part, source: BinaryIO, entry: bytes | None) -> tuple[bytes, int]:
     """The header of a part up to its first tensor, with padding, and where in it the entry begins (0 without one).
 
-    entry: `stamp.entry_bytes`, which takes the place of an older one; None for the parts that have none.
+    entry: `stamp.entry_bytes`, which takes the place of an older one, empty for a file without merges; None for the
+        parts that have none.
     """
 
     def held(begin: int, end: int) -> bytes:
@@ -51,7 +52,7 @@ def header_of(part: Part, source: BinaryIO, entry: bytes | None) -> tuple[bytes,
     if entry is None:
         return held(0, part.start), 0
     kept = [held(*span) for key, span in part.entries.items() if key != KEY]
-    count = len(kept) + 1
+    count = len(kept) + bool(entry)
     head = held(0, 16) + count.to_bytes(8, "little") + b"".join(kept)
     whole = head + entry + held(*part.table)
     return whole + bytes(-len(whole) % part.alignment), len(head)
@@ -68,9 +69,9 @@ def copy_tensors(
     source.seek(at)
     changed = sorted((info for info in infos if info.name in codes), key=lambda info: info.offset)
     for info in track(changed, "merging"):
-        _copy(source, target, info.offset - at, part, tally)
+        copy_bytes(source, target, info.offset - at, part, tally)
         at = info.offset + _replace(source, target, part, info, codes[info.name], tally)
-    _copy(source, target, part.size - at, part, tally)
+    copy_bytes(source, target, part.size - at, part, tally)
 
 
 def _replace(source: BinaryIO, target: BinaryIO, part: Part, info: TensorInfo, new: Tensor, tally: Tally) -> int:
@@ -99,7 +100,7 @@ def _replace(source: BinaryIO, target: BinaryIO, part: Part, info: TensorInfo, n
     return rows * width
 
 
-def _copy(source: BinaryIO, target: BinaryIO, count: int, part: Part, tally: Tally) -> None:
+def copy_bytes(source: BinaryIO, target: BinaryIO, count: int, part: Part, tally: Tally) -> None:
     while count > 0:
         piece = exactly(source, min(count, CHUNK), part)
         target.write(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gguf_ext.errors import DamagedFileError
@@ -29,8 +29,10 @@ def merges_of(file: GGUFFile) -> list[dict[str, Any]]:
     return notes
 
 
-def entry_bytes(notes: list[Mapping[str, Any]]) -> bytes:
-    """The entry as it stands in a file: its key, and an array of strings."""
+def entry_bytes(notes: Sequence[Mapping[str, Any]]) -> bytes:
+    """The entry as it stands in a file: its key, and an array of strings. Empty where there are no notes."""
+    if not notes:
+        return b""
     lines = [json.dumps(note, sort_keys=True) for note in notes]
     kinds = struct.pack("<IIQ", ARRAY, STRING, len(lines))
     return _string(KEY) + kinds + b"".join(map(_string, lines))

@@ -31,7 +31,7 @@ def test_importing_imports_no_other_surface():
 
 def test_the_hooks():
     names = [(exporter.name, exporter.command.name) for exporter in gguf_ext.plugin.sqft_exporters()]
-    assert names == [(name, name) for name in ("gguf", "gguf-lora")]
+    assert names == [(name, name) for name in ("gguf", "gguf-lora", "patch")]
     (engine,) = gguf_ext.plugin.sqft_engines()
     assert engine.name == "llama.cpp"
 

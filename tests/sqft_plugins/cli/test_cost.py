@@ -80,8 +80,8 @@ def check(modules: set[str]) -> None:
 PAGES = [
     ["--help"],
     ["--version"],
-    *([verb, "--help"] for verb in [*VERBS, "serve", "verify", "chat"]),
-    *(["export", name, "--help"] for name in ("gguf", "plane", "gguf-lora")),
+    *([verb, "--help"] for verb in [*VERBS, "serve", "verify", "chat", "patch"]),
+    *(["export", name, "--help"] for name in ("gguf", "plane", "gguf-lora", "patch")),
     ["plugins"],
     ["doctor"],
 ]
@@ -120,6 +120,8 @@ REFUSED = [
     "quantize empty --grid q4_0 --out o",
     "quantize empty --grid q4_0 --group-size 64 --out o.gguf",
     "export plane missing missing",
+    "export patch missing.gguf missing --out o.patch",
+    "patch missing.gguf missing.patch --out o.gguf",
     "verify missing missing.gguf",
     "chat missing.gguf",
     "serve empty --adapters missing",
