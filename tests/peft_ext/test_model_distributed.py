@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import SQFTError
 
 HERE = Path(__file__).parent
@@ -48,10 +50,15 @@ def start(folder: Path) -> list[subprocess.Popen]:
     ]  # fmt: skip
 
 
-def run_everything(folder: Path, sparse_model) -> None:
+def run_everything(folder: Path, sparse_model, dense: Path) -> None:
     """Fills `folder`: the runs of two processes, and the same ones in this process."""
     sparse_model.save_pretrained(folder / "base")
     fill_adapter(get_peft_model(load_base(folder), make_config())).save_pretrained(folder / "adapter")
+    quantize_folder(folder / "base", folder / "grids" / "int3", bits=3, symmetric=False)
+    if find_spec("llama_cpp"):
+        from gguf_ext.quantize.run import quantize_gguf
+
+        quantize_gguf(dense, folder / "grids" / "q4_1.gguf", type="Q4_1", importance=False)
     train(load_base(folder), folder / "one", steps=STEPS // 2, config=FIXED)
     processes = start(folder)
     found = {
@@ -65,7 +72,7 @@ def run_everything(folder: Path, sparse_model) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model, tmp_path_factory, worker_id) -> SimpleNamespace:
+def runs(tiny_model, tiny_llama, tmp_path_factory, worker_id) -> SimpleNamespace:
     """What two processes found (`both`), the same run in one process (`one`, `one_fixed`), and the folder.
 
     The workers of pytest-xdist share one such folder; the first makes it.
@@ -74,7 +81,7 @@ def runs(tiny_model, tmp_path_factory, worker_id) -> SimpleNamespace:
     folder = (base if worker_id == "master" else base.parent) / "distributed"
     with FileLock(f"{folder}.lock"):
         if not (folder / "one.json").exists():
-            run_everything(folder, sparsify(tiny_model("llama")))
+            run_everything(folder, sparsify(tiny_model("llama")), tiny_llama)
     both = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     return SimpleNamespace(both=both, folder=folder, **json.loads((folder / "one.json").read_text()))
 
@@ -149,6 +156,18 @@ def test_gradient_checkpointing_works_sharded(runs, which) -> None:
     for found in runs.both:
         assert found["checkpointed"][which]["sharded"] == pytest.approx(found["checkpointed"][which]["whole"])
         assert len(set(found["checkpointed"][which]["whole"])) == 3
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+@pytest.mark.parametrize("grid", ["int3", "q4_1.gguf"])
+def test_other_grids_are_trained_through_sharded_as_whole(runs, grid, rounding) -> None:
+    for found in runs.both:
+        if f"{grid}, {rounding}" not in found["grids"]:
+            pytest.skip("llama-cpp-python is not installed")
+        run = found["grids"][f"{grid}, {rounding}"]
+        assert run["sharded"] == pytest.approx(run["whole"], rel=1e-5)
+        assert run["difference"] < 1e-4
+        assert len(set(run["whole"])) == 3
 
 
 def test_a_sharded_model_merges_and_unmerges_bit_for_bit(runs) -> None:

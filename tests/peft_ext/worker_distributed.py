@@ -23,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from peft_ext.model import sqft_layers
+from sqft_plugins.checkpoint import load_model
 from sqft_plugins.errors import SQFTError
 
 FOLDER = Path(sys.argv[1])
@@ -88,6 +89,25 @@ def checkpointed(use_reentrant: bool) -> dict:
             optimizer.zero_grad()
             losses[-1].append(float(loss))
     return {"whole": losses[0], "sharded": losses[1]}
+
+
+def on_grid(path: Path, rounding: str) -> dict:
+    """Losses of three steps of SGD through the grid of a folder or file, whole and sharded, and logits afterwards."""
+    losses, after = [], []
+    for place in (lambda model: model, shard):
+        torch.manual_seed(7)
+        config = make_config(quantization_aware=True, rounding=rounding)
+        model = place(fill_adapter(get_peft_model(load_model(path, torch.float32), config)).train())
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        losses.append([])
+        for _ in range(3):
+            loss = model(input_ids=TOKENS, labels=TOKENS).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(float(loss))
+        after.append(logits(model.eval()))
+    return {"whole": losses[0], "sharded": losses[1], "difference": float((after[0] - after[1]).abs().max())}
 
 
 def merged() -> dict:
@@ -166,6 +186,11 @@ def main() -> None:
     found = {
         "evaluated": evaluated(),
         "checkpointed": [checkpointed(use_reentrant) for use_reentrant in (True, False)],
+        "grids": {
+            f"{path.name}, {rounding}": on_grid(path, rounding)
+            for path in sorted((FOLDER / "grids").iterdir())
+            for rounding in ("nearest", "compensated")
+        },
         "merged": merged(),
         "refused": refused(),
         "loaded_once": loaded_once(),
