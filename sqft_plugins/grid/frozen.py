@@ -160,12 +160,14 @@ class Grid:
         return digest.hexdigest()
 
     def check_finite(self, name: str) -> None:
-        """Raises GridError where a number of the grid of `name` is NaN or infinite."""
-        for part in (self.scale, self.offset):
+        """Raises GridError where a number of the grid of `name`, or its largest value, is NaN or infinite."""
+        levels = self.kind.levels or (self.kind.max_code,)
+        largest = self.scale * max(abs(level) for level in levels if not math.isnan(level))
+        for part in (largest, self.offset):
             if part is not None and not bool(torch.isfinite(part).all()):
                 raise GridError(
-                    f"{name} has a scale that is NaN or infinite: the file is damaged, copy it again, or leave the "
-                    "module out with exclude_modules"
+                    f"{name} has a scale that is NaN or infinite, or values that are: the file is damaged, copy it "
+                    "again, or leave the module out with exclude_modules"
                 )
 
     @property
