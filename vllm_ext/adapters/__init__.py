@@ -1,21 +1,24 @@
-"""Elastic adapters in vLLM: a rank per request. docs/how-to/serve-vllm.md, section Adapters.
+"""Elastic adapters in vLLM: a rank and a strength per request. docs/how-to/serve-vllm.md, section Adapters.
 
 The walk of one request, `model="math@r16"`:
 
 API server
- 1. serving.py     `resolve_lora`: vLLM does not know the name, so ours is asked. names.py: NAME@RANK, or 404
+ 1. serving.py     `resolve_lora`: vLLM does not know the name, so ours is asked. names.py: NAME@RANK*STRENGTH, or
+                   404
  2. resolver.py    is the name in the table, and its folder as it was? Then the request has its variant
  3. directory.py   else the folder of `math` is looked for below SQFT_ADAPTERS_DIR, and opened (folder.py)
  4. copies.py      its files are copied to a private folder, in a thread, and checked; one that is written to is
                    waited for
  5. kinds.py       who serves this kind of adapter: load.py, or the value planes (planes/handler.py)? `check` refuses,
-                   in a thread, other bases, numbers that are not finite (checks.py), ranks that are not there
+                   in a thread, other bases, numbers that are not finite (checks.py), ranks that are not there,
+                   strengths that a value plane cannot have
  6. resolver.py    a LoRARequest with an id and the path `COPY/math?sub=r16`, loaded in the workers, then in the table
  7. admission.py   requests with a path of their own (`lora_request`, --lora-modules) are checked here
 Engine core
  8. isolation.py   what a worker could not load ends here, alone; the blocks of the cache are cleared
 Worker
  9. load.py        `_load_adapter`: opens the copy, cuts A[:16] and B[:, :16] out of the file, times alpha / r_max
+                   and the strength
 10. lora_cpu.py    vLLM puts them into a slot; the tokens of the step are grouped by slot (low_rank.py)
 11. lora_cpu.py    each linear layer adds B (A x) to its rows, the output head to its logits
 

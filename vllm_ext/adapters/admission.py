@@ -17,7 +17,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.folder import open_variant, signature
-from vllm_ext.adapters.kinds import handler
+from vllm_ext.adapters.kinds import check
 from vllm_ext.adapters.load import check_plain
 from vllm_ext.adapters.names import variant_of
 from vllm_ext.adapters.resolver import NAME, VariantRequest
@@ -89,7 +89,7 @@ def check_path(lora_path: str, base: Path | None, settings: Any) -> None:
         check_plain(lora_path, settings.lora_config.lora_dtype)
     else:
         folder = open_variant(variant)
-        handler(folder).check(folder, variant.rank, base, settings)
+        check(folder, variant, base, settings)
 
 
 def refused(reason: str) -> Any:

@@ -73,9 +73,10 @@ def _stamped_hash(path: Path) -> str | None:
     return stamp.mask_hash if stamp else None
 
 
-def check_values(folder: AdapterFolder, dtype: Any = None) -> None:
+def check_values(folder: AdapterFolder, dtype: Any = None, strength: float = 1.0) -> None:
     """Raises CheckpointError for NaN and infinity, and SQFTError for numbers that `dtype`, in which they are served,
-    does not hold; B is held with the scaling in it. dtype: torch's; anything else (vLLM's "auto") means float32."""
+    does not hold; B is held with the scaling and the strength in it. dtype: torch's; anything else (vLLM's "auto")
+    means float32."""
     name, dtype = folder.name, dtype if isinstance(dtype, torch.dtype) else torch.float32
     try:
         largest = largest_values(folder.weights)
@@ -89,8 +90,9 @@ def check_values(folder: AdapterFolder, dtype: Any = None) -> None:
                 "train it again"
             )
 
-        # in vLLM B has the scaling in it
-        scale = max(1.0, abs(folder.scaling(module_of(tensor)))) if is_b(tensor) else 1.0
+        # in vLLM B has both in it
+        scaling = abs(folder.scaling(module_of(tensor))) if is_b(tensor) else 1.0
+        scale = max(1.0, scaling, scaling * abs(strength)) if is_b(tensor) else 1.0
         if not _fits(most * scale, dtype):
             raise SQFTError(
                 f"adapter {name}: tensor {tensor} reaches {most * scale:.3g} with its scaling, {dtype} ends at "

@@ -12,7 +12,7 @@ from sqft_plugins.configurations import FOLDER, saved_configurations
 from sqft_plugins.errors import CheckpointError, SQFTError, nearest
 from sqft_plugins.identity import while_unchanged
 from vllm_ext.adapters.folder import Records, ServedAdapter, open_adapter, records
-from vllm_ext.adapters.names import AdapterNameError, parse_name, shown, why_not_served
+from vllm_ext.adapters.names import AdapterName, AdapterNameError, parse_name, shown, why_not_served
 from vllm_ext.variables import ADAPTERS_DIR
 
 _opened = while_unchanged(open_adapter, records)
@@ -65,8 +65,8 @@ class AdapterDirectory:
     def find(self, name: str) -> Path:
         """The folder of an adapter. Raises UnknownAdapterError, also where its files lie outside of the directory, and
         CheckpointError where they may not be read."""
-        if parse_name(name).rank is not None:
-            raise AdapterNameError(f"adapter name {name!r} holds an @")
+        if parse_name(name) != AdapterName(name):
+            raise AdapterNameError(f"adapter name {name!r} holds an @ or a *")
         why = why_not_served(name, self.served)
         if why is not None and self._is_adapter(name):
             raise AdapterNameError(f"adapter {name} cannot be served: {why}")

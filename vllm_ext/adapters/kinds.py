@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from sqft_plugins.adapter.folder import AdapterKind
 from sqft_plugins.errors import SQFTError
+from vllm_ext.adapters.checks import check_values
 from vllm_ext.adapters.folder import ServedAdapter
+from vllm_ext.adapters.names import AdapterName, Variant
 
 NO_PIPELINE = "adapters are not served with pipeline parallelism yet, use --tensor-parallel-size"
 
@@ -42,6 +44,21 @@ def handler(folder: ServedAdapter) -> Handler:
     if folder.kind not in HANDLERS:
         raise SQFTError(f"adapter {folder.name} is {full_rank(folder)}")
     return HANDLERS[folder.kind]
+
+
+def check(folder: ServedAdapter, asked: AdapterName | Variant, base: Path | None, settings: Any = None) -> None:
+    """Raises SQFTError where the adapter is not served as it is asked for: at that rank, with that strength. The rest
+    is as in `Handler.check`."""
+    handler(folder).check(folder, asked.rank, base, settings)
+    if asked.strength in (0, 1):
+        return
+    if folder.kind != "dense":
+        raise SQFTError(
+            f"adapter {folder.name} is {folder.kind}: its codes are the model, and between them and the base's there "
+            f"are none, so it has no strength {asked.strength:g}: ask for it without one, or with *0 for the base"
+        )
+    dtype = None if settings is None else settings.lora_config.lora_dtype
+    check_values(folder, dtype, asked.strength)
 
 
 def full_rank(folder: ServedAdapter) -> str:

@@ -1,4 +1,4 @@
-"""In the worker: the sub-adapter of a variant, sliced out of its folder as it is read.
+"""In the worker: the sub-adapter of a variant, sliced out of its folder as it is read, times its strength.
 
 A sub-adapter of rank r is A[:r] and B[:, :r] with the scaling alpha / r_max of the super-adapter
 (sqft_plugins.elastic), where vLLM would take alpha / r. The fused layers take a list of A and B, so each module keeps
@@ -27,6 +27,7 @@ from sqft_plugins.errors import MismatchError, SQFTError
 from vllm_ext import metrics
 from vllm_ext.adapters.checks import check_base, check_values
 from vllm_ext.adapters.folder import ServedAdapter, open_adapter, open_variant
+from vllm_ext.adapters.isolation import nothing_to_add
 from vllm_ext.adapters.kinds import check_parallel, handler
 from vllm_ext.adapters.names import variant_of
 from vllm_ext.patching import replaces
@@ -166,7 +167,12 @@ def _load_adapter(self: WorkerLoRAManager, lora_request: LoRARequest) -> LoRAMod
         return _load_adapter.original(self, lora_request)
 
     folder = open_variant(variant)
-    return handler(folder).load(folder, variant.rank, lora_request, self)
+    if variant.strength == 0:
+        return nothing_to_add(lora_request.lora_int_id)  # so the answers are the base's, bit for bit
+    lora = handler(folder).load(folder, variant.rank, lora_request, self)
+    for layer in lora.loras.values():
+        layer.scaling *= variant.strength  # vLLM multiplies B by it
+    return lora
 
 
 @replaces(LRUCacheWorkerLoRAManager, "adapters in memory are not counted")

@@ -8,7 +8,7 @@ from pathlib import Path
 from vllm.lora.request import LoRARequest
 
 from vllm_ext.adapters.folder import open_adapter, signature
-from vllm_ext.adapters.kinds import handler
+from vllm_ext.adapters.kinds import check
 from vllm_ext.adapters.names import Variant, parse_name
 from vllm_ext.met import meet
 
@@ -16,7 +16,8 @@ _NUMBERED: dict[int, str] = {}
 
 
 def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRARequest:
-    """The request for `FOLDER` or `FOLDER@RANK` (names.py). Raises SQFTError for anything else, before any model runs.
+    """The request for `FOLDER` or `FOLDER@RANK`, perhaps with `*STRENGTH` (names.py). Raises SQFTError for
+    anything else, before any model runs.
 
     lora_int_id: unique a variant, as vLLM wants it; by default it follows from the path, the rank and the files, so an
     adapter that was trained anew is another one.
@@ -26,8 +27,8 @@ def lora_request(adapter: str | Path, lora_int_id: int | None = None) -> LoRAReq
     name = parse_name(path.name)
     own = path.with_name(name.adapter)
     folder = open_adapter(own)
-    handler(folder).check(folder, name.rank, None)
-    variant = str(Variant(own, name.rank, signature(own) or ""))
+    check(folder, name, None)
+    variant = str(Variant(own, name.rank, signature(own) or "", name.strength))
     return LoRARequest(lora_name=path.name, lora_int_id=lora_int_id or _number_of(variant), lora_path=variant)
 
 

@@ -23,7 +23,7 @@ from sqft_plugins.errors import SQFTError
 from vllm_ext.adapters.copies import AdapterCopies, hold
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.folder import Records, ServedAdapter
-from vllm_ext.adapters.kinds import handler
+from vllm_ext.adapters.kinds import check
 from vllm_ext.adapters.names import Variant, parse_name, shown
 from vllm_ext.variables import ADAPTERS_DIR
 
@@ -41,7 +41,8 @@ class VariantRequest(LoRARequest, weakref=True):
 
 
 class AdapterResolver(LoRAResolver):
-    """Serves `NAME` and `NAME@RANK` from `directory`. Every request gets the path of a private copy (copies.py)."""
+    """Serves `NAME` and `NAME@RANK`, at any strength, from `directory`. Every request gets the path of a private copy
+    (copies.py)."""
 
     def __init__(self, directory: AdapterDirectory):
         self.directory = directory
@@ -73,15 +74,14 @@ class AdapterResolver(LoRAResolver):
         """The request for a variant of that version. Raises SQFTError with the reason. settings: vllm's VllmConfig. The
         id is vLLM's to give."""
         name, base = parse_name(lora_name), Path(base_model_name)
-        check = handler(copy).check
 
         async def checked() -> None:
             async with self._kinds[copy.kind]:  # one at a time: a plane may take minutes and much memory
-                await asyncio.to_thread(check, copy, name.rank, base if base.is_dir() else None, settings)
+                await asyncio.to_thread(check, copy, name, base if base.is_dir() else None, settings)
 
         await self._to_its_end(checked())
-        path = str(Variant(copy.path, name.rank))
-        request = VariantRequest(lora_name=str(name), lora_int_id=1, lora_path=path)
+        path = str(Variant(copy.path, name.rank, strength=name.strength))
+        request = VariantRequest(lora_name=lora_name, lora_int_id=1, lora_path=path)
         hold(request, copy)
         return request
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import contextmanager
 
 import pytest
-from helpers_adapters import write_adapter, write_configuration
+from helpers_adapters import change, write_adapter, write_configuration
 from helpers_patching import restore
 from safetensors.torch import load_file
 
@@ -126,8 +127,27 @@ def test_a_variant_is_the_extracted_adapter_in_stock_vllm(adapters, extracted, e
     assert difference(ours["math@r8"], ours["math@max"]) > 1e-2
 
 
-MIXED = [None, "math@r16", "law@r4", "math@min", "math", None, "law@r4", "math@r16"]
-"""Base, two adapters, three ranks of one of them: four adapters, as many as max_loras."""
+@pytest.mark.parametrize("name", ["math@r8", "plain"])
+def test_a_strength_multiplies_what_the_adapter_adds(name, adapters, engine, ask, tmp_path):
+    """0 is the base and 1 the adapter, in every bit; others are an adapter whose alpha is as many times as large."""
+    base, root = adapters()
+    llm = engine(base, **LORA)
+    base_answers, whole = ask(llm, PROMPTS), ask(llm, PROMPTS, lora_request=lora_request(root / name))
+    for strength, same in ((0, base_answers), (1, whole)):
+        assert ask(llm, PROMPTS, lora_request=lora_request(root / f"{name}*{strength}")) == same
+    for strength in (0.5, -1.5):
+        adapter, _, rank = name.partition("@")
+        copy = tmp_path / f"{adapter}-{strength:g}"
+        shutil.copytree(root / adapter, copy)
+        change(copy, lora_alpha=strength * json.loads((copy / "adapter_config.json").read_text())["lora_alpha"])
+        theirs = ask(llm, PROMPTS, lora_request=lora_request(f"{copy}@{rank}" if rank else copy))
+        ours = ask(llm, PROMPTS, lora_request=lora_request(root / f"{name}*{strength:g}"))
+        assert difference(ours, theirs) < 1e-4
+        assert difference(ours, whole) > 1e-2
+
+
+MIXED = [None, "math@r16", "law@r4", "math@r16*0.5", "math", None, "law@r4", "math@r16"]
+"""Base, two adapters, two ranks and two strengths of one of them: four adapters, as many as max_loras."""
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["no prefix cache", "prefix cache"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,10 +63,10 @@ def test_whatever_is_accepted_stays_one_entry_of_a_folder(text):
     for part in filter(None, (name.adapter, name.rank)):
         assert not set(part) & set("/\\%:?*~ \0\n\r\t")
         assert part not in (".", "..")
-    assert str(name) == text
+    assert str(name) == text.removesuffix("*1")
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, "math@r8", "math@max", *sorted(MODALITIES)], ids=str.__len__)
+@pytest.mark.parametrize("name", [*HOSTILE, "math@r8", "math@max", "math*0.5", *sorted(MODALITIES)], ids=str.__len__)
 def test_a_folder_that_cannot_be_asked_for_or_means_something_else_is_not_served(name):
     assert "rename it" in why_not_served(name)
 
@@ -94,9 +96,34 @@ def test_a_shown_name_is_short_and_printable():
     assert shown("math") == "'math'"
 
 
+@pytest.mark.parametrize("text", ["math*0.5", "math@r16*0", "math@min*-10", "Math-2.v_1@searched.2*1.0625"])
+def test_a_strength_is_taken_apart_and_put_together(text):
+    name = parse_name(text)
+    assert f"{name.adapter}{f'@{name.rank}' if name.rank else ''}*{name.strength:g}" == text == str(name)
+    assert parse_name("math*1") == parse_name("math")
+
+
+@pytest.mark.parametrize(
+    "strength", ["", "x", "1e1", "+1", "0x1", "nan", "inf", "10.1", "-11", "1*1", "1@r8", "１", " 1"]
+)
+def test_a_strength_that_is_no_number_within_bounds_is_refused(strength):
+    with pytest.raises(AdapterNameError, match="is no number from -10 to 10: write such as"):
+        parse_name(f"math*{strength}")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [(".5", "0.5"), ("0.50", "0.5"), ("1.0", "1"), ("-0", "0"), ("0.00001", "0")]
+)
+def test_a_strength_has_one_name(text, written):
+    with pytest.raises(AdapterNameError, match=f"is written {written},"):
+        parse_name(f"math*{text}")
+
+
 def test_a_variant_travels_as_a_path(tmp_path):
-    for rank in (None, "r16", "searched.2"):
-        assert parse_path(str(Variant(tmp_path / "math", rank))) == Variant(tmp_path / "math", rank)
+    for rank, version, strength in itertools.product((None, "r16", "searched.2"), ("", "1a2b"), (1.0, 0.0, -0.25)):
+        variant = Variant(tmp_path / "math", rank, version, strength)
+        assert parse_path(str(variant)) == variant
     assert parse_path(str(tmp_path / "math")) is None
-    with pytest.raises(AdapterNameError):
-        parse_path(f"{tmp_path}?sub=../../x")
+    for rank in ("../../x", "r8*11", "*", "r8*1*1", "@r8"):
+        with pytest.raises(AdapterNameError):
+            parse_path(f"{tmp_path}?sub={rank}")

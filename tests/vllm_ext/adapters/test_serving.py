@@ -41,12 +41,13 @@ def test_every_listed_name_is_served_under_an_id_and_a_path_of_its_own(models):
 
 
 @pytest.mark.parametrize(
-    "name", ["org/math", "../math", "/etc", "m" * 10_000, "%2e%2e%2fmath", "math@../x", "math\0", "."]
+    "name",
+    ["org/math", "../math", "/etc", "m" * 10_000, "%2e%2e%2fmath", "math@../x", "math\0", ".", "math*11"],
 )
 def test_a_name_that_cannot_be_one_is_404_and_leaves_nothing_behind(models, name):
     status, message = resolve(models, name)
     assert status == 404
-    assert "is not NAME or NAME@RANK" in message or "characters" in message
+    assert "is not NAME or NAME@RANK" in message or "characters" in message or "strength" in message
     assert len(message) < 400
     assert not models.lora_requests
     assert not len(models.lora_resolver_lock)
@@ -89,6 +90,9 @@ def test_an_unknown_name_is_404_and_leaves_nothing_behind(models):
         ("math@r5", "use max, heuristic, min, r8, r6, r4, searched"),
         ("math@searchd", "is not served at 'searchd'"),
         ("plain@max", "fixed rank: ask for plain"),
+        ("math@r5*0.5", "use max, heuristic, min, r8, r6, r4, searched"),
+        ("close*2", "torch.float16 ends at 6.55e+04"),
+        ("masked*0.5", "sqft merge"),
         ("big", "--max-lora-rank 12 or more, or ask for big@r8"),
         ("broken", "adapter broken has no adapter_model.safetensors"),
         ("refuses", "adapter refuses: it is an adapter for another base"),
@@ -113,6 +117,7 @@ def test_what_cannot_be_served_is_400_with_the_reason(models, root, name, messag
     (root / "broken" / "adapter_model.safetensors").unlink()
     change(write_adapter(root / "nan"), lambda tensors: next(iter(tensors.values())).fill_(float("nan")))
     change(write_adapter(root / "loud"), lambda tensors: next(iter(tensors.values())).fill_(1e5))
+    change(write_adapter(root / "close"), lambda tensors: list(tensors.values())[1].fill_(2e4))
     change(write_adapter(root / "dora", choices=None, peft_type="LORA"), use_dora=True)
     change(write_adapter(root / "biased", choices=None, peft_type="LORA"), bias="all")
     norm = {"base_model.model.model.norm.weight": torch.ones(64)}
@@ -180,6 +185,30 @@ def test_a_wrong_rank_in_a_path_is_the_clients_error(models, root):
         assert message in answer.error.message
     request = LoadLoRAAdapterRequest(lora_name="mine", lora_path=f"{root / 'math'}?sub=r4")
     assert "added successfully" in asyncio.run(models.load_lora_adapter(request))
+
+
+def test_a_strength_is_served_under_an_id_and_a_path_of_its_own_and_is_not_listed(models, root):
+    names = ["math", "math*0.5", "math@r4*0.5", "math@r4*0", "plain*-1"]
+    requests = [resolve(models, name) for name in names]
+    assert [request.lora_name for request in requests] == names
+    assert len({request.lora_int_id for request in requests}) == len({request.lora_path for request in requests}) == 5
+    variants = [parse_path(request.lora_path) for request in requests]
+    assert [(variant.rank, variant.strength) for variant in variants] == [
+        (None, 1), (None, 0.5), ("r4", 0.5), ("r4", 0), (None, -1)
+    ]  # fmt: skip
+    assert resolve(models, "math*0.5") is requests[1]
+    assert not [card.id for card in asyncio.run(models.show_available_models()).data if "*" in card.id]
+
+
+def test_codes_of_a_rank_have_no_strength_but_0_and_1(models, root, monkeypatch):
+    write_adapter(root / "qa", sparse=True, quantization_aware=True)
+    monkeypatch.setitem(HANDLERS, "quantization-aware", SimpleNamespace(check=lambda *_: None))
+    status, message = resolve(models, "qa@r4*0.5")
+    assert status == 400
+    assert message.startswith(
+        "adapter qa is quantization-aware: its codes are the model, and between them and the base's"
+    )
+    assert [resolve(models, f"qa@r4*{strength}").lora_name for strength in (0, 1)] == ["qa@r4*0", "qa@r4*1"]
 
 
 def test_a_plane_that_is_being_made_holds_up_no_other_adapter(models, root, monkeypatch):

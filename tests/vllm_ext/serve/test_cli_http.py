@@ -133,7 +133,16 @@ def test_every_door_leads_to_the_adapter_that_was_named(server) -> None:
         assert complete(server, name) == (200, answer["choices"][0]["text"])
 
 
-@pytest.mark.parametrize("name", ["org/name", "nobody", "../math", "math@../x"])
+def test_a_strength_of_0_is_the_base_and_of_1_the_adapter(server) -> None:
+    base, whole = (complete(server, name, 8) for name in (server.ready["name"], "law"))
+    assert base != whole
+    assert [complete(server, f"law*{strength}", 8) for strength in (0, 1)] == [base, whole]
+    assert complete(server, "law@min*0.5", 8)[0] == 200
+    assert "strength '11' is no number from -10 to 10" in complete(server, "law*11")[1]
+    assert complete(server, "law@r5*0.5")[0] == 400
+
+
+@pytest.mark.parametrize("name", ["org/name", "nobody", "../math", "math@../x", "math*11"])
 def test_a_name_that_is_not_there_is_404_with_the_reason_at_every_door(server, name) -> None:
     status, message = complete(server, name)
     assert status == 404
