@@ -6,12 +6,13 @@ vLLM 0.32 and 0.33, where, why, and what upstream knows of it:
 
 At once, because vLLM asks there whose a folder or an adapter is:
  1. quantization method `sqft` (quantization/method.py), in the process that the user started: our INT4 folders stay
-    sparse. vLLM's own registry, nothing is patched.
+    sparse, other widths are dequantized on a CPU. vLLM's own registry, nothing is patched.
  2. five methods that only adapters pass are listened at (listeners.py), in each process: an adapter of ours may come to
     an engine that knows nothing of it. They go when ours is met.
 
 When ours is met:
- 3. DefaultModelLoader.get_all_weights (quantization/loading.py), worker: vLLM cannot read the compact form.
+ 3. DefaultModelLoader.get_all_weights (quantization/loading.py), worker: vLLM cannot read the compact form, and
+    has no kernels on a CPU for other widths than 4 bits.
  4. WorkerLoRAManager._load_adapter (adapters/load.py), worker: of a slice of rank r vLLM takes alpha / r, not
     alpha / r_max, and leaves out or crops what does not fit the model.
  5. InputProcessor._validate_lora, OpenAIServingModels.load_lora_adapter (adapters/admission.py), API server and `LLM`:

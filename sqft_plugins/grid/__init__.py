@@ -59,7 +59,9 @@ from sqft_plugins.grid.packing import padded_words as padded_words
 from sqft_plugins.grid.packing import unpack as unpack
 from sqft_plugins.grid.packing import unpack_zero_point as unpack_zero_point
 from sqft_plugins.grid.patch import apply_patch as apply_patch
+from sqft_plugins.grid.patch import join_numbers as join_numbers
 from sqft_plugins.grid.patch import make_patch as make_patch
+from sqft_plugins.grid.patch import part_numbers as part_numbers
 from sqft_plugins.grid.scales import MAX_SCALE as MAX_SCALE
 from sqft_plugins.grid.scales import MIN_SCALE as MIN_SCALE
 from sqft_plugins.grid.scales import fit_grid as fit_grid

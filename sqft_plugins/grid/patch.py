@@ -18,20 +18,20 @@ def make_patch(base: Tensor, codes: Tensor, bits: int) -> Tensor:
     they have at most 4 bits, the first in the lower half. 10 % of 4-bit codes come to 1.4 bits a weight.
     """
     changed = (codes != base).flatten()
-    return torch.cat([_joined(changed, 1), _joined(codes.flatten()[changed], _width(bits))])
+    return torch.cat([join_numbers(changed, 1), join_numbers(codes.flatten()[changed], _width(bits))])
 
 
 def apply_patch(base: Tensor, patch: Tensor, bits: int) -> Tensor:
     """The `codes` of `make_patch`, uint8 [out, in]. Raises GridError for the patch of another weight."""
     front = -(-base.numel() // 8)
-    changed = _parted(patch[:front], 1)[: base.numel()].bool()
+    changed = part_numbers(patch[:front], 1)[: base.numel()].bool()
     count, width = int(changed.sum()), _width(bits)
     if len(patch) != front + -(-count * width // 8):
         raise GridError(
             f"a patch of {len(patch)} bytes is not one of a weight {tuple(base.shape)}: load the adapter on its base"
         )
     codes = base.flatten().clone()
-    codes[changed] = _parted(patch[front:], width)[:count]
+    codes[changed] = part_numbers(patch[front:], width)[:count]
     return codes.view(base.shape)
 
 
@@ -39,8 +39,8 @@ def _width(bits: int) -> int:
     return NIBBLE if bits <= NIBBLE else 8
 
 
-def _joined(values: Tensor, width: int) -> Tensor:
-    """Numbers of `width` bits (1, 4 or 8) → uint8 bytes, the first number in the lowest bits."""
+def join_numbers(values: Tensor, width: int) -> Tensor:
+    """Numbers of `width` bits (1, 2, 4 or 8), uint8 or bool [n] → uint8 bytes, the first number in the lowest bits."""
     each = 8 // width
     padded = torch.zeros(-(-len(values) // each) * each, dtype=torch.uint8, device=values.device)
     padded[: len(values)] = values
@@ -48,7 +48,7 @@ def _joined(values: Tensor, width: int) -> Tensor:
     return (padded.view(-1, each) << shifts).sum(1, dtype=torch.uint8)
 
 
-def _parted(data: Tensor, width: int) -> Tensor:
-    """The inverse of `_joined`, with the padding."""
+def part_numbers(data: Tensor, width: int) -> Tensor:
+    """The inverse of `join_numbers`, with the padding: as many numbers as the bytes hold."""
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)
     return ((data.unsqueeze(1) >> shifts) & (2**width - 1)).flatten()

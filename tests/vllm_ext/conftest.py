@@ -69,20 +69,23 @@ def tiny_float(tiny_model, tiny_tokenizer, tmp_path_factory) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def tiny_int4(tiny_float, tmp_path_factory) -> Callable[..., Path]:
-    """`tiny_int4(family, group_size=32, symmetric=True, sparsity=0.5, **config changes)` → a stamped INT4 folder,
-    pruned by magnitude and rounded to nearest; its pruned float base lies beside it as `pruned`. Made once each."""
+    """`tiny_int4(family, group_size=32, symmetric=True, sparsity=0.5, bits=4, **config changes)` → a stamped folder of
+    codes, pruned by magnitude and rounded to nearest; its pruned float base lies beside it as `pruned`. Made once
+    each."""
     from sqft_plugins.compress.prune import prune_folder
     from sqft_plugins.compress.quantize import quantize_folder
 
     made: dict[tuple, Path] = {}
 
-    def make(family: str, group_size: int = 32, symmetric: bool = True, sparsity: float = 0.5, **changes: Any) -> Path:
-        key = (family, group_size, symmetric, sparsity, *sorted(changes.items()))
+    def make(
+        family: str, group_size: int = 32, symmetric: bool = True, sparsity: float = 0.5, bits: int = 4, **changes: Any
+    ) -> Path:
+        key = (family, group_size, symmetric, sparsity, bits, *sorted(changes.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("vllm") / f"{family}-{group_size}-{'sym' if symmetric else 'asym'}"
             folder.mkdir()
             prune_folder(tiny_float(family, **changes), folder / "pruned", method="magnitude", sparsity=sparsity)
-            quantize_folder(folder / "pruned", folder / "int4", group_size=group_size, symmetric=symmetric)
+            quantize_folder(folder / "pruned", folder / "int4", group_size=group_size, symmetric=symmetric, bits=bits)
             made[key] = folder / "int4"
         return made[key]
 

@@ -44,8 +44,6 @@ def load_plane(
     all_here: whether all layers of the base are in `model` (no pipeline parallel). grow: called with the bytes so far,
     before more is read; it may raise. Raises MismatchError where the plane has a module that no layer holds.
     """
-    from vllm_ext.quantization.sources import shard_of
-
     adapted = set(file.modules)
     missing = set(adapted)
     plane = LoadedPlane()
@@ -58,14 +56,13 @@ def load_plane(
         if parts is None or not any(module in adapted for module, _ in parts):
             continue
         missing -= {module for module, _ in parts}
-        shard = shard_of(layer, parts, codes).to(layer.weight_packed.device)
-        own = layer.sqft.operator.plane(layer.sqft.state, shard)
+        own = layer.quant_method.plane(layer, codes)
         plane.layers[layer] = own
         plane.nbytes += own.nbytes
         grow(plane.nbytes)
     if missing and all_here:
         raise MismatchError(
-            f"{file.path.name} has codes of {sorted(missing)[0]}, which the served model does not hold as sparse INT4: "
+            f"{file.path.name} has codes of {sorted(missing)[0]}, which the served model does not hold as codes: "
             "see the server's log, or merge the adapter (`sqft merge`)"
         )
     return plane

@@ -1,11 +1,11 @@
-"""A value plane: the codes of an INT4 base at its kept places, with a quantization-aware adapter merged at one rank.
+"""A value plane: the codes of a base at its kept places, with a quantization-aware adapter merged at one rank.
 
 Such a merge moves codes only (`sqft merge`): mask, scales and zero points stay the base's, so a plane holds none of
 them. On disk it is one safetensors file; for each adapted module
 
-    <module>    u8 [bytes]    the codes of the kept weights, row by row, two a byte, low half first
+    <module>    u8 [bytes]    the codes of the kept weights (packing.py)
 
-which is `values` of the compact form (sqft_plugins.checkpoint.compact): 2 bits a weight at 50 %. The key `sqft_plane`
+of INT4 2 bits a weight at 50 %, as `values` of the compact form (sqft_plugins.checkpoint.compact). The key `sqft_plane`
 of the file's metadata holds the stamp. The bytes are not checked against a hash; their number is, against the mask.
 """
 
@@ -27,13 +27,11 @@ from torch import Tensor
 from sqft_plugins._version import VERSION
 from sqft_plugins.adapter.folder import AdapterFolder
 from sqft_plugins.checkpoint import ModelFolder, write_file
-from sqft_plugins.checkpoint.compact import codes_of, compact_pack
 from sqft_plugins.checkpoint.int4 import combined_hash, digest_of
 from sqft_plugins.checkpoint.recode import Recoded
 from sqft_plugins.errors import CheckpointError, MismatchError
-from sqft_plugins.grid import SYMMETRIC_ZERO_POINT, require_int4, steps
 from sqft_plugins.identity import file_hash, while_unchanged
-from sqft_plugins.mask import lost_zeros
+from vllm_ext.planes.packing import pack_kept, unpack_kept
 
 PLANE_VERSION = 1
 KEY = "sqft_plane"
@@ -103,10 +101,10 @@ def write_plane(path: str | Path, stamp: PlaneStamp, merged: Recoded, overwrite:
     """
     values = {}
     for module, own in merged.codes.items():
-        mask, zero_point = _layout(merged, module)
-        if own.shape != mask.shape or lost_zeros(steps(own, zero_point), mask):
+        mask = merged.kept(module)
+        if own.shape != mask.shape or merged.quantized(module).lost_zeros(mask):
             raise MismatchError(f"the codes of {module} do not fit the mask of {merged.path}: they are another model's")
-        values[module] = compact_pack(own, mask)[1]
+        values[module] = pack_kept(own, mask, merged.int4.grid.bits)
     with write_file(path, overwrite) as file:
         save_file(values, file, metadata={KEY: stamp.model_dump_json()})
         written = PlaneFile(file)
@@ -152,7 +150,7 @@ class PlaneFile:
         with self._open() as handle:
             values = handle.get_tensor(module)
         try:
-            return codes_of(values, mask, zero_point)
+            return unpack_kept(values, mask, zero_point, base.int4.grid.bits)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{module} of {self.path} does not fit {base.path}: export the plane again"
@@ -167,10 +165,9 @@ class PlaneFile:
 
 def _layout(base: ModelFolder, module: str) -> tuple[Tensor, Tensor]:
     """mask bool [out, in] and zero point uint8 [out, groups] (one group where all are the same)."""
-    require_int4(base.int4.grid.kind, f"model {base.path}", "a value plane")
-    mask = base.kept(module)
-    if base.int4.grid.symmetric:  # spares reading the codes
-        return mask, torch.full((mask.shape[0], 1), SYMMETRIC_ZERO_POINT, dtype=torch.uint8)
+    mask, grid = base.kept(module), base.int4.grid
+    if grid.symmetric:  # spares reading the codes
+        return mask, torch.full((mask.shape[0], 1), grid.kind.symmetric_zero_point, dtype=torch.uint8)
     return mask, base.quantized(module).zero_point
 
 

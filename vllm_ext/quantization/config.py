@@ -20,12 +20,14 @@ from sqft_plugins.checkpoint import GridStamp, ModelFolder
 from sqft_plugins.checkpoint.formats.compact import METHOD, Compact
 from sqft_plugins.checkpoint.int4 import quantization_config
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.grid import BITS, require_int4
+from sqft_plugins.grid import BITS
 from sqft_plugins.identity import State
 from vllm_ext.met import meet
+from vllm_ext.quantization.dequantized import DequantizedLinearMethod
 from vllm_ext.quantization.linear import SQFTLinearMethod
-from vllm_ext.quantization.loading import check_compact
+from vllm_ext.quantization.loading import check_stream
 from vllm_ext.quantization.sources import check_folder, weights_state
+from vllm_ext.quantization.widths import is_dequantized
 from vllm_ext.variables import forced_operator
 
 if TYPE_CHECKING:
@@ -37,10 +39,12 @@ logger = init_logger("vllm.sqft")
 class SQFTQuantizationConfig(CompressedTensorsConfig):
     """vLLM's compressed-tensors configuration, with a linear method of ours. It is pickled to every worker.
 
-    folder: the model, known after `maybe_update_config`. sources: vLLM's name of a module → its name in the folder.
+    folder: the model, known after `maybe_update_config`. dequantizes: whether its weights are loaded as float ones
+    (dequantized.py). sources: vLLM's name of a module → its name in the folder.
     """
 
     folder: Path
+    dequantizes: bool
     sources: dict[str, str]
     _opened: ModelFolder | None = None
     _state: list[State]
@@ -72,12 +76,9 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
         self.folder = local_folder(model_name)
         folder = self.model_folder()
         check_folder(folder)
-        from vllm.platforms import current_platform
-
-        if current_platform.is_cpu():
-            require_int4(folder.int4.grid.kind, f"model {self.folder}", "vLLM on a CPU")
-        if folder.int4.name == Compact.name:
-            check_compact()
+        self.dequantizes = is_dequantized(folder.int4.grid.bits)
+        if self.dequantizes or folder.int4.name == Compact.name:
+            check_stream()
         self.sources = {module: module for module in folder.int4.modules}
 
     def model_folder(self) -> ModelFolder:
@@ -107,6 +108,8 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
         self.sources = hf_to_vllm_mapper.apply_dict(self.sources)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if self.dequantizes and not isinstance(layer, Attention):
+            return DequantizedLinearMethod(self, prefix) if isinstance(layer, LinearBase) else None
         method = super().get_quant_method(layer, prefix)
         if isinstance(layer, LinearBase) and isinstance(method, CompressedTensorsLinearMethod):
             scheme = layer.scheme

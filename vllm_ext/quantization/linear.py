@@ -6,7 +6,7 @@ Between loading and computing a layer holds `layer.sqft`, a `LoadedLinear`; the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,15 +162,25 @@ class SQFTLinearMethod(LinearMethodBase):
         return parts, mask
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        loaded: LoadedLinear = layer.sqft
-        tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        switch = _switch if self.has_adapters else None
-        groups = None if switch is None else switch.groups(layer, tokens.shape[0])
-        if groups is None:
-            y = loaded.operator.linear(loaded.state, tokens, bias)
-        else:
-            y = _by_plane(loaded, tokens, bias, groups)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return compute(layer, x, bias, self.has_adapters)
+
+    def plane(self, layer: Any, codes: Callable[[str], Tensor]) -> Any:
+        """The operator's plane of a layer. codes: module → uint8 [out, in] of the whole weight."""
+        shard = shard_of(layer, layer.sqft.parts, codes).to(layer.weight_packed.device)
+        return layer.sqft.operator.plane(layer.sqft.state, shard)
+
+
+def compute(layer: Any, x: Tensor, bias: Tensor | None, has_adapters: bool) -> Tensor:
+    """x: [..., in] → [..., out] by the layer's operator, each token with its plane."""
+    loaded: LoadedLinear = layer.sqft
+    tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
+    switch = _switch if has_adapters else None
+    groups = None if switch is None else switch.groups(layer, tokens.shape[0])
+    if groups is None:
+        y = loaded.operator.linear(loaded.state, tokens, bias)
+    else:
+        y = _by_plane(loaded, tokens, bias, groups)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _by_plane(

@@ -12,9 +12,9 @@ from typing import Any
 from sqft_plugins.checkpoint.formats.compact import METHOD
 from sqft_plugins.checkpoint.stamp import FOLDER, STAMP_FILE, parse_stamp, read_stamp
 from sqft_plugins.errors import DependencyError
+from vllm_ext.quantization.widths import STOCK, has_no_kernel
 from vllm_ext.version import INSTALL, SUPPORTED
 
-STOCK = ("compressed-tensors", "pack-quantized")
 logger = logging.getLogger("vllm.sqft")
 
 
@@ -67,14 +67,16 @@ def register(problem: str | None = None) -> None:
 
     @register_quantization_config(METHOD)
     class SQFTQuantizationMethod(QuantizationConfig):
-        """Claims our folders, and hands over to SQFTQuantizationConfig; there are no objects of this class."""
+        """Claims our folders, and those of others of a width that stock vLLM cannot serve here; hands over to
+        SQFTQuantizationConfig. There are no objects of this class."""
 
         @classmethod
         def override_quantization_method(  # type: ignore[override]
             cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
         ) -> str | None:
             if not claims(hf_quant_cfg, user_quant, hf_config):
-                return None
+                others = refusal is None and user_quant in (None, METHOD) and has_no_kernel(hf_quant_cfg)
+                return METHOD if others else None
             if refusal is not None:
                 raise DependencyError(
                     f"{refusal}; or serve the folder as dense INT4 with --quantization compressed-tensors"

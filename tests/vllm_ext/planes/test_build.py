@@ -271,7 +271,9 @@ def test_a_folder_that_takes_no_planes_is_told_with_its_variable(int4, adapter, 
 
 
 def test_codes_go_to_the_device_of_their_layer(monkeypatch) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
     from vllm_ext.planes.cache import load_plane
+    from vllm_ext.quantization import linear
 
     layer, seen = torch.nn.Module(), []
 
@@ -281,7 +283,8 @@ def test_codes_go_to_the_device_of_their_layer(monkeypatch) -> None:
 
     layer.weight_packed = torch.empty(0, device="meta")
     layer.sqft = SimpleNamespace(parts=[("m", None)], operator=SimpleNamespace(plane=plane), state=None)
-    monkeypatch.setattr("vllm_ext.quantization.sources.shard_of", lambda layer, parts, read: read(parts[0][0]))
+    layer.quant_method = linear.SQFTLinearMethod(None, "m")
+    monkeypatch.setattr(linear, "shard_of", lambda layer, parts, read: read(parts[0][0]))
     file = SimpleNamespace(modules=["m"], codes=lambda module, base: torch.zeros(2, 8, dtype=torch.uint8))
     load_plane(file, None, layer, True, lambda size: None)
     assert seen == ["meta"]

@@ -46,12 +46,6 @@ def foreign_mask(masks) -> None:
     masks["model.layers.9.mlp.up_proj"] = masks[MODULE].clone()
 
 
-def other_grid(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 8
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 DAMAGES = {
     "a newer stamp": (newer, "upgrade sqft-plugins"),
     "a cut mask file": (lambda folder: cut(folder / "sqft" / "mask.safetensors"), "copy the model again"),
@@ -60,7 +54,6 @@ DAMAGES = {
     "a mask of another model": (lambda folder: change_masks(folder, foreign_mask), "has no tensor"),
     "a cut shard": (lambda folder: cut(folder / "model.safetensors"), "damaged or cut off"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-    "a grid that is not 4-bit": (other_grid, "is INT8, and vLLM on a CPU has INT4 only"),
 }
 
 
