@@ -38,8 +38,8 @@ class PlaneSettings(Overwrite):
 def plane_command(model: str, adapter: str, settings: PlaneSettings) -> Found:
     """Write the value planes of a quantization-aware ADAPTER for vLLM.
 
-    A plane holds the INT4 codes that `sqft merge` would write at a rank, 2 bits a weight at 50 % sparsity. MODEL is the
-    INT4 folder that is served. Needed beforehand where ADAPTER was trained over the float base (--base); a server
+    A plane holds the codes that `sqft merge` would write at a rank, of INT4 2 bits a weight at 50 % sparsity. MODEL is
+    the folder that is served. Needed beforehand where ADAPTER was trained over the float base (--base); a server
     builds the others itself when they are first asked for.
     """
     from vllm_ext.planes.build import export_planes
