@@ -108,8 +108,8 @@ class SQFTTuner(PeftTuner):
             check_grid(folder, config)
         elif config.sparse and folder.grid is not None:
             raise SQFTError(
-                f"model {base} is INT4, and a masked adapter cannot merge back to it: train with --quantization-aware, "
-                "or with --dense and keep the adapter unmerged"
+                f"model {base} is {folder.grid.label}, and a masked adapter cannot merge back to it: train with "
+                "--quantization-aware, or with --dense and keep the adapter unmerged"
             )
 
     def attach(self, model: Any, settings: Any) -> nn.Module:

@@ -59,7 +59,7 @@ class FloatModel:
         self.path = local_folder(model)
         self.folder = self.opens(self.path)
         if self.folder.files and self.folder.grid is not None:
-            raise SQFTError(f"model {model} is INT4 already: give the float model it was made from")
+            raise SQFTError(f"model {model} is {self.folder.grid.label} already: give the float model it was made from")
         self.skeleton = Skeleton(self.folder)
         self.structure: Structure = structure_of(self.skeleton.model)
 

@@ -75,9 +75,9 @@ def merge_folder(
         raise SQFTError(f"--grid {grid} is for a quantization-aware adapter, {adapter} is not: leave it out")
     if base.grid is not None:
         raise SQFTError(
-            f"model {model_path} is INT4 and {adapter} is not quantization-aware: rounded to the grid a small delta is "
-            "lost, and a dense one fills the zeros. Keep it unmerged, merge into the float base and quantize again, or "
-            "train with --quantization-aware"
+            f"model {model_path} is {base.grid.label} and {adapter} is not quantization-aware: rounded to the grid a "
+            "small delta is lost, and a dense one fills the zeros. Keep it unmerged, merge into the float base and "
+            "quantize again, or train with --quantization-aware"
         )
 
     probed = load_tokenizer(model_path)

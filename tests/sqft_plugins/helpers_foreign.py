@@ -6,7 +6,7 @@ weights are by that documentation, computed one number after the other where tha
 | awq | AutoAWQ, awq/utils/packing_utils.py: the order of the columns in a word |
 | gptq-order, gptq8, gptq2, gptq3-v2 | AutoGPTQ, auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py: `pack` |
 | packed-order | compressed-tensors, compressors/pack_quantized, 0.17: `weight_g_idx` |
-| fp8-channel, fp8-tensor, fp8-blocks | compressed-tensors, compressors/naive_quantized |
+| int8, int8-asymmetric, fp8-channel, fp8-tensor, fp8-blocks | compressed-tensors, compressors/naive_quantized |
 | fp8-odd-blocks | DeepSeek-V3, inference/kernel.py: `weight_dequant` |
 | nvfp4, mxfp4 | compressed-tensors, compressors/nvfp4 and mxfp4 |
 | nf4, nf4-double | bitsandbytes, functional.py: `QuantState.as_dict`, `dequantize_4bit` |
@@ -121,6 +121,15 @@ def write_packed(rows: int, columns: int, generator: torch.Generator, group: int
     return Layer(tensors, codes, (codes.float() - zero[:, g_idx].float()) * scale[:, g_idx].float())
 
 
+def write_int8(rows: int, columns: int, generator: torch.Generator, symmetric: bool = True) -> Layer:
+    codes = random_codes(rows, columns, 8, generator)
+    scale = (torch.rand(rows, 1, generator=generator) * 1e-3 + 1e-4).bfloat16()
+    zero = torch.full((rows, 1), 128) if symmetric else random_codes(rows, 1, 8, generator).int()
+    tensors = {"weight": (codes.int() - 128).char(), "weight_scale": scale}
+    tensors |= {} if symmetric else {"weight_zero_point": (zero - 128).char()}
+    return Layer(tensors, codes, (codes.float() - zero) * scale.float())
+
+
 def fp8_codes(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     codes = random_codes(rows, columns, 8, generator)
     return codes.masked_fill((codes & 127) == 127, 3)  # no NaN
@@ -218,6 +227,13 @@ FOREIGN = {
         ),
         "weight_packed",
         "int4_act_order",
+    ),
+    "int8": Written(write_int8, scheme("int-quantized", num_bits=8, type="int", strategy="channel"), "weight", "int8"),
+    "int8-asymmetric": Written(
+        bound(write_int8, symmetric=False),
+        scheme("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+        "weight",
+        "int8",
     ),
     "fp8-channel": Written(
         bound(write_fp8, count=lambda rows, _: (rows, 1), block=(1, ALL)),

@@ -3,6 +3,7 @@
     pack_quantized   integers of 2 to 8 bits, as `sqft quantize` writes them
     compact          the same at 4 bits, for distribution
     autogptq, awq    integers of AutoGPTQ, GPTQModel and AutoAWQ
+    int8             integers of 8 bits, a byte each
     fp8, fp4         small floats of compressed-tensors, transformers and DeepSeek
     bitsandbytes     NF4
 
@@ -22,13 +23,15 @@ from sqft_plugins.checkpoint.formats.bitsandbytes import BitsAndBytes
 from sqft_plugins.checkpoint.formats.compact import Compact
 from sqft_plugins.checkpoint.formats.fp4 import MXFP4Packed, NVFP4Packed
 from sqft_plugins.checkpoint.formats.fp8 import FineGrainedFP8, FloatQuantized
+from sqft_plugins.checkpoint.formats.int8 import IntQuantized
 from sqft_plugins.checkpoint.formats.pack_quantized import PackQuantized
 from sqft_plugins.errors import CheckpointError
 
 __all__ = ["FORMATS", "Compact", "Int4Format", "PackQuantized", "find_format"]
 
 FORMATS: tuple[type[Int4Format], ...] = (
-    PackQuantized, Compact, AutoGPTQ, AWQ, FloatQuantized, FineGrainedFP8, NVFP4Packed, MXFP4Packed, BitsAndBytes,
+    PackQuantized, Compact, AutoGPTQ, AWQ, IntQuantized, FloatQuantized, FineGrainedFP8, NVFP4Packed, MXFP4Packed,
+    BitsAndBytes,
 )  # fmt: skip
 
 

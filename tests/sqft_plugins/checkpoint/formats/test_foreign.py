@@ -131,6 +131,12 @@ ORDER = torch.arange(128).int() // 32
         ("gptq-order", {"g_idx": ORDER + 1}, {}, r"m\.g_idx of .* names the groups 1\.\.4, there are 0\.\.3"),
         ("gptq8", {}, {"bits": 5}, "has bits=5: give a model of 2, 3, 4, 8 bits"),
         ("gptq3-v2", {}, {"checkpoint_format": "gptq"}, "zero points of 3 bits in checkpoint_format gptq"),
+        (
+            "int8",
+            {},
+            {"config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "channel"}}}},
+            "of 4 bits, type int",
+        ),
         ("fp8-channel", {"weight_scale": torch.ones(95, 1)}, {}, r"m\.weight_scale of .* is \(95, 1\), expected"),
         ("fp8-channel", {"weight": torch.zeros(96, 128).char()}, {}, "is torch.int8, expected torch.float8_e4m3fn"),
         ("fp8-channel", {"weight_scale": torch.full((96, 1), torch.inf)}, {}, "m.weight_scale holds NaN or infinity"),
