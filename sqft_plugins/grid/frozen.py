@@ -181,7 +181,7 @@ class Grid:
     def _of(self, part: Tensor, rows: slice = slice(None)) -> Tensor:
         """The numbers of some rows beside their weights: [rows, groups, 1], or [rows, in, 1]."""
         own = part[rows]
-        return (own if self.column_group is None else own[:, self.column_group]).unsqueeze(-1)
+        return (own if self.column_group is None else own.index_select(1, self.column_group)).unsqueeze(-1)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Grid:
         """This grid with other [out, groups]."""
