@@ -61,8 +61,8 @@ class ServeSettings(Settings):
 def serve_command(model: str, settings: ServeSettings, as_json: bool, passed: tuple[str, ...]) -> None:
     """Serve MODEL with vLLM, over OpenAI's HTTP interface.
 
-    An adapter in DIR/math is asked for as "math", "math@max", "math@r16" and so on. What stands behind -- goes to
-    vLLM and wins over what is set here. The exit code is the server's.
+    An adapter in DIR/math is asked for as "math", "math@max", "math@r16" and so on, at half its strength as
+    "math@r16*0.5". What stands behind -- goes to vLLM and wins over what is set here. The exit code is the server's.
     """
     from sqft_plugins.checkpoint.hub import local_folder
 

@@ -19,9 +19,16 @@ from typing import ClassVar
 from pydantic import ValidationError
 from torch import Tensor
 
-from sqft_plugins.checkpoint.formats.base import Int4Format, expect_order, expect_scale, expect_shape, stored_shape
+from sqft_plugins.checkpoint.formats.base import (
+    Int4Format,
+    expect_finite,
+    expect_order,
+    expect_scale,
+    expect_shape,
+    stored_shape,
+)
 from sqft_plugins.checkpoint.formats.scheme import one_scheme
-from sqft_plugins.checkpoint.stamp import GridStamp, OtherGrid
+from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp, OtherGrid
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import (
     ACT_ORDER,
@@ -106,7 +113,8 @@ class PackQuantized(Int4Format):
         groups = group_count(columns, grid.group_size, module)
 
         packed = self._words(f"{module}.weight_packed", columns, rows, by_rows=True)
-        scale = expect_scale(tensors, f"{module}.weight_scale", (rows, groups))
+        read = expect_scale if FOLDER in self._settings else expect_finite  # others make smaller ones, and 0, too
+        scale = read(tensors, f"{module}.weight_scale", (rows, groups))
         if grid.symmetric:
             zero_point = symmetric_zero_point(scale, grid.kind)
         else:

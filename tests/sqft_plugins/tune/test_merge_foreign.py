@@ -97,6 +97,21 @@ def test_a_merge_changes_codes_alone_and_computes_what_was_trained(each_foreign,
             assert (merged.path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_scales_that_we_do_not_make_are_taken_as_they_are(rounding, tiny_llama, tmp_path) -> None:
+    base, module = write("int8", tiny_llama, tmp_path / "base"), "model.layers.0.self_attn.k_proj"
+    tensors = load_file(base / "model.safetensors")
+    scale = tensors[f"{module}.weight_scale"]
+    scale[0], scale[1], scale[2] = 0.0, 1e-7, -scale[2]
+    save_file(tensors, base / "model.safetensors")
+    train(base, tmp_path / "adapter", rounding=rounding)
+    report = merge_folder(base, tmp_path / "adapter", tmp_path / "merged", "max")
+    assert report["max_logit_difference"] < 1e-5
+    before, after = (ModelFolder(folder).quantized(module) for folder in (base, tmp_path / "merged"))
+    assert torch.equal(after.codes[0], before.codes[0])  # each code is 0
+    assert not torch.equal(after.codes[2], before.codes[2])
+
+
 def test_it_settles_unless_asked_otherwise(foreign, tmp_path) -> None:
     train(foreign, tmp_path / "settled")
     train(foreign, tmp_path / "rounded", rounding="nearest")
