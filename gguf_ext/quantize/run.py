@@ -135,7 +135,10 @@ def quantize_gguf(
 def _check(folder: ModelFolder, mix: str, method: str) -> bool:
     """Whether the model is pruned. Raises GGUFError for a model with codes, and where zeros would be lost."""
     if folder.files and folder.grid is not None:
-        raise GGUFError(f"model {folder.path} is INT4: `sqft export gguf` writes its very codes, use that")
+        raise GGUFError(
+            f"model {folder.path} is {folder.grid.label} already: give the float model that it was made from, or write "
+            "its very codes with `sqft export gguf`, where they are integers"
+        )
     sparse = folder.stamp is not None or bool(folder.masks)
     if sparse and method != GPTQ:
         raise GGUFError(f"model {folder.path} is pruned, and llama.cpp's quantizer keeps no zeros: use --method {GPTQ}")

@@ -108,5 +108,5 @@ def check_order(folder: ModelFolder) -> None:
         error = ActOrderError if folder.grid.kind.is_integer else GGUFError
         raise error(
             f"model {folder.path} is {folder.grid.label}, and the export has types for integers in groups of "
-            "neighbours: let llama.cpp quantize the float model (`sqft export gguf-quantized`)"
+            "neighbours: quantize the float model (`sqft quantize --grid q4_0`)"
         )

@@ -82,7 +82,8 @@ def _show_model(report: Mapping[str, Any]) -> None:
     if report["grid"]:
         size = "per channel" if report["grid"]["group_size"] == -1 else f"group {report['grid']['group_size']}"
         symmetry = "symmetric" if report["grid"]["symmetric"] else "asymmetric"
-        _line("grid", f"INT{report['grid']['bits']}, {size}, {symmetry}")
+        kind = report["grid"].get("name", f"int{report['grid']['bits']}").upper()  # folders of others have a name
+        _line("grid", f"{kind}, {size}, {symmetry}")
     if "scale" in total:
         _line("scale", f"{total['scale'][0]:.3g} to {total['scale'][1]:.3g}")
     if "codes" in total:

@@ -68,7 +68,8 @@ def command(
 def _text(report: Mapping[str, Any]) -> str:
     parameters = f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters"
     if not report["losses"]:
-        return f"{parameters} of {report['adapter']['init_adapter']}, settled in {report['seconds']:.0f} s"
+        done = "settled" if report["adapter"].get("rounding") == "compensated" else "taken over"
+        return f"{parameters} of {report['adapter']['init_adapter']}, {done} in {report['seconds']:.0f} s"
     tuned = (
         f"{parameters} tuned in {report['seconds']:.0f} s, loss {report['losses'][0]:.3f} → {report['losses'][-1]:.3f}"
     )

@@ -94,13 +94,17 @@ class AutoGPTQ(Int4Format):
         if layout not in FORMATS or config.get("is_marlin_format"):
             raise CheckpointError(f"model {path} has checkpoint_format {layout}: save it as gptq or gptq_v2")
         if bits not in BITS:
-            raise CheckpointError(f"model {path} has bits={bits}: give a model of {', '.join(map(str, BITS))} bits")
+            raise CheckpointError(f"model {path} has bits={bits!r}: give a model of {', '.join(map(str, BITS))} bits")
         if not isinstance(size, int) or (size <= 0 and size != PER_CHANNEL):
-            raise CheckpointError(f"model {path} has group_size={size}: give one with groups, or with -1 (per channel)")
+            raise CheckpointError(
+                f"model {path} has group_size={size!r}: give one with groups, or with -1 (per channel)"
+            )
 
-        changed = {"bits", "group_size", "desc_act", "sym"}
-        for pattern, settings in (config.get("dynamic") or {}).items():
-            if changed & set(settings):
+        changed, dynamic = {"bits", "group_size", "desc_act", "sym"}, config.get("dynamic") or {}
+        if not isinstance(dynamic, dict):
+            raise CheckpointError(f"model {path} has dynamic={dynamic!r}, which is no JSON object: copy it again")
+        for pattern, settings in dynamic.items():
+            if changed & set(settings or {}):
                 raise CheckpointError(f"model {path} has settings of its own for {pattern!r}: give one with one grid")
 
         plain = GridStamp(bits=bits, group_size=size, symmetric=self._zeros.symmetric)

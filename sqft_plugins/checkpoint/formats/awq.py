@@ -50,13 +50,15 @@ class AWQ(Int4Format):
         size = config.get("group_size", config.get("q_group_size"))
 
         if bits != 4:
-            raise CheckpointError(f"model {path} is awq with bits={bits}: give a model of 4 bits")
+            raise CheckpointError(f"model {path} is awq with bits={bits!r}: give a model of 4 bits")
         if str(layout).lower() != "gemm":
             raise CheckpointError(f"model {path} is awq of version {layout}: save it as gemm")
         if config.get("zero_point") is False:
             raise CheckpointError(f"model {path} is awq with zero_point=false: give one with zero points")
         if not isinstance(size, int) or (size <= 0 and size != PER_CHANNEL):
-            raise CheckpointError(f"model {path} has group_size={size}: give one with groups, or with -1 (per channel)")
+            raise CheckpointError(
+                f"model {path} has group_size={size!r}: give one with groups, or with -1 (per channel)"
+            )
         return GridStamp(group_size=size, symmetric=False)
 
     def scale_name(self, module: str) -> str:

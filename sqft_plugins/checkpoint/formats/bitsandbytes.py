@@ -18,6 +18,7 @@ blocks, or a scale would belong to parts of two rows.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +95,7 @@ class BitsAndBytes(Int4Format):
         tensors, name, state = self._tensors, f"{module}.weight", self._states[module]
         if f"{name}.nested_absmax" not in tensors.files:
             return expect_finite(tensors, f"{name}.absmax", (blocks,), torch.float32)
-        size, offset = int(state["nested_blocksize"]), float(state["nested_offset"])
+        size, offset = state["nested_blocksize"], float(state["nested_offset"])
         codes = expect_shape(tensors, f"{name}.absmax", (blocks,), torch.uint8)
         levels = expect_finite(tensors, f"{name}.nested_quant_map", (256,), torch.float32)
         scale = expect_finite(tensors, f"{name}.nested_absmax", (-(-blocks // size),), torch.float32)
@@ -110,6 +111,10 @@ class BitsAndBytes(Int4Format):
             rows, columns = state["shape"]
             if state["quant_type"] != "nf4" or int(state["blocksize"]) <= 0:
                 raise ValueError(f"{state['quant_type']} in blocks of {state['blocksize']}")
+            if f"{module}.weight.nested_absmax" in self._tensors.files:
+                nested, offset = state["nested_blocksize"], state["nested_offset"]
+                if not (isinstance(nested, int) and nested > 0 and math.isfinite(offset)):
+                    raise ValueError(f"nested blocks of {nested}, offset {offset}")
             return int(state["blocksize"]), (int(rows), int(columns))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(

@@ -11,7 +11,13 @@ from sqft_plugins.errors import CheckpointError
 
 def one_scheme(path: Path, settings: Mapping[str, Any], wanted: str) -> dict[str, Any]:
     """The `weights` of all config groups, which must be the same. wanted: what the format has, for messages. Raises
-    CheckpointError."""
+    CheckpointError, also for a folder whose runtime rotates the inputs of its layers (QuIP, SpinQuant): its weights are
+    not those of the model that is trained."""
+    if settings.get("transform_config"):
+        raise CheckpointError(
+            f"{path}/config.json: quantization_config has a transform_config, rotations that the runtime computes "
+            "beside the weights and this project does not: give a model that was quantized without"
+        )
     try:
         weights = [dict(group["weights"]) for group in settings["config_groups"].values()]
     except (KeyError, TypeError, AttributeError, ValueError):

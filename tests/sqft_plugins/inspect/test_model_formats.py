@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.compact_convert import compact_folder
+from sqft_plugins.cli import main
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError
@@ -24,6 +25,7 @@ from sqft_plugins.pattern import asked_patterns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # importlib mode keeps test folders off the path
 
+from helpers_foreign import write_foreign
 from helpers_gptq import write_gptq
 
 
@@ -94,6 +96,14 @@ def test_an_autogptq_folder_has_codes_and_no_mask(tiny_llama, tmp_path):
         size = sum(t.numel() * t.element_size() for name, t in stored.items() if name.startswith(f"{row['name']}."))
         assert row["bits_per_weight"] == 8 * size / weight.codes.numel()
         assert row["gguf_exact"]  # scales of 11 bits, which fp16 holds
+
+
+def test_the_grid_of_another_program_has_its_own_name(tiny_llama, tmp_path, capsys):
+    write_foreign(tiny_llama, tmp_path / "fp8", "fp8-channel")
+    with pytest.raises(SystemExit) as done:
+        main(["inspect", str(tmp_path / "fp8")])
+    assert not done.value.code
+    assert "FP8_E4M3, per channel, symmetric" in capsys.readouterr().out
 
 
 def test_a_mask_that_is_not_the_stamps_is_told(tiny_llama, tmp_path):

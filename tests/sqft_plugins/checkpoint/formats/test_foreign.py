@@ -113,6 +113,7 @@ def test_symmetric_folders_of_3_bits_are_read_whoever_wrote_them(changed, stored
 
 SCALE = torch.rand(4, 96).half()
 ORDER = torch.arange(128).int() // 32
+NOT_NESTED = torch.tensor(list(b'{"quant_type": "nf4", "blocksize": 64, "shape": [96, 128]}'), dtype=torch.uint8)
 
 
 @pytest.mark.once
@@ -130,6 +131,10 @@ ORDER = torch.arange(128).int() // 32
         ("gptq-order", {"g_idx": None}, {}, r"has desc_act but no tensor m\.g_idx"),
         ("gptq-order", {"g_idx": ORDER + 1}, {}, r"m\.g_idx of .* names the groups 1\.\.4, there are 0\.\.3"),
         ("gptq8", {}, {"bits": 5}, "has bits=5: give a model of 2, 3, 4, 8 bits"),
+        ("gptq8", {}, {"bits": "8"}, "has bits='8': give a model of 2, 3, 4, 8 bits"),
+        ("gptq8", {}, {"dynamic": ["m"]}, r"has dynamic=\['m'\], which is no JSON object"),
+        ("packed-order", {}, {"transform_config": {"config_groups": {"R4": {}}}}, "has a transform_config, rotations"),
+        ("fp8-channel", {}, {"transform_config": {"config_groups": {"R4": {}}}}, "has a transform_config, rotations"),
         ("gptq3-v2", {}, {"checkpoint_format": "gptq"}, "zero points of 3 bits in checkpoint_format gptq"),
         (
             "int8",
@@ -155,6 +160,7 @@ ORDER = torch.arange(128).int() // 32
         ("nf4", {"weight.quant_map": torch.linspace(-1, 1, 16)}, {}, "has other levels than NF4"),
         ("nf4", {"weight.quant_state.bitsandbytes__nf4": torch.zeros(9).byte()}, {}, "is no state of NF4"),
         ("nf4", {"weight.quant_state.bitsandbytes__nf4": None}, {}, "is bitsandbytes of nf4: give one of NF4"),
+        ("nf4-double", {"weight.quant_state.bitsandbytes__nf4": NOT_NESTED}, {}, "state of NF4 .'nested_blocksize'."),
     ],
 )
 def test_what_is_damaged_or_not_read_is_named(changed, name, tensors, settings, message) -> None:
