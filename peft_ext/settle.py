@@ -48,8 +48,8 @@ def _settle_at(model: Any, adapter: str, layers: Mapping[str, Linear], tokens: T
         name = module.removesuffix(OWN)
         wanted, grid, mask = layers[name].wanted(adapter)
         made[name] = compensated(wanted, statistic, grid, mask, factor_of)
-        exact = grid.dequantize(made[name])
-        return Compressed(exact, {"sparsity": sparsity_of(exact), "error": relative_error(wanted, exact)}, {})
+        exact, pruned = grid.dequantize(made[name]), 0.0 if mask is None else sparsity_of(mask)
+        return Compressed(exact, {"sparsity": pruned, "error": relative_error(wanted, exact)}, {})
 
     modules = [f"{name}{OWN}" for name in layers]
     work = Compression(f"settling at rank {rank}", modules, "hessian", tokens, put_on_grid)

@@ -12,7 +12,7 @@ from sqft_plugins.tune import AdapterSettings, TrainSettings
     ("kind", "values", "message"),
     [
         (TrainSettings, {"stepz": 3}, r"TrainSettings has no key 'stepz': did you mean 'steps'\?"),
-        (TrainSettings, {"steps": -1}, r"steps=-1: input should be greater than or equal to 1"),
+        (TrainSettings, {"steps": -1}, r"steps=-1: input should be greater than or equal to 0"),
         (TrainSettings, {"learning_rate": "fast"}, r"learning_rate='fast': input should be a valid number"),
         (AdapterSettings, {"rank": 8, "rank_choices": [16, 8]}, r"maximum 16 but r=8"),
     ],
