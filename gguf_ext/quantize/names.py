@@ -27,6 +27,8 @@ FILE_TYPES = {
 """Mixes of types that are all grids → the number of each (enum llama_ftype)."""
 WITH_ZERO = ("Q3_K_S", "Q4_0", "Q5_0", "Q6_K", "Q8_0")
 """Mixes whose tensors in the blocks are of types with an exact 0, as a rule."""
+UPGRADED = {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}
+"""With an importance matrix, the type of the first eighth of the down projections (llama-quant.cpp)."""
 
 GPTQ, OWN = "gptq", "llama.cpp"
 METHODS = (GPTQ, OWN)

@@ -21,7 +21,7 @@ from gguf_ext.export import export_gguf
 from gguf_ext.layout import find_layout
 from gguf_ext.quantize.compensate import check_zeros, compensate
 from gguf_ext.quantize.importance import importance_matrix
-from gguf_ext.quantize.names import FILE_TYPES, GPTQ, METHODS, OWN, WITH_ZERO, file_type
+from gguf_ext.quantize.names import FILE_TYPES, GPTQ, METHODS, OWN, UPGRADED, WITH_ZERO, file_type
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.write.metadata import EXACT
@@ -95,7 +95,7 @@ def quantize_gguf(
         raise GGUFError(f"method={method!r} does not make {mix}: use {' or '.join(METHODS)}")
     path = check_target(target, overwrite)
     folder = ModelFolder(local_folder(model))
-    sparse = _check(folder, mix, method)
+    sparse = _check(folder, mix, method, importance)
     tokens = None
     if method == GPTQ:
         source = FloatModel(folder.path)
@@ -132,7 +132,7 @@ def quantize_gguf(
     )
 
 
-def _check(folder: ModelFolder, mix: str, method: str) -> bool:
+def _check(folder: ModelFolder, mix: str, method: str, importance: bool) -> bool:
     """Whether the model is pruned. Raises GGUFError for a model with codes, and where zeros would be lost."""
     if folder.files and folder.grid is not None:
         raise GGUFError(
@@ -145,6 +145,11 @@ def _check(folder: ModelFolder, mix: str, method: str) -> bool:
     if sparse and mix not in WITH_ZERO:
         names = ", ".join(name.lower() for name in WITH_ZERO)
         raise GGUFError(f"model {folder.path} is pruned, and types of {mix} cannot hold a 0: use --grid {names}")
+    if sparse and importance and mix in UPGRADED:
+        raise GGUFError(
+            f"model {folder.path} is pruned, and with an importance matrix llama.cpp takes {UPGRADED[mix]} for some "
+            f"layers of {mix}, which cannot hold a 0: use --no-importance, or --grid q8_0"
+        )
     return sparse
 
 

@@ -101,7 +101,8 @@ def test_the_codes_of_the_first_layer_are_gptqs_on_those_scales(files, llama):
 
 def test_pruned_weights_stay_zero(llama_int4, tmp_path):
     pruned = llama_int4.with_name("model-pruned")
-    report = quantize_gguf(pruned, tmp_path / "m.gguf", type="q4_0", method="gptq", sequences=4, length=32)
+    small = {"importance": False, "sequences": 4, "length": 32}
+    report = quantize_gguf(pruned, tmp_path / "m.gguf", type="q4_0", method="gptq", **small)
     made, folder = open_model(tmp_path / "m.gguf"), ModelFolder(pruned)
     assert report.sparsity == pytest.approx(0.5, abs=0.01)
     for module in folder.masks:
@@ -163,6 +164,8 @@ def test_models_that_would_lose_their_codes_or_zeros_are_refused(llama_int4, tmp
         quantize_gguf(pruned, tmp_path / "m.gguf")
     with pytest.raises(GGUFError, match=r"is pruned, and types of Q4_K_M cannot hold a 0: use --grid q3_k_s, q4_0,"):
         quantize_gguf(pruned, tmp_path / "m.gguf", method="gptq")
+    with pytest.raises(GGUFError, match=r"with an importance matrix llama\.cpp takes Q4_1 for some layers of Q4_0"):
+        quantize_gguf(pruned, tmp_path / "m.gguf", type="q4_0", method="gptq")
     with pytest.raises(GGUFError, match="method='gtpq' does not make Q4_K_M: use gptq or"):
         quantize_gguf(llama_int4, tmp_path / "m.gguf", method="gtpq")
     with pytest.raises(GGUFError, match="type='Q4_K_X' is unknown"):
