@@ -39,13 +39,12 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Length:
-    """steps, learning_rate: of LoRA. more, lower_rate: of each further round. sequences: of calibration."""
+    """steps: of LoRA. more: of each further round. batch_size, learning_rate: of all. sequences: of calibration."""
 
     steps: int = 64
     more: int = 24
     batch_size: int = 8
     learning_rate: float = 5e-4
-    lower_rate: float = 2e-4
     sequences: int = 32
     rank: int = 32
 
@@ -103,16 +102,14 @@ class Ways:
             return self.from_lora(grid, way)
         number = int(way.removeprefix("round "))
         before = self.made(f"round {number - 1}" if number > 1 else "afterwards", grid)
-        return self.tuned(before, grid, way, self.how.more, self.how.lower_rate)
+        return self.tuned(before, grid, way, self.how.more)
 
     def lora(self, steps: int) -> Path:
         adapter = self.lora_adapter(steps)
         return self.once("float", f"merged-{steps}", lambda path: merge_folder(self.model, adapter, path, "max"))
 
     def lora_adapter(self, steps: int) -> Path:
-        return self.once(
-            "float", f"lora-{steps}", lambda path: self.train(self.model, path, steps, "lora", self.settings())
-        )
+        return self.once("float", f"lora-{steps}", lambda path: self.train(self.model, path, steps, "lora"))
 
     def quantized(self, model: Path, grid: str, name: str) -> Path:
         """A float model on a grid of its own, by GPTQ or by llama.cpp."""
@@ -126,12 +123,9 @@ class Ways:
             )
         return self.once(grid, name, make)
 
-    def tuned(self, base: Path, grid: str, name: str, steps: int, rate: float | None = None) -> Path:
+    def tuned(self, base: Path, grid: str, name: str, steps: int) -> Path:
         """A model on a grid, tuned over its codes, settled and merged."""
-        aware = {"quantization_aware": True, "rounding": "compensated"}
-        adapter = self.once(
-            grid, f"{name}-adapter", lambda path: self.train(base, path, steps, "sqft", self.settings(**aware), rate)
-        )
+        adapter = self.once(grid, f"{name}-adapter", lambda path: self.train(base, path, steps, "sqft", aware=True))
         return self.merged(base, adapter, grid, name)
 
     def from_lora(self, grid: str, way: str) -> Path:
@@ -156,10 +150,9 @@ class Ways:
 
     # --- steps ---
 
-    def train(
-        self, over: Path, path: Path, steps: int, tuner: str, adapter: AdapterSettings, rate: float | None = None
-    ) -> None:
-        train_adapter(over, path, self.training, adapter, self.run(steps, rate), tuner=tuner)
+    def train(self, over: Path, path: Path, steps: int, tuner: str, aware: bool = False) -> None:
+        aware_settings = {"quantization_aware": True, "rounding": "compensated"} if aware else {}
+        train_adapter(over, path, self.training, self.settings(**aware_settings), self.run(steps), tuner=tuner)
 
     def merged(self, base: Path, adapter: Path, grid: str, name: str) -> Path:
         def make(path: Path) -> None:
@@ -173,9 +166,10 @@ class Ways:
             {"rank": self.how.rank, "alpha": 2 * self.how.rank, "target_modules": TARGETS, **more}
         )
 
-    def run(self, steps: int, rate: float | None = None) -> TrainSettings:
-        length = {"steps": steps, "batch_size": self.how.batch_size}
-        return TrainSettings.make({**length, "learning_rate": rate or self.how.learning_rate, "seed": self.seed})
+    def run(self, steps: int) -> TrainSettings:
+        how = self.how
+        given = {"steps": steps, "batch_size": how.batch_size, "learning_rate": how.learning_rate, "seed": self.seed}
+        return TrainSettings.make(given)
 
     def once(self, grid: str, name: str, make: Callable[[Path], object]) -> Path:
         model = GRIDS.get(grid, 0) is None and not name.endswith("-adapter")
