@@ -76,10 +76,10 @@ class Above:
         raise SQFTError(f"no step above makes {NOUN[kinds[0]]}: add {MAKERS[kinds[0]]} above, or name a folder")
 
     def float_model(self, name: str | None) -> Artefact:
-        """Raises SQFTError for an INT4 model."""
+        """Raises SQFTError for a model with codes."""
         model = self.find(name, "model")
         if model.int4:
-            raise SQFTError(f"{model.name} is INT4 already: name a float model with model:")
+            raise SQFTError(f"{model.name} has codes already: name a float model with model:")
         return model
 
     def tunable(self, name: str | None) -> Artefact:

@@ -111,7 +111,8 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.rank_choices is not None:
+        begun = self.init_adapter is not None and "rank" not in self.model_fields_set  # its rank is read later
+        if self.rank_choices is not None and not begun:
             check_rank_choices(self.rank_choices, self.rank)
         check_quantization_aware(self.quantization_aware, self.grid, dropout=self.dropout)
         return self

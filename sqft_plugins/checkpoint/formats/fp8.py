@@ -50,7 +50,13 @@ class FP8(Int4Format):
         return OtherGrid(bits=8, group_size=size, symmetric=True, name=FP8_E4M3.name)
 
     def scale_name(self, module: str) -> str:
-        return next(name for mark in self.marks if (name := f"{module}{mark}") in self._tensors.files)
+        names = [name for mark in self.marks if (name := f"{module}{mark}") in self._tensors.files]
+        if len(names) > 1:
+            raise CheckpointError(
+                f"{module} has both {names[0]} and {names[1]}, and which one counts is unknown: take the folder as it "
+                "was published"
+            )
+        return names[0]
 
     def shape(self, module: str) -> tuple[int, int]:
         rows, columns = self._tensors.spec(f"{module}.weight").shape

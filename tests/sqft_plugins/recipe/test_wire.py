@@ -109,7 +109,7 @@ def test_a_dense_adapter_stays_beside_its_int4_base(wired):
         (SPARSE, ["eval.model=prune", "eval.rank=max"], "eval: rank='max' is for adapters"),
         (SPARSE, ["export.float_typ=f16"], "export: Export has no key 'float_typ': did you mean 'float_type'?"),
         (SPARSE, ["export.format=ggml"], "export: format 'ggml' is unknown"),
-        (SPARSE + "quantize-again: {}\n", ["quantize-again.model=quantize"], "quantize is INT4 already"),
+        (SPARSE + "quantize-again: {}\n", ["quantize-again.model=quantize"], "quantize has codes already"),
         (SPARSE + "compress: {}\n", [], "'compress' is no step"),
         (SPARSE + "prune: {sparsity: 0.3}\n", [], "line 11 is no YAML (found duplicate key \"prune\")"),
         (SPARSE + "x: [\n", [], "is no YAML"),

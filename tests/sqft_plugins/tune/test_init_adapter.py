@@ -104,6 +104,7 @@ def test_it_is_trained_on(lora, tiny_llama, tmp_path):
         ({"alpha": 4.0}, "alpha=4 beside"),
         ({"target_modules": ["q_proj"]}, "--target-modules beside"),
         ({"init_adapter": None}, "steps=0 trains nothing"),
+        ({"rank_choices": [8, 4]}, r"rank_choices.*8.*4"),
     ],
 )
 def test_settings_that_say_otherwise_are_refused(lora, tiny_llama, tmp_path, given, text):
@@ -148,3 +149,8 @@ def test_an_sqft_adapter_is_refused(lora, tiny_llama, tmp_path):
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["peft_type"] == "SQFT"
     with pytest.raises(SQFTError, match="is SQFT, not a plain LoRA"):
         train(tiny_llama, tmp_path / "b", tmp_path / "a")
+
+
+def test_the_largest_rank_of_a_search_space_is_that_of_the_lora(lora, tiny_llama, tmp_path):
+    report = train(tiny_llama, tmp_path / "a", lora, {"sparse": False, "rank_choices": [4, 2]}, steps=1)
+    assert (report["adapter"]["rank"], report["adapter"]["rank_choices"]) == (4, [4, 2])

@@ -144,6 +144,12 @@ NOT_NESTED = torch.tensor(list(b'{"quant_type": "nf4", "blocksize": 64, "shape":
         ),
         ("fp8-channel", {"weight_scale": torch.ones(95, 1)}, {}, r"m\.weight_scale of .* is \(95, 1\), expected"),
         ("fp8-channel", {"weight": torch.zeros(96, 128).char()}, {}, "is torch.int8, expected torch.float8_e4m3fn"),
+        (
+            "fp8-channel",
+            {"weight_scale_inv": torch.ones(96, 1)},
+            {},
+            "m has both m.weight_scale and m.weight_scale_inv",
+        ),
         ("fp8-channel", {"weight_scale": torch.full((96, 1), torch.inf)}, {}, "m.weight_scale holds NaN or infinity"),
         ("fp8-tensor", {"weight": torch.full((96, 128), torch.nan).to(torch.float8_e4m3fn)}, {}, "m.weight holds NaN"),
         (
