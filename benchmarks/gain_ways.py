@@ -102,7 +102,7 @@ class Ways:
             return self.from_lora(grid, way)
         number = int(way.removeprefix("round "))
         before = self.made(f"round {number - 1}" if number > 1 else "afterwards", grid)
-        return self.tuned(before, grid, way, self.how.more)
+        return self.tuned(before, grid, way, self.how.more, number)
 
     def lora(self, steps: int) -> Path:
         adapter = self.lora_adapter(steps)
@@ -123,9 +123,12 @@ class Ways:
             )
         return self.once(grid, name, make)
 
-    def tuned(self, base: Path, grid: str, name: str, steps: int) -> Path:
-        """A model on a grid, tuned over its codes, settled and merged."""
-        adapter = self.once(grid, f"{name}-adapter", lambda path: self.train(base, path, steps, "sqft", aware=True))
+    def tuned(self, base: Path, grid: str, name: str, steps: int, number: int = 0) -> Path:
+        """A model on a grid, tuned over its codes, settled and merged. number: of the round, which has other examples
+        first than those before it."""
+        adapter = self.once(
+            grid, f"{name}-adapter", lambda path: self.train(base, path, steps, "sqft", aware=True, number=number)
+        )
         return self.merged(base, adapter, grid, name)
 
     def from_lora(self, grid: str, way: str) -> Path:
@@ -150,9 +153,9 @@ class Ways:
 
     # --- steps ---
 
-    def train(self, over: Path, path: Path, steps: int, tuner: str, aware: bool = False) -> None:
+    def train(self, over: Path, path: Path, steps: int, tuner: str, aware: bool = False, number: int = 0) -> None:
         aware_settings = {"quantization_aware": True, "rounding": "compensated"} if aware else {}
-        train_adapter(over, path, self.training, self.settings(**aware_settings), self.run(steps), tuner=tuner)
+        train_adapter(over, path, self.training, self.settings(**aware_settings), self.run(steps, number), tuner=tuner)
 
     def merged(self, base: Path, adapter: Path, grid: str, name: str) -> Path:
         def make(path: Path) -> None:
@@ -166,9 +169,14 @@ class Ways:
             {"rank": self.how.rank, "alpha": 2 * self.how.rank, "target_modules": TARGETS, **more}
         )
 
-    def run(self, steps: int) -> TrainSettings:
+    def run(self, steps: int, number: int = 0) -> TrainSettings:
         how = self.how
-        given = {"steps": steps, "batch_size": how.batch_size, "learning_rate": how.learning_rate, "seed": self.seed}
+        given = {
+            "steps": steps,
+            "batch_size": how.batch_size,
+            "learning_rate": how.learning_rate,
+            "seed": self.seed + 1000 * number,
+        }
         return TrainSettings.make(given)
 
     def once(self, grid: str, name: str, make: Callable[[Path], object]) -> Path:
