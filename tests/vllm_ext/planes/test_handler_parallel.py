@@ -34,12 +34,13 @@ PROMPTS = [[2, *range(20, 30)], [2, *range(300, 305)]]
 
 @pytest.mark.slow  # 70 s
 @pytest.mark.vllm
-def test_two_workers_answer_as_the_merged_folder_on_one(engine, ask, tiny_int4, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("bits", [4, 3])
+def test_two_workers_answer_as_the_merged_folder_on_one(bits, engine, ask, tiny_int4, tmp_path, monkeypatch) -> None:
     from sqft_plugins.tune.merge import merge_folder
 
     # float32 throughout: the sparse kernel's fixed point makes 1e-4 of two workers' other order of sums
     monkeypatch.setenv("SQFT_VLLM_OPERATOR", "torch")
-    int4 = tiny_int4("qwen2", 32, False)
+    int4 = tiny_int4("qwen2", 32, False, bits=bits)
     targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]  # cut along `out`, fused, and along `in`
     adapter = write_qa_adapter(tmp_path / "math-qa", int4, target_modules=targets)
     expected = []
