@@ -18,7 +18,7 @@ from peft_ext.checks import holds_codes
 from peft_ext.config import SQFTConfig
 from peft_ext.layer import Linear, unmerged_weights
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
-from peft_ext.rest import rest_off_grid
+from peft_ext.rest import listed, rest_off_grid
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
@@ -79,8 +79,8 @@ def attach_grids(
     rest = [] if on_grid else rest_off_grid(model, folder, layers)
     if rest:
         warnings.warn(
-            f"{rest[0]} and {len(rest) - 1} more modules are INT4 in {folder.path} but not adapted: they are float "
-            "here and would be INT4 after a merge. Call model.base_model.put_rest_on_grid() to train as it will be",
+            f"{listed(rest)} INT4 in {folder.path} but not adapted: float here, and INT4 after a merge. Call "
+            "model.base_model.put_rest_on_grid() to train as it will be",
             stacklevel=2,
         )
     return Found(hashes.mask_hash), FoundStamp(found)
@@ -167,6 +167,12 @@ def _layer_grid(
 
     # an INT4 base that is not what it should be
     rounded = next((dtype for dtype in (torch.bfloat16, torch.float16) if _holds_rounded(weight, stored, dtype)), None)
+    if rounded is not None and isinstance(folder, ModelFile):
+        raise MismatchError(
+            f"{name} holds the weights of {folder.path} itself, rounded to {str(rounded).removeprefix('torch.')}: "
+            "nothing more can be learned from them. Train over the file alone, without --base and grid='…' "
+            "(sqft_plugins.checkpoint.load_model loads it)"
+        )
     if rounded is not None:
         raise MismatchError(
             f"{name} holds the INT4 codes of {folder.path} rounded to {str(rounded).removeprefix('torch.')} and cast "

@@ -38,6 +38,12 @@ def put_rest_on_grid(model: nn.Module, folder: ModelFolder, adapted: Collection[
     return rest
 
 
+def listed(names: list[str]) -> str:
+    """The subject of a sentence: "a is", "a and 1 more module are", "a and 5 more modules are"."""
+    more = len(names) - 1
+    return f"{names[0]} is" if not more else f"{names[0]} and {more} more module{'s' * (more > 1)} are"
+
+
 def _merged(module: nn.Module, folder: ModelFolder, name: str) -> Tensor:
     weight = _out_in(module)
     return folder.quantized(name).dequantize(weight.dtype).to(weight.device)

@@ -23,6 +23,7 @@ from peft_ext.config import SQFTConfig
 from peft_ext.grids import check_grid
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.registry import LoraLayer
+from peft_ext.rest import listed
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.initialisations import CONVERT, is_repeated
 from sqft_plugins.adapter.lora_config import pattern_value, sub_adapter_alpha
@@ -129,7 +130,7 @@ class SQFTTuner(PeftTuner):
         if model.active_peft_config.quantization_aware:
             rest = model.base_model.put_rest_on_grid()
             if rest:
-                say(f"{rest[0]} and {len(rest) - 1} more modules are not adapted: they run as INT4, as after a merge")
+                say(f"{listed(rest)} not adapted: INT4 here, as after a merge")
         return model
 
     def _config(self, settings: Any) -> SQFTConfig:

@@ -19,7 +19,7 @@ from sqft_plugins.compress.compensate import compensated
 from sqft_plugins.compress.drive import Compressed, Compression
 from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.compress.report import Row, relative_error
-from sqft_plugins.mask import sparsity_of
+from sqft_plugins.mask import nonzero_mask, sparsity_of
 
 
 def check_zeros(source: FloatModel, file: Path) -> None:
@@ -47,7 +47,7 @@ def compensate(source: FloatModel, file: Path, tokens: Tensor, keep_zeros: bool 
 
     def put_on_grid(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
         assert statistic is not None
-        grid, mask = made.int4.weight(module).grid, weight != 0 if keep_zeros else None
+        grid, mask = made.int4.weight(module).grid, nonzero_mask(weight) if keep_zeros else None
         codes = compensated(weight, statistic, grid, mask)
         _write(made, module, codes)
         exact = grid.dequantize(codes)

@@ -15,6 +15,7 @@ from sqft_plugins.settings.checked import CheckedPath
 if TYPE_CHECKING:
     from sqft_plugins.plugins.protocols import Maker
 
+ROUND_TO_NEAREST = "round-to-nearest"
 GRIDS = ("int2", "int3", "int4", "int5", "int6", "int8")  # sqft_plugins.grid.UNIFORM, which brings torch
 TEXTS = CheckedPath(check_texts)
 """A file with texts, or what can be the name of a data set."""
@@ -77,7 +78,7 @@ class QuantizeSettings(CompressSettings):
         metavar="NAME",
     )
     method: str = option(
-        "round-to-nearest",
+        ROUND_TO_NEAREST,
         "How codes are chosen: gptq, or that of a plug-in. Types of llama.cpp: gptq, which is the default there, or "
         "llama.cpp, its own codes.",
     )
@@ -98,8 +99,10 @@ class QuantizeSettings(CompressSettings):
     @model_validator(mode="before")
     @classmethod
     def _with_method(cls, values: dict[str, Any]) -> dict[str, Any]:
-        grid = values.get("grid", "int4")
-        return {**values, "method": method_of(grid, values.get("method"))} if isinstance(grid, str) else values
+        grid, given = values.get("grid", "int4"), values.get("method")
+        method = method_of(grid, given) if isinstance(grid, str) else given
+        # a default stays unset, so that a recipe does not write it
+        return values if method in (None, given, ROUND_TO_NEAREST) else {**values, "method": method}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -143,7 +146,7 @@ def method_of(grid: str, method: str | None) -> str:
     if maker is None:
         if method is not None:
             get_manager().get("sqft_quantizers", method, "--method")
-        return method or "round-to-nearest"
+        return method or ROUND_TO_NEAREST
     if method is not None and method not in maker.methods:
         raise SQFTError(f"method={method!r} does not make {grid}: use {' or '.join(maker.methods)}")
     return method or maker.methods[0]

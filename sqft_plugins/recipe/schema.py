@@ -68,10 +68,10 @@ def _property(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(parameter: click.Parameter) -> dict[str, Any]:
-    """An option of an exporter."""
+    """An option or an argument of an exporter; an argument says by its metavar what it is."""
     kind: dict[str, Any] = {"type": TYPES.get(parameter.type.name, "string")}
     value = {"type": "array", "items": kind} if parameter.multiple or parameter.nargs == -1 else kind
-    text = " ".join((getattr(parameter, "help", None) or "").split())
+    text = " ".join((getattr(parameter, "help", None) or parameter.metavar or "").split())
     return {**value, **({"description": _keys(text)} if text else {})}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def unpack_kept(values: Tensor, mask: Tensor, zero_point: Tensor, bits: int) -> 
     if bits == BITS:
         return codes_of(values, mask, zero_point)
     count, width = int(torch.count_nonzero(mask)), _width(bits)
-    if values.shape != (-(-count * width // 8),):
+    if values.shape != (math.ceil(count * width / 8),):
         raise CheckpointError("values are more or fewer than the mask keeps")
     codes = zero_codes(zero_point, mask.shape[1])
     codes[mask] = part_numbers(values, width)[:count]

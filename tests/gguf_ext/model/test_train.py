@@ -165,6 +165,14 @@ def test_a_float_model_that_the_file_was_not_made_from(wide, file_of, tiny_model
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_base_that_is_the_file_rounded_is_told_to_be_left_out(wide, file_of, tmp_path):
+    file = file_of("llama", "Q4_K_M")
+    load_model(file, torch.bfloat16).save_pretrained(tmp_path / "base")
+    load_tokenizer(wide("llama")).save_pretrained(tmp_path / "base")
+    with pytest.raises(MismatchError, match=r"holds the weights of .* itself, rounded to bfloat16: .* without --base"):
+        train(file, tmp_path / "adapter", float_base=tmp_path / "base")
+
+
 def test_elastic_ranks_are_merged_each_with_its_own_codes(file_of, tmp_path):
     file = file_of("llama", "Q4_K_M")
     train(file, tmp_path / "adapter", {"rank_choices": [8, 6, 4]})
