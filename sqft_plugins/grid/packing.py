@@ -1,4 +1,4 @@
-"""Codes in int32 words, as compressed-tensors' `pack-quantized` has them.
+"""Codes in int32 words, as compressed-tensors' `pack-quantized` has them; and numbers of a few bits in bytes.
 
 A row is one stream of bits, each code with its lowest bit first, cut into words: 32 codes of 3 bits take 3 words. So
 compressed-tensors packs since 0.20, and vLLM reads. Before, no code went over the end of a word: 3, 5 and 6 bits were
@@ -66,3 +66,18 @@ def pack_zero_point(zero_point: Tensor, bits: int = BITS) -> Tensor:
 def unpack_zero_point(packed: Tensor, out_features: int, bits: int = BITS) -> Tensor:
     """The inverse of `pack_zero_point`: int32 [words, groups] → uint8 [out, groups]."""
     return unpack(packed.t().contiguous(), out_features, bits).t().contiguous()
+
+
+def join_numbers(values: Tensor, width: int) -> Tensor:
+    """Numbers of `width` bits (1, 2, 4 or 8), uint8 or bool [n] → uint8 bytes, the first number in the lowest bits."""
+    each = 8 // width
+    padded = torch.zeros(-(-len(values) // each) * each, dtype=torch.uint8, device=values.device)
+    padded[: len(values)] = values
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=values.device)
+    return (padded.view(-1, each) << shifts).sum(1, dtype=torch.uint8)
+
+
+def part_numbers(data: Tensor, width: int) -> Tensor:
+    """The inverse of `join_numbers`, with the padding: as many numbers as the bytes hold."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)
+    return ((data.unsqueeze(1) >> shifts) & (2**width - 1)).flatten()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sqft_plugins.errors import GridError
+from sqft_plugins.grid.packing import join_numbers, part_numbers
 
 NIBBLE = 4
 """Bits of a code up to which two of them share a byte."""
@@ -37,18 +38,3 @@ def apply_patch(base: Tensor, patch: Tensor, bits: int) -> Tensor:
 
 def _width(bits: int) -> int:
     return NIBBLE if bits <= NIBBLE else 8
-
-
-def join_numbers(values: Tensor, width: int) -> Tensor:
-    """Numbers of `width` bits (1, 2, 4 or 8), uint8 or bool [n] → uint8 bytes, the first number in the lowest bits."""
-    each = 8 // width
-    padded = torch.zeros(-(-len(values) // each) * each, dtype=torch.uint8, device=values.device)
-    padded[: len(values)] = values
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=values.device)
-    return (padded.view(-1, each) << shifts).sum(1, dtype=torch.uint8)
-
-
-def part_numbers(data: Tensor, width: int) -> Tensor:
-    """The inverse of `join_numbers`, with the padding: as many numbers as the bytes hold."""
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)
-    return ((data.unsqueeze(1) >> shifts) & (2**width - 1)).flatten()

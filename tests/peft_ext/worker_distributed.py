@@ -72,6 +72,19 @@ def evaluated() -> dict:
     return {"differences": [float(first), float(second)], "copies": sum(copy is not None for copy in kept)}
 
 
+def three_steps(model) -> list[float]:
+    """Losses of three steps of SGD."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=TOKENS, labels=TOKENS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    return losses
+
+
 def checkpointed(use_reentrant: bool) -> dict:
     """Losses of three steps of SGD with gradient checkpointing, whole and sharded, at the same drawn ranks."""
     losses = []
@@ -80,14 +93,7 @@ def checkpointed(use_reentrant: bool) -> dict:
         model = place(tuned().train())
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         model.enable_input_require_grads()
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-        losses.append([])
-        for _ in range(3):
-            loss = model(input_ids=TOKENS, labels=TOKENS).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses[-1].append(float(loss))
+        losses.append(three_steps(model))
     return {"whole": losses[0], "sharded": losses[1]}
 
 
@@ -98,14 +104,7 @@ def on_grid(path: Path, rounding: str) -> dict:
         torch.manual_seed(7)
         config = make_config(quantization_aware=True, rounding=rounding)
         model = place(fill_adapter(get_peft_model(load_model(path, torch.float32), config)).train())
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-        losses.append([])
-        for _ in range(3):
-            loss = model(input_ids=TOKENS, labels=TOKENS).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses[-1].append(float(loss))
+        losses.append(three_steps(model))
         after.append(logits(model.eval()))
     return {"whole": losses[0], "sharded": losses[1], "difference": float((after[0] - after[1]).abs().max())}
 

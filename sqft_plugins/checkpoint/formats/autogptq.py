@@ -72,6 +72,8 @@ class AutoGPTQ(Int4Format):
     declared = "gptq"
     marks = (".qweight",)
     endings = (".qweight", ".qzeros", ".scales", ".g_idx")
+    scale_end = ".scales"
+    codes_end = ".qweight"
     single = "gptq_model*.safetensors"
 
     @classmethod
@@ -110,18 +112,9 @@ class AutoGPTQ(Int4Format):
         plain = GridStamp(bits=bits, group_size=size, symmetric=self._zeros.symmetric)
         return OtherGrid(**plain.model_dump(), name=ACT_ORDER[bits].name) if self._orders(size) else plain
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.scales"
-
     def shape(self, module: str) -> tuple[int, int]:
         words, rows = self._tensors.spec(f"{module}.qweight").shape
         return rows, 32 * words // int(self._settings["bits"])
-
-    def check_recodable(self) -> None:
-        _ = self.grid  # other layouts are refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.qweight"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         return pack(codes, self.grid.bits).t().contiguous()

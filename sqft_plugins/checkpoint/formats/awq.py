@@ -37,6 +37,8 @@ class AWQ(Int4Format):
     declared = "awq"
     marks = (".qweight",)
     endings = (".qweight", ".qzeros", ".scales")
+    scale_end = ".scales"
+    codes_end = ".qweight"
 
     @classmethod
     def settings(cls, path: Path | None, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -61,18 +63,9 @@ class AWQ(Int4Format):
             )
         return GridStamp(group_size=size, symmetric=False)
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.scales"
-
     def shape(self, module: str) -> tuple[int, int]:
         columns, words = self._tensors.spec(f"{module}.qweight").shape
         return WORD * words, columns
-
-    def check_recodable(self) -> None:
-        _ = self.grid  # what is not read is refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.qweight"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         return pack(codes.t().unflatten(1, (-1, WORD))[:, :, ORDER].flatten(1))

@@ -19,18 +19,21 @@ from sqft_plugins.grid import MAX_SCALE, MIN_SCALE, QuantizedWeight
 
 class Int4Format:
     """The quantized weights of one folder (`ModelFolder.int4`), named after the first kind that there was. A format
-    defines the class variables, `grid`, `shape`, `scale_name` and `weight`.
+    defines the class variables, `grid`, `shape` and `weight`, and `packed_codes` where it has a `codes_end`.
 
     name: for messages. declared: quant_method/format as config.json has them. marks: the ends of the tensor names by
-    which an INT4 weight is recognised. endings: the ends of the names of all tensors of an INT4 weight. bitmask: the
-    end of the name of a mask that lies beside its weight. prefix: of the names of the weight files. single: patterns of
-    other names that a single weight file may have.
+    which an INT4 weight is recognised. endings: the ends of the names of all tensors of an INT4 weight. scale_end,
+    codes_end: of these, that of the scales, and that of the codes; None where codes cannot be changed alone. bitmask:
+    the end of the name of a mask that lies beside its weight. prefix: of the names of the weight files. single:
+    patterns of other names that a single weight file may have.
     """
 
     name: ClassVar[str]
     declared: ClassVar[str]
     marks: ClassVar[tuple[str, ...]] = ()
     endings: ClassVar[tuple[str, ...]] = ()
+    scale_end: ClassVar[str] = ""
+    codes_end: ClassVar[str | None] = None
     bitmask: ClassVar[str | None] = None
     prefix: ClassVar[str] = ""
     single: ClassVar[str | None] = None
@@ -73,7 +76,7 @@ class Int4Format:
 
     def scale_name(self, module: str) -> str:
         """The name of the tensor with the scales."""
-        raise NotImplementedError
+        return f"{module}{self.scale_end}"
 
     def scale_spec(self, module: str) -> TensorSpec:
         """How the scales are stored: a folder made from this one keeps them exactly in that dtype."""
@@ -81,14 +84,16 @@ class Int4Format:
 
     def check_recodable(self) -> None:
         """Raises CheckpointError for a folder whose codes cannot be changed alone, as a merge into it does."""
-        raise CheckpointError(
-            f"model {self._tensors.path} is {self.name}, in which codes cannot be changed alone: expand a compact "
-            "folder with `sqft compact --expand`, or make one with `sqft quantize`"
-        )
+        if self.codes_end is None:
+            raise CheckpointError(
+                f"model {self._tensors.path} is {self.name}, in which codes cannot be changed alone: expand a compact "
+                "folder with `sqft compact --expand`, or make one with `sqft quantize`"
+            )
+        _ = self.grid  # what is not read is refused there
 
     def codes_name(self, module: str) -> str:
         """The name of the tensor with the codes."""
-        raise NotImplementedError
+        return f"{module}{self.codes_end}"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         """Codes uint8 [out, in] as that tensor holds them."""

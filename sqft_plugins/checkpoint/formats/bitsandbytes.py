@@ -42,6 +42,8 @@ class BitsAndBytes(Int4Format):
     endings = (
         ".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map", *marks,
     )  # fmt: skip
+    scale_end = ".weight.absmax"
+    codes_end = ".weight"
 
     @classmethod
     def settings(cls, path: Path | None, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -59,17 +61,8 @@ class BitsAndBytes(Int4Format):
             raise CheckpointError(f"model {path} has {other}: give a model of NF4 alone")
         return OtherGrid(bits=4, group_size=self._state(self.modules[0])[0], symmetric=True, name=NF4.name)
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight.absmax"
-
     def shape(self, module: str) -> tuple[int, int]:
         return self._state(module)[1]
-
-    def check_recodable(self) -> None:
-        _ = self.grid  # what is not read is refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.weight"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         flat = codes.flatten()

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sqft_plugins.checkpoint.compact import compact_unpack, nibble_bytes, unpack_nibbles
-from sqft_plugins.checkpoint.formats.base import Int4Format, expect_scale, expect_shape, stored_shape
+from sqft_plugins.checkpoint.formats.base import expect_scale, expect_shape, stored_shape
 from sqft_plugins.checkpoint.formats.pack_quantized import PackQuantized
 from sqft_plugins.checkpoint.stamp import FOLDER, GridStamp
 from sqft_plugins.checkpoint.tensors import TensorFiles
@@ -46,6 +46,7 @@ class Compact(PackQuantized):
         ".weight.values", BITMASK, ".weight.row_offsets", ".weight.scales", ".weight.zeros", ".weight.shape",
         *PackQuantized.endings,
     )  # fmt: skip
+    codes_end = None  # a merge may fill a place that has no code here
     bitmask = BITMASK
     prefix = PREFIX
 
@@ -77,9 +78,6 @@ class Compact(PackQuantized):
         if not self.is_compact(module):
             return super().shape(module)
         return stored_shape(self._tensors, f"{module}.weight.shape")
-
-    def check_recodable(self) -> None:
-        Int4Format.check_recodable(self)  # a merge may fill a place that has no code here
 
     def weight(self, module: str) -> QuantizedWeight:
         if not self.is_compact(module):

@@ -25,7 +25,7 @@ from sqft_plugins.checkpoint.formats.base import Int4Format, expect_finite, expe
 from sqft_plugins.checkpoint.formats.scheme import one_scheme
 from sqft_plugins.checkpoint.stamp import OtherGrid
 from sqft_plugins.errors import CheckpointError, GridError
-from sqft_plugins.grid import MXFP4, NVFP4, Grid, GridKind, QuantizedWeight, group_count
+from sqft_plugins.grid import MXFP4, NVFP4, Grid, GridKind, QuantizedWeight, group_count, join_numbers, part_numbers
 
 BIAS = 127
 """Of an exponent of MXFP4; 255 is NaN."""
@@ -37,6 +37,8 @@ class FP4(Int4Format):
     kind: ClassVar[GridKind]
     marks = (".weight_packed",)
     endings = (".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale", ".input_scale")
+    scale_end = ".weight_scale"
+    codes_end = ".weight_packed"
 
     @cached_property
     def grid(self) -> OtherGrid:
@@ -52,27 +54,18 @@ class FP4(Int4Format):
         assert size is not None
         return OtherGrid(bits=4, group_size=size, symmetric=True, name=self.kind.name)
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
-
     def shape(self, module: str) -> tuple[int, int]:
         rows, pairs = self._tensors.spec(f"{module}.weight_packed").shape
         return rows, 2 * pairs
 
-    def check_recodable(self) -> None:
-        _ = self.grid  # what is not read is refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.weight_packed"
-
     def packed_codes(self, codes: Tensor) -> Tensor:
-        return codes[:, ::2] | (codes[:, 1::2] << 4)
+        return join_numbers(codes.flatten(), 4).view(len(codes), -1)
 
     def weight(self, module: str) -> QuantizedWeight:
         rows, columns = self.shape(module)
         groups = group_count(columns, self.grid.group_size, module)
         packed = expect_shape(self._tensors, f"{module}.weight_packed", (rows, columns // 2), torch.uint8)
-        codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1)
+        codes = part_numbers(packed.flatten(), 4).view(rows, columns)
         return QuantizedWeight(codes, Grid(self.kind, self.half_scale(module, (rows, groups))))
 
     def half_scale(self, module: str, shape: tuple[int, int]) -> Tensor:

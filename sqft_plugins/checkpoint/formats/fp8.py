@@ -38,6 +38,7 @@ class FP8(Int4Format):
 
     marks = (".weight_scale", ".weight_scale_inv")
     endings = (".weight", ".weight_scale", ".weight_scale_inv", ".input_scale", ".activation_scale")
+    codes_end = ".weight"
 
     @property
     def block(self) -> tuple[int, int] | None:
@@ -61,12 +62,6 @@ class FP8(Int4Format):
     def shape(self, module: str) -> tuple[int, int]:
         rows, columns = self._tensors.spec(f"{module}.weight").shape
         return rows, columns
-
-    def check_recodable(self) -> None:
-        _ = self.grid  # what is not read is refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.weight"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         return codes.view(torch.float8_e4m3fn)

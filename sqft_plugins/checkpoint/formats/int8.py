@@ -29,6 +29,8 @@ class IntQuantized(Int4Format):
     declared = "compressed-tensors/int-quantized"
     marks = (".weight_scale",)
     endings = (".weight", ".weight_scale", ".weight_zero_point", ".input_scale", ".input_zero_point")
+    scale_end = ".weight_scale"
+    codes_end = ".weight"
 
     @cached_property
     def grid(self) -> GridStamp:
@@ -43,18 +45,9 @@ class IntQuantized(Int4Format):
             )
         return GridStamp(bits=8, group_size=PER_CHANNEL, symmetric=bool(scheme.get("symmetric", True)))
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
-
     def shape(self, module: str) -> tuple[int, int]:
         rows, columns = self._tensors.spec(f"{module}.weight").shape
         return rows, columns
-
-    def check_recodable(self) -> None:
-        _ = self.grid  # what is not read is refused there
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.weight"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         return (codes ^ 128).view(torch.int8)

@@ -56,6 +56,8 @@ class PackQuantized(Int4Format):
     endings: ClassVar[tuple[str, ...]] = (
         ".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx",
     )  # fmt: skip
+    scale_end = ".weight_scale"
+    codes_end: ClassVar[str | None] = ".weight_packed"
 
     @property
     def grid(self) -> GridStamp:
@@ -85,13 +87,11 @@ class PackQuantized(Int4Format):
         ordered = scheme.get("actorder") in ORDERED
         return OtherGrid(**plain.model_dump(), name=ACT_ORDER[plain.bits].name) if ordered else plain
 
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
-
     def shape(self, module: str) -> tuple[int, int]:
         return stored_shape(self._tensors, f"{module}.weight_shape")
 
     def check_recodable(self) -> None:
+        super().check_recodable()
         for module in self.modules:
             if self._tensors.spec(f"{module}.weight_packed").shape[1] != packed_words(
                 self.shape(module)[1], self.grid.bits
@@ -100,9 +100,6 @@ class PackQuantized(Int4Format):
                     f"{module} of {self._tensors.path} is packed with padding, as compressed-tensors did before 0.20: "
                     "quantize the model again with `sqft quantize`"
                 )
-
-    def codes_name(self, module: str) -> str:
-        return f"{module}.weight_packed"
 
     def packed_codes(self, codes: Tensor) -> Tensor:
         return pack(codes, self.grid.bits)
