@@ -28,6 +28,8 @@ FUNCTIONS = {
     "init_from_model": "model, params",
     "log_set": "log_callback, user_data",
     "memory_clear": "mem, data",
+    "memory_seq_cp": "mem, seq_id_src, seq_id_dst, p0, p1",
+    "memory_seq_rm": "mem, seq_id, p0, p1",
     "model_default_params": "",
     "model_free": "model",
     "model_get_vocab": "model",
@@ -49,7 +51,10 @@ LLAMA = (
     Touch("llama_cpp.llama_cpp.llama_model_params", RUN, says=("vocab_only", "n_gpu_layers")),
     Touch(
         "llama_cpp.llama_cpp.llama_context_params", RUN,
-        says=("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "flash_attn_type"),
+        says=(
+            "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch", "type_k", "type_v",
+            "flash_attn_type", "kv_unified",
+        ),
     ),
     Touch("llama_cpp.llama_cpp.llama_batch", RUN, says=("n_tokens", "token", "pos", "n_seq_id", "seq_id", "logits")),
     Touch(

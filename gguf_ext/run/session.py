@@ -1,7 +1,7 @@
 """llama.cpp as a runtime, over the C functions that llama-cpp-python wraps.
 
 Its `Llama` class keeps the logits of the whole context (262 k entries a token for Gemma); here a text goes through in
-chunks and only one chunk of logits is ever there.
+chunks and only one chunk of logits is ever there, and the options of a question go on from one prompt.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
 from gguf_ext.run.vocabulary import tokenize
+from sqft_plugins.evaluate.options import Question, Score, token_scores
 from sqft_plugins.hardware import cores
 
 CONTEXT = 4096
 CHUNK = 64
 """Tokens that go through at once: at most that many rows of logits are in memory."""
+OPTIONS = 8
+"""Options of one question that are in the attention cache at once."""
+
+
+Row = tuple[int, int, int]
+"""Token, position, sequence."""
 
 
 class LlamaCpp:
@@ -123,17 +130,19 @@ class LlamaSession:
         for logits in self.logits(tokens[:-1]):
             part = following[at : at + len(logits)]
             at += len(part)
-            found.append(logits.gather(1, part[:, None]).squeeze(1) - torch.logsumexp(logits, dim=1))
+            found.append(token_scores(logits, part)[0])
         return torch.cat(found)
 
     def logits(self, tokens: Sequence[int]) -> Iterator[Tensor]:
         """float32 [up to CHUNK, vocabulary] for the tokens in order; a chunk is only valid until the next."""
         self._fits(len(tokens))
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
-            self._decode(part, start, all_logits=True)
-            yield self._rows(len(part))
+        self._clear()
+        yield from self._logits(_sequence(tokens))
+
+    def score(self, questions: Sequence[Question]) -> list[list[Score]]:
+        """The score of each option of each question. A prompt goes through once, and its options, each a sequence that
+        shares the prompt's part of the cache, together; only their tokens get logits."""
+        return [self._score(question) for question in questions]
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as transformers gives them: with the special tokens that the model puts around a text, and those
@@ -165,6 +174,8 @@ class LlamaSession:
         settings = self._c.llama_context_default_params()
         settings.n_ctx = self.context
         settings.n_batch = settings.n_ubatch = CHUNK
+        settings.n_seq_max = 1 + OPTIONS
+        settings.kv_unified = True  # one cache for all sequences: a prompt lies in it once, and may fill it
         settings.n_threads = settings.n_threads_batch = threads or cores()
         kinds = {"f32": 0, "f16": 1}  # ggml's numbers
         if kv_type not in kinds:
@@ -179,35 +190,78 @@ class LlamaSession:
         if not prompt:
             raise GGUFError("prompt is empty and the model has no token to begin with: give a prompt")
 
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
-        for start in range(0, len(prompt), CHUNK):
-            self._decode(prompt[start : start + CHUNK], start, all_logits=False)
-
-        text, at = b"", len(prompt)
-        for _ in range(max_new_tokens):
-            token = int(self._rows(1)[0].argmax())
-            if self._c.llama_vocab_is_eog(self._vocab, token):
+        self._clear()
+        self._fill(prompt[:-1])
+        text, last = b"", prompt[-1]
+        for at in range(len(prompt) - 1, len(prompt) - 1 + max_new_tokens):
+            self._decode([(last, at, 0)], logits=True)
+            last = int(self._rows(1)[0].argmax())
+            if self._c.llama_vocab_is_eog(self._vocab, last):
                 break
-            text += token_piece(self._vocab, token)
+            text += token_piece(self._vocab, last)
             if stop and (cut := _first(text.decode("utf-8", errors="replace"), stop)) is not None:
                 return cut
-            self._decode([token], at, all_logits=False)
-            at += 1
         return text.decode("utf-8", errors="replace")
 
-    def _decode(self, tokens: Sequence[int], start: int, all_logits: bool) -> None:
+    def _score(self, question: Question) -> list[Score]:
+        self._fits(question.tokens)
+        self._clear()
+        self._fill(question.context[:-1])
+        scores: list[Score] = []
+        for part in _parts(question, self.context):
+            # the prompt's last token stands before each option: what follows it is the option's first token
+            rows = [
+                (token, len(question.context) - 1 + index, sequence)
+                for sequence, option in enumerate(part, start=1)
+                for index, token in enumerate((question.context[-1], *option[:-1]))
+            ]
+            for sequence in range(1, len(part) + 1):
+                self._c.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+            targets = torch.tensor([token for option in part for token in option])
+            found = [
+                token_scores(logits, targets[at : at + len(logits)])
+                for at, logits in zip(range(0, len(rows), CHUNK), self._logits(rows), strict=True)
+            ]
+            for sequence in range(1, len(part) + 1):
+                self._c.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            lengths = list(map(len, part))
+            chosen, greedy = (torch.cat(each).split(lengths) for each in zip(*found, strict=True))
+            scores += [
+                (float(one.double().sum()), bool(right.all())) for one, right in zip(chosen, greedy, strict=True)
+            ]
+        return scores
+
+    @property
+    def _memory(self) -> Any:
+        return self._c.llama_get_memory(self._context)
+
+    def _clear(self) -> None:
+        self._c.llama_memory_clear(self._memory, True)
+
+    def _fill(self, tokens: Sequence[int]) -> None:
+        """Tokens whose logits nobody asks for, in sequence 0."""
+        for part in _chunks(_sequence(tokens)):
+            self._decode(part, logits=False)
+
+    def _logits(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        for part in _chunks(rows):
+            self._decode(part, logits=True)
+            yield self._rows(len(part))
+
+    def _decode(self, rows: Sequence[Row], logits: bool) -> None:
         batch = self._batch
-        batch.n_tokens = len(tokens)
-        for index, token in enumerate(tokens):
+        batch.n_tokens = len(rows)
+        for index, (token, position, sequence) in enumerate(rows):
             batch.token[index] = token
-            batch.pos[index] = start + index
+            batch.pos[index] = position
             batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = 0
-            batch.logits[index] = all_logits or index == len(tokens) - 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = logits
         forget_errors()
         if code := self._c.llama_decode(self._context, batch):
             raise RuntimeFailedError(
-                f"llama.cpp failed at token {start} of {self.path} (code {code}, {last_error()}): use a smaller context"
+                f"llama.cpp failed at token {rows[0][1]} of {self.path} (code {code}, {last_error()}): use a smaller "
+                "context"
             )
 
     def _rows(self, count: int) -> Tensor:
@@ -221,6 +275,28 @@ class LlamaSession:
     def _fits(self, tokens: int) -> None:
         if tokens > self.context:
             raise ContextError(tokens, self.context, self.path)
+
+
+def _sequence(tokens: Sequence[int]) -> list[Row]:
+    return [(token, position, 0) for position, token in enumerate(tokens)]
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]
+
+
+def _parts(question: Question, context: int) -> Iterator[list[tuple[int, ...]]]:
+    """The options that are in the cache together: at most OPTIONS, and no more than find room beside the prompt."""
+    part: list[tuple[int, ...]] = []
+    free = room = context - (len(question.context) - 1)
+    for option in question.options:
+        if part and (len(part) == OPTIONS or len(option) > free):
+            yield part
+            part, free = [], room
+        part.append(option)
+        free -= len(option)
+    yield part
 
 
 def _read(path: str | Path) -> GGUFFile:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gguf_ext import GGUFError, LlamaCpp, LlamaSession, export_gguf
 from gguf_ext.errors import RuntimeFailedError
+from sqft_plugins.evaluate.options import Question, score_options
 
 PROMPTS = ["The quick brown fox", "def f(x):\n", "你好"]
 
@@ -96,3 +97,47 @@ def test_close_twice(file):
     opened.close()
     opened.close()
     assert opened._context is None
+
+
+def asked(contexts, options, seed=0):
+    """Random questions: prompts and options of these lengths."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def tokens(length):
+        return tuple(torch.randint(4, 400, (length,), generator=draw).tolist())
+
+    return [Question(tokens(length), tuple(tokens(each) for each in options)) for length in contexts]
+
+
+@pytest.mark.parametrize(
+    ("context", "options"),
+    [(30, (3, 1, 7, 3)), (1, (2, 5)), (100, (4,) * 19), (70, (40, 60, 1)), (500, (12, 3, 11, 12)), (512 - 9, (9, 9))],
+    ids=["a few", "prompt of one token", "more than fit at once", "longer than a chunk", "little room", "no room"],
+)
+def test_options_of_one_prompt_score_as_each_alone(session, reference, context, options):
+    questions = asked([context] * 2, options)
+    found = session.score(questions)
+    wanted = score_options(reference[0], questions)
+    for question, ours, theirs in zip(questions, found, wanted, strict=True):
+        for option, (score, greedy), (other, _) in zip(question.options, ours, theirs, strict=True):
+            alone = session.logprobs([*question.context, *option])[-len(option) :].sum()
+            # float32 and f32 cache: sums in another order, up to 60 tokens of 5e-3 / 12
+            assert score == pytest.approx(float(alone), abs=2e-2)
+            assert score == pytest.approx(other, abs=2e-2)
+            assert greedy is False  # random tokens
+
+
+def test_the_greedy_option_is_known(session, reference):
+    (question,) = asked([20], (3,))
+    with torch.no_grad():
+        tokens = reference[0].generate(
+            torch.tensor([question.context]), max_new_tokens=4, do_sample=False, pad_token_id=0
+        )
+    best = tuple(tokens[0, 20:].tolist())
+    question = Question(question.context, (best, *question.options, (*best[:-1], (best[-1] + 1) % 400)))
+    assert [greedy for _, greedy in session.score([question])[0]] == [True, False, False]
+
+
+def test_a_question_that_does_not_fit_is_an_error(session):
+    with pytest.raises(GGUFError, match="513 tokens do not fit context=512"):
+        session.score(asked([510], (1, 3)))
