@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqft_plugins._version import VERSION
-from sqft_plugins.checkpoint.files import held_alone
+from sqft_plugins.checkpoint.files import check_writable, held_alone
 from sqft_plugins.errors import OutputExistsError
 from sqft_plugins.progress import say
 
@@ -22,7 +22,7 @@ class Stages:
     """The record of a run folder: `stages/NAME.json` holds the key of a finished stage's inputs and its result.
 
     what: the kind of folder, for messages. Nothing is written before the first stage is made. Raises OutputExistsError
-    for a folder that is not empty and has no record, unless `overwrite`.
+    for a folder that is not empty and has no record, unless `overwrite`; SQFTError for one that cannot be made.
     """
 
     def __init__(self, out: Path, overwrite: bool = False, what: str = "demo"):
@@ -35,6 +35,7 @@ class Stages:
             raise OutputExistsError(
                 f"--out {out} exists and is no {what} folder: choose another path, or use --overwrite"
             )
+        check_writable(self.record)
         self.keys: dict[str, str] = {}
         self._inputs: dict[str, dict[str, Any]] = {}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_ext.quantize.names import FILE_TYPES, METHODS
+from gguf_ext.quantize.names import FILE_TYPES, METHODS, check_pruned, file_type
 
 if TYPE_CHECKING:
     from sqft_plugins.compress.settings import QuantizeSettings
@@ -19,6 +19,10 @@ class GGUFMaker:
     grids = tuple(name.lower() for name in FILE_TYPES)
     methods = METHODS
     ending = ".gguf"
+
+    def check(self, what: str, settings: QuantizeSettings, pruned: bool) -> None:
+        if pruned:
+            check_pruned(what, file_type(settings.grid), settings.method, settings.importance)
 
     def make(self, model: Path, out: Path, settings: QuantizeSettings, overwrite: bool = False) -> dict[str, Any]:
         from gguf_ext.quantize.run import quantize_gguf

@@ -40,3 +40,18 @@ def file_type(name: str) -> str:
     if name.upper() not in FILE_TYPES:
         raise GGUFError(f"type={name!r} is unknown: {nearest(name.upper(), FILE_TYPES)}")
     return name.upper()
+
+
+def check_pruned(what: str, mix: str, method: str, importance: bool) -> None:
+    """Raises GGUFError where a pruned model would lose its zeros. what: the model, for the message. mix: in capital
+    letters."""
+    if method != GPTQ:
+        raise GGUFError(f"{what} is pruned, and llama.cpp's quantizer keeps no zeros: use --method {GPTQ}")
+    if mix not in WITH_ZERO:
+        names = ", ".join(name.lower() for name in WITH_ZERO)
+        raise GGUFError(f"{what} is pruned, and types of {mix} cannot hold a 0: use --grid {names}")
+    if importance and mix in UPGRADED:
+        raise GGUFError(
+            f"{what} is pruned, and with an importance matrix llama.cpp takes {UPGRADED[mix]} for some layers of {mix}, "
+            "which cannot hold a 0: use --no-importance, or --grid q8_0"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -21,12 +20,13 @@ from gguf_ext.export import export_gguf
 from gguf_ext.layout import find_layout
 from gguf_ext.quantize.compensate import check_zeros, compensate
 from gguf_ext.quantize.importance import importance_matrix
-from gguf_ext.quantize.names import FILE_TYPES, GPTQ, METHODS, OWN, UPGRADED, WITH_ZERO, file_type
+from gguf_ext.quantize.names import FILE_TYPES, GPTQ, METHODS, OWN, check_pruned, file_type
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.write.metadata import EXACT
 from gguf_ext.write.split import check_target
 from sqft_plugins.checkpoint import ModelFolder, write_file
+from sqft_plugins.checkpoint.files import scratch_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.compress.float_model import Calibration, FloatModel
 from sqft_plugins.compress.report import Row, total
@@ -103,20 +103,21 @@ def quantize_gguf(
 
     # the float file, llama.cpp's quantizer over it, and other codes
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=_made(path.parent)) as place:
-        whole = Path(place) / "float.gguf"
+    with scratch_folder(path) as place:
+        whole, made = place / "float.gguf", place / "made.gguf"
         export_gguf(folder.path, whole)
         matrix = _by_tensor(folder, texts) if importance else {}
+        _run(whole, made, FILE_TYPES[mix], matrix)
+        whole.unlink()
+        if sparse:
+            check_zeros(source, made)
+        if tokens is not None:
+            rows = compensate(source, made, tokens, keep_zeros=sparse)
+        weights: Counter[str] = Counter()
+        for info in GGUFFile(made).tensors.values():
+            weights[info.type_name] += math.prod(info.shape)
         with write_file(path, overwrite) as temporary:
-            _run(whole, temporary, FILE_TYPES[mix], matrix)
-            whole.unlink()
-            if sparse:
-                check_zeros(source, temporary)
-            if tokens is not None:
-                rows = compensate(source, temporary, tokens, keep_zeros=sparse)
-            weights: Counter[str] = Counter()
-            for info in GGUFFile(temporary).tensors.values():
-                weights[info.type_name] += math.prod(info.shape)
+            os.replace(made, temporary)
 
     return QuantizeReport(
         path=str(path),
@@ -140,16 +141,8 @@ def _check(folder: ModelFolder, mix: str, method: str, importance: bool) -> bool
             "its very codes with `sqft export gguf`, where they are integers"
         )
     sparse = folder.stamp is not None or bool(folder.masks)
-    if sparse and method != GPTQ:
-        raise GGUFError(f"model {folder.path} is pruned, and llama.cpp's quantizer keeps no zeros: use --method {GPTQ}")
-    if sparse and mix not in WITH_ZERO:
-        names = ", ".join(name.lower() for name in WITH_ZERO)
-        raise GGUFError(f"model {folder.path} is pruned, and types of {mix} cannot hold a 0: use --grid {names}")
-    if sparse and importance and mix in UPGRADED:
-        raise GGUFError(
-            f"model {folder.path} is pruned, and with an importance matrix llama.cpp takes {UPGRADED[mix]} for some "
-            f"layers of {mix}, which cannot hold a 0: use --no-importance, or --grid q8_0"
-        )
+    if sparse:
+        check_pruned(f"model {folder.path}", mix, method, importance)
     return sparse
 
 
@@ -184,7 +177,3 @@ def _run(source: Path, target: Path, file_type: int, matrix: Mapping[str, Tensor
     if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), settings):
         raise RuntimeFailedError(f"llama.cpp cannot quantize {source.name} ({last_error()}): try another --grid")
 
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

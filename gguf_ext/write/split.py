@@ -7,8 +7,6 @@ asked for, and holds all parts open at once.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 from gguf_ext.errors import GGUFError, TargetExistsError
 from gguf_ext.parts import PartName, part_name
 from sqft_plugins.checkpoint import write_file
-from sqft_plugins.checkpoint.files import check_output_file, translate_full_disk
+from sqft_plugins.checkpoint.files import check_output_file, scratch_folder
 from sqft_plugins.errors import OutputExistsError, SQFTError
 
 if TYPE_CHECKING:
@@ -97,18 +95,13 @@ def write_parts(target: Path, count: int, overwrite: bool) -> Iterator[list[Path
             yield [temporary]
         return
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    parts = [folder / path.name for path in part_paths(target, count)]
-    try:
-        with translate_full_disk(target, "--out"):
-            yield parts
-            for part in parts:
-                with open(part, "rb") as file:
-                    os.fsync(file.fileno())
+    with scratch_folder(target) as folder:
+        parts = [folder / path.name for path in part_paths(target, count)]
+        yield parts
+        for part in parts:
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
         publish(parts, target, folder / "old")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(parts: list[Path], target: Path, old: Path) -> None:

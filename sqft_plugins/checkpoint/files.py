@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError
+
+LOCK = "lock"
+"""In a folder of work beside an output, the file that its process holds."""
 
 
 def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
@@ -24,12 +28,18 @@ def check_output(path: str | Path, overwrite: bool = False, argument: str = "--o
     real = path.resolve()
     if path.is_dir() and (Path.cwd().is_relative_to(real) or Path.home().is_relative_to(real)):
         raise SQFTError(f"{argument} {path} is the current or the home folder, or holds it: choose a folder of its own")
-    parent = real.parent
+    check_writable(path, argument)
+    return path
+
+
+def check_writable(path: str | Path, argument: str = "--out") -> None:
+    """Raises SQFTError where nothing can be written at `path`: the nearest folder above it that is there takes no
+    files."""
+    parent = Path(path).resolve().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not _takes_files(parent):
         raise SQFTError(f"{argument} {path} cannot be written: {parent} is not a writable folder, choose another path")
-    return path
 
 
 def check_output_folder(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
@@ -46,6 +56,16 @@ def check_output_file(path: str | Path, overwrite: bool = False, argument: str =
     if found.is_dir():
         raise SQFTError(f"{argument} {path} is a folder, a file goes there: choose another path")
     return found
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in it, by making one without a name: of root's rights os.access says nothing, and
+    /proc takes no files from anyone."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk has a message of its own, when it matters
 
 
 @contextmanager
@@ -123,6 +143,32 @@ def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def scratch_folder(path: str | Path, argument: str = "--out") -> Iterator[Path]:
+    """Yields an empty folder beside `path` for what is large and only needed on the way to it; it is removed at the
+    end. What a process left there that was killed is removed by the next that writes `path`.
+
+    Raises SQFTError where another process is at it.
+    """
+    shown, path = path, Path(path).resolve()
+    work = path.with_name(f".{path.name}.sqft-work")
+    make_folder(work, shown, argument)
+    with held_alone(work / LOCK, f"{argument} {shown}", "written"):
+        empty_folder(work)
+        try:
+            with translate_full_disk(path, argument):
+                yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def empty_folder(work: Path) -> None:
+    """Removes what is in a folder but the file `LOCK`, which is held: it must stay the same."""
+    for entry in work.iterdir():
+        if entry.name != LOCK:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextmanager

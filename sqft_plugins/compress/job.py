@@ -20,7 +20,9 @@ from torch import Tensor
 
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.files import (
+    LOCK,
     check_output_folder,
+    empty_folder,
     held_alone,
     make_folder,
     replace_folder,
@@ -83,7 +85,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     make_folder(work, shown, argument)
     asked = json.dumps({"version": VERSION, **request})
 
-    with held_alone(work / "lock", f"{argument} {shown}", "written"):
+    with held_alone(work / LOCK, f"{argument} {shown}", "written"):
         left_behind = work / REQUEST
         job = Job(work)
         if left_behind.is_file() and left_behind.read_text() != asked:
@@ -92,7 +94,7 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
 
         try:
             if not left_behind.is_file() or not job.folder.is_dir():  # without either, what is there is a remainder
-                _empty(work)
+                empty_folder(work)
                 job.folder.mkdir()
                 _write(left_behind, asked)
 
@@ -119,9 +121,3 @@ def _remove(work: Path) -> None:
     (work / REQUEST).unlink(missing_ok=True)  # first: what a kill leaves of the rest is then no job to go on with
     shutil.rmtree(work, ignore_errors=True)
 
-
-def _empty(work: Path) -> None:
-    for entry in work.iterdir():
-        if entry.name == "lock":  # held by us: its file must stay the same
-            continue
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

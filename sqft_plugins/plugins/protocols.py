@@ -54,6 +54,10 @@ class Maker(Protocol):
     methods: Sequence[str]
     ending: str
 
+    def check(self, what: str, settings: QuantizeSettings, pruned: bool) -> None:
+        """Raises SQFTError where the settings cannot be for a model that is `pruned`, or for one that is not; before
+        any step of a recipe, so that the model is not there yet. what: it is called so."""
+
     def make(self, model: Path, out: Path, settings: QuantizeSettings, overwrite: bool = False) -> Mapping[str, Any]:
         """Writes the float model folder `model` as the file `out` → a report, for `--json`."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sqft_plugins.compress.settings import maker_of
+from sqft_plugins.compress.settings import QuantizeSettings, maker_of
 from sqft_plugins.errors import SQFTError, within
 from sqft_plugins.recipe import export as exporting
 from sqft_plugins.recipe.above import EXTRACTED, Above, Chosen
@@ -97,6 +97,7 @@ def _quantize(above: Above, section: Quantize) -> Step:
     model = above.float_model(section.model)
     made = above.makes("model", int4=True, pruned=model.pruned, source=model)
     if (maker := maker_of(section.grid)) is not None:
+        maker.check(model.name, section.part(QuantizeSettings), bool(model.pruned))
         made = replace(made, kind="file", path=made.path / f"model{maker.ending}")
     return Step(above.name, section, {"model": model}, made)
 

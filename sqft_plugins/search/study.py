@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from sqft_plugins.checkpoint.files import check_writable
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.progress import say
 from sqft_plugins.search.claim import claim, counted, release_dead
@@ -81,6 +82,7 @@ def _storage(place: str) -> BaseStorage:
     file = Path(place)
     if file.is_dir():
         raise SQFTError(f"--study {place} is a folder, a file goes there: choose another path")
+    check_writable(file, "--study")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in SQLITE:
         return _database(f"sqlite:///{file.resolve()}")

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from sqft_plugins.checkpoint import files
-from sqft_plugins.checkpoint.files import check_output, held_alone, write_file, write_folder
+from sqft_plugins.checkpoint.files import (
+    check_output,
+    check_output_file,
+    check_output_folder,
+    held_alone,
+    scratch_folder,
+    write_file,
+    write_folder,
+)
 from sqft_plugins.errors import OutputExistsError, SQFTError
 
 
@@ -38,6 +46,41 @@ def test_a_place_where_the_system_refuses_to_write_is_told_in_one_line():
     for write in (write_folder, write_file):
         with pytest.raises(SQFTError, match=r"--out /proc/sqft/out cannot be written"), write(place):
             pytest.fail("it was opened")
+
+
+def test_a_place_that_takes_no_files_is_refused_before_any_work():
+    """Of root os.access calls it writable."""
+    for check in (check_output, check_output_file, check_output_folder):
+        with pytest.raises(SQFTError, match="--out /proc/x cannot be written: /proc is not a writable folder"):
+            check("/proc/x")
+
+
+def test_looking_whether_a_folder_takes_files_leaves_none(tmp_path):
+    check_output(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from sqft_plugins.checkpoint.files import scratch_folder
+with scratch_folder(sys.argv[1]) as folder:
+    (folder / "float.gguf").write_text("large")
+    (folder / "old").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_beside_an_output_is_removed_by_the_next(tmp_path):
+    out = tmp_path / "out.gguf"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".out.gguf.sqft-work"]
+
+    with scratch_folder(out) as folder:
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+        with pytest.raises(SQFTError, match="written by another process"), scratch_folder(out):
+            pytest.fail("two at once")
+        assert folder.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

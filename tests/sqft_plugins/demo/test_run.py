@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -138,6 +139,11 @@ def test_another_model_under_the_same_name_is_not_reused(tiny_llama, tmp_path) -
     save_file({name: tensor.flip(0) for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
     os.utime(model / "model.safetensors", ns=(1, 1))
     assert run_demo(tmp_path / "out", settings(model))["reused"] == ["size"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_stage() -> None:
+    with pytest.raises(SQFTError, match="cannot be written: /proc is not a writable folder"):
+        Stages(Path("/proc/demo"))
 
 
 def test_a_stage_that_failed_is_made_again(tmp_path) -> None:

@@ -148,6 +148,21 @@ def test_a_quantizer_of_another_format_makes_a_file_that_is_trained_over_and_mer
     assert [target.name for target, _ in steps["eval"].targets] == ["merge"]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "message"),
+    [
+        ("grid: q4_k_m", "quantize: prune is pruned, and types of Q4_K_M cannot hold a 0: use --grid q3_k_s, q4_0"),
+        ("grid: q4_0", "quantize: prune is pruned, and with an importance matrix llama.cpp takes Q4_1"),
+        ("grid: q8_0, method: llama.cpp", "quantize: prune is pruned, and llama.cpp's quantizer keeps no zeros"),
+    ],
+)  # fmt: skip
+def test_a_format_that_would_lose_the_zeros_is_refused_before_they_are_made(wired, quantize, message):
+    with pytest.raises(SQFTError) as error:
+        wired(f"model: m\nprune: {{sparsity: 0.5}}\nquantize: {{{quantize}}}\n")
+    assert message in str(error.value)
+    assert "prune" in wired("model: m\nprune: {sparsity: 0.5}\nquantize: {grid: q8_0}\n")
+
+
 def test_an_exported_file_is_trained_over_by_its_name_alone(wired):
     text = "model: m\nquantize:\nexport: {format: gguf}\ntrain: {data: d.jsonl, quantization_aware: true}\n"
     assert uses(wired(text)["train"]) == {"model": "quantize"}
