@@ -171,7 +171,7 @@ def check_merge(layer: Any, names: Sequence[str]) -> None:
         )
     if together and not aware and holds_codes(layer.base()):
         raise SQFTError(
-            f"adapter {together[0]!r} is not quantization-aware and its base is INT4: rounded to the grid a small "
+            f"adapter {together[0]!r} is not quantization-aware and its base is quantized: rounded to the grid a small "
             "delta is lost, and a dense one fills the zeros. Keep it unmerged, or train with "
             "quantization_aware=True"
         )

@@ -145,7 +145,7 @@ def check_ignored(config: Any) -> None:
     if config.use_qalora:
         raise SQFTError(
             "use_qalora=True is not supported: it is for GPTQ layers only. Leave it out, quantization_aware=True "
-            "trains through an INT4 grid"
+            "trains through a grid"
         )
     if config.qalora_group_size != type(config).qalora_group_size:
         raise SQFTError(f"qalora_group_size={config.qalora_group_size!r} needs use_qalora, which is not supported here")

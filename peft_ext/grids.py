@@ -66,7 +66,7 @@ def attach_grids(
         hashes.add(name, None if grid.dense else _mask_of(grid, weight), grid.with_codes(own_codes))
     if len(kinds) > 1:
         raise MismatchError(
-            f"some adapted weights are the codes of the INT4 folder {folder.path} and some are not: load the base again"
+            f"some adapted weights are the codes of {folder.path} and some are not: load the base again"
         )
 
     # what the adapter was trained over
@@ -79,8 +79,8 @@ def attach_grids(
     rest = [] if on_grid else rest_off_grid(model, folder, layers)
     if rest:
         warnings.warn(
-            f"{listed(rest)} INT4 in {folder.path} but not adapted: float here, and INT4 after a merge. Call "
-            "model.base_model.put_rest_on_grid() to train as it will be",
+            f"{listed(rest)} {folder.label} in {folder.path} but not adapted: float here, and {folder.label} after a "
+            "merge. Call model.base_model.put_rest_on_grid() to train as it will be",
             stacklevel=2,
         )
     return Found(hashes.mask_hash), FoundStamp(found)
@@ -98,8 +98,8 @@ def check_grid(base: ModelFolder, config: SQFTConfig) -> None:
         missing = set(folder.int4.modules) - {name.removesuffix(".weight") for name in base.files}
         if missing:
             raise MismatchError(
-                f"{sorted(missing)[0]} is INT4 in {folder.path} but not in {base.path}: "
-                "give the INT4 folder made from this base"
+                f"{sorted(missing)[0]} is {folder.label} in {folder.path} but not in {base.path}: "
+                "give the folder that was quantized from this base"
             )
 
 
@@ -108,8 +108,8 @@ def int4_folder(model: nn.Module, config: SQFTConfig) -> ModelFolder:
     name = config.grid or getattr(model, "name_or_path", "") or ""
     if not name:
         raise SQFTError(
-            "quantization_aware=True needs the INT4 grid, but this model was not loaded from a folder: "
-            "name the INT4 folder made from it with grid='…'"
+            "quantization_aware=True needs a grid, but this model was not loaded from a folder: "
+            "name the folder that was quantized from it with grid='…'"
         )
     return _open(name, config)
 
@@ -127,8 +127,8 @@ def _open(name: str, config: SQFTConfig) -> ModelFolder:
         stamp = config.grid_stamp or {}
         own = f" or load the adapter on {config.base_model_name_or_path}" if stamp.get("base") == "int4" else ""
         raise MismatchError(
-            f"quantization_aware=True needs the INT4 grid, but {name} is a float model: name the INT4 folder made from "
-            f"it with grid='…' (`sqft quantize` makes one){own}"
+            f"quantization_aware=True needs a grid, but {name} is a float model: name the folder that was quantized "
+            f"from it with grid='…' (`sqft quantize` makes one){own}"
         )
     return folder
 
@@ -145,13 +145,13 @@ def _layer_grid(
         if isinstance(folder, ModelFile):
             folder.check_grids([name])
         raise CheckpointError(
-            f"target_modules adapts {name}, which is not INT4 in {folder.path}: leave it out with exclude_modules"
+            f"target_modules adapts {name}, which is not quantized in {folder.path}: leave it out with exclude_modules"
         )
     stored = folder.quantized(name)
     if stored.codes.shape != weight.shape:
         raise MismatchError(
             f"{name} is {tuple(weight.shape)} here but {tuple(stored.codes.shape)} in {folder.path}: "
-            "give the INT4 folder made from this base"
+            "give the folder that was quantized from this base"
         )
     stored.grid.check_finite(f"{name} of {folder.path}")
     own = folder.mask(name)
@@ -175,13 +175,13 @@ def _layer_grid(
         )
     if rounded is not None:
         raise MismatchError(
-            f"{name} holds the INT4 codes of {folder.path} rounded to {str(rounded).removeprefix('torch.')} and cast "
+            f"{name} holds the codes of {folder.path} rounded to {str(rounded).removeprefix('torch.')} and cast "
             f"to {str(weight.dtype).removeprefix('torch.')}, which is not exact: load the base in the dtype that it is "
             "to have (dtype=torch.float32), and cast it neither with .float() nor with prepare_model_for_kbit_training"
         )
     if dequantized:
         raise MismatchError(
-            f"{name} holds INT4 codes, but not those of {folder.path}: give the INT4 folder that this base was loaded "
+            f"{name} holds codes, but not those of {folder.path}: give the quantized folder that this base was loaded "
             "from, or the sparse float base that grid='…' was made from"
         )
 
@@ -191,7 +191,7 @@ def _layer_grid(
     if own is not None and pattern is not None and not torch.equal(own, pattern):
         raise MismatchError(
             f"{int((own != pattern).sum())} weights of {name} are zero here and kept in {folder.path}, or the other "
-            "way round: give the INT4 folder made from this base with grid='…'"
+            "way round: give the folder that was quantized from this base with grid='…'"
         )
     _check_zeros(folder, name, stored, pattern)
     grid = LayerGrid(stored.grid, dense=dense)

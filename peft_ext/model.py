@@ -74,7 +74,7 @@ class SQFTModel(LoraModel):
         check_weight(base, name)
         if lora_config.sparse and not lora_config.quantization_aware and holds_codes(base):
             raise SQFTError(
-                f"sparse=True over an INT4 base ({name}) cannot merge back to INT4: train through its grid with "
+                f"sparse=True over a quantized base ({name}) cannot merge back onto its grid: train through it with "
                 "quantization_aware=True, or use sparse=False and keep the adapter unmerged"
             )
 

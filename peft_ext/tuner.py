@@ -125,12 +125,12 @@ class SQFTTuner(PeftTuner):
         return self._on_grid(tuned)
 
     def _on_grid(self, model: Any) -> nn.Module:
-        """The model, with the modules that are INT4 in the grid's folder but not adapted put on the grid, too: what is
-        tuned and judged is what a merge gives."""
+        """The model, with the modules that are quantized in the grid's folder but not adapted put on the grid, too:
+        what is tuned and judged is what a merge gives."""
         if model.active_peft_config.quantization_aware:
             rest = model.base_model.put_rest_on_grid()
             if rest:
-                say(f"{listed(rest)} not adapted: INT4 here, as after a merge")
+                say(f"{listed(rest)} not adapted: on the grid here, as after a merge")
         return model
 
     def _config(self, settings: Any) -> SQFTConfig:

@@ -12,7 +12,7 @@ transformers is imported when a function needs it, because reading a folder must
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -173,3 +173,13 @@ def _known_to_transformers(path: str | Path) -> Iterator[None]:
 
 def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+@contextmanager
+def head_sees(head: nn.Module, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it the output head sees `pick(hidden)` in place of the hidden states [batch, tokens, hidden]."""
+    handle = head.register_forward_pre_hook(lambda module, args: (pick(args[0]), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -52,6 +52,6 @@ def check_pruned(what: str, mix: str, method: str, importance: bool) -> None:
         raise GGUFError(f"{what} is pruned, and types of {mix} cannot hold a 0: use --grid {names}")
     if importance and mix in UPGRADED:
         raise GGUFError(
-            f"{what} is pruned, and with an importance matrix llama.cpp takes {UPGRADED[mix]} for some layers of {mix}, "
-            "which cannot hold a 0: use --no-importance, or --grid q8_0"
+            f"{what} is pruned, and with an importance matrix llama.cpp takes {UPGRADED[mix]} for some layers of "
+            f"{mix}, which cannot hold a 0: use --no-importance, or --grid q8_0"
         )

@@ -176,4 +176,3 @@ def _run(source: Path, target: Path, file_type: int, matrix: Mapping[str, Tensor
     forget_errors()
     if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), settings):
         raise RuntimeFailedError(f"llama.cpp cannot quantize {source.name} ({last_error()}): try another --grid")
-

@@ -99,7 +99,7 @@ def check_grid_stamp(
         if trained[key] != found[key]:
             raise MismatchError(
                 f"adapter {adapter!r} was trained through {what} ({key} {_short(trained[key])}, "
-                f"{path} has {_short(found[key])}): name its own INT4 folder with grid='…'"
+                f"{path} has {_short(found[key])}): name its own quantized folder with grid='…'"
             )
 
     # the base's own codes on it

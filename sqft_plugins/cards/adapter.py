@@ -65,11 +65,11 @@ def method(config: Mapping[str, Any], base_is_int4: bool) -> tuple[str, str]:
         return f"QA-SparsePEFT, through the grids of {file}", merge
     if config.get("quantization_aware"):
         through = f", through the grid of {config['grid']}" if config.get("grid") else ""
-        return f"QA-SparsePEFT{through}", "`sqft merge` writes INT4 again: zeros, scales and mask stay"
+        return f"QA-SparsePEFT{through}", "`sqft merge` writes codes on this grid again: zeros, scales and mask stay"
     if config.get("sparse"):
         return "SparsePEFT", "keeps every zero of the base"
     if base_is_int4:
-        return "SQFT" if elastic else "LoRA over INT4", "none: the adapter stays beside the INT4 base"
+        return "SQFT" if elastic else "LoRA over codes", "none: the adapter stays beside the quantized base"
     pipeline = "Shears (dense adapter, elastic ranks)" if elastic else "LoRA (dense adapter)"
     return pipeline, "fills the zeros of a sparse base: keep it unmerged"
 

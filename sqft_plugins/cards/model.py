@@ -44,7 +44,7 @@ def _describe(model: ModelFolder, below: str) -> str:
     stamp, int4 = model.stamp, model.grid is not None
     base = Path(stamp.base).name if stamp and stamp.base else str(model.config.get("model_type", "model"))
     facts = [f"{100 * stamp.sparsity:.4g} % sparse"] if stamp and stamp.sparsity else []
-    facts += ["INT4"] if int4 else []
+    facts += [model.label] if int4 else []
 
     return render(
         "model.md.jinja",
@@ -53,6 +53,7 @@ def _describe(model: ModelFolder, below: str) -> str:
         masked=stamp is not None,
         rows=list(_rows(model)),
         int4=int4,
+        label=model.label,
         conv1d=int4 and bool(structure_of_folder(model.path).transposed),
         base_card=BASE_CARD,
         below=below,

@@ -130,6 +130,11 @@ class ModelFolder(TensorFiles):
         return None if self.quantization is None else self.int4.grid
 
     @property
+    def label(self) -> str:
+        """Its grid for messages, such as "INT3"; "float" where it has none."""
+        return "float" if self.grid is None else self.grid.label
+
+    @property
     def storage(self) -> str:
         """How the linear weights are stored: "float", or the name of the INT4 format."""
         return "float" if self.grid is None else self.int4.name
@@ -146,7 +151,7 @@ class ModelFolder(TensorFiles):
         Raises CheckpointError or GridError, naming the tensor, for what is missing, damaged or out of range.
         """
         if not self.is_quantized(module):
-            raise CheckpointError(f"model {self.path} has no INT4 weight {module}: it is float, or another model's")
+            raise CheckpointError(f"model {self.path} has no codes of {module}: it is float, or another model's")
         return self.int4.weight(module)
 
     # --- masks ---
@@ -203,8 +208,8 @@ class ModelFolder(TensorFiles):
         """Raises MismatchError for an INT4 folder without any masks: which of its codes were pruned is unknown."""
         if not self.masks:
             raise MismatchError(
-                f"{self.path} has no mask (sqft/mask.safetensors), and INT4 codes alone do not say which weights were "
-                "pruned: where none was, train with sparse=False (--dense); else train over the sparse float base with "
+                f"{self.path} has no mask (sqft/mask.safetensors), and codes alone do not say what was pruned: "
+                "where none was, train with sparse=False (--dense); else train over the sparse float base with "
                 "grid='…', or quantize it with `sqft quantize`, which stores the mask"
             )
 

@@ -24,6 +24,11 @@ class ModelFile(ModelFolder):
     of transformers' is asked of it by the methods below. path: the file, of several the first.
     """
 
+    @property
+    def label(self) -> str:
+        """Each of its tensors has a type of its own."""
+        return "quantized"
+
     def transformers_config(self) -> PretrainedConfig:
         """The configuration, a new object each time. Raises SQFTError for a model that transformers does not have."""
         raise NotImplementedError

@@ -120,4 +120,3 @@ def _write(file: Path, text: str) -> None:
 def _remove(work: Path) -> None:
     (work / REQUEST).unlink(missing_ok=True)  # first: what a kill leaves of the rest is then no job to go on with
     shutil.rmtree(work, ignore_errors=True)
-

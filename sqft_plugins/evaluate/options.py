@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.key_values import NAMES, cache_in
+from sqft_plugins.structure import head_sees
 from sqft_plugins.tune.data import IGNORED, padded
-from sqft_plugins.tune.loss import answer_logits, head_sees
+from sqft_plugins.tune.loss import answer_logits
 
 Score = tuple[float, bool | None]
 """The log-probability of a continuation, and whether greedy decoding writes it (None: not known)."""

@@ -66,7 +66,7 @@ class Artefact:
     @property
     def described(self) -> str:
         """For messages."""
-        what = {"model": "INT4" if self.int4 else "float", "adapter": "masked" if self.masked else "dense"}
+        what = {"model": "quantized" if self.int4 else "float", "adapter": "masked" if self.masked else "dense"}
         return f"{self.name} ({what[self.kind]})" if self.kind in what else self.name
 
 

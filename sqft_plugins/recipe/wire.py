@@ -112,14 +112,14 @@ def _train(above: Above, section: Train) -> Step:
     if base.kind == "file":
         aware, masked = section.tuner == "sqft", False
     if grid is not None and not grid.int4:
-        raise SQFTError(f"grid {grid.name} is float: name an INT4 model, such as a quantize step above")
+        raise SQFTError(f"grid {grid.name} is float: name a quantized model, such as a quantize step above")
     if aware and not (base.int4 or grid):
         raise SQFTError(
-            f"quantization_aware over the float {base.name} needs an INT4 grid: put quantize above, or name grid:"
+            f"quantization_aware over the float {base.name} needs a grid: put quantize above, or name grid:"
         )
     if base.int4 and masked and not aware:
         raise SQFTError(
-            f"{base.name} is INT4, where a masked adapter cannot merge back: add quantization_aware: true, or "
+            f"{base.name} is quantized, where a masked adapter cannot merge back: add quantization_aware: true, or "
             "sparse: false and leave the adapter unmerged"
         )
 
@@ -151,7 +151,7 @@ def _merge(above: Above, section: Merge) -> Step:
     base, codes = uses["model"], adapter.codes
     if codes is None and base.int4:
         raise SQFTError(
-            f"{adapter.described} is over the INT4 {base.name}, where a merge would lose it: leave merge out, or "
+            f"{adapter.described} is over the quantized {base.name}, where a merge would lose it: leave merge out, or "
             "train with quantization_aware: true"
         )
     if not adapter.masked and base.pruned:

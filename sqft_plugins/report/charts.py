@@ -201,7 +201,7 @@ def codes_chart(name: str, shares: Sequence[float], zero: int | None, of: str) -
         return None
 
     exact = f" ({zero} is an exact zero)" if zero is not None else ""
-    axis = axes(WIDTH, 250, f"{name}: % of {of}", x=f"INT4 code{exact}", grid=None)
+    axis = axes(WIDTH, 250, f"{name}: % of {of}", x=f"code{exact}", grid=None)
     colours = [C2 if code == zero else C1 for code in range(len(shares))]
     bars = axis.bar(range(len(shares)), [100 * share for share in shares], color=colours)
     if len(shares) <= 16:
@@ -210,7 +210,7 @@ def codes_chart(name: str, shares: Sequence[float], zero: int | None, of: str) -
     axis.set_yticks([])
 
     said = ", ".join(f"{code} {share:.1%}" for code, share in enumerate(shares))
-    return Picture(axis, f"INT4 codes of {name}", f"Of {of}: {said}.")
+    return Picture(axis, f"codes of {name}", f"Of {of}: {said}.")
 
 
 @chart

@@ -26,7 +26,7 @@ HEADINGS = {
     "training": "Training",
     "search": "Search over ranks",
     "sparsity": "Sparsity by layer",
-    "codes": "INT4 codes",
+    "codes": "codes",
     "sizes": "Sizes",
     "making": "How it was made",
     "left_out": "Left out",

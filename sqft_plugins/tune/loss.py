@@ -7,24 +7,14 @@ does after it (soft-capping, scaling) still happens and every architecture works
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqft_plugins.structure import head_sees
 from sqft_plugins.tune.data import IGNORED
-
-
-@contextmanager
-def head_sees(head: nn.Module, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within it the output head sees `pick(hidden)` in place of the hidden states [batch, tokens, hidden]."""
-    handle = head.register_forward_pre_hook(lambda module, args: (pick(args[0]), *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def answer_logits(

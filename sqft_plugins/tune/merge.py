@@ -67,7 +67,7 @@ def merge_folder(
             return merge_into_file(found, base, saved, out, rank, partial(load_tokenizer, named), overwrite)
         if found.grid is None:
             raise MismatchError(
-                f"model {found.path} is float, but {adapter} was trained through an INT4 grid: merge into the INT4 "
+                f"model {found.path} is float, but {adapter} was trained through a grid: merge into the quantized "
                 "folder that it was trained over, or name that with --grid"
             )
         return merge_quantized(base, found, saved, out, rank, overwrite)

@@ -57,7 +57,7 @@ def merge_quantized(
             raise SQFTError(
                 f"the merged folder computes other logits than the adapter did (by {difference:.2g} of "
                 f"{probe.largest:.2g}): one that trains more than linear layers (modules_to_save) cannot be merged "
-                "into INT4, keep it unmerged"
+                "onto a grid, keep it unmerged"
             )
         say_if_hardly_trained(saved.path, changed)
 

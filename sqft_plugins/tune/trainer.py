@@ -46,10 +46,12 @@ class AnswerTrainer(Trainer):
         if num_items_in_batch is not None and self.accelerator.num_processes > 1:
             loss = loss * self.accelerator.num_processes  # the gradients' mean over the processes shall be their sum
         if not bool(torch.isfinite(loss)):  # before the backward pass, where a gradient would be blamed
-            step = self.state.global_step + 1
-            raise SQFTError(
-                f"loss={float(loss.detach())} at step {step}: lower --learning-rate, or look for broken data"
-            )
+            where = f"loss={float(loss.detach())} at step {self.state.global_step + 1}"
+            if (broken := broken_weight(model)) is not None:
+                raise SQFTError(
+                    f"{where}: {broken} of the model holds NaN or infinity, copy or convert the model again"
+                )
+            raise SQFTError(f"{where}: lower --learning-rate, or look for broken data")
         return (loss, logits) if return_outputs else loss
 
     def evaluate(
@@ -84,6 +86,13 @@ class Watch(TrainerCallback):
             next(self.bar, None)
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
+
+
+def broken_weight(model: nn.Module) -> str | None:
+    """The name of a weight that is not trained and not finite. Asked for when a loss is not: a look at each weight of a
+    model that loads would cost every run, for a damage that hardly one has."""
+    frozen = (one for one in model.named_parameters() if not one[1].requires_grad)
+    return next((name for name, weight in frozen if not bool(torch.isfinite(weight).all())), None)
 
 
 def stop_at_broken_gradients(model: nn.Module) -> None:

@@ -100,23 +100,23 @@ def test_hotswapping_an_adapter_of_another_grid(pair, adapters, tiny_model, tmp_
 
 
 def test_a_base_without_a_grid(pair, tiny_model) -> None:
-    with pytest.raises(MismatchError, match=r"needs the INT4 grid, but .*pruned is a float model: name the INT4"):
+    with pytest.raises(MismatchError, match=r"needs a grid, but .*pruned is a float model: name the folder"):
         get_peft_model(pair.load("float"), pair.config("int4"))
-    with pytest.raises(SQFTError, match="this model was not loaded from a folder: name the INT4 folder"):
+    with pytest.raises(SQFTError, match="this model was not loaded from a folder: name the folder"):
         get_peft_model(sparsify(tiny_model("llama")), pair.config("int4"))
     with pytest.raises(CheckpointError, match=r"grid='/nowhere/int4' cannot be read .*: .* set config.grid"):
         get_peft_model(pair.load("float"), pair.config("int4", grid="/nowhere/int4"))
 
 
 def test_a_masked_adapter_over_int4_needs_the_grid(pair) -> None:
-    with pytest.raises(SQFTError, match=r"sparse=True over an INT4 base .*q_proj\) .*quantization_aware=True"):
+    with pytest.raises(SQFTError, match=r"sparse=True over a quantized base .*q_proj\) .*quantization_aware=True"):
         get_peft_model(pair.load("int4"), SQFTConfig(target_modules=TARGETS))
 
 
 def test_a_dense_adapter_over_int4_is_not_merged(pair, tokens) -> None:
     model = get_peft_model(pair.load("int4"), SQFTConfig(target_modules=TARGETS, sparse=False))
     fill_adapter(model)(input_ids=tokens)
-    with pytest.raises(SQFTError, match=r"'default' is not quantization-aware and its base is INT4: .* Keep it un"):
+    with pytest.raises(SQFTError, match=r"'default' is not quantization-aware and its base is quantized: .* Keep it"):
         model.merge_and_unload()
 
 
@@ -162,7 +162,7 @@ def test_a_grid_that_does_not_divide(pair, tmp_path) -> None:
 
 
 def test_a_module_that_is_not_int4(pair) -> None:
-    with pytest.raises(CheckpointError, match=r"adapts lm_head, which is not INT4 in .*: leave it out with exclude_"):
+    with pytest.raises(CheckpointError, match=r"adapts lm_head, which is not quantized in .*: leave it out with ex"):
         get_peft_model(pair.load("int4"), pair.config("int4", target_modules=["lm_head"]))
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_was_merged_into_is_another_base(pair, adapters, tmp_path) 
     merge_folder(pair.int4, adapters / "int4", tmp_path / "merged")
     with pytest.raises(MismatchError, match=r"over other weights .*a model that was merged into has other codes, too"):
         load(load_model(tmp_path / "merged"), adapters / "int4")
-    with pytest.raises(MismatchError, match=r"q_proj holds INT4 codes, but not those of .*int4"):
+    with pytest.raises(MismatchError, match=r"q_proj holds codes, but not those of .*int4"):
         load(load_model(tmp_path / "merged"), adapters / "float")
 
 

@@ -62,7 +62,7 @@ def test_a_pipeline_of_the_paper(pair, tokens, tmp_path, name) -> None:
 
     pruned = {name: p == 0 for name, p in pair.load("float").named_parameters() if "_proj" in name}
     if merge == "refused":
-        with pytest.raises(SQFTError, match="its base is INT4: rounded to the grid"):
+        with pytest.raises(SQFTError, match="its base is quantized: rounded to the grid"):
             again.merge_and_unload()
         return
     merged = again.merge_and_unload()

@@ -65,7 +65,7 @@ def full_rank(folder: ServedAdapter) -> str:
     """Why an adapter of a kind without a handler, masked ones among them, is not served, and the way out."""
     return (
         f"{folder.kind}: what it adds has full rank and cannot be served as a LoRA. "
-        f"Merge it (sqft merge BASE {folder.name} --rank heuristic --out DIR) and serve DIR"
+        f"Merge it (sqft merge BASE {folder.source or folder.path} --rank heuristic --out DIR) and serve DIR"
     )
 
 

@@ -65,7 +65,7 @@ def base_identity(folder: ModelFolder) -> dict[str, Any]:
     """What of an INT4 folder must not differ: its stamp, but for its path and the release that wrote it, and its codes:
     two merges of one base have the same stamp. Raises MismatchError for a folder that has no stamp, or is float."""
     if folder.grid is None:
-        raise MismatchError(f"model {folder.path} is float: value planes are of its INT4 folder, name that one")
+        raise MismatchError(f"model {folder.path} is float: value planes are of its quantized folder, name that one")
     if folder.stamp is None:
         raise MismatchError(
             f"model {folder.path} has no stamp (sqft/stamp.json), so a plane cannot be known for its own: "

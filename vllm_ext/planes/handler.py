@@ -90,8 +90,8 @@ def served_by(model: Any, folder: ServedAdapter) -> Any:
     layers = sqft_layers(model)
     if not layers:
         raise SQFTError(
-            f"adapter {folder.name} is quantization-aware, and the served model is not one of our sparse INT4 "
-            "folders: serve the INT4 folder that it was trained through"
+            f"adapter {folder.name} is quantization-aware, and the served model is not one of our quantized "
+            "folders: serve the one that it was trained through"
         )
     return layers[0].quant_method
 

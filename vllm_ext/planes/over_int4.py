@@ -72,8 +72,8 @@ class OverInt4:
         """The INT4 weight of a module, and its mask."""
         if not self.int4.is_quantized(module):
             raise MismatchError(
-                f"adapter {self.folder.name} adapts {module}, which is not INT4 in {self.int4.path}: it is an adapter "
-                "for another base"
+                f"adapter {self.folder.name} adapts {module}, which is not quantized in {self.int4.path}: it is an "
+                "adapter for another base"
             )
         return self.int4.quantized(module), self.int4.kept(module)
 

@@ -77,7 +77,7 @@ def find_plane(
             else:
                 raise SQFTError(
                     f"adapter {adapter.name} was trained over a float base, which this server does not have: write its "
-                    f"plane once with `sqft export plane {base.path} {adapter.name} --base FLOAT --rank "
+                    f"plane once with `sqft export plane {base.path} {exported or adapter} --base FLOAT --rank "
                     f"{_shown(ranks)}`{_stale(exported or adapter)}"
                 )
     return PlaneFile(file)

@@ -76,7 +76,7 @@ class SQFTQuantizationConfig(CompressedTensorsConfig):
         self.folder = local_folder(model_name)
         folder = self.model_folder()
         check_folder(folder)
-        self.dequantizes = is_dequantized(folder.int4.grid.bits)
+        self.dequantizes = is_dequantized(folder.int4.grid.kind.name)
         if self.dequantizes or folder.int4.name == Compact.name:
             check_stream()
         self.sources = {module: module for module in folder.int4.modules}

@@ -29,7 +29,7 @@ def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[
         folder = ModelFolder(local_folder(model_config.model))
         if folder.int4.name == Compact.name:
             return int4_stream(folder)
-        if is_dequantized(folder.int4.grid.bits):
+        if is_dequantized(folder.int4.grid.kind.name):
             return dequantized_stream(folder, model_config.dtype)
     return get_all_weights.original(self, model_config, model)
 

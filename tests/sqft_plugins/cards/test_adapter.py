@@ -79,13 +79,13 @@ def test_a_path_is_no_name_of_a_base(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("tuner", "int4", "adapter", "pipeline", "merge"),
     [
-        ("sqft", True, {"quantization_aware": True}, "QA-SparsePEFT", "`sqft merge` writes INT4 again"),
+        ("sqft", True, {"quantization_aware": True}, "QA-SparsePEFT", "`sqft merge` writes codes on this grid again"),
         ("sqft", False, {"quantization_aware": True, "grid": "int4"}, "QA-SparsePEFT, through the grid of int4",
-         "`sqft merge` writes INT4 again"),
+         "`sqft merge` writes codes on this grid again"),
         ("sqft", False, {}, "SparsePEFT", "keeps every zero of the base"),
         ("sqft", False, {"sparse": False}, "Shears (dense adapter, elastic ranks)", "fills the zeros"),
-        ("sqft", True, {"sparse": False}, "SQFT", "none: the adapter stays beside the INT4 base"),
-        ("lora", True, {"rank_choices": None}, "LoRA over INT4", "none: the adapter stays beside the INT4 base"),
+        ("sqft", True, {"sparse": False}, "SQFT", "none: the adapter stays beside the quantized base"),
+        ("lora", True, {"rank_choices": None}, "LoRA over codes", "none: the adapter stays beside the quantized base"),
         ("lora", False, {"rank_choices": None}, "LoRA (dense adapter)", "fills the zeros"),
     ],
 )  # fmt: skip

@@ -88,3 +88,12 @@ def test_a_card_that_cannot_be_read_is_no_reason_to_stop(folders, tmp_path, caps
         write_model_card(tmp_path / "model")
         assert "README.md of the base cannot be read" in capsys.readouterr().err
         assert card_of(tmp_path / "model").data.to_dict()["library_name"] == "transformers"
+
+
+def test_the_title_names_the_grid(folders, tmp_path) -> None:
+    quantize_folder(folders / "pruned", tmp_path / "three", bits=3, symmetric=False)
+    text = card_of(tmp_path / "three").text
+    assert re.search(r"^# .*, 50 % sparse INT3$", text, re.MULTILINE)
+    assert "INT4" not in text.partition(BASE_CARD)[0]
+    assert ModelFolder(tmp_path / "three").label == "INT3"
+    assert ModelFolder(folders / "pruned").label == "float"

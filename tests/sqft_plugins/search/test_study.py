@@ -303,7 +303,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, name) -> None:
         open_study(tmp_path / name, IDENTITY, ["minimize"], None)
     with pytest.raises(SQFTError, match="is a folder, a file goes there"):
         open_study(tmp_path, IDENTITY, ["minimize"], None)
-    with pytest.raises(SQFTError, match="--study /proc/s.db cannot be written: /proc is not a writable folder"):
+    with pytest.raises(SQFTError, match=r"--study /proc/s\.db cannot be written: /proc is not a writable folder"):
         open_study("/proc/s.db", IDENTITY, ["minimize"], None)
 
 

@@ -183,14 +183,14 @@ def test_what_was_trained_beside_the_linear_layers_is_not_lost_in_silence(adapte
 
 
 def test_a_float_model_is_no_int4_base(adapter, pruned, tmp_path) -> None:
-    with pytest.raises(MismatchError, match=r"is float, but .* was trained through an INT4 grid: merge into the INT4"):
+    with pytest.raises(MismatchError, match=r"is float, but .* was trained through a grid: merge into the quantized"):
         merge_folder(pruned, adapter, tmp_path / "out")
 
 
 def test_training_refuses_before_it_loads(pruned, int4, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sqft_plugins.tune.train.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     for base, changes, message in [
-        (pruned, {}, r"needs the INT4 grid, but .* is a float model"),
+        (pruned, {}, r"needs a grid, but .* is a float model"),
         (int4, {"dropout": 0.1}, r"dropout=0.1 cannot be used with quantization_aware"),
         (int4, {"sparse": False}, r"sparse=False over .*, whose mask prunes"),
         (

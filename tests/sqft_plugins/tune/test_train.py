@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.checkpoint.shards import replace_tensor
 from sqft_plugins.compress.prune import prune_folder
 from sqft_plugins.compress.quantize import quantize_folder
 from sqft_plugins.errors import CheckpointError, OutputExistsError, SQFTError
@@ -104,9 +107,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(pruned, tmp_path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_weight_that_is_not_adapted_and_not_finite_is_named(pruned, tmp_path) -> None:
+    name = "model.layers.1.post_attention_layernorm.weight"
+    damaged = shutil.copytree(pruned, tmp_path / "damaged")
+    replace_tensor(damaged / "model.safetensors", name, torch.full((64,), torch.nan))
+    training = TrainSettings.make({"steps": 2, "batch_size": 4})
+    with pytest.raises(SQFTError, match=rf"loss=nan at step 1: .*{re.escape(name)} of the model holds NaN or infinity"):
+        train_adapter(damaged, tmp_path / "out", EXAMPLES, AdapterSettings.make(SETTINGS), training)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_masked_adapter_over_an_int4_base_is_refused(adapter, pruned, tmp_path) -> None:
     quantize_folder(pruned, tmp_path / "int4")
-    with pytest.raises(SQFTError, match=r"sparse=True over an INT4 base \(.*q_proj\) cannot merge back to INT4"):
+    with pytest.raises(SQFTError, match=r"sparse=True over a quantized base \(.*q_proj\) cannot merge back onto"):
         open_session(tmp_path / "int4", adapter=adapter)
 
 

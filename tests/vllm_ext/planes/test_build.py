@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def test_what_has_no_plane_is_refused(int4, adapter, float_adapter, tiny_int4, t
     dense = write_adapter(tmp_path / "dense")
     with pytest.raises(SQFTError, match="is not quantization-aware"):
         export_planes(int4, dense)
-    with pytest.raises(MismatchError, match="is float: value planes are of its INT4 folder"):
+    with pytest.raises(MismatchError, match="is float: value planes are of its quantized folder"):
         export_planes(int4.with_name("pruned"), adapter)
     with pytest.raises(MismatchError, match="trained over the float base"):
         export_planes(int4, float_adapter, out=tmp_path / "planes")
@@ -241,8 +242,12 @@ def test_a_plane_over_the_float_base_has_to_be_exported(int4, tmp_path, store) -
     base, folder = int4.with_name("pruned"), ModelFolder(int4)
     adapter = write_qa_adapter(tmp_path / "adapter", int4, base, seed=1)
     ranks = dict.fromkeys(PlaneFile(_exported(int4, adapter, tmp_path, 4, base)).modules, 4)
-    with pytest.raises(SQFTError, match=r"write its plane once with `sqft export plane .* --base FLOAT --rank r4`$"):
+    command = f"write its plane once with `sqft export plane {int4} {adapter} --base FLOAT --rank r4`"
+    with pytest.raises(SQFTError, match=f"{re.escape(command)}$"):
         find_plane(folder, adapter, ranks, "float")
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy" / "adapter"))  # what the server holds: named is the original
+    with pytest.raises(SQFTError, match=f"{re.escape(command)}$"):
+        find_plane(folder, copy, ranks, "float", exported=adapter)
     export_planes(int4, adapter, [6], base)
     with pytest.raises(SQFTError, match=r"r6.safetensors in planes/ is of another base, other weights or other ranks"):
         find_plane(folder, adapter, ranks, "float")

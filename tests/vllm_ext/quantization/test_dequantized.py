@@ -13,8 +13,9 @@ from helpers_planes import write_qa_adapter
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
+from sqft_plugins.grid import ACT_ORDER, INT4, NF4
 from vllm_ext.quantization.dequantized import dequantized_stream
-from vllm_ext.quantization.widths import has_no_kernel
+from vllm_ext.quantization.widths import has_no_kernel, is_dequantized
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[2, *range(20, 30)], [2, *range(100, 121)], [2, *range(300, 305)]]
@@ -56,6 +57,16 @@ def test_it_answers_as_the_float_model_of_its_weights(family, grid, tiny_int4, e
         shutil.copy(file, tmp_path / "float")
     expected = ask(engine(tmp_path / "float"), PROMPTS)
     assert ask(engine(folder), PROMPTS) == expected
+
+
+def test_on_a_cpu_only_neighbours_of_four_bits_stay_codes() -> None:
+    """The kind says so, not the bits: other grids of 4 bits have no kernel here."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("for vLLM on a CPU")
+    assert not is_dequantized(INT4.name)
+    assert all(map(is_dequantized, ("int2", "int3", "int8", ACT_ORDER[4].name, NF4.name)))
 
 
 @pytest.mark.parametrize("change", ["another program's", "INT4", "activations, too", "no widths"])
