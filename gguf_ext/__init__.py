@@ -16,6 +16,7 @@ Importing this package imports neither `gguf` nor `llama_cpp`; both are imported
     merge/      an adapter into a file: other codes, all else as it is
     verify/     `sqft verify`: whether a file is the model
     lora/       `sqft export gguf-lora`
+    backend/    our sparse kernels inside llama.cpp: `enable`
     run/        files in llama.cpp: `load`, `LlamaSession`, `sqft chat`
     cli/        the verbs
     settings    the options of `sqft export gguf`
@@ -40,6 +41,8 @@ from sqft_plugins.lazy import lazy
 
 _HOMES = {
     "ExportReport": "export",
+    "disable": "backend.load",
+    "enable": "backend.load",
     "compare_logits": "verify.logits",
     "export_gguf": "export",
     "export_model": "export",

@@ -158,12 +158,14 @@ def sqft_checks() -> list[Any]:
 
 @hookimpl
 def sqft_commands(group: Verbs) -> None:
+    from gguf_ext.cli.backend_path import backend_path_command
     from gguf_ext.cli.chat import chat_command
     from gguf_ext.cli.patch import patch_command
     from gguf_ext.cli.verify import verify_command
 
     group.add_command(verify_command, section="look")
     group.add_command(chat_command, section="run")
+    group.add_command(backend_path_command, section="run")
     group.add_command(patch_command, section="make")
 
 

@@ -114,7 +114,7 @@ for name in ("fcntl", "resource"):
 import gguf_ext, peft_ext, sqft_plugins
 for package in (sqft_plugins, peft_ext, gguf_ext):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith(("__main__", "libsqft_kernels")):  # the latter is no Python module
+        if not module.name.endswith(("__main__", "libsqft_kernels", "libggml_sqft")):  # two are no modules
             importlib.import_module(module.name)
 """
     pytest.importorskip("peft")

@@ -34,6 +34,9 @@ class ChatSettings(Settings):
     plain: bool = option(False, "Complete the text, though the file has a chat template.")
     context: int | None = option(None, "In tokens. [default: 4096, or the model's]", ge=1)
     threads: int | None = option(None, "[default: all]", ge=1)
+    sparse: bool = option(
+        True, "Multiply sparse INT4 weights with our kernels, where they are faster than llama.cpp's."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -80,7 +83,7 @@ def chat_command(file: str, settings: ChatSettings, as_json: bool) -> None:
     given = settings.parsed
     threads = settings.threads or cores()
     files = {name: path for name, (path, _) in given.items()}
-    llm = load(file, files, n_ctx=settings.context, n_threads=threads, n_threads_batch=threads)
+    llm = load(file, files, n_ctx=settings.context, sparse=settings.sparse, n_threads=threads, n_threads_batch=threads)
     try:
         chat = Chat(llm, **settings.model_dump(include={"max_tokens", "temperature", "plain"}))
         chat.switch({name: scale for name, (_, scale) in given.items()})

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from typing import Any
 
+from gguf_ext.backend import install
 from gguf_ext.errors import missing_package
 
 WARNING, ERROR, CONTINUED = 3, 4, 5
@@ -38,6 +39,7 @@ def library() -> Any:
         _backend["log"] = keep  # C holds a bare pointer: the object must stay alive
         llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        install()  # before the first model: see there
     return _backend["module"]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gguf_ext.backend import choosing, held, install, tell_why
 from gguf_ext.errors import ContextError, GGUFError, RuntimeFailedError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
@@ -18,6 +19,7 @@ from gguf_ext.run.loadable import check_context, check_loadable
 from gguf_ext.run.session import CONTEXT, token_piece
 from gguf_ext.tokenizer.chat_templates import DEFAULT, ChatTemplates, metadata_texts
 from gguf_ext.tokenizer.keys import TEMPLATE
+from sqft_plugins.progress import say
 
 library()  # raises where llama-cpp-python is missing, and takes llama.cpp's log
 from llama_cpp import Llama, LlamaState  # noqa: E402
@@ -37,15 +39,17 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
     *,
     n_ctx: int | None = None,
+    sparse: bool = True,
     verbose: bool = False,
     **options: Any,
 ) -> AdapterLlama:
     """A GGUF file as an `AdapterLlama`, with the LoRA files `adapters` (name → file) loaded and off.
 
-    n_ctx: the context in tokens; None for 4096, or the model's where that is shorter; 0 for the model's. options: those
-    of llama-cpp-python's `Llama`, but for `lora_path`, which cannot be switched. Raises GGUFError for a missing or
-    damaged file, AdapterMismatchError for an adapter of another base, RuntimeFailedError for what llama.cpp refuses,
-    DependencyError.
+    n_ctx: the context in tokens; None for 4096, or the model's where that is shorter; 0 for the model's. sparse: Q4_0
+    weights that are sparse enough are multiplied by our kernels (`gguf_ext.enable` has more); one line says what was
+    kept so. options: those of llama-cpp-python's `Llama`, but for `lora_path`, which cannot be switched. Raises
+    GGUFError for a missing or damaged file, AdapterMismatchError for an adapter of another base, RuntimeFailedError for
+    what llama.cpp refuses, DependencyError.
     """
     if options.get("lora_path"):
         raise GGUFError(f"lora_path={options['lora_path']} cannot be switched: give it as adapters={{name: file}}")
@@ -56,7 +60,7 @@ def load(
         n_ctx = min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT
 
     try:
-        return AdapterLlama(str(path), adapters=adapters, file=file, n_ctx=n_ctx, verbose=verbose, **options)
+        return _load(sparse, str(path), adapters=adapters, file=file, n_ctx=n_ctx, verbose=verbose, **options)
     except GGUFError:
         raise
     except ValueError as error:  # what `Llama` raises where llama.cpp gives no model or context
@@ -64,6 +68,23 @@ def load(
             f"llama.cpp cannot load {path} with n_ctx={n_ctx} ({error}; {last_error()}): check it with `sqft verify`, "
             "or use a smaller context"
         ) from error
+
+
+def _load(sparse: bool, path: str, **options: Any) -> AdapterLlama:
+    if sparse:
+        tell_why(install())
+    before = held()
+    with choosing(sparse):
+        loaded = AdapterLlama(path, **options)
+    added = {name: count - before[name] for name, count in held().items()}
+    if added["tensors"]:
+        say(
+            f"{path}: {added['tensors']} tensors are kept sparse, {1 - added['kept'] / added['weights']:.0%} of their "
+            f"weights are 0, {added['packed_bytes'] / 1e6:.0f} MB in memory for {added['source_bytes'] / 1e6:.0f}"
+        )
+    if added["ambiguous"]:
+        say(f"{path}: {added['ambiguous']} tensors are left to llama.cpp: another open file has the same names")
+    return loaded
 
 
 class AdapterLlama(Llama):

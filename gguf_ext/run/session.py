@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gguf_ext.backend import choosing
 from gguf_ext.errors import ContextError, DamagedFileError, GGUFError, RuntimeFailedError, UnloadableFileError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
@@ -84,7 +85,8 @@ class LlamaSession:
         # the model
         settings = self._c.llama_model_default_params()
         forget_errors()
-        self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
+        with choosing(sparse=False):  # what is measured and compared here is llama.cpp itself
+            self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
             raise RuntimeFailedError(
                 f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"

@@ -1,13 +1,13 @@
 """Compiling the kernels: csrc/*.cpp → libsqft_kernels.so beside this file, and libsqft_kernels.json, which says for
-which machine.
+which machine. The same for their door into llama.cpp, gguf_ext/backend/libggml_sqft.so, which opens the former.
 
-`pip install` does it (pyproject.toml names `BuildKernels`), and so does `python -m sqft_plugins.kernels.build`. Any
-C++17 compiler will do, torch's headers are not needed. Without one, or where it fails, a notice says so and the
-installation goes on: plain torch then serves the operators. Each instruction set has its own source and flags and is
-chosen when the program runs, so what is built here runs on every processor of this architecture; a set that the
-compiler does not know is left out. The library asks for symbols of glibc 2.14 and GCC 5 at most (manylinux_2_24; torch
-itself wants 2_28), and has no Python in it, so that one wheel serves every Python. libstdc++ and libgcc stay shared:
-exceptions of torch unwind through these functions.
+`pip install` does it (pyproject.toml names `BuildKernels`), and so do `python -m sqft_plugins.kernels.build` and
+`python -m gguf_ext.backend.build`. Any C++17 compiler will do, torch's headers are not needed. Without one, or where it
+fails, a notice says so and the installation goes on: plain torch then serves the operators, and llama.cpp computes
+alone. Each instruction set has its own source and flags and is chosen when the program runs, so what is built here runs
+on every processor of this architecture; a set that the compiler does not know is left out. The library asks for symbols
+of glibc 2.14 and GCC 5 at most (manylinux_2_24; torch itself wants 2_28), and has no Python in it, so that one wheel
+serves every Python. libstdc++ and libgcc stay shared: exceptions of torch unwind through these functions.
 
 setuptools loads this file by its path, before anything is installed: only the standard library and setuptools here, and
 where it runs by hand the latter may not be there (uv makes environments without it).
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -31,7 +32,6 @@ try:
 except ModuleNotFoundError:
     bdist_wheel = build_ext = object
 
-LIBRARY = "libsqft_kernels.so"
 FACTS = ".json"
 """What takes the place of .so in the name of the file beside the library."""
 SOURCES = Path(__file__).with_name("csrc")
@@ -49,6 +49,27 @@ FLAGS = {
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
+class Library(NamedTuple):
+    """One shared library: its sources, more flags for the compiler and for the linker, and what serves without it."""
+
+    sources: Path
+    flags: tuple[str, ...]
+    links: tuple[str, ...]
+    without: str
+
+
+KERNELS, DOOR = "libsqft_kernels", "libggml_sqft"
+LIBRARIES = {
+    KERNELS: Library(SOURCES, (), (), "plain torch will serve the sparse INT4 kernels, slowly"),
+    DOOR: Library(
+        Path(__file__).parents[2] / "gguf_ext/backend/csrc",
+        ("-fvisibility=hidden", f"-I{SOURCES}"),
+        ("-ldl", "-pthread"),
+        "llama.cpp will compute alone",
+    ),
+}
+
+
 class BuildError(Exception):
     """Why there is no library, in one line."""
 
@@ -62,8 +83,8 @@ def find_compiler() -> list[str]:
     raise BuildError(f"CXX={named} is not there" if named else "no C++ compiler: apt-get install g++")
 
 
-def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[str]:
-    """Compiles the library into the file `target` and returns the instruction sets that it has.
+def build(target: Path, extra: tuple[str, ...] = (), machine: str = "", name: str = KERNELS) -> list[str]:
+    """Compiles the library `name` into the file `target` and returns the instruction sets that it has.
 
     `target` with the ending .json then says the same, and architecture and compiler. extra: more flags for every
     source and the linker, such as -fsanitize=address. machine: the architecture compiled for, this one's where it is
@@ -78,14 +99,16 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
     sets = []
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
-        optional = [SOURCES / f"{name}.cpp" for name in FLAGS]
-        for source in [*sorted(set(SOURCES.glob("*.cpp")) - set(optional)), *optional]:
+        library = LIBRARIES[name]
+        optional = [library.sources / f"{each}.cpp" for each in FLAGS]
+        there = sorted(library.sources.glob("*.cpp"))
+        for source in [*sorted(set(there) - set(optional)), *(file for file in optional if file in there)]:
             architecture, flags = FLAGS.get(source.stem, (machine, ()))
             if architecture != machine:
                 continue
 
             made = Path(scratch) / f"{source.stem}.o"
-            command = [*compiler, *COMMON, *flags, *extra, "-c", str(source), "-o", str(made)]
+            command = [*compiler, *COMMON, *library.flags, *flags, *extra, "-c", str(source), "-o", str(made)]
             problem = _run(command)
             if problem is None:
                 objects.append(str(made))
@@ -95,10 +118,10 @@ def build(target: Path, extra: tuple[str, ...] = (), machine: str = "") -> list[
             else:
                 raise BuildError(f"{compiler[0]} does not compile {source.name}: {problem}")
 
-        linked = Path(scratch) / LIBRARY
-        problem = _run([*compiler, "-shared", *extra, *objects, "-o", str(linked)])
+        linked = Path(scratch) / f"{name}.so"
+        problem = _run([*compiler, "-shared", *extra, *objects, *library.links, "-o", str(linked)])
         if problem is not None:
-            raise BuildError(f"{compiler[0]} does not link {LIBRARY}: {problem}")
+            raise BuildError(f"{compiler[0]} does not link {linked.name}: {problem}")
 
         facts = {"architecture": machine, "instruction_sets": sets, "compiler": version_of(compiler)}
         described = linked.with_suffix(FACTS)
@@ -126,19 +149,19 @@ def notice(text: str) -> None:
 
 
 class BuildKernels(build_ext):  # type: ignore[misc]  # setuptools has no types
-    """setuptools' command. The extension of pyproject.toml stands for the library, which is no Python module."""
+    """setuptools' command. An extension of pyproject.toml stands for a library, which is no Python module."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
+        return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: object) -> None:
         target = Path(self.get_ext_fullpath(ext.name))  # type: ignore[attr-defined]
         try:
-            notice(f"compiled {target} ({named(build(target))})")
+            notice(f"compiled {target} ({named(build(target, name=target.stem))})")
         except BuildError as error:
             for old in (target, target.with_suffix(FACTS)):  # of an earlier build in the same folder
                 old.unlink(missing_ok=True)
-            notice(f"the sparse INT4 kernels are not compiled, plain torch will serve, slowly: {error}")
+            notice(f"{target.name} is not compiled, {LIBRARIES[target.stem].without}: {error}")
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
@@ -171,10 +194,10 @@ def _run(command: list[str]) -> str | None:
     return lines[0].strip()[:300]
 
 
-def main() -> int:
-    target = Path(__file__).with_name(LIBRARY)
+def main(name: str = KERNELS) -> int:
+    target = LIBRARIES[name].sources.with_name(f"{name}.so")
     try:
-        sets = build(target)
+        sets = build(target, name=name)
     except BuildError as error:
         notice(str(error))
         return 1

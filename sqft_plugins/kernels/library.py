@@ -28,7 +28,7 @@ NAMES = ("scalar", "avx2", "avx512", "amx", "neon")
 FALLBACK = "torch"
 FILE = Path(__file__).with_name("libsqft_kernels.so")
 INTERFACE = 2
-"""Of csrc/binding.cpp; a library of another number was built from other sources."""
+"""`SQFT_INTERFACE` of csrc/kernel.h; a library of another number was built from other sources."""
 BUILD = "python -m sqft_plugins.kernels.build"
 _Find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)
 

@@ -28,6 +28,7 @@ FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"
 DATA = ("*.py", "*/py.typed", "*/templates/*.jinja", "*/templates/*.css", "*/lm_tasks/*.yaml", "*/csrc/*")
 """What of the packages belongs into both."""
 KERNELS = "sqft_plugins/kernels/libsqft_kernels"
+LIBRARIES = ("libsqft_kernels*", "libggml_sqft*")
 MACHINE = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
 
 
@@ -46,7 +47,7 @@ def sdist(tmp_path_factory) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, clone)
     for name in PACKAGES:
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "libsqft_kernels*"))
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", *LIBRARIES))
     for rubbish in (f"{KERNELS}.so", f"{KERNELS}.json", "tests/test_imports.py", "models/model.py", "build/lib/old.py"):
         (clone / rubbish).parent.mkdir(parents=True, exist_ok=True)
         (clone / rubbish).write_text("left over\n")

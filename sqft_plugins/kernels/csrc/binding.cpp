@@ -330,8 +330,7 @@ void planes(Value* stack, uint64_t, uint64_t) {
 
 extern "C" {
 
-/* Counted up when what library.py calls changes. */
-int sqft_interface(void) { return 2; }
+int sqft_interface(void) { return SQFT_INTERFACE; }
 
 /* path: of kernel.h, -1 for the best. */
 void sqft_force(int path) { forced_path = path; }

@@ -33,12 +33,16 @@
 #define SQFT_KERNEL_H
 #include <stdint.h>
 
+#define SQFT_INTERFACE 2 /* counted up when what library.py or gguf_ext/backend calls changes */
 #define SQFT_PADDING 64
 #define SQFT_PASS 256 /* tokens that are worked on at once */
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* SQFT_INTERFACE of the sources that the library was built from. */
+int sqft_interface(void);
 
 typedef struct {
     const uint64_t* masks;        /* [blocks, chunks], 8-byte aligned, or NULL: dense */
@@ -83,6 +87,15 @@ int64_t sqft_scratch_bytes(const sqft_weight* weight, int64_t tokens, int activa
 int sqft_linear(const sqft_weight* weight, const void* x, int dtype, int64_t tokens, int64_t x_stride, const void* bias,
                 void* y, int64_t y_stride, int path, int activation_bits, sqft_parallel_for parallel_for, int threads,
                 void* scratch, int64_t scratch_bytes);
+
+/* The same by a team of threads that are running already, such as a runtime's own: each of the `team` threads calls this
+ * with the same arguments, but for `member`, its number from 0, and with one scratch of sqft_scratch_bytes(.., team)
+ * for all. barrier returns when all of the team have called it, after which all see what each wrote before; y is whole
+ * when all have returned. The same bits as sqft_linear, whatever the team. */
+typedef void (*sqft_barrier)(void* context);
+int sqft_linear_team(const sqft_weight* weight, const void* x, int dtype, int64_t tokens, int64_t x_stride,
+                     const void* bias, void* y, int64_t y_stride, int path, int activation_bits, int member, int team,
+                     sqft_barrier barrier, void* context, void* scratch, int64_t scratch_bytes);
 
 #ifdef __cplusplus
 }

@@ -80,32 +80,71 @@ extern "C" int64_t sqft_scratch_bytes(const sqft_weight* w, int64_t tokens, int 
     return lay_out(&job, w, tokens, bits, parts_of(w, tokens, threads), nullptr);
 }
 
+/* The next pass: at most SQFT_PASS tokens, from `first` on. */
+static void begin_pass(sqft_job* job, const sqft_weight* w, const void* x, int dtype, int64_t first, int64_t tokens,
+                       int64_t x_stride, const void* bias, void* y, int64_t y_stride, int bits, int64_t parts,
+                       void* scratch) {
+    const int64_t size = dtype == SQFT_F32 ? 4 : 2;
+    lay_out(job, w, least(SQFT_PASS, tokens - first), bits, parts, (uint8_t*)scratch);
+    job->x = (const uint8_t*)x + first * x_stride * size;
+    job->y = (uint8_t*)y + first * y_stride * size;
+    job->bias = bias;
+    job->dtype = dtype;
+    job->x_stride = x_stride;
+    job->y_stride = y_stride;
+}
+
+/* Whether the activations of a pass are worth more than one thread. */
+static int shares_tiles(const sqft_job* job) { return job->parts > 1 && job->tokens * job->w.in >= 1 << 16; }
+
+static int64_t tiles_of(const sqft_call* call) {
+    return (call->job->tokens + call->backend->tile - 1) / call->backend->tile;
+}
+
+/* The back end, or NULL where the arguments are wrong. */
+static const sqft_backend* accept(const sqft_weight* w, int dtype, int64_t tokens, int path, int bits, int threads,
+                                  void* scratch, int64_t scratch_bytes) {
+    if (dtype < SQFT_F32 || dtype > SQFT_F16 || (bits != 16 && bits != 8) || ((uintptr_t)scratch & 63)) return nullptr;
+    return scratch_bytes < sqft_scratch_bytes(w, tokens, bits, path, threads) ? nullptr : sqft_find(path);
+}
+
 extern "C" int sqft_linear(const sqft_weight* w, const void* x, int dtype, int64_t tokens, int64_t x_stride,
                            const void* bias, void* y, int64_t y_stride, int path, int bits,
                            sqft_parallel_for parallel_for, int threads, void* scratch, int64_t scratch_bytes) {
-    const sqft_backend* backend = sqft_find(path);
-    if (!backend || dtype < SQFT_F32 || dtype > SQFT_F16 || (bits != 16 && bits != 8)) return 1;
-    if (scratch_bytes < sqft_scratch_bytes(w, tokens, bits, path, threads) || ((uintptr_t)scratch & 63)) return 1;
-    int64_t size = dtype == SQFT_F32 ? 4 : 2, parts = parallel_for ? parts_of(w, least(tokens, SQFT_PASS), threads) : 1;
+    const sqft_backend* backend = accept(w, dtype, tokens, path, bits, threads, scratch, scratch_bytes);
+    if (!backend) return 1;
+    int64_t parts = parallel_for ? parts_of(w, least(tokens, SQFT_PASS), threads) : 1;
     for (int64_t first = 0; first < tokens; first += SQFT_PASS) {
         sqft_job job;
-        lay_out(&job, w, least(SQFT_PASS, tokens - first), bits, parts, (uint8_t*)scratch);
-        job.x = (const uint8_t*)x + first * x_stride * size;
-        job.y = (uint8_t*)y + first * y_stride * size;
-        job.bias = bias;
-        job.dtype = dtype;
-        job.x_stride = x_stride;
-        job.y_stride = y_stride;
+        begin_pass(&job, w, x, dtype, first, tokens, x_stride, bias, y, y_stride, bits, parts, scratch);
         sqft_call call = {&job, backend};
-        int64_t tiles = (job.tokens + backend->tile - 1) / backend->tile;
-        if (parts > 1 && job.tokens * w->in >= 1 << 16)
-            parallel_for(0, tiles, 1, run_tiles, &call);
+        if (shares_tiles(&job))
+            parallel_for(0, tiles_of(&call), 1, run_tiles, &call);
         else
-            run_tiles(0, tiles, &call);
+            run_tiles(0, tiles_of(&call), &call);
         if (parts > 1)
             parallel_for(0, parts, 1, run_parts, &call);
         else
             run_parts(0, 1, &call);
+    }
+    return 0;
+}
+
+extern "C" int sqft_linear_team(const sqft_weight* w, const void* x, int dtype, int64_t tokens, int64_t x_stride,
+                                const void* bias, void* y, int64_t y_stride, int path, int bits, int member, int team,
+                                sqft_barrier barrier, void* context, void* scratch, int64_t scratch_bytes) {
+    const sqft_backend* backend = accept(w, dtype, tokens, path, bits, team, scratch, scratch_bytes);
+    if (!backend) return 1;
+    int64_t parts = parts_of(w, least(tokens, SQFT_PASS), team);
+    for (int64_t first = 0; first < tokens; first += SQFT_PASS) {
+        if (first) barrier(context); /* all have read the activations of the pass before */
+        sqft_job job;
+        begin_pass(&job, w, x, dtype, first, tokens, x_stride, bias, y, y_stride, bits, parts, scratch);
+        sqft_call call = {&job, backend};
+        const int64_t tiles = tiles_of(&call), sharers = shares_tiles(&job) ? team : 1;
+        if (member < sharers) run_tiles(tiles * member / sharers, tiles * (member + 1) / sharers, &call);
+        barrier(context);
+        if (member < parts) run_parts(member, member + 1, &call);
     }
     return 0;
 }

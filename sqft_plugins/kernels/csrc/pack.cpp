@@ -9,20 +9,30 @@ static const int64_t ROWS = 16, INPUTS = 4;
 static int64_t blocks_of(int64_t out) { return (out + ROWS - 1) / ROWS; }
 static int64_t chunks_of(int64_t in) { return 2 * ((in + 2 * INPUTS - 1) / (2 * INPUTS)); }
 
+/* Four bytes, each 0 or not → four bits. */
+static uint64_t bits_of(const uint8_t* bytes) {
+    uint32_t four;
+    memcpy(&four, bytes, 4);
+    four = (((four & 0x7f7f7f7f) + 0x7f7f7f7f) | four) >> 7 & 0x01010101;
+    return four * 0x10204080u >> 28; /* moves the bits 0, 8, 16 and 24 to 28, 29, 30 and 31 */
+}
+
 extern "C" {
 
 /* kept: bool [out, in] → masks [blocks, chunks] and block_offsets [blocks + 1]; returns the bytes of values, without
  * the padding. */
 int64_t sqft_pack_masks(const uint8_t* kept, int64_t out, int64_t in, uint64_t* masks, int64_t* block_offsets) {
-    const int64_t blocks = blocks_of(out), chunks = chunks_of(in);
+    const int64_t blocks = blocks_of(out), chunks = chunks_of(in), whole = in / INPUTS;
     memset(masks, 0, (size_t)(blocks * chunks) * sizeof *masks);
     block_offsets[0] = 0;
     for (int64_t block = 0; block < blocks; block++) {
         uint64_t* to = masks + block * chunks;
         for (int64_t row = 0; row < ROWS && block * ROWS + row < out; row++) {
             const uint8_t* from = kept + (block * ROWS + row) * in;
-            for (int64_t input = 0; input < in; input++)
-                to[input / INPUTS] |= (uint64_t)(from[input] != 0) << (INPUTS * row + input % INPUTS);
+            for (int64_t chunk = 0; chunk < whole; chunk++)
+                to[chunk] |= bits_of(from + chunk * INPUTS) << (INPUTS * row);
+            for (int64_t input = whole * INPUTS; input < in; input++)
+                to[whole] |= (uint64_t)(from[input] != 0) << (INPUTS * row + input % INPUTS);
         }
         int64_t lengths[2] = {0, 0};
         for (int64_t chunk = 0; chunk < chunks; chunk++) lengths[chunk % 2] += __builtin_popcountll(to[chunk]);
@@ -37,14 +47,30 @@ void sqft_pack_values(const uint8_t* codes, int64_t out, int64_t in, const uint6
     const int64_t blocks = blocks_of(out), chunks = chunks_of(in);
     memset(values, 0, (size_t)(block_offsets[blocks] + SQFT_PADDING));
     for (int64_t block = 0; block < blocks; block++) {
-        uint8_t* streams[2] = {values + block_offsets[block], values + block_offsets[block]};
+        const int64_t rows = out - block * ROWS < ROWS ? out - block * ROWS : ROWS;
         const uint8_t* from = codes + block * ROWS * in;
-        for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            uint8_t*& to = streams[chunk % 2];
-            const int shift = 4 * (chunk % 2);
-            for (uint64_t left = masks[block * chunks + chunk]; left; left &= left - 1) {
-                int position = __builtin_ctzll(left);
-                *to++ |= (uint8_t)(from[position / INPUTS * in + chunk * INPUTS + position % INPUTS] << shift);
+        for (int64_t parity = 0; parity < 2; parity++) {
+            uint8_t* to = values + block_offsets[block];
+            const int shift = 4 * (int)parity;
+            for (int64_t chunk = parity; chunk < chunks; chunk += 2) {
+                /* the kept codes one behind the other, without a branch: what is not kept is written over */
+                uint8_t kept[ROWS * INPUTS + INPUTS];
+                int64_t count = 0;
+                uint64_t bits = masks[block * chunks + chunk];
+                const int64_t inputs = in - chunk * INPUTS < INPUTS ? in - chunk * INPUTS : INPUTS;
+                for (int64_t row = 0; row < rows; row++, bits >>= INPUTS) {
+                    uint8_t four[INPUTS] = {};
+                    if (inputs == INPUTS)
+                        memcpy(four, from + row * in + chunk * INPUTS, INPUTS);
+                    else if (inputs > 0)
+                        memcpy(four, from + row * in + chunk * INPUTS, (size_t)inputs);
+                    for (int64_t input = 0; input < INPUTS; input++) {
+                        kept[count] = four[input];
+                        count += (int64_t)(bits >> input & 1);
+                    }
+                }
+                for (int64_t i = 0; i < count; i++) to[i] |= (uint8_t)(kept[i] << shift);
+                to += count;
             }
         }
     }

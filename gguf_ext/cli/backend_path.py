@@ -1,0 +1,28 @@
+"""`sqft backend-path`."""
+
+from __future__ import annotations
+
+import click
+
+from gguf_ext.backend.load import BUILD, FILE
+from sqft_plugins.cli.common import emit, examples, json_option
+from sqft_plugins.errors import SQFTError
+
+
+@click.command(
+    "backend-path",
+    epilog=examples(
+        "GGML_BACKEND_PATH=$(sqft backend-path) llama-server -m math-int4.gguf",
+        "GGML_BACKEND_PATH=$(sqft backend-path) python -m llama_cpp.server --model math-int4.gguf",
+    ),
+)
+@json_option
+def backend_path_command(as_json: bool) -> None:
+    """Print where the library is that puts our sparse kernels into llama.cpp.
+
+    llama.cpp's own programs load it where GGML_BACKEND_PATH names it. It says in one line where it cannot serve the
+    llama.cpp that loads it, such as one of another version; that one then computes as always.
+    """
+    if not FILE.is_file():
+        raise SQFTError(f"{FILE} was not built: build it with `{BUILD}`")
+    emit(as_json, {"path": str(FILE)}, str(FILE))
