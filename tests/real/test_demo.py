@@ -11,12 +11,19 @@ from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.restore import restore_grids
 
 
-def test_the_report_keeps_its_promises(demo) -> None:
+@pytest.mark.once  # the only ones that ask for a model that is whole
+def test_the_rows_are_as_good_as_they_promise(demo) -> None:
     out, report = demo
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert stages["pruned"]["perplexity"] > 1.3 * stages["dense"]["perplexity"]
     losses = json.loads((out / "adapter" / "training.json").read_text())["losses"]
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
+    assert stages["int4"]["perplexity"] < 1.25 * stages["merged"]["perplexity"]  # round-to-nearest: 1.6 times
+
+
+def test_the_report_keeps_its_promises(demo) -> None:
+    _, report = demo
+    stages = {stage["name"]: stage for stage in report["stages"]}
     assert report["merge"]["max_logit_difference"] < 1e-3
     assert report["merge"]["zeros_lost"] == 0
     # the merged model is stored in bfloat16, the unmerged sum is computed in the dtype that is fast here
@@ -24,7 +31,6 @@ def test_the_report_keeps_its_promises(demo) -> None:
     assert [stages[name]["zeros_kept"] for name in ("pruned", "tuned", "merged", "int4", "gguf")] == [1.0] * 5
     assert report["pruned_sparsity"] == pytest.approx(0.5, abs=0.001)
     assert stages["int4"]["bits_per_weight"] == pytest.approx(4.5, abs=0.01)
-    assert stages["int4"]["perplexity"] < 1.25 * stages["merged"]["perplexity"]  # round-to-nearest: 1.6 times
     # the same weights; llama.cpp rounds activations to 8 bits
     assert stages["gguf"]["perplexity"] == pytest.approx(stages["int4"]["perplexity"], rel=0.05)
     assert report["gguf"]["equal"]
@@ -56,7 +62,8 @@ def test_every_gguf_tensor_is_bit_equal_by_llama_cpps_own_dequantizer(demo) -> N
         assert torch.equal(found, weight.dequantize()), module
         assert not found[~folder.mask(module)].any(), module
         compared += 1
-    assert compared == 126 == len(folder.int4.modules)
+    blocks = json.loads((folder.path / "config.json").read_text())["num_hidden_layers"]
+    assert compared == 7 * blocks == len(folder.int4.modules)
 
 
 def test_the_int4_folder_loads_in_stock_transformers(demo) -> None:

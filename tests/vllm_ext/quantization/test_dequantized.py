@@ -91,7 +91,7 @@ def test_folders_of_others_are_ours_where_stock_vllm_has_no_kernel_for_them(chan
         assert made.model_config.quantization == ("sqft" if ours else "compressed-tensors")
 
 
-@pytest.mark.parametrize("grid", ["int2", "int8"])
+@pytest.mark.parametrize("grid", ["int2", pytest.param("int8", marks=pytest.mark.slow)])
 def test_value_planes_of_other_widths_answer_as_their_merged_folders(grid, tiny_int4, engine, ask, tmp_path) -> None:
     pytest.importorskip("peft")
     from sqft_plugins.tune.merge import merge_folder
