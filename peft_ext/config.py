@@ -38,10 +38,10 @@ class SQFTConfig(LoraConfig):
         "quantization_aware: the quantized base was never pruned, all its weights are trained.",
     )
     quantization_aware: bool = _option(
-        False, "Train through the base's INT4 grid, so that a merge is INT4 again (QA-SparsePEFT)."
+        False, "Train through the base's grid, so that a merge is on it again (QA-SparsePEFT)."
     )
     grid: str | None = _option(
-        None, "The INT4 folder made from this float base (quantization_aware). None: the base is an INT4 folder."
+        None, "The folder quantized from this float base (quantization_aware). None: the base is a quantized folder."
     )
     rounding: Literal["nearest", "compensated"] = _option(
         "nearest",

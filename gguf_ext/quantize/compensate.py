@@ -6,6 +6,7 @@ inputs' Hessian (`sqft_plugins.compress.compensate`), and each layer sees what q
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from gguf_ext.blocks import TensorType, grid_kind, replace_codes
 from gguf_ext.errors import GGUFError
 from gguf_ext.model.file import GGUFModel
 from gguf_ext.quantize.importance import Reading
-from sqft_plugins.compress.compensate import compensated
+from sqft_plugins.compress.compensate import QUANTIZING, compensated, ordered_factor
 from sqft_plugins.compress.drive import Compressed, Compression
 from sqft_plugins.compress.float_model import FloatModel
+from sqft_plugins.compress.hessian import FactorMemo
 from sqft_plugins.compress.report import Row, relative_error
 from sqft_plugins.mask import nonzero_mask, sparsity_of
 
@@ -41,14 +43,15 @@ def compensate(source: FloatModel, file: Path, tokens: Tensor, keep_zeros: bool 
     tokens: int64 [sequences, length], the calibration.
     keep_zeros: hold the zeros of the model's weights.
 
-    In memory are one block and a Hessian.
+    In memory are one block, a Hessian and its factor.
     """
     made = GGUFModel(file)
+    factor_of = FactorMemo(partial(ordered_factor, damping=QUANTIZING))
 
     def put_on_grid(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
         assert statistic is not None
         grid, mask = made.int4.weight(module).grid, nonzero_mask(weight) if keep_zeros else None
-        codes = compensated(weight, statistic, grid, mask)
+        codes = compensated(weight, statistic, grid, mask, factor_of)
         _write(made, module, codes)
         exact = grid.dequantize(codes)
         sparsity = 0.0 if mask is None else sparsity_of(mask)

@@ -17,7 +17,9 @@ from sqft_plugins.settings.checked import ADAPTER_FOLDER, MODEL
 class MergeSettings(AtRank):
     out: str = option(..., "Where to write; of a .gguf MODEL a file. Must not exist.", "place", metavar="PATH")
     tokenizer: str | None = option(None, "The folder of a tokenizer, in place of a file's.", "file", metavar="DIR")
-    grid: str | None = option(None, "The INT4 folder of a quantization-aware ADAPTER, if moved.", "file", metavar="DIR")
+    grid: str | None = option(
+        None, "The quantized folder of a quantization-aware ADAPTER, if moved.", "file", metavar="DIR"
+    )
 
     @model_validator(mode="after")
     def _check_out(self) -> Self:

@@ -25,7 +25,7 @@ class StudySettings(Overwrite):
         metavar="FILE|URL",
     )
     worker: bool = option(False, "Only evaluate for --study, beside the process that has --out.")
-    grid: str | None = option(None, "The INT4 folder of a quantization-aware ADAPTER.", "file", metavar="DIR")
+    grid: str | None = option(None, "The quantized folder of a quantization-aware ADAPTER.", "file", metavar="DIR")
     out: str | None = option(None, "Where to write. Must not exist.", "place", metavar="DIR")
 
 

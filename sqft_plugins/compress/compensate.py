@@ -16,11 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sqft_plugins.compress.hessian import inverse_factor
+from sqft_plugins.compress.hessian import DAMPING, inverse_factor
 from sqft_plugins.grid import Grid
 
 BLOCK = 128
 """Columns whose compensation is collected before it is applied to the rest (the paper's lazy batches)."""
+
+
+QUANTIZING = 0.05
+"""Damping of the Hessian where a float model is put on a grid, a fraction of its mean diagonal. The paper's 1 % takes
+chance for correlation where a layer is wide for its tokens: over 4,096 of them, the outputs of Gemma-3-270M's down
+projections (2,048 inputs) on other text are 7 to 10 % nearer with 5 %, at 2 to 4 bits; layers of 640 and 1,024 inputs
+differ by 1 %. Settling keeps the 1 %: over codes a larger one holds them back where they are."""
 
 
 class Ordered(NamedTuple):
@@ -30,11 +37,11 @@ class Ordered(NamedTuple):
     factor: Tensor
 
 
-def ordered_factor(hessian: Tensor) -> Ordered:
-    """hessian: XᵀX [in, in]. Raises GridError for a Hessian that cannot be inverted."""
+def ordered_factor(hessian: Tensor, damping: float = DAMPING) -> Ordered:
+    """hessian: XᵀX [in, in]. damping: of `inverse_factor`. Raises GridError for a Hessian that cannot be inverted."""
     hessian = hessian.cpu()
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    return Ordered(order, inverse_factor(hessian[order][:, order]))
+    return Ordered(order, inverse_factor(hessian[order][:, order], damping))
 
 
 def compensated(

@@ -6,10 +6,12 @@ errors do least harm ("static groups" with act-order), and the codes still lie i
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from sqft_plugins.checkpoint.stamp import GridStamp
-from sqft_plugins.compress.compensate import compensated, ordered_factor
+from sqft_plugins.compress.compensate import QUANTIZING, compensated, ordered_factor
 from sqft_plugins.compress.hessian import FactorMemo
 from sqft_plugins.grid import QuantizedWeight, fit_grid
 from sqft_plugins.plugins.protocols import Statistic
@@ -20,7 +22,7 @@ class GPTQ:
     statistic: Statistic = "hessian"
 
     def __init__(self) -> None:
-        self._factor = FactorMemo(ordered_factor)
+        self._factor = FactorMemo(partial(ordered_factor, damping=QUANTIZING))
 
     def quantize(self, weight: Tensor, mask: Tensor, statistic: Tensor | None, grid: GridStamp) -> QuantizedWeight:
         """weight, mask [out, in], statistic XᵀX [in, in] → codes on the grid; pruned weights get the code of zero.

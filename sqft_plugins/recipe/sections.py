@@ -20,7 +20,7 @@ MODEL = option(
 )
 ADAPTER = option(None, "The adapter: a step above, or a folder. Default: the last one above.", "adapter")
 GRID = option(
-    None, "The INT4 model of a quantization-aware adapter over a float one: a step above, or a folder.", "model"
+    None, "The quantized model of a quantization-aware adapter over a float one: a step above, or a folder.", "model"
 )
 RANK = option(
     None,

@@ -80,9 +80,9 @@ class AdapterSettings(Settings):
         name="--dense",
         help="Do not mask the delta: trains like LoRA, but a merge fills the zeros.",
     )
-    quantization_aware: bool = option(False, "Train through the INT4 grid of MODEL, so that a merge is INT4 again.")
+    quantization_aware: bool = option(False, "Train through the grid of MODEL, so that a merge is on it again.")
     grid: str | None = option(
-        None, "With --quantization-aware over a float MODEL: its INT4 folder.", "file", metavar="DIR"
+        None, "With --quantization-aware over a float MODEL: the folder quantized from it.", "file", metavar="DIR"
     )
     rounding: Literal["nearest", "compensated"] | None = option(
         None,

@@ -6,6 +6,8 @@ codes on its scales.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from gguf_ext.quantize.importance import importance_matrix
 from gguf_ext.reader import GGUFFile
 from sqft_plugins.checkpoint import ModelFolder, open_model
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
-from sqft_plugins.compress.compensate import compensated
+from sqft_plugins.compress.compensate import QUANTIZING, compensated, ordered_factor
 from sqft_plugins.compress.float_model import Calibration, FloatModel
 from sqft_plugins.compress.prune import prune_folder
 
@@ -94,7 +96,8 @@ def test_the_codes_of_the_first_layer_are_gptqs_on_those_scales(files, llama):
     weight = ModelFolder(llama).weight(module)
     x = inputs_of(llama, module)
     ours, own = (open_model(files / f"{name}.gguf").quantized(module) for name in ("gptq", "with"))
-    assert torch.equal(ours.codes, compensated(weight, x.T @ x, ours.grid))
+    factor_of = partial(ordered_factor, damping=QUANTIZING)
+    assert torch.equal(ours.codes, compensated(weight, x.T @ x, ours.grid, factor_of=factor_of))
     errors = [float((x @ (one.dequantize() - weight).T).norm()) for one in (ours, own)]
     assert errors[0] < errors[1]
 

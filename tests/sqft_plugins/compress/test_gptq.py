@@ -34,7 +34,7 @@ def made(weight, mask, inputs, group_size=32, symmetric=True):
 def naive(weight, mask, hessian, group_size, symmetric):
     """One column after the other, those with the most energy first, inverting what is left of the Hessian each time
     (optimal brain surgeon, the definition that GPTQ computes faster); the grid is the fitted one."""
-    damped = hessian.double() + 0.01 * hessian.diagonal().mean().double() * torch.eye(IN, dtype=torch.float64)
+    damped = hessian.double() + 0.05 * hessian.diagonal().mean().double() * torch.eye(IN, dtype=torch.float64)
     made = grid.fit_grid(weight * mask, group_size, symmetric)
     scale, zero_point = made.scale, made.zero_point
     w, codes = weight.double().clone(), torch.zeros(OUT, IN, dtype=torch.uint8)
