@@ -20,6 +20,7 @@ system_info.restype = ctypes.c_char_p
 print(system_info().decode())
 """
 """Loads the library by its path: importing llama_cpp costs NumPy."""
+FITS = "from gguf_ext.backend import install; print(install().why)"
 PROBE_SECONDS = 60
 
 
@@ -30,8 +31,27 @@ def checks() -> list[Check]:
         package_check("llama-cpp-python", f'CMAKE_ARGS="-DGGML_NATIVE=OFF" {INSTALL}'),
     ]
     if rows[-1].status == "ok":
-        rows.append(_processor())
+        rows += [_processor(), _backend()]
     return rows
+
+
+def _backend() -> Check:
+    """Our library for llama.cpp: there or not. Whether it fits this llama.cpp is asked in a process of its own."""
+    from gguf_ext.backend.load import BUILD, FILE, built
+
+    name = "sparse in llama.cpp"
+    if not FILE.is_file():
+        return Check(name, "missing", f"{FILE.name} was not built, llama.cpp computes alone", BUILD)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FITS], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name, "wrong", f"does not load within {PROBE_SECONDS} s", BUILD)
+    found = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode or found:
+        return Check(name, "wrong", f"llama.cpp computes alone: {found or f'code {done.returncode}'}"[:160], BUILD)
+    return Check(name, "ok", f"{FILE.name}, {built() or 'built by hand'}")
 
 
 def _processor() -> Check:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from gguf_ext.backend.load import BUILD, FILE
 from sqft_plugins.cli.common import emit, examples, json_option
 from sqft_plugins.errors import SQFTError
 
@@ -23,6 +22,8 @@ def backend_path_command(as_json: bool) -> None:
     llama.cpp's own programs load it where GGML_BACKEND_PATH names it. It says in one line where it cannot serve the
     llama.cpp that loads it, such as one of another version; that one then computes as always.
     """
-    if not FILE.is_file():
-        raise SQFTError(f"{FILE} was not built: build it with `{BUILD}`")
-    emit(as_json, {"path": str(FILE)}, str(FILE))
+    from gguf_ext.backend import load
+
+    if not load.FILE.is_file():
+        raise SQFTError(f"{load.FILE} was not built: build it with `{load.BUILD}`")
+    emit(as_json, {"path": str(load.FILE)}, str(load.FILE))

@@ -7,7 +7,9 @@ const Weight* weight_of(const ggml::Tensor* tensor);
 
 namespace {
 
-const int BITS = 16; /* of the activations: see docs/explain/kernels.md */
+/* Bits of the activations: 8 where the kernels round 32 of them at a time, as llama.cpp does, else 16, so that sums are
+ * never further off than llama.cpp's. */
+int bits_of(const sqft_weight* weight) { return weight->group_size <= 32 ? 8 : 16; }
 
 bool is_matmul(const ggml::Tensor* op) {
     return op->op == ggml_functions.mul_mat && op->src[0] && op->src[1] && is_ours(op->src[0]);
@@ -27,8 +29,8 @@ void wait_for_all(void* pool) { ggml_functions.ggml_barrier((ggml::ThreadPool*)p
 class Traits : public ggml::TensorTraits {
     bool work_size(int threads, const ggml::Tensor* op, size_t& size) override {
         if (!op->src[0]->extra || !weight_of(op->src[0])) return false;
-        size = 64 + (size_t)kernels.scratch_bytes(&weight_of(op->src[0])->packed, op->src[1]->ne[1], BITS,
-                                                  kernel_path(), threads);
+        const sqft_weight* weight = &weight_of(op->src[0])->packed;
+        size = 64 + (size_t)kernels.scratch_bytes(weight, op->src[1]->ne[1], bits_of(weight), kernel_path(), threads);
         return true;
     }
 
@@ -43,7 +45,7 @@ class Traits : public ggml::TensorTraits {
                 const char* from = (const char*)x->data + outer * x->nb[3] + inner * x->nb[2];
                 char* to = (char*)op->data + outer * op->nb[3] + inner * op->nb[2];
                 if (kernels.linear_team(weight, from, SQFT_F32, x->ne[1], (int64_t)(x->nb[1] / sizeof(float)), nullptr,
-                                        to, (int64_t)(op->nb[1] / sizeof(float)), kernel_path(), BITS, params->ith,
+                                        to, (int64_t)(op->nb[1] / sizeof(float)), kernel_path(), bits_of(weight), params->ith,
                                         params->nth, wait_for_all, params->threadpool, scratch, room))
                     notice("sqft: the kernel refuses %s: a fault of this library, report it", op->src[0]->name);
             }

@@ -226,7 +226,7 @@ def test_the_command_prints_where_it_is(monkeypatch, tmp_path):
 
     assert call().stdout.strip() == str(FILE)
     assert json.loads(call("--json").stdout) == {"path": str(FILE)}
-    monkeypatch.setattr("gguf_ext.cli.backend_path.FILE", tmp_path / "libggml_sqft.so")
+    monkeypatch.setattr("gguf_ext.backend.load.FILE", tmp_path / "libggml_sqft.so")
     assert "was not built" in str(call().exception)
 
 

@@ -79,7 +79,7 @@ def computed(tmp_path, codes, scales, x, threads):
 
 @pytest.mark.parametrize(
     ("out", "columns", "group", "tokens", "threads"),
-    [(64, 128, 32, 1, 1), (50, 96, 96, 3, 2), (33, 512, 128, 17, 2), (256, 2048, 2048, 300, 2), (1, 32, 32, 1, 2)],
+    [(64, 128, 32, 1, 1), (50, 96, 96, 3, 2), (33, 512, 128, 17, 2), (256, 2048, 2048, 300, 2), (1, 32, 32, 200, 2)],
 )
 def test_weights_are_the_same_bits_and_sums_no_further_off_than_llama_cpp_s(
     tmp_path, out, columns, group, tokens, threads
@@ -97,13 +97,15 @@ def test_weights_are_the_same_bits_and_sums_no_further_off_than_llama_cpp_s(
     weight = (codes.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), group, 1)
     exact = x.astype(np.float64) @ weight.T
     ours, stock = (np.abs(found[name] - exact) for name in ("ours", "stock"))
-    assert np.sqrt((ours**2).mean()) <= np.sqrt((stock**2).mean())
+    # groups of 32: 8 bits for 32 activations, as llama.cpp has; chance decides which of the two is a hair nearer
+    nearer = 1.03 if group == 32 else 0.1
+    assert np.sqrt((ours**2).mean()) <= nearer * np.sqrt((stock**2).mean())
 
-    # csrc/kernel.h: a segment of at most 128 inputs is fixed point of 16 bits, of which half a step is lost
-    width = min(group, 128)
+    # csrc/kernel.h: a segment of at most 128 inputs is fixed point, of which half a step is lost
+    width, steps = min(group, 128), 127 if group == 32 else 32639
     largest = np.abs(x).reshape(tokens, -1, width).max(2)
-    bound = (0.51 / 32639 * largest) @ np.abs(weight).reshape(out, -1, width).sum(2).T
-    bound += (columns // width + 4) * 2.0**-23 * 1.001 * (np.abs(x) @ np.abs(weight).T)
+    bound = (0.51 / steps * largest) @ np.abs(weight).reshape(out, -1, width).sum(2).T
+    bound += (columns // width + 4) * 2.0**-23 * 1.01 * (np.abs(x) @ np.abs(weight).T)
     assert (ours <= bound).all()
 
 

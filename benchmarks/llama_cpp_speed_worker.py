@@ -1,6 +1,7 @@
-"""One llama.cpp in a process of its own, for llama_cpp.py: `FILE stock|sparse [DENSITY]`, orders as JSON on stdin.
+"""One llama.cpp in a process of its own, for llama_cpp_speed.py: `FILE stock|sparse [DENSITY]`; orders on stdin, JSON.
 
-An order is {"kind": "decode" | "prefill", "tokens": N, "threads": T}; the answer has its seconds.
+An order is {"kind": "decode" | "prefill", "tokens": N, "threads": T}; the answer has its seconds, and
+those of the processor, which another process on the machine changes less.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ def main() -> None:
         c.llama_memory_clear(c.llama_get_memory(context), True)
         if order["kind"] == "decode":
             decode(0, 16)
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             for i in range(order["tokens"]):
                 decode(16 + i, 1)
         else:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             decode(0, order["tokens"])
-        print(json.dumps({"seconds": time.perf_counter() - start, **memory()}), flush=True)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, **memory()}), flush=True)
 
 
 if __name__ == "__main__":
