@@ -1,4 +1,4 @@
-/* Expanding 8 weights at a time by a table, where there is no instruction for it (AVX2, NEON): the table, and the
+/* Expanding 8 weights at a time by a table in memory, where there is no instruction for it (NEON): the table, and the
  * back end but for what is the instruction set's own. */
 #ifndef SQFT_LOOKUP_H
 #define SQFT_LOOKUP_H

@@ -18,7 +18,8 @@ SQFT_MAYBE(sqft_neon_backend);
 #endif
 
 static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("popcnt");
 }
 
 static int has_avx512(void) {

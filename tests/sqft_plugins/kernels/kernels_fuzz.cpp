@@ -41,15 +41,16 @@ int main(int, char** arguments) {
     const int64_t sizes[] = {8, 16, 24, 32, 64, 128, 136, 256};
     const int64_t batches[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 70};
     for (int64_t round = 0; round < count; round++) {
-        int64_t groups = pick(1, 4), size = groups == 1 ? pick(1, 300) : sizes[pick(0, 7)];
-        int64_t in = groups * size, out = pick(1, 70), blocks = (out + 15) / 16, chunks = 2 * ((in + 7) / 8);
+        bool dense = pick(0, 3) == 0; /* no masks; whole blocks and pairs of chunks, which pack as with masks */
+        int64_t groups = pick(1, 4), size = groups == 1 && !dense ? pick(1, 300) : sizes[pick(0, 7)];
+        int64_t in = groups * size, out = dense ? 16 * pick(1, 4) : pick(1, 70), blocks = (out + 15) / 16, chunks = 2 * ((in + 7) / 8);
         auto codes = buffer<uint8_t>(out * in), kept = buffer<uint8_t>(out * in);
         auto masks = buffer<uint64_t>(blocks * chunks);
         auto offsets = buffer<int64_t>(blocks + 1);
         auto scales = buffer<uint16_t>(blocks * groups * 16);
         auto zeros = buffer<uint8_t>(blocks * groups * 16);
         bool symmetric = pick(0, 1);
-        int64_t density = pick(0, 4) * 25;
+        int64_t density = dense ? 100 : pick(0, 4) * 25;
         for (int64_t i = 0; i < blocks * groups * 16; i++) {
             scales[i] = half((int)pick(-8, 3));
             zeros[i] = (uint8_t)pick(0, 15);
@@ -86,7 +87,7 @@ int main(int, char** arguments) {
                     break;
                 }
             }
-        sqft_weight weight = {masks.get(), values.get(), offsets.get(), scales.get(), zero_points, out, in, size};
+        sqft_weight weight = {dense ? nullptr : masks.get(), values.get(), offsets.get(), scales.get(), zero_points, out, in, size};
         if (sqft_check(&weight, bytes) != SQFT_OK) {
             if (sound) die("a sound weight is refused");
             refused++;
