@@ -37,7 +37,7 @@ from gguf_ext.tokenizer.keys import MODEL, PRE
 from gguf_ext.verify.tensors import VerifyReport, compare
 from gguf_ext.verify.tokenizer import DECISIVE, compare_tokenizer
 from gguf_ext.write.file import header_bytes, write_tensors
-from gguf_ext.write.plan import Planned, plan
+from gguf_ext.write.plan import Planned, plan, shrinkable
 from gguf_ext.write.split import check_target, part_paths, remove_parts, split_parts, write_parts
 from gguf_ext.write.tensors import spare_biases
 from sqft_plugins.checkpoint import ModelFolder
@@ -150,6 +150,8 @@ def _export(folder: ModelFolder, tokenizer: Any, target: Path, overwrite: bool, 
     _check_loadable(folder, layout, entries)
 
     # write, reopen, compare, rename
+    if options.embedding_type == "auto" and (line := shrinkable(planned)):
+        say(line)
     if options.limit is None:
         parts = [planned]
     else:

@@ -26,6 +26,7 @@ from sqft_plugins.progress import track
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 """The matrices with a row for each token: the embedding, which is the head too where they are tied, and the head."""
+FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,22 @@ def plan(
         else:
             planned.append(_plan_float(folder, tensor, float_type, "--float-type"))
     return planned
+
+
+def shrinkable(planned: list[Planned]) -> str:
+    """A line on the embedding that was left in floats beside INT4 layers, where it is much of the file; else ""."""
+    floats = [tensor for tensor in planned if tensor.name in EMBEDDINGS and tensor.type in FLOAT_TYPES]
+    wide = [tensor for tensor in floats if tensor.shape[-1] % 32 == 0]
+    if not wide or all(tensor.placed.module is None for tensor in planned):
+        return ""
+    whole, now = sum(tensor.bytes for tensor in planned), sum(tensor.bytes for tensor in wide)
+    then = sum(tensor.shape[0] * row_bytes(tensor.shape[-1], TensorType.Q8_0) for tensor in wide)
+    if now < whole / 4:
+        return ""
+    return (
+        f"{' and '.join(tensor.name for tensor in wide)} ({wide[0].type.name}) takes {now:,} of {whole:,} bytes: "
+        f"--embedding-type q8_0 rounds it to 8 bits, {whole - now + then:,} bytes in all"
+    )
 
 
 def _plan_int4(folder: ModelFolder, tensor: PlacedTensor, rounding: str) -> Planned:

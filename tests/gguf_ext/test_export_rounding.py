@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_a_q8_0_embedding_is_near_the_model(llama, tmp_path):
         with LlamaSession(tmp_path / f"{name}.gguf", threads=1, kv_type="f32") as session:
             found.append(session.logprobs(list(range(4, 100))))
     assert 0 < float((found[0] - found[1]).abs().mean()) < 0.1
+
+
+def test_a_float_embedding_that_is_most_of_the_file_is_told_with_the_size_it_could_have(
+    gemma3_int4, gemma3, tmp_path, capsys
+):
+    large = export_gguf(gemma3_int4, tmp_path / "large.gguf")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "--embedding-type q8_0" in line]
+    small = export_gguf(gemma3_int4, tmp_path / "small.gguf", embedding_type="q8_0")
+    export_gguf(gemma3, tmp_path / "float.gguf")  # floats are what was asked for
+    assert "--embedding-type" not in capsys.readouterr().err
+
+    sizes = [{tensor.name: tensor.n_bytes for tensor in GGUFReader(made.path).tensors} for made in (large, small)]
+    wanted = [int(sizes[0]["token_embd.weight"]), *(sum(map(int, each.values())) for each in sizes)]
+    assert re.findall(r"[\d,]{4,}", line) == [f"{size:,}" for size in wanted]
 
 
 def test_an_embedding_type_that_is_none_or_does_not_fit_is_refused(llama, make, byte_level, tmp_path):
