@@ -28,6 +28,7 @@ FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"
 DATA = ("*.py", "*/py.typed", "*/templates/*.jinja", "*/templates/*.css", "*/lm_tasks/*.yaml", "*/csrc/*")
 """What of the packages belongs into both."""
 KERNELS = "sqft_plugins/kernels/libsqft_kernels"
+DOOR = "gguf_ext/backend/libggml_sqft"
 LIBRARIES = ("libsqft_kernels*", "libggml_sqft*")
 MACHINE = ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower())
 
@@ -112,7 +113,8 @@ def test_the_sdist_has_the_packages_and_what_describes_them(sdist):
 def test_the_wheel_has_the_packages_the_kernels_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     described = {name for name in names if ".dist-info/" in name}
-    assert names - described == files_of_the_packages() | {f"{KERNELS}.so", f"{KERNELS}.json"}
+    built = {f"{library}.{kind}" for library in (KERNELS, DOOR) for kind in ("so", "json")}
+    assert names - described == files_of_the_packages() | built
     assert {Path(name).name for name in described} == {
         *("LICENSE", "METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt")
     }
@@ -187,7 +189,7 @@ for seed in range(2):
 
 
 def test_without_a_compiler_there_is_a_wheel_that_says_once_that_torch_serves(plain, run):
-    assert not [name for name in zipfile.ZipFile(plain).namelist() if "libsqft_kernels" in name]
+    assert not [name for name in zipfile.ZipFile(plain).namelist() if name.endswith((".so", ".json"))]
     done = run(plain, "-c", LINEAR)
     assert done.returncode == 0, done.stderr
     notices = [line for line in done.stderr.splitlines() if "sparse INT4 kernels: plain torch, slow" in line]
