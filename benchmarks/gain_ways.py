@@ -70,13 +70,17 @@ class Ways:
     def scores(self, way: str, grid: str = "float") -> dict[str, list[float]]:
         """Task → nats of each right answer."""
         key = way if way == "untuned" else f"{way}, {grid}, seed {self.seed}"
-        known = json.loads(self.known.read_text()) if self.known.exists() else {}
+        known = self._known()
         if key not in known:
-            known[key] = {"nats": self.measure(self.made(way, grid)), "about": self.notes.get(f"{way}, {grid}", {})}
+            found = {"nats": self.measure(self.made(way, grid)), "about": self.notes.get(f"{way}, {grid}", {})}
+            known = {**self._known(), key: found}  # read again: another run in the same folder may have written
             with write_file(self.known, overwrite=True) as file:
                 file.write_text(json.dumps(known))
         self.notes[f"{way}, {grid}"] = known[key]["about"]
         return known[key]["nats"]
+
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self.known.read_text()) if self.known.exists() else {}
 
     def about(self, way: str, grid: str) -> dict[str, Any]:
         """What was noted when it was made."""
