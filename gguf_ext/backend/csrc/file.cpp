@@ -150,8 +150,15 @@ struct Known {
     std::map<std::string, Survey> surveys;
 };
 
+/* A file that was written anew may have the number, the size and the second of the one before. */
+#if defined(__APPLE__)
+#define SQFT_CHANGED st_ctimespec
+#else
+#define SQFT_CHANGED st_ctim
+#endif
 bool same(const struct stat& a, const struct stat& b) {
-    return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size && a.st_mtime == b.st_mtime;
+    return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size &&
+           a.SQFT_CHANGED.tv_sec == b.SQFT_CHANGED.tv_sec && a.SQFT_CHANGED.tv_nsec == b.SQFT_CHANGED.tv_nsec;
 }
 
 std::mutex guard;
