@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_ext.backend import choosing, held, install, tell_why
+from gguf_ext.blocks import TensorType
 from gguf_ext.errors import ContextError, GGUFError, RuntimeFailedError
 from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
@@ -71,7 +72,7 @@ def load(
 
 
 def _load(sparse: bool, path: str, **options: Any) -> AdapterLlama:
-    if sparse:
+    if sparse and any(info.type == TensorType.Q4_0 for info in options["file"].tensors.values()):
         tell_why(install())
     before = held()
     with choosing(sparse):
