@@ -56,7 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(options) or 'none'}"
 
 
-def first_line(error: Exception, length: int = 160) -> str:
+def first_line(error: BaseException, length: int = 160) -> str:
     """The first line of another library's error, cut to `length`, to stand in one of ours; its type where it is
     empty."""
     lines = str(error).strip().splitlines()

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import Self, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-console = Console(stderr=True)
+
+
+class _Stderr:
+    """stderr, whatever it is at the moment. A terminal that was closed, or a pipe that nobody reads any more, takes no
+    lines and ends no work: from then on they go to nowhere."""
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stderr.write(text)
+        except OSError:
+            drop(sys.stderr)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            drop(sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def drop(*streams: TextIO) -> None:
+    """What is written to the streams, and what still waits in their buffers, goes to nowhere; at the end of Python,
+    too, where it would be a traceback."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        for stream in streams:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+stderr = cast(TextIO, _Stderr())
+console = Console(file=stderr)
 PLAIN_SECONDS = 15.0
 """Seconds between two plain lines."""
 
@@ -37,7 +70,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         if now - last >= PLAIN_SECONDS and total:
             last = now
             left = (now - start) / done * (total - done)
-            print(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=stderr, flush=True)
 
 
 def _bar(*more: TextColumn) -> Progress:
@@ -88,7 +121,7 @@ class Steps:
         spent = time.monotonic() - self._start
         left = spent / (self._done - self._first) * (self._total - self._done)
         line = f"{self._what}: {self._done}/{self._total}, {text}{', ' if text else ''}{left:.0f} s left"
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=stderr, flush=True)
 
 
 @contextmanager

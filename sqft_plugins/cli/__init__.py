@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from sqft_plugins._version import VERSION
 from sqft_plugins.cli.common import examples
+from sqft_plugins.cli.ending import Ended, die_of, ending_in_order
 from sqft_plugins.errors import SQFTError, nearest
 
 SECTIONS = {
@@ -25,6 +28,10 @@ SECTIONS = {
 }
 """Section of `sqft --help` → its title and our verbs in it; plug-ins add theirs behind them."""
 VERBS = [verb for _, verbs in SECTIONS.values() for verb in verbs]
+
+
+class UnreadError(Exception):
+    """Nobody reads stdout any more."""
 
 
 class Verbs(click.Group):
@@ -53,6 +60,12 @@ class Verbs(click.Group):
         if found is None:
             raise click.UsageError(f"verb {name!r} is unknown: {nearest(name, self.list_commands(ctx))}")
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with code 1, which some verbs have for what they found
+            raise UnreadError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs by section, a line each."""
@@ -94,15 +107,34 @@ def cli() -> None:
     """
 
 
+REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS), "free some space or choose another path"
+    ),
+    errno.EIO: "the device fails: look after it, and choose another path",
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "choose another path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit (ulimit -n)"),
+}
+"""What the system refuses for reasons of the machine, not of ours → what a user can do."""
+KEPT = "no unfinished output stays; run the same command to go on after what is finished"
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. Whatever a user can cause is one line on stderr and exit code 2."""
+    """Runs the command line. Whatever a user can cause is one line on stderr and exit code 2; what nobody foresaw is
+    one line that names a report, and exit code 70. A signal ends it as it ends any program, after the cleaning up."""
     if not sys.stderr.isatty():  # the bars of other libraries are noise in a log; ours are lines there
         os.environ.setdefault("TQDM_DISABLE", "1")
 
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        with ending_in_order():
+            code = cli.main(arguments, standalone_mode=False)
+            sys.stdout.flush()  # here, a reader that has gone is seen; at the end of Python it would be a traceback
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: no unfinished output stays; run the same command to go on after what is finished")
+        _fail(f"interrupted: {KEPT}")
+    except Ended as ended:
+        with suppress(OSError):  # of a closed terminal
+            print(f"sqft: ended by {ended}: {KEPT}", file=sys.stderr, flush=True)
+        die_of(ended.number)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         sys.exit(2)
@@ -110,13 +142,35 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(" ".join(error.format_message().split()))
     except SQFTError as error:
         _fail(str(error))
+    except (BrokenPipeError, UnreadError):
+        _drop_output()
+        sys.exit(128 + signal.SIGPIPE)  # as of any program whose reader has gone, such as head
+    except MemoryError:
+        _fail("there is not enough memory: close other programs, or make the work smaller (sqft plan tells its needs)")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        _fail(f"{error.filename or 'output'}: {error.strerror}: free some space or choose another path")
+        if error.errno in REMEDIES:
+            _fail(f"{error.filename or 'output'}: {error.strerror}: {REMEDIES[error.errno]}")
+        _fail_unforeseen(error, arguments)
+    except Exception as error:
+        _fail_unforeseen(error, arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
-    print(f"sqft: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> NoReturn:
+    try:
+        print(f"sqft: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody is there to read it; the exit code still tells
+        _drop_output()
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    from sqft_plugins.progress import drop  # imports rich
+
+    drop(sys.stdout, sys.stderr)
+
+
+def _fail_unforeseen(error: Exception, arguments: list[str] | None) -> NoReturn:
+    from sqft_plugins.cli.failure import FAILED, report_failure
+
+    _fail(report_failure(error, sys.argv[1:] if arguments is None else arguments), FAILED)

@@ -28,8 +28,12 @@ def emit(as_json: bool, result: Mapping[str, Any], text: str | Callable[[], obje
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout, numbers to the right. Not cut to the width of the terminal when it is no terminal."""
-    from rich.console import Console  # late: help pages have no table
+    from rich import console as rich  # late: help pages have no table
     from rich.table import Table
+
+    class Console(rich.Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends with code 1, which some verbs have for what they found
+            raise BrokenPipeError
 
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 from pydantic import BeforeValidator
@@ -16,7 +16,10 @@ from sqft_plugins.cli.common import emit, examples, json_option
 from sqft_plugins.settings import Settings, option
 from sqft_plugins.settings.checked import BYTES, MODEL_NAME
 from sqft_plugins.settings.click_options import options
-from vllm_ext.serve.server import DEFAULT_SLOTS, Server
+from vllm_ext.serve import DEFAULT_SLOTS
+
+if TYPE_CHECKING:
+    from vllm_ext.serve.server import Server
 
 Folder = Annotated[Path | None, BeforeValidator(lambda path: path or None)]
 """Empty, as an unset variable of the shell is, it is none: `Path("")` is the working directory."""

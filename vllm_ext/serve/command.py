@@ -12,7 +12,8 @@ from sqft_plugins.errors import DependencyError, SQFTError
 from vllm_ext.adapters.directory import AdapterDirectory
 from vllm_ext.adapters.kinds import NO_PIPELINE, full_rank
 from vllm_ext.checks import LET_IN, left_out
-from vllm_ext.serve.server import DEFAULT_SLOTS, Server, given, option_of, words_of
+from vllm_ext.serve import DEFAULT_SLOTS
+from vllm_ext.serve.server import Server, given, option_of, words_of
 from vllm_ext.variables import (
     ADAPTERS_DIR,
     PLANE_CACHE_BYTES,

@@ -1,31 +1,19 @@
 """A server to be started: its command, its environment, and how to reach it. Imports next to nothing.
 
-The words of a command line are read here (`given`, `option_of`, `words_of`), and what nobody else should read is shown
-as *** (`hide`, `hide_variables`) wherever one of ours is shown.
+The words of a command line are read here (`given`, `option_of`, `words_of`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sqft_plugins.hiding import hide, hide_variables
 from vllm_ext.variables import VLLM_KEY
-
-DEFAULT_SLOTS = 4
-"""Adapters in one batch; vLLM's own default is 1."""
-HIDDEN = "***"
-SECRET = re.compile(
-    r"(?:^|[-_.])(?:key|keys|token|secret|password|passwd|passphrase|credentials?|watermark-config)$", re.I
-)
-"""The ends of names that hold secrets: --api-key, --hf-token, "aws_secret_access_key", --ssl-keyfile-password."""
-LISTED = ("--api-key", "--hf-token", "--watermark-config")
-"""vLLM's own (0.33: `common.startup._SENSITIVE_ARG_FIELDS`), which argparse takes cut short as well."""
-URL = re.compile(r"(\w+://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -95,45 +83,3 @@ def words_of(words: Sequence[str], option: str) -> list[str]:
 def _name(word: str) -> str:
     name = word.partition("=")[0]
     return name.replace("_", "-") if name.startswith("--") else name
-
-
-def hide(words: Sequence[str]) -> list[str]:
-    """The words, with *** for each value of a secret option, of a secret key in a JSON value, and of the user and the
-    password in a URL."""
-    shown, secret = [], False
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            secret = _is_secret(name)
-            shown.append(f"{name}={HIDDEN if secret else _value(value)}" if equals else word)
-        else:
-            shown.append(HIDDEN if secret else _value(word))
-    return shown
-
-
-def hide_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The same for environment variables."""
-    return {name: HIDDEN if SECRET.search(name) else _value(value) for name, value in environment.items()}
-
-
-def _is_secret(option: str) -> bool:
-    name = option.replace("_", "-")
-    short = any(whole.startswith(name) and len(name) > whole.index("-", 2) + 1 for whole in LISTED)
-    return bool(SECRET.search(name)) or short
-
-
-def _value(text: str) -> str:
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            return json.dumps(_json(json.loads(text)))
-        except ValueError:
-            return text
-    return URL.sub(rf"\1{HIDDEN}@", text)
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: HIDDEN if SECRET.search(key) else _json(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_json(inner) for inner in value]
-    return URL.sub(rf"\1{HIDDEN}@", value) if isinstance(value, str) else value

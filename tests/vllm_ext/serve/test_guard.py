@@ -11,9 +11,10 @@ import pytest
 from helpers_adapters import write_adapter
 
 from sqft_plugins.errors import SQFTError
+from sqft_plugins.hiding import hide, hide_variables
 from vllm_ext.serve.command import api_server, build, check_adapters, not_served
 from vllm_ext.serve.guard import OPEN, KeyEverywhere
-from vllm_ext.serve.server import Server, hide, hide_variables
+from vllm_ext.serve.server import Server
 
 # --- secrets ---
 
