@@ -132,13 +132,19 @@ def _content(path: Path) -> Any:
 
 @lru_cache(maxsize=8)
 def _structure_of_folder(path: str, content: Any) -> Structure:
+    return structure_of(meta_model(path))
+
+
+def meta_model(path: str | Path) -> Any:
+    """The float model of a folder or a file on the device meta, from its configuration alone. Raises CheckpointError
+    for a config that transformers does not know."""
     config = transformers_config(path)
     if hasattr(config, "quantization_config"):  # the structure is that of the float model
         del config.quantization_config
     with torch.device("meta"):
         model = empty_model(config, path)
     model.tie_weights()
-    return structure_of(model)
+    return model
 
 
 def transformers_config(path: str | Path) -> Any:

@@ -11,6 +11,7 @@ FAST = "`accelerate` replaces a layer that does more than it seems, or none"
 BLOCKS = "compression cannot load a model block by block"
 TRAIN = "`sqft train` runs otherwise than it was measured"
 EVAL = "an evaluation is not judged as lm-eval judges it"
+NAMES = "compression refuses a family whose files name its weights otherwise than transformers does"
 DTYPE = "the fast dtype of this machine cannot be told"
 
 TOUCHES = (
@@ -24,13 +25,27 @@ TOUCHES = (
         "transformers.trainer.Trainer.compute_loss", TRAIN, "self, model, inputs, return_outputs, num_items_in_batch",
     ),
     Touch("transformers.configuration_utils.PreTrainedConfig.name_or_path", INT4),
+    *touches(NAMES, "conversion_mapping", "core_model_loading", owner="transformers"),
+    Touch("transformers.conversion_mapping.get_model_conversion_mapping", NAMES, "model, ..."),
+    Touch(
+        "transformers.core_model_loading.rename_source_key", NAMES,
+        "source_key, weight_renamings, weight_converters, base_model_prefix=, meta_state_dict=, ...",
+    ),
+    Touch(
+        "transformers.core_model_loading.WeightConverter.convert", NAMES, "self, layer_name, model=, config=, ...",
+    ),
+    *touches(NAMES, "add_tensor", "reverse_transform", owner="transformers.core_model_loading.WeightConverter"),
+    *touches(
+        NAMES, "Concatenate", "MergeModulelist", "Transpose", "WeightRenaming", "dot_natural_key",
+        owner="transformers.core_model_loading",
+    ),
 
     # torch
     *touches(
         FAST, "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_apply", "_save_to_state_dict",
         owner="torch.nn.Module",
     ),
-    *touches(BLOCKS, "_parameters", "register_parameter", owner="torch.nn.Module"),
+    *touches(BLOCKS, "_parameters", "_buffers", "register_parameter", owner="torch.nn.Module"),
     *touches(LAYERS, "_ConvNd", owner="torch.nn.modules.conv"),
     *touches("a Hessian that was changed is taken for the same", "_version", owner="torch.Tensor"),
     *touches(DTYPE, "_is_amx_tile_supported", owner="torch.cpu"),

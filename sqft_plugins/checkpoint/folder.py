@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tens
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
-from sqft_plugins.structure import structure_of_folder
+from sqft_plugins.structure import meta_model, structure_of_folder
+
+if TYPE_CHECKING:
+    from sqft_plugins.checkpoint.stored_names import StoredNames
 
 
 class ModelFolder(TensorFiles):
@@ -74,13 +77,30 @@ class ModelFolder(TensorFiles):
         return sum(self.spec(name).nbytes for name in self.parts(module))
 
     def own_name(self, name: str) -> str:
-        """The name in the files of a tensor that the model calls `name`. A folder of the bare body of a model (GPT-2
-        and Bloom are published so) leaves out the first part."""
-        return next((own for own in (name, name.partition(".")[2]) if own in self.files), name)
+        """The name in the files of a tensor that the model calls `name`, the first where it is made of several. A
+        folder of the bare body of a model (GPT-2 and Bloom are published so) leaves out the first part; other families
+        have names of their own (`StoredNames`)."""
+        near = next((own for own in (name, name.partition(".")[2]) if own in self.files), None)
+        return near or next(iter(self.stored_names.sources(name)), name)
+
+    @cached_property
+    def stored_names(self) -> StoredNames:
+        """What the model's parameters are called in the files. Raises CheckpointError for a config that transformers
+        does not know."""
+        from sqft_plugins.checkpoint.stored_names import StoredNames  # imports transformers
+
+        return StoredNames(meta_model(self.path), self)
 
     def weight_name(self, module: str) -> str:
-        """The tensor of a float weight."""
+        """The tensor of a float weight, or the first of several."""
         return self.own_name(f"{module}.weight")
+
+    def _weight(self, module: str) -> Tensor:
+        """A float weight in the layout of its parameter."""
+        name = self.weight_name(module)
+        if f"{module}.weight".endswith(name):  # but for a prefix the model's own name: nothing is converted
+            return self.tensor(name)
+        return self.stored_names.read(f"{module}.weight")
 
     # --- weights ---
 
@@ -88,15 +108,22 @@ class ModelFolder(TensorFiles):
         """(out, in), without reading the weight."""
         if self.is_quantized(module):
             return self.int4.shape(module)
-        rows, columns = self.spec(self.weight_name(module)).shape
+        rows, columns = self._weight_shape(module)
         return (columns, rows) if self.is_transposed(module) else (rows, columns)
+
+    def _weight_shape(self, module: str) -> tuple[int, ...]:
+        """As the parameter has it, from headers alone."""
+        name = self.weight_name(module)
+        if f"{module}.weight".endswith(name):
+            return self.spec(name).shape
+        return tuple(self.stored_names.model.get_parameter(f"{module}.weight").shape)
 
     def weight(self, module: str) -> Tensor:
         """The weight of a module [out, in]: as stored, or dequantized to float32. Raises CheckpointError for a config
         that transformers does not know."""
         if self.is_quantized(module):
             return self.quantized(module).dequantize()
-        weight = self.tensor(self.weight_name(module))
+        weight = self._weight(module)
         return weight.t() if self.is_transposed(module) else weight
 
     def is_transposed(self, module: str) -> bool:
@@ -185,7 +212,7 @@ class ModelFolder(TensorFiles):
         """(out, in) of a weight that has a mask, from headers alone. Raises CheckpointError where the mask is another
         model's."""
         packed = self.masks.shape(module)
-        shape = self.int4.shape(module) if self.is_quantized(module) else self.spec(self.weight_name(module)).shape
+        shape = self.int4.shape(module) if self.is_quantized(module) else self._weight_shape(module)
 
         # only where the mask fits the turned weight alone: asking which weights are turned imports transformers
         turned = packed == packed_mask_shape(shape[::-1]) != packed_mask_shape(shape)

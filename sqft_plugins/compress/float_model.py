@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.load import load_tokenizer
+from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
 from sqft_plugins.compress.fused import check_reachable, count_of, fused_weights, left_out
@@ -85,8 +86,38 @@ class FloatModel:
         return sum(rows * columns for rows, columns in self.structure.shapes.values())
 
     def stored(self, module: str) -> str:
-        """The name of the module's weight in the folder's files."""
-        return self.skeleton.names[f"{module}.weight"]
+        """The tensor of the folder's files that holds the module's weight, or the first of several."""
+        return self.skeleton.sources(f"{module}.weight")[0]
+
+    def spec(self, module: str) -> TensorSpec:
+        """dtype and shape of the module's weight, as its parameter has it."""
+        dtype = self.folder.spec(self.stored(module)).dtype
+        return TensorSpec(dtype, tuple(self.skeleton.model.get_parameter(f"{module}.weight").shape))
+
+    def written(self, module: str) -> str:
+        """What the module's float weight is called in a folder made of this one: as in its own files, so that whatever
+        opens those opens it; by the model's own name where they lack its prefix, or join weights."""
+        name = f"{module}.weight"
+        stored = self.skeleton.stored
+        return stored.sources(name)[0] if stored.is_one(name) and stored.is_renamed(name) else name
+
+    def changed(self, written: Callable[[str], Mapping[str, TensorSpec]]) -> dict[str, dict[str, TensorSpec]]:
+        """Tensor of the folder's files → what takes its place, `written(module)` of each of its modules. Raises
+        SQFTError where a tensor holds a layer that is left out beside one that is not."""
+        stored = self.skeleton.stored
+        result: dict[str, dict[str, TensorSpec]] = {}
+        for module in self.modules:
+            sources = self.skeleton.sources(f"{module}.weight")
+            for source in sources:
+                result.setdefault(source, {})
+                for other in stored.parameters(source):
+                    if other.removesuffix(".weight") not in self.modules:
+                        raise SQFTError(
+                            f"tensor {source} holds {other} beside {module}, and only one of them is left out: "
+                            "exclude both, or none"
+                        )
+            result[sources[0]].update(written(module))
+        return result
 
     def as_stored(self, module: str, weight: Tensor) -> Tensor:
         """A weight [out, in] in the layout of the files: that of a Conv1D is [in, out] there."""
@@ -99,11 +130,11 @@ class FloatModel:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Tensor name in the files → parameter name in the model, where they differ."""
-        first: dict[str, str] = {}
-        for parameter, stored in self.skeleton.names.items():
-            first.setdefault(stored, parameter)
-        return first
+        """Tensor name in the files → parameter name in the model, where the files lack the prefix of the body or have
+        it where the model has none. Names of the family's own stay."""
+        stored = self.skeleton.stored
+        whole = ((stored.sources(name)[0], name) for name in stored if stored.is_one(name))
+        return {source: name for source, name in whole if source != name and not stored.is_renamed(name)}
 
     def check(self, more: Callable[[str, Tensor], None] | None = None) -> None:
         """Reads every weight once. Raises GridError, naming the tensor, for NaN and infinity.

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.structure import find_blocks, find_linears
+from sqft_plugins.structure import find_blocks
 
 SMALLEST = 8
 """The side of a matrix of an expert, at least: what is narrower is a table of a mechanism (Mamba's, RWKV's)."""
@@ -89,15 +89,3 @@ def check_reachable(fused: Mapping[str, tuple[int, ...]], linear: int, asked: ob
             f"sparsity={asked} cannot be reached: {left_out(fused, linear)}, which are not pruned yet. Prune the rest "
             f"alone with {remedy}"
         )
-
-
-def lacks_fused(model: nn.Module) -> str | None:
-    """Why the files of a model with such parameters may name the weights otherwise; None for other models."""
-    fused = fused_weights(model)
-    if not fused:
-        return None
-    linear = sum(layer.weight.numel() for layer in find_linears(model).values())
-    return (
-        f"{left_out(fused, linear)}: its files hold them one by one and transformers joins them when it loads, which "
-        "cannot be done block by block yet. Prune it in memory (sqft_plugins.compress.prune.prune_model)"
-    )

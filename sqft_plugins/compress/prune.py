@@ -150,8 +150,8 @@ def prune_folder(
     }
     with open_job(out, request, overwrite) as job:
         # the files of the output, laid out
-        specs = {name: source.folder.spec(source.stored(name)) for name in source.modules}
-        changed = {source.stored(name): {f"{name}.weight": spec} for name, spec in specs.items()}
+        specs = {name: source.spec(name) for name in source.modules}
+        changed = source.changed(lambda name: {source.written(name): specs[name]})
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # layers that were pruned before and are left out now keep their masks
         earlier = {name: packed for name, packed in source.folder.masks.items() if name not in source.modules}
@@ -160,7 +160,7 @@ def prune_folder(
         # work
         def prune_one(module: str, weight: Tensor, statistic: Tensor | None) -> Compressed:
             made = prune_weight(module, weight, statistic, pruner, patterns[module], specs[module].dtype)
-            stored = {f"{module}.weight": source.as_stored(module, made.weight)}
+            stored = {source.written(module): source.as_stored(module, made.weight)}
             return Compressed(made.weight, made.report, stored, nonzero_mask(made.weight))
 
         work = Compression(f"prune ({method})", source.modules, pruner.statistic, tokens, prune_one)

@@ -101,9 +101,7 @@ def quantize_folder(
     with open_job(out, request, overwrite) as job:
         # the files of the output, laid out
         dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
-        changed = {
-            source.stored(name): int4_specs(name, shape, grid, dtypes[name]) for name, shape in source.modules.items()
-        }
+        changed = source.changed(lambda name: int4_specs(name, source.modules[name], grid, dtypes[name]))
         weights = FolderWriter(source.folder, job.folder, changed, source.renamed)
         # a stamped folder keeps exactly the masks it has: an adapter trained on it carries their hash
         kept = source.folder.masks

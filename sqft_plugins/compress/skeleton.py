@@ -1,7 +1,7 @@
 """A model whose weights stay on disk: blocks are loaded when they are worked on, everything else when it is called.
 
-Parameters are on the meta device, so a model of any depth costs nothing; buffers (the frequencies of rotary embeddings,
-the scale of Gemma's embedding) are real, since no file has them.
+Parameters are on the meta device, so a model of any depth costs nothing; buffers are real: the class computes them (the
+frequencies of rotary embeddings, the scale of Gemma's embedding), or the files have them and they are small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sqft_plugins.checkpoint.folder import ModelFolder
-from sqft_plugins.compress.fused import lacks_fused
+from sqft_plugins.checkpoint.stored_names import StoredNames
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.structure import empty_model, find_blocks, transformers_config
 
@@ -23,8 +23,10 @@ from sqft_plugins.structure import empty_model, find_blocks, transformers_config
 class Skeleton:
     """A float model folder as a transformers model without weights.
 
-    model: the model, in eval mode, to be run as `model.base_model(...)`. names: parameter name → name in the folder's
-    files. Whatever is loaded is float32.
+    model: the model, in eval mode, to be run as `model.base_model(...)`. stored: what its parameters are called in the
+    folder's files. Whatever is loaded is float32.
+
+    Raises CheckpointError for a folder that lacks a parameter or a buffer.
     """
 
     def __init__(self, folder: ModelFolder):
@@ -33,7 +35,9 @@ class Skeleton:
         with _parameters_on_meta():
             model = empty_model(config, folder.path, dtype=torch.float32)
         self.model: PreTrainedModel = model.eval()
-        self.names = stored_names(self.model, folder)
+        self.stored = StoredNames(self.model, folder)
+        self._of = own_names(self.model, self.stored)
+        self._buffers_wait = True
         self._prefix, blocks = find_blocks(self.model)
         inside = {module for block in blocks for module in block.modules()}
         for name, module in self.model.named_modules():
@@ -41,17 +45,35 @@ class Skeleton:
                 module.register_forward_pre_hook(self._loader(name))
                 module.register_forward_hook(lambda module, inputs, output: self.free(module, recurse=False))
 
+    def sources(self, parameter: str) -> list[str]:
+        """The tensors of the files that a parameter is made of; of a tied one, those of the parameter that they have.
+        None for the head where the files lack it."""
+        return self.stored.sources(self._of.get(parameter, parameter))
+
     def load(self, name: str, module: nn.Module, recurse: bool = True) -> None:
         """Reads the parameters of `module`, called `name` in the model, and, with `recurse`, of all modules in it."""
+        if self._buffers_wait:  # of all modules, before the first of them computes
+            self._load_buffers()
+            self._buffers_wait = False
         for path, parameter in module.named_parameters(prefix=name, recurse=recurse):
             owner, _, own = path.removeprefix(f"{name}.").rpartition(".")
-            tensor = self.folder.tensor(self.names[path])
-            if tensor.shape != parameter.shape:
-                raise CheckpointError(
-                    f"tensor {self.names[path]} is {tuple(tensor.shape)} but its config.json says "
-                    f"{tuple(parameter.shape)}: copy the model again"
-                )
-            _put(module.get_submodule(owner), own, tensor.to(torch.float32, copy=True))
+            _put(module.get_submodule(owner), own, self._read(path, parameter).to(torch.float32, copy=True))
+
+    def _read(self, path: str, wanted: Tensor) -> Tensor:
+        tensor = self.stored.read(self._of.get(path, path))
+        if tensor.shape != wanted.shape:
+            raise CheckpointError(
+                f"tensor {self.sources(path)[0]} is {tuple(tensor.shape)} but its config.json says "
+                f"{tuple(wanted.shape)}: copy the model again"
+            )
+        return tensor
+
+    def _load_buffers(self) -> None:
+        """Buffers that the files have, such as the correction of a router's scores."""
+        for path, buffer in self.model.named_buffers():
+            if path in self.stored:
+                owner, _, own = path.rpartition(".")
+                self.model.get_submodule(owner)._buffers[own] = self._read(path, buffer).to(buffer.dtype, copy=True)
 
     def load_block(self, index: int, block: nn.Module) -> None:
         self.load(f"{self._prefix}.{index}", block)
@@ -71,35 +93,34 @@ class Skeleton:
         return hook
 
 
-def stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
-    """Parameter name → tensor name in the folder. They are equal, but for files of the bare body of a model (GPT-2 and
-    Bloom are published so), which lack its prefix, and for tied weights, of which a folder has one.
+def own_names(model: PreTrainedModel, stored: StoredNames) -> dict[str, str]:
+    """Parameter → the parameter whose value the files have: itself, or of tied ones, of which a folder has one, that.
 
-    Raises CheckpointError for a parameter that the folder does not have.
+    Raises CheckpointError for a parameter or a buffer that the folder does not have. Nothing here runs the head, which
+    may be missing.
     """
     tied: dict[int, str] = {}
     model.tie_weights()
     result = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        for candidate in (folder.own_name(name), tied.get(id(parameter))):
-            if candidate in folder.files:
-                tied.setdefault(id(parameter), candidate)
-                result[name] = candidate
-                break
+        own = name if name in stored else tied.get(id(parameter))
+        if own is not None:
+            tied.setdefault(id(parameter), own)
+            result[name] = own
 
-    missing = [name for name, _ in model.named_parameters() if name not in result]
     head = model.get_output_embeddings()
-    if missing and head is not None:  # nothing here runs the head
-        own = {id(parameter) for parameter in head.parameters()}
-        missing = [name for name in missing if id(model.get_parameter(name)) not in own]
-
+    optional = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if name not in result and id(parameter) not in tied and id(parameter) not in optional
+    ]
+    saved = model.state_dict().keys()
+    missing += [name for name, _ in model.named_buffers() if name in saved and name not in stored]
     if missing:
-        why = lacks_fused(model)
-        if why is not None:
-            raise CheckpointError(f"model {folder.path} has no tensor {missing[0]}. {why}")
         raise CheckpointError(
-            f"model {folder.path} has no tensor {missing[0]} (and lacks {len(missing) - 1} more): its files name the "
-            "weights otherwise than transformers does, or belong to another config.json"
+            f"model {stored.files.path} has no tensor {missing[0]} (and lacks {len(missing) - 1} more): its files name "
+            "the weights otherwise than transformers does, or belong to another config.json"
         )
     return result
 

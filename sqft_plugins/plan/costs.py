@@ -72,7 +72,7 @@ class Costs:
         self.vocabulary: int = table.shape[0]
         self.hidden: int = model.config.get_text_config().hidden_size
         self.embedding: int = table.numel()
-        self.embedding_itemsize: int = stored[source.skeleton.names[_name_of(model, table)]].dtype.itemsize
+        self.embedding_itemsize: int = stored[source.skeleton.sources(_name_of(model, table))[0]].dtype.itemsize
 
         # the linear layers, by block
         shapes = source.structure.shapes

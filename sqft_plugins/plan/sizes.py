@@ -58,7 +58,7 @@ class Sizes:
 
     def pruned(self, name: str = "pruned") -> Stage:
         """In the dtype of the source, with a mask of one bit a weight."""
-        changed = self._changed(lambda module, shape, stored: {f"{module}.weight": stored})
+        changed = self._changed(lambda module, shape, stored: {self.source.written(module): stored})
         return Stage(name, self._bytes(changed), self.side + self.mask_bytes(), self._bits(changed))
 
     def int4(self, grid: GridStamp, name: str | None = None) -> Stage:
@@ -85,10 +85,12 @@ class Sizes:
         shapes = self.source.modules.items()
         return file_bytes({name: TensorSpec(torch.uint8, packed_mask_shape(shape)) for name, shape in shapes})
 
-    def _changed(self, written: Callable[[str, tuple[int, int], TensorSpec], Specs]) -> dict[str, Specs]:
+    def _changed(self, written: Callable[[str, tuple[int, int], TensorSpec], Specs]) -> Mapping[str, Specs]:
         """Stored weight of each module → what is written in its place, by `written(module, its shape, stored spec)`."""
-        names = {self.source.stored(module): module for module in self.source.modules}
-        return {name: written(module, self.source.modules[module], self.stored[name]) for name, module in names.items()}
+        source = self.source
+        return source.changed(
+            lambda module: written(module, source.modules[module], self.stored[source.stored(module)])
+        )
 
     def _bytes(self, changed: Mapping[str, Specs]) -> int:
         """The files as FolderWriter lays them out: what is not changed is copied, under the model's own names."""
