@@ -1,5 +1,6 @@
-/* The buffer type: weights that are set into it are kept in the kernels' form. Its memory is address space that nobody
- * may touch: ggml gives every tensor a place there, and what it holds hangs at `extra`. */
+/* The buffer type: weights that are set into it are kept in the kernels' form, each in the place that ggml gives its
+ * tensor. A place is as large as a weight can become; memory is only what is written. What is known of it hangs at
+ * `extra`. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,8 @@ void print(const char* line) { fprintf(stderr, "%s\n", line); }
 std::atomic<void (*)(const char*)> say{print};
 
 struct Held { /* of one tensor */
-    std::unique_ptr<Weight> weight;
+    Weight weight;
+    bool whole = false;
     std::vector<uint8_t> arrived; /* of a tensor that comes in pieces */
     size_t bytes = 0;
 };
@@ -34,12 +36,12 @@ Space* space_of(ggml::Buffer* buffer) { return (Space*)buffer->context; }
 void free_buffer(ggml::Buffer* buffer) {
     Space* space = space_of(buffer);
     for (const auto& held : space->held)
-        if (held->weight) {
-            const sqft_weight& w = held->weight->packed;
+        if (held->whole) {
+            const sqft_weight& w = held->weight.packed;
             counts[TENSORS]--;
             counts[SOURCE_BYTES] -= w.out * (w.in / Q4_0_WEIGHTS) * Q4_0_BYTES;
-            counts[PACKED_BYTES] -= held->weight->bytes();
-            counts[KEPT] -= held->weight->kept;
+            counts[PACKED_BYTES] -= held->weight.bytes();
+            counts[KEPT] -= held->weight.kept;
             counts[WEIGHTS] -= w.out * w.in;
         }
     munmap(space->base, space->size);
@@ -68,7 +70,8 @@ void set_tensor(ggml::Buffer*, ggml::Tensor* tensor, const void* data, size_t of
             if (held->bytes < all) return;
             whole = held->arrived.data();
         }
-        held->weight = pack(whole, out, in);
+        held->weight = pack(whole, out, in, (uint8_t*)tensor->data);
+        held->whole = true;
         if (size != all)
             std::vector<uint8_t>().swap(held->arrived);
         else
@@ -80,8 +83,8 @@ void set_tensor(ggml::Buffer*, ggml::Tensor* tensor, const void* data, size_t of
     }
     counts[TENSORS]++;
     counts[SOURCE_BYTES] += (int64_t)all;
-    counts[PACKED_BYTES] += held->weight->bytes();
-    counts[KEPT] += held->weight->kept;
+    counts[PACKED_BYTES] += held->weight.bytes();
+    counts[KEPT] += held->weight.kept;
     counts[WEIGHTS] += out * in;
 }
 
@@ -89,7 +92,7 @@ void set_tensor(ggml::Buffer*, ggml::Tensor* tensor, const void* data, size_t of
 void get_tensor(ggml::Buffer*, const ggml::Tensor* tensor, void* data, size_t offset, size_t size) {
     const Held* held = (const Held*)tensor->extra;
     std::vector<uint8_t> whole(ggml_functions.ggml_nbytes(tensor));
-    if (held->weight) unpack(*held->weight, 0, tensor->ne[1], whole.data());
+    if (held->whole) unpack(held->weight, 0, tensor->ne[1], whole.data());
     memcpy(data, whole.data() + offset, size);
 }
 
@@ -103,10 +106,13 @@ const ggml::BufferFunctions buffer_functions = {
 
 const char* type_name(ggml::BufferType*) { return "SQFT"; }
 size_t type_alignment(ggml::BufferType*) { return 64; }
+size_t type_alloc_size(ggml::BufferType*, const ggml::Tensor* tensor) {
+    return tensor->view_src ? ggml_functions.ggml_nbytes(tensor) : (size_t)packed_bound(tensor->ne[1], tensor->ne[0]);
+}
 
 ggml::Buffer* alloc_buffer(ggml::BufferType* type, size_t size) {
     const size_t reserved = ((size ? size : 1) + 4095) & ~(size_t)4095;
-    void* base = mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* base = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return nullptr;
     return ggml_functions.ggml_backend_buffer_init(type, buffer_functions, new Space{base, reserved, {}}, size);
 }
@@ -114,9 +120,12 @@ ggml::Buffer* alloc_buffer(ggml::BufferType* type, size_t size) {
 }  // namespace
 
 ggml::BufferType buffer_type = {
-    {type_name, alloc_buffer, type_alignment, nullptr, nullptr, nullptr}, nullptr, nullptr};
+    {type_name, alloc_buffer, type_alignment, nullptr, type_alloc_size, nullptr}, nullptr, nullptr};
 
-const Weight* weight_of(const ggml::Tensor* tensor) { return ((const Held*)tensor->extra)->weight.get(); }
+const Weight* weight_of(const ggml::Tensor* tensor) {
+    const Held* held = (const Held*)tensor->extra;
+    return held->whole ? &held->weight : nullptr;
+}
 
 bool is_ours(const ggml::Tensor* weight) { return weight->buffer && weight->buffer->type == &buffer_type; }
 

@@ -72,17 +72,16 @@ int kernel_path();
 enum { Q4_0_WEIGHTS = 32, Q4_0_BYTES = 18 };
 
 struct Weight {
-    std::vector<uint64_t> masks;
-    std::unique_ptr<uint8_t[]> values;
-    std::vector<int64_t> block_offsets;
-    std::vector<uint16_t> scales;
-    sqft_weight packed{}; /* points into the four above */
+    sqft_weight packed{}; /* points into memory that somebody else holds */
     int64_t kept = 0;
 
     int64_t bytes() const;
 };
-/* blocks: uint8 [out, in / 32, 18], a whole tensor → the packed weight, on all cores. Throws std::bad_alloc. */
-std::unique_ptr<Weight> pack(const uint8_t* blocks, int64_t out, int64_t in);
+/* Bytes that a packed weight takes at most, whatever is kept. */
+int64_t packed_bound(int64_t out, int64_t in);
+/* blocks: uint8 [out, in / 32, 18], a whole tensor → the packed weight in `target`, on all cores. target: 64-byte aligned,
+ * packed_bound bytes, of which only those that are needed are touched. Throws std::bad_alloc before it writes. */
+Weight pack(const uint8_t* blocks, int64_t out, int64_t in, uint8_t* target);
 /* The inverse, bit for bit, of the rows [first, first + rows); first: a multiple of 16. */
 void unpack(const Weight& weight, int64_t first, int64_t rows, uint8_t* blocks);
 /* Of some rows: how many weights are kept, and the largest group in which scales repeat (0 where nothing was seen). */
@@ -90,7 +89,8 @@ struct Survey {
     int64_t weights = 0, kept = 0, group_blocks = 0;
 
     void add(const uint8_t* row, int64_t blocks);
-    void add_scales(const uint8_t* row, int64_t blocks);
+    /* Only the scales of `count` rows that follow each other. changed: scratch for `blocks` numbers. */
+    void add_scales(const uint8_t* rows, int64_t count, int64_t blocks, uint16_t* changed);
     double density() const { return weights ? (double)kept / (double)weights : 1.0; }
 };
 

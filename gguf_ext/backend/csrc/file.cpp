@@ -24,7 +24,7 @@ namespace sqft {
 
 namespace {
 
-const int64_t SAMPLED_ROWS = 256; /* half a million weights of a common matrix: the share of zeros to 0.1 % */
+const int64_t SAMPLED_ROWS = 64; /* 131,072 weights of a common matrix: the share of zeros to 0.3 % */
 const char* const DESCRIPTORS = "/dev/fd";
 
 /* A file, mapped for as long as this object lives. */
@@ -240,10 +240,10 @@ void give_back(const void* data, size_t size) {
     char line[4352];
     bool mapped = false;
     while (fgets(line, sizeof line, maps)) {
-        unsigned long begin, end, inode;
-        char rights[5];
-        if (sscanf(line, "%lx-%lx %4s %*x %*s %lu", &begin, &end, rights, &inode) != 4) continue;
-        if ((uintptr_t)data >= begin && (uintptr_t)data + size <= end) mapped = inode != 0 && rights[1] == '-';
+        char *rest, rights[5];
+        unsigned long begin = strtoul(line, &rest, 16), end = strtoul(rest + 1, &rest, 16), inode;
+        if ((uintptr_t)data < begin || (uintptr_t)data + size > end) continue;
+        mapped = sscanf(rest, " %4s %*x %*s %lu", rights, &inode) == 2 && inode != 0 && rights[1] == '-';
     }
     fclose(maps);
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);

@@ -10,7 +10,7 @@
 #include <iterator>
 #include <random>
 
-#include "door.h"
+#include "repack.h"
 
 extern "C" void sqft_ggml_density(double);
 
@@ -39,12 +39,19 @@ int main(int count, char** arguments) {
                 block[i] = (uint8_t)(code() | code() << 4);
             }
         }
-        auto packed = sqft::pack(source.data(), out, in);
-        const int64_t bytes = packed->block_offsets.back() + SQFT_PADDING;
-        if (sqft::kernels.check(&packed->packed, bytes) != SQFT_OK) fail("the kernels refuse what was packed");
+        auto place = [&] { return std::unique_ptr<uint8_t, decltype(&free)>((uint8_t*)aligned_alloc(64, sqft::packed_bound(out, in)), free); };
+        const auto first = place(), second = place();
+        const sqft::Weight packed = sqft::pack_by(sqft::plain_packer, source.data(), out, in, first.get());
+        const int64_t bytes = packed.packed.block_offsets[(out + 15) / 16] + SQFT_PADDING;
+        if (sqft::kernels.check(&packed.packed, bytes) != SQFT_OK) fail("the kernels refuse what was packed");
         std::vector<uint8_t> back(source.size());
-        sqft::unpack(*packed, 0, out, back.data());
+        sqft::unpack(packed, 0, out, back.data());
         if (back != source) fail("other blocks came back");
+        if (const sqft::Packer* fast = sqft::avx512_packer()) {
+            const sqft::Weight same = sqft::pack_by(*fast, source.data(), out, in, second.get());
+            const int64_t used = packed.packed.values + bytes - first.get();
+            if (same.kept != packed.kept || memcmp(first.get(), second.get(), used)) fail("AVX-512 packs otherwise");
+        }
         weights += out * in;
     }
 
