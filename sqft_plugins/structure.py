@@ -1,8 +1,10 @@
 """The linear layers that are pruned, quantized and adapted: those inside the decoder blocks, found by structure.
 
-The blocks are the longest ModuleList whose members are of one class and hold linear layers; a list inside another
-such list (the experts of one block, say) does not compete. Embeddings and `lm_head` lie outside the blocks, and a layer
-that shares its weight with anything outside them is left out, so neither is ever compressed.
+The blocks are the longest list of modules that hold linear layers and stand beside the embedding of the tokens: the
+tower of a vision model, which stands elsewhere, is none, however long; nor is a list inside another such list (the
+experts of one block, say). Where no list stands beside an embedding, the members of the longest must be of one class.
+Embeddings and `lm_head` lie outside the blocks, and a layer that shares its weight with anything outside its block is
+left out, so neither is ever compressed.
 
 GPT-2's Conv1D is a linear layer whose weight is stored [in, out]. Everywhere in this project a weight is [out, in]:
 `weight_of` and `set_weight` turn it round for a layer, `ModelFolder.weight` for a file.
@@ -12,12 +14,12 @@ transformers is imported when a function needs it, because reading a folder must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +68,39 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and the list of the decoder blocks. Raises SQFTError for a model that has none."""
     candidates: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(block) for block in module}) != 1:
-            continue
         inside_another = any(name.startswith(f"{outer}.") for outer in candidates)  # named_modules yields parents first
-        if not inside_another and any(map(is_linear, module.modules())):
+        if isinstance(module, nn.ModuleList) and not inside_another and _hold_linears(module):
             candidates[name] = module
-    if not candidates:
+
+    beside = _beside_the_embedding(model, candidates)
+    alike = {name: blocks for name, blocks in candidates.items() if len({type(block) for block in blocks}) == 1}
+    meant = beside or alike
+    if not meant:
         raise SQFTError(
             f"model {type(model).__name__} has no list of equal blocks with linear layers: give a decoder model"
         )
-    name = max(candidates, key=lambda n: (len(candidates[n]), _parameters(candidates[n])))
-    return name, candidates[name]
+    name = max(meant, key=lambda n: (len(meant[n]), _parameters(meant[n])))
+    return name, meant[name]
+
+
+def _hold_linears(blocks: nn.ModuleList) -> bool:
+    """Whether the members hold linear layers; a list of such layers alone (Gemma 3n's AltUp) is no list of blocks."""
+    return not all(map(is_linear, blocks)) and any(map(is_linear, blocks.modules()))
+
+
+def _beside_the_embedding(model: nn.Module, candidates: Mapping[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    """Those in the innermost module that holds both a list of blocks and the embedding of the tokens."""
+    try:
+        embedding = cast(Any, model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # no model of transformers, or one without tokens
+        return {}
+    place = next((name for name, module in model.named_modules() if module is embedding), None)
+    if place is None:
+        return {}
+    around = {name: name.rpartition(".")[0] for name in candidates}
+    around = {name: outer for name, outer in around.items() if not outer or place.startswith(f"{outer}.")}
+    innermost = max(around.values(), key=len, default="")
+    return {name: candidates[name] for name, outer in around.items() if outer == innermost}
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
@@ -86,11 +110,14 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """
     blocks_name, blocks = find_blocks(model)
     prefix = f"{blocks_name}."
-    outside = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if not name.startswith(prefix)}
+    block_of: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        inside = name.startswith(prefix)
+        block_of.setdefault(id(parameter), set()).add(name.removeprefix(prefix).partition(".")[0] if inside else "")
     return {
         name: module
         for name, module in blocks.named_modules(prefix=blocks_name)
-        if is_linear(module) and id(module.weight) not in outside
+        if is_linear(module) and len(block_of[id(module.weight)] | {name.removeprefix(prefix).partition(".")[0]}) == 1
     }
 
 
@@ -139,7 +166,7 @@ def meta_model(path: str | Path) -> Any:
     """The float model of a folder or a file on the device meta, from its configuration alone. Raises CheckpointError
     for a config that transformers does not know."""
     config = transformers_config(path)
-    if hasattr(config, "quantization_config"):  # the structure is that of the float model
+    if hasattr(config, "quantization_config"):  # what is asked for is the float model
         del config.quantization_config
     with torch.device("meta"):
         model = empty_model(config, path)
@@ -159,12 +186,26 @@ def transformers_config(path: str | Path) -> Any:
 
 
 def empty_model(config: Any, path: str | Path, **options: Any) -> Any:
-    """The causal language model of a configuration, which came from `path`, with weights that mean nothing. Raises
+    """The language model of a configuration, which came from `path`, with weights that mean nothing. Raises
     CheckpointError where transformers has none."""
-    from transformers import AutoModelForCausalLM
-
     with _known_to_transformers(path):
-        return AutoModelForCausalLM.from_config(config, **options)
+        return auto_class(config).from_config(config, **options)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes the model of a configuration: `AutoModelForCausalLM`, or, for a language
+    model that sees images, `AutoModelForImageTextToText`. Of a configuration that both know, `architectures` says which
+    model the files hold."""
+    import transformers
+
+    kinds = {
+        transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    }
+    named = set(getattr(config, "architectures", None) or ())
+    known = {kind: mapping[type(config)].__name__ for kind, mapping in kinds.items() if type(config) in mapping}
+    first = next(iter(known), transformers.AutoModelForCausalLM)
+    return next((kind for kind, name in known.items() if name in named), first)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.checkpoint.attached import attach_grid, mark_codes
@@ -22,6 +22,7 @@ from sqft_plugins.checkpoint.stamp import OtherGrid
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import Grid
 from sqft_plugins.progress import say
+from sqft_plugins.structure import auto_class
 
 
 class Lazy:
@@ -81,7 +82,7 @@ def skeleton_of(folder: ModelFolder) -> Skeleton:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = auto_class(config).from_config(config)
     return Skeleton(config, empty, int4_layers(empty, folder))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,15 +23,19 @@ from sqft_plugins.errors import CheckpointError, SQFTError, first_line
 from sqft_plugins.hardware import uncollected
 from sqft_plugins.model_files import open_file
 from sqft_plugins.progress import quiet_libraries
+from sqft_plugins.structure import auto_class
 
 VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """Files of which every kind of tokenizer has at least one."""
+OF_THE_HUB = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+"""Arguments of `from_pretrained` that say which config.json is read."""
 
 
 def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`; INT4 folders of every format as plain linears, exact in `dtype` and with
-    their grid (dequantize.py); a file that a plug-in reads as its plug-in loads it. A name that is no local folder is
-    looked up on the hub. Raises CheckpointError, GridError."""
+    """`from_pretrained` of the class that `auto_class` finds: a language model, alone or with a tower for images. INT4
+    folders of every format as plain linears, exact in `dtype` and with their grid (dequantize.py); a file that a
+    plug-in reads as its plug-in loads it. A name that is no local folder is looked up on the hub. Raises
+    CheckpointError, GridError."""
     if (file := open_file(path)) is not None:
         with quiet_libraries():
             return file.load(dtype, **kwargs).eval()
@@ -41,7 +45,10 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
     with as_checkpoint_error(path), quiet_libraries():
         if folder is not None and folder.files and folder.grid is not None:
             return load_dequantized(folder, dtype, **kwargs).eval()
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs).eval()
+        found = {name: kwargs[name] for name in OF_THE_HUB if name in kwargs}
+        kind = auto_class(AutoConfig.from_pretrained(path, **found))
+        model: PreTrainedModel = kind.from_pretrained(path, dtype=dtype, **kwargs)
+        return model.eval()
 
 
 @contextmanager

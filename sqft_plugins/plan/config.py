@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import config_folder
@@ -17,6 +17,7 @@ from sqft_plugins.checkpoint.tensors import INDEX, SINGLE
 from sqft_plugins.compress.float_model import FloatModel
 from sqft_plugins.errors import CheckpointError, first_line
 from sqft_plugins.progress import say
+from sqft_plugins.structure import auto_class
 
 
 class ConfigFolder(ModelFolder):
@@ -29,7 +30,7 @@ class ConfigFolder(ModelFolder):
         try:
             config: Any = AutoConfig.from_pretrained(self.path)
             with torch.device("meta"):
-                model: Any = AutoModelForCausalLM.from_config(config)
+                model: Any = auto_class(config).from_config(config)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{self.path}/config.json is of no model that is known ({first_line(error)})"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_wrappers import WRAPPERS, wrapper_config
 from torch import nn
+from transformers import JambaConfig, JambaForCausalLM
 
 from sqft_plugins.checkpoint import load_model
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import (
+    auto_class,
     find_blocks,
     find_linears,
     set_weight,
@@ -71,6 +74,43 @@ def test_a_list_inside_a_block_does_not_compete():
     model.short = nn.ModuleList([nn.Linear(8, 8)])
     assert find_blocks(model)[0] == "layers"
     assert len(find_linears(model)) == 12
+
+
+@pytest.mark.parametrize("family", list(WRAPPERS))
+def test_the_blocks_of_a_model_that_sees_images_are_those_of_its_language_model(family):
+    config = wrapper_config(family)
+    model = auto_class(config).from_config(config)
+    assert type(model).__name__.endswith("ForConditionalGeneration")
+    structure = structure_of(model)
+    assert structure.blocks.removeprefix("model.") in ("language_model.layers", "language_model.model.layers")
+    assert structure.length == 2  # the tower has three
+    towers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {*structure.shapes}
+    assert any("vision" in name or "visual" in name for name in towers)
+    assert {*structure.outside} == towers
+
+
+def test_architectures_say_which_of_two_classes_the_files_hold():
+    config = wrapper_config("llama4")
+    config.architectures = ["Llama4ForCausalLM"]
+    assert auto_class(config).__name__ == "AutoModelForCausalLM"
+
+
+def test_blocks_of_several_classes_beside_the_embedding_are_blocks():
+    config = JambaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=2, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False,
+    )  # fmt: skip
+    model = JambaForCausalLM(config)
+    assert find_blocks(model)[0] == "model.layers"
+    assert {type(block) for block in find_blocks(model)[1]} == {type(block) for block in model.model.layers}
+    assert len({type(block) for block in model.model.layers}) == 2
+
+
+def test_a_weight_that_two_blocks_share_is_left_out():
+    model = nn.Module()
+    model.layers = nn.ModuleList(Block() for _ in range(3))
+    model.layers[2].up.weight = model.layers[1].up.weight
+    assert list(find_linears(model)) == ["layers.0.up"]
 
 
 def test_a_weight_shared_with_the_outside_is_left_out():
