@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -119,3 +119,12 @@ def record_of(file: Path) -> tuple[int, int, int, int, int]:
     """The kernel's record of one file or folder, as in `State`. Raises OSError."""
     found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@cache
+def identity_of_code() -> str:
+    """Of the core's own sources: what one has half done is not finished by another of the same version."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -6,24 +6,32 @@ import errno
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sqft_plugins.checkpoint.leftovers import (
+    LOCK,
+    SCRATCH,
+    discard,
+    partial_folder,
+    replace,
+    sweep,
+    sweep_finished,
+    work_folder,
+)
 from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError
-
-LOCK = "lock"
-"""In a folder of work beside an output, the file that its process holds."""
 
 
 def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
     """The output path, or OutputExistsError before any work. Also refuses a parent that is a file, and to replace a
-    folder that the user stands in, or the home folder."""
+    folder that the user stands in, or the home folder. What a process that was killed left beside it is removed."""
     path = Path(path)
+    sweep(path.resolve())
     if path.exists() and not overwrite:
+        sweep_finished(path.resolve())
         raise OutputExistsError(f"{argument} {path} exists: choose another path, or replace it with --overwrite")
     real = path.resolve()
     if path.is_dir() and (Path.cwd().is_relative_to(real) or Path.home().is_relative_to(real)):
@@ -73,9 +81,7 @@ def write_folder(path: str | Path, overwrite: bool = False, argument: str = "--o
     """Yields an empty folder beside `path`; on success it becomes `path`, on any error or Ctrl-C it is removed."""
     # a link stays, what it points to is replaced
     shown, path = path, check_output_folder(path, overwrite, argument).resolve()
-    temporary = _beside(path)
-    make_folder(temporary, shown, argument)
-    with _cleaned(temporary, path, argument):
+    with _beside(path, shown, argument) as temporary:
         yield temporary
         replace_folder(temporary, path)
 
@@ -85,19 +91,26 @@ def replace_folder(folder: Path, path: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             _sync(file)
-    _replace(folder, path)
+    replace(folder, path)
 
 
 @contextmanager
 def write_file(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Iterator[Path]:
-    """Yields a file name beside `path` to write to; on success it becomes `path`, on any error it is removed."""
+    """Yields a file name in a folder beside `path` to write to; on success it becomes `path`, on any error it is
+    removed."""
     shown, path = path, check_output_file(path, overwrite, argument).resolve()
-    temporary = _beside(path)
+    with _beside(path, shown, argument) as folder:
+        yield folder / path.name
+        _sync(folder / path.name)
+        replace(folder / path.name, path)
+
+
+@contextmanager
+def _beside(path: Path, shown: str | Path, argument: str) -> Iterator[Path]:
+    """`partial_folder`, with the messages of an output."""
     make_folder(path.parent, shown, argument)
-    with _cleaned(temporary, path, argument):
-        yield temporary
-        _sync(temporary)
-        _replace(temporary, path)
+    with translate_full_disk(path, argument), partial_folder(path) as folder:
+        yield folder
 
 
 def make_folder(folder: Path, shown: str | Path, argument: str) -> None:
@@ -112,37 +125,9 @@ def make_folder(folder: Path, shown: str | Path, argument: str) -> None:
         ) from error
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    if path.is_dir():  # rename cannot replace a folder that is not empty: move the old one away first
-        old = _beside(path)
-        path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:  # Ctrl-C between the two
-            old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(temporary, path)
-
-
 def _sync(file: Path) -> None:
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
-
-
-@contextmanager
-def _cleaned(temporary: Path, path: Path, argument: str) -> Iterator[None]:
-    try:
-        with translate_full_disk(path, argument):
-            yield
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -153,7 +138,7 @@ def scratch_folder(path: str | Path, argument: str = "--out") -> Iterator[Path]:
     Raises SQFTError where another process is at it.
     """
     shown, path = path, Path(path).resolve()
-    work = path.with_name(f".{path.name}.sqft-work")
+    work = work_folder(path, SCRATCH)
     make_folder(work, shown, argument)
     with held_alone(work / LOCK, f"{argument} {shown}", "written"):
         empty_folder(work)
@@ -161,7 +146,7 @@ def scratch_folder(path: str | Path, argument: str = "--out") -> Iterator[Path]:
             with translate_full_disk(path, argument):
                 yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            discard(work, path)
 
 
 def empty_folder(work: Path) -> None:

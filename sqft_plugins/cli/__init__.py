@@ -109,7 +109,8 @@ def cli() -> None:
 
 REMEDIES = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS), "free some space or choose another path"
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+        "free some space or choose another path",
     ),
     errno.EIO: "the device fails: look after it, and choose another path",
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "choose another path"),

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqft_plugins._version import VERSION
 from sqft_plugins.checkpoint.files import (
-    LOCK,
     check_output_folder,
     empty_folder,
     held_alone,
@@ -28,7 +27,9 @@ from sqft_plugins.checkpoint.files import (
     replace_folder,
     translate_full_disk,
 )
+from sqft_plugins.checkpoint.leftovers import DONE, JOB, LOCK, discard, work_folder
 from sqft_plugins.errors import DiskFullError, SQFTError
+from sqft_plugins.identity import identity_of_code
 from sqft_plugins.progress import say
 
 REQUEST, PROGRESS = "request.json", "progress.json"
@@ -81,9 +82,10 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
     (SQFTError) nothing does. Raises SQFTError where another process is at it.
     """
     shown, path = out, check_output_folder(out, overwrite, argument).resolve()
-    work = path.with_name(f".{path.name}.sqft-job")
+    work = work_folder(path, JOB)
     make_folder(work, shown, argument)
-    asked = json.dumps({"version": VERSION, **request})
+    program = {"version": VERSION, "code": identity_of_code(), "torch": torch.__version__}
+    asked = json.dumps({**program, **request})
 
     with held_alone(work / LOCK, f"{argument} {shown}", "written"):
         left_behind = work / REQUEST
@@ -101,22 +103,18 @@ def open_job(out: str | Path, request: Mapping[str, Any], overwrite: bool, argum
             job.load()
             with translate_full_disk(path, argument, f"{job.done} finished blocks stay, run the same command to go on"):
                 yield job
+                (work / DONE).touch()
                 replace_folder(job.folder, path)
         except DiskFullError:
             raise
         except SQFTError:
-            _remove(work)
+            discard(work, path)
             raise
 
-        _remove(work)
+        discard(work, path)
 
 
 def _write(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.new")
     beside.write_text(text)
     os.replace(beside, file)
-
-
-def _remove(work: Path) -> None:
-    (work / REQUEST).unlink(missing_ok=True)  # first: what a kill leaves of the rest is then no job to go on with
-    shutil.rmtree(work, ignore_errors=True)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sqft_plugins.checkpoint.files import held_alone, make_folder
+from sqft_plugins.checkpoint.leftovers import CHECKPOINTS, LOCK, discard, work_folder
 from sqft_plugins.errors import MismatchError
 from sqft_plugins.progress import say
 from sqft_plugins.tune.evaluation import Best
@@ -26,13 +27,11 @@ from sqft_plugins.tune.record import HISTORY
 
 MARK = "sqft.json"
 BEST = "sqft_best.safetensors"
-LOCK = "lock"
 
 
 def checkpoint_folder(out: str | Path) -> Path:
     """`.NAME.checkpoints` beside the output NAME."""
-    path = Path(out).resolve()
-    return path.with_name(f".{path.name}.checkpoints")
+    return work_folder(Path(out).resolve(), CHECKPOINTS)
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def alone(out: str | Path) -> Iterator[None]:
             yield
         finally:
             if all(path.name == LOCK for path in folder.glob("*")):
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder, Path(out).resolve())
 
 
 def last_checkpoint(folder: Path, run: Mapping[str, Any], anew: bool = False) -> Path | None:

@@ -23,6 +23,7 @@ from sqft_plugins.cards.adapter import write_training_card
 from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
+from sqft_plugins.checkpoint.leftovers import DONE, discard
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.identity import content_hash
 from sqft_plugins.plugins import get_manager
@@ -179,8 +180,10 @@ def train_adapter(
                     tuned.save_pretrained(target)
                 own_template = tokenizer if training.chat_template else None
                 _write_beside(target, report, Path(temporary) / HISTORY, own_template)
+                if folder is not None:
+                    (folder / DONE).touch()
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder, Path(out).resolve())
     if unsettled is not None:
         raise SQFTError(f"{out} is written as it was trained, but has no codes: {unsettled}") from unsettled
     return report

@@ -106,11 +106,19 @@ def test_another_command_does_not_go_on_from_there(folder_of, tmp_path, capfd) -
     assert all(((~folder.mask(module)).sum(1) == folder.mask(module).shape[1] // 4).all() for module in folder.masks)
 
 
+def test_other_code_does_not_finish_what_this_one_began(folder_of, tmp_path, monkeypatch, capfd) -> None:
+    path = folder_of("llama", num_hidden_layers=4)
+    killed(2, False, lambda: prune_folder(path, tmp_path / "out", sparsity=0.5, **SMALL))
+    monkeypatch.setattr("sqft_plugins.compress.job.identity_of_code", lambda: "edited")
+    prune_folder(path, tmp_path / "out", sparsity=0.5, **SMALL)
+    assert "is of another command or another model: starting anew" in capfd.readouterr().err
+
+
 def test_what_a_killed_clean_up_leaves_is_no_job_to_go_on_with(folder_of, tmp_path, monkeypatch) -> None:
     """The model folder has gone to its place, but the list of finished blocks is still there."""
     compress = lambda: prune_folder(folder_of("llama"), tmp_path / "out", overwrite=True, **SMALL)  # noqa: E731
     with monkeypatch.context() as patched:
-        patched.setattr("sqft_plugins.compress.job._remove", lambda work: None)
+        patched.setattr("sqft_plugins.compress.job.discard", lambda work, path: None)
         compress()
     before = contents(tmp_path / "out")
     assert (tmp_path / ".out.sqft-job" / "progress.json").is_file()
