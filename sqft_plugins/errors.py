@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -61,3 +62,12 @@ def first_line(error: BaseException, length: int = 160) -> str:
     empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:length] if lines else type(error).__name__
+
+
+def system_error(error: BaseException) -> int | None:
+    """The number of the system's error (errno) that an exception tells of: an OSError's own, or the one in the text of
+    a library in Rust, such as safetensors; None for another exception."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

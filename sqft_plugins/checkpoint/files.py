@@ -22,7 +22,7 @@ from sqft_plugins.checkpoint.leftovers import (
     sweep_finished,
     work_folder,
 )
-from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError
+from sqft_plugins.errors import DiskFullError, OutputExistsError, SQFTError, system_error
 
 
 def check_output(path: str | Path, overwrite: bool = False, argument: str = "--out") -> Path:
@@ -179,8 +179,7 @@ def translate_full_disk(path: Path, argument: str, hint: str = "") -> Iterator[N
     try:
         yield
     except Exception as error:
-        # safetensors reports a full disk as an error of its own, with the system's words inside
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if system_error(error) in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.absolute().parent).free
             raise DiskFullError(
                 f"{argument} {path}: the disk is full ({free >> 20} MiB free): free some space or choose another path"

@@ -15,7 +15,7 @@ import click
 from sqft_plugins._version import VERSION
 from sqft_plugins.cli.common import examples
 from sqft_plugins.cli.ending import Ended, die_of, ending_in_order
-from sqft_plugins.errors import SQFTError, nearest
+from sqft_plugins.errors import SQFTError, nearest, system_error
 
 SECTIONS = {
     "make": (
@@ -148,11 +148,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(128 + signal.SIGPIPE)  # as of any program whose reader has gone, such as head
     except MemoryError:
         _fail("there is not enough memory: close other programs, or make the work smaller (sqft plan tells its needs)")
-    except OSError as error:
-        if error.errno in REMEDIES:
-            _fail(f"{error.filename or 'output'}: {error.strerror}: {REMEDIES[error.errno]}")
-        _fail_unforeseen(error, arguments)
     except Exception as error:
+        number = system_error(error)
+        if number in REMEDIES:
+            place = getattr(error, "filename", None) or "output"
+            _fail(f"{place}: {os.strerror(number)}: {REMEDIES[number]}")
         _fail_unforeseen(error, arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
