@@ -29,6 +29,8 @@ KINDS = {0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32"
 KINDS |= {STRING: "string", 10: "uint64", 11: "int64", 12: "float64"}
 """GGUF value type → `gguf_ext.arch.Entry.kind`; an array has the plural."""
 PLURALS = {"string": "strings", "float32": "floats", "int32": "ints", "bool": "bools"}
+LONGEST_NAME = 127
+"""Characters of a tensor's name: ggml takes 63, programs that compile it for themselves twice as many."""
 MAX_DIMENSIONS = 4
 
 
@@ -183,6 +185,8 @@ class Part:
 
     def _tensor_info(self) -> TensorInfo:
         name, dimensions = self._string(), self._number("I")
+        if not name.isprintable() or len(name) > LONGEST_NAME:  # every message of the tensor shows it
+            self._damaged(f"a tensor called {name[:40]!a}, {len(name)} characters")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             self._damaged(f"tensor {name} with {dimensions} dimensions")
         shape = [self._number("Q") for _ in range(dimensions)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from sqft_plugins.adapter import lora_config
+from sqft_plugins.adapter.pickled import Unpickled, read_pickled
 from sqft_plugins.adapter.tensor_names import (
     B_OF,
     BASE_WEIGHT,
@@ -26,7 +27,7 @@ from sqft_plugins.adapter.tensor_names import (
 from sqft_plugins.adapter.tensor_names import A as A_END
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.elastic import check_rank_choices, slice_lora
-from sqft_plugins.errors import CheckpointError, SQFTError, first_line
+from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.identity import hash_of_files
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ class AdapterFolder:
     def _open(self) -> Iterator[Any]:
         """The weights: safetensors' handle, or the tensors of a pickle behind the same methods."""
         if self.weights.name == PICKLED:
-            yield _Unpickled(self._unpickled)
+            yield self._unpickled
             return
         try:
             handle = safe_open(self.weights, framework="pt")
@@ -329,28 +330,5 @@ class AdapterFolder:
             yield opened
 
     @cached_property
-    def _unpickled(self) -> dict[str, Tensor]:
-        """Of a pickle nothing but tensors is loaded."""
-        import torch
-
-        try:
-            found = torch.load(self.weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zipfile and torch raise anything of a damaged file
-            raise CheckpointError(
-                f"adapter {self.name}: {PICKLED} is damaged, or no file of tensors alone ({first_line(error, 80)}): "
-                f"{AGAIN}"
-            ) from error
-        if not isinstance(found, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
-        ):
-            raise CheckpointError(f"adapter {self.name}: {PICKLED} holds no tensors by name: {AGAIN}")
-        return found
-
-
-class _Unpickled(dict[str, Any]):
-    """Tensors by name, read as safetensors' handle is."""
-
-    def get_tensor(self, name: str) -> Tensor:
-        return self[name]
-
-    get_slice = get_tensor
+    def _unpickled(self) -> Unpickled:
+        return read_pickled(self.weights, self.name, AGAIN)

@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int = 2) -> NoReturn:
     try:
-        print(f"sqft: {message}", file=sys.stderr, flush=True)
+        print(f"sqft: {' '.join(map(str.strip, message.splitlines()))}", file=sys.stderr, flush=True)
     except OSError:  # nobody is there to read it; the exit code still tells
         _drop_output()
     sys.exit(code)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.checkpoint.json_object import read_object
 from sqft_plugins.checkpoint.stamp import read_stamp
+from sqft_plugins.errors import CheckpointError
 from sqft_plugins.inspect.report import Row, count
 
 TRAINING = "training.json"
@@ -62,6 +63,8 @@ def _training(file: Path) -> Row | None:
         return None
     report = read_object(file, "copy the folder again")
     losses = report.get("losses") or [None]
+    if not isinstance(losses, list):
+        raise CheckpointError(f"{file}: losses is no list: copy the folder again")
     kept = {key: report.get(key) for key in ("tuner", "training", "dtype", "tokens", "seconds")}
     return {**kept, "first_loss": losses[0], "last_loss": losses[-1]}
 

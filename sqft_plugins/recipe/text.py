@@ -15,7 +15,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import SQFTError, first_line
 
 PLAIN = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -65,7 +65,7 @@ def read_yaml(file: Path) -> tuple[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SQFTError(f"recipe {file} cannot be read ({error}): give a YAML file") from error
     except YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or first_line(error)
         problem = problem.partition(" with value ")[0]  # of a key that stands twice, both values
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise SQFTError(f"recipe {file}{line} is no YAML ({problem}): correct it") from error

@@ -164,3 +164,11 @@ def test_a_count_of_parts_that_nobody_has_is_an_error(small, tmp_path):
     names[0].write_bytes(data)
     with pytest.raises(GGUFError, match="is part 1 of 65535 but not called so"):
         GGUFFile(names[0])
+
+
+@pytest.mark.parametrize("name", [b"token\nembd.weight", b"token\x00embd.weigh\x00"])
+def test_a_name_that_no_line_can_show_is_refused(small, tmp_path, name):
+    data = small[2].read_bytes().replace(b"token_embd.weight", name)
+    (tmp_path / "d.gguf").write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"a tensor called 'token\\\\?\w+embd"):
+        GGUFFile(tmp_path / "d.gguf")
