@@ -170,10 +170,17 @@ def count_changes(arguments: list[str], place: Path) -> int:
 
 def contents(place: Path) -> dict[str, bytes]:
     return {
-        str(file.relative_to(place)): b"-> " + os.readlink(file).encode() if file.is_symlink() else file.read_bytes()
+        str(file.relative_to(place)): b"-> " + os.readlink(file).encode() if file.is_symlink() else without_times(file)
         for file in sorted(place.rglob("*"))
         if file.is_symlink() or file.is_file()
     }
+
+
+def without_times(file: Path) -> bytes:
+    """What is in it; of a model card without the line that tells how long it took."""
+    if file.suffix != ".md":
+        return file.read_bytes()
+    return b"".join(line for line in file.read_bytes().splitlines(keepends=True) if b"seconds" not in line)
 
 
 def shared(one: Any, other: Any) -> Any:
@@ -352,8 +359,9 @@ def main() -> None:
     sys.exit(wrong > 0)
 
 
-def table(options: Any) -> list[dict[str, Any]]:
-    import peft  # noqa: F401  # before the processes fork
+def import_all() -> None:
+    """Before processes fork: each would import it anew."""
+    import peft  # noqa: F401
     import transformers  # noqa: F401
 
     import gguf_ext  # noqa: F401
@@ -362,6 +370,9 @@ def table(options: Any) -> list[dict[str, Any]]:
     import sqft_plugins.compress.quantize
     import sqft_plugins.tune.train  # noqa: F401
 
+
+def table(options: Any) -> list[dict[str, Any]]:
+    import_all()
     names = [*COMMANDS, *(f"{name} over {'file' if 'gguf' in name else 'folder'}" for name in OVER)]
     chosen = [name for name in names if not options.only or name in options.only]
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,8 +67,11 @@ def first_line(error: BaseException, length: int = 160) -> str:
 
 def system_error(error: BaseException) -> int | None:
     """The number of the system's error (errno) that an exception tells of: an OSError's own, or the one in the text of
-    a library in Rust, such as safetensors; None for another exception."""
+    a library in Rust, such as safetensors; of `torch.save`, which tells only that less was written than it gave, that
+    of a full disk; None for another exception."""
     if isinstance(error, OSError):
         return error.errno
+    if "inline_container.cc" in str(error) and "unexpected pos" in str(error):
+        return errno.ENOSPC
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None

@@ -118,6 +118,7 @@ def test_reports_do_not_fill_the_disk(failing) -> None:
         (OSError(24, "Too many open files", "m"), "m: Too many open files: close other programs"),
         (OSError(36, "File name too long", "m"), "m: File name too long: choose another path"),
         (ValueError("I/O error: File too large (os error 27)"), "output: File too large: free some space"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9 vs 8"), "output: No space left"),
         (MemoryError(), "there is not enough memory"),
     ],
 )
