@@ -14,9 +14,10 @@ OpenBookQA and MAWPS together), and answers are those of training questions that
     round 1, 2    `afterwards`, tuned a little more over its codes (24 steps), settled and merged; and once more
     LoRA longer   float: as many steps as LoRA and both rounds
 
-All are calibrated on the same text: 32 x 128 tokens of the training rows. Errors are standard deviations over 1,000
-bootstrap draws of the questions; `ratios` has median, min and max over the seeds. Models on the way are in --work, the
-scores too, so that a killed run goes on. A row of one seed takes 3 to 6 minutes on one core without AMX.
+All are calibrated on the same text: 32 x 128 tokens of the training rows (--sequences); settling has its 32 always.
+Errors are standard deviations over 1,000 bootstrap draws of the questions; `ratios` has median, min and max over the
+seeds. Models on the way are in --work, the scores too, so that a killed run goes on. All is float32. A row of one seed
+takes 3 to 6 minutes on one core without AMX.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--questions", type=int, default=64, help="Held-out questions of each task")
+    parser.add_argument("--sequences", type=int, help="Of calibration, 128 tokens each. Default: 32")
     parser.add_argument("--data-dir", default=os.environ.get(DATA_DIR), help=f"As in sqft eval; or {DATA_DIR}")
     parser.add_argument("--model", type=Path, help="The float model. Default: Gemma-3-270M from its PyPI package")
     parser.add_argument("--work", type=Path, default=Path("gain-out"), help="Models on the way, and scores")
@@ -76,6 +79,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     settings = QUICK if options.quick else FULL
+    if options.sequences is not None:
+        settings = replace(settings, sequences=options.sequences)
     tasks, training = data(options)
     if options.quick:
         model, work = scratch / "model", scratch / "work"

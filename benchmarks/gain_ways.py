@@ -69,7 +69,7 @@ class Ways:
 
     def scores(self, way: str, grid: str = "float") -> dict[str, list[float]]:
         """Task → nats of each right answer."""
-        key = way if way == "untuned" else f"{way}, {grid}, seed {self.seed}"
+        key = way if way == "untuned" else f"{way}, {grid}, {self.calibrated(grid)}seed {self.seed}"
         known = self._known()
         if key not in known:
             found = {"nats": self.measure(self.made(way, grid)), "about": self.notes.get(f"{way}, {grid}", {})}
@@ -78,6 +78,10 @@ class Ways:
                 file.write_text(json.dumps(known))
         self.notes[f"{way}, {grid}"] = known[key]["about"]
         return known[key]["nats"]
+
+    def calibrated(self, grid: str) -> str:
+        """Of the name of what was made on a grid: how much text it was calibrated on, where that is not the default."""
+        return "" if grid == "float" or self.how.sequences == Length.sequences else f"{self.how.sequences} sequences, "
 
     def _known(self) -> dict[str, Any]:
         return json.loads(self.known.read_text()) if self.known.exists() else {}
@@ -179,13 +183,15 @@ class Ways:
             "steps": steps,
             "batch_size": how.batch_size,
             "learning_rate": how.learning_rate,
+            "dtype": "float32",  # "auto" is bfloat16 on some machines: other numbers
             "seed": self.seed + 1000 * number,
         }
         return TrainSettings.make(given)
 
     def once(self, grid: str, name: str, make: Callable[[Path], object]) -> Path:
         model = GRIDS.get(grid, 0) is None and not name.endswith("-adapter")
-        path = self.work / f"{grid}-{self.seed}-{name.replace(' ', '-')}{'.gguf' if model else ''}"
+        text = self.calibrated(grid).partition(" ")[0]
+        path = self.work / f"{grid}-{self.seed}-{text}{name.replace(' ', '-')}{'.gguf' if model else ''}"
         if not path.exists():
             make(path)
         return path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from peft_ext.saved_base import is_fsdp_managed
+from sqft_plugins.checkpoint.packed_layers import is_packed
 from sqft_plugins.compress.fused import fused_weights, left_out, means_fused
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import find_linears, is_linear
@@ -163,6 +164,11 @@ def check_merge(layer: Any, names: Sequence[str]) -> None:
     if aware and len(together) > 1:
         raise works_alone(aware[0], f"merge one adapter, not {together} together")
 
+    if is_packed(layer.base()):
+        raise SQFTError(
+            f"adapter {names[0]!r} cannot be merged into packed weights in memory: `sqft merge` merges the saved one, "
+            "or load the base with load_model"
+        )
     if not isinstance(layer.base().weight, nn.Parameter) and not is_fsdp_managed(layer):
         raise SQFTError(
             f"adapter {names[0]!r} cannot be merged: its base weight is computed anew in each call (weight_norm, "

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from peft_ext.checks import holds_codes
 from peft_ext.config import SQFTConfig
-from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.layer import Linear, UnmergedWeights
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
 from peft_ext.rest import listed, rest_off_grid
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.model_file import ModelFile, open_model
+from sqft_plugins.checkpoint.packed_layers import is_packed
 from sqft_plugins.errors import CheckpointError, MismatchError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
-from sqft_plugins.layer_grid import LayerGrid
+from sqft_plugins.layer_grid import LayerGrid, PackedLayerGrid
 from sqft_plugins.mask import nonzero_mask
 
 UNRELATED = 0.9
@@ -43,10 +44,16 @@ def attach_grids(
     """
     if not layers:
         return None, None
-    weights = unmerged_weights(layers)
+    weights = UnmergedWeights(layers)
     for name, weight in weights.items():
         if weight.is_meta or weight.numel() == 0:
             raise SQFTError(f"{name} has no weight here: quantization_aware needs the base loaded before the adapter")
+    packed = [name for name, layer in layers.items() if is_packed(layer.base())]
+    if packed and config.rounding != "compensated":
+        raise SQFTError(
+            f"{packed[0]} is packed, and rounding={config.rounding!r} needs its floats: load the base with load_model, "
+            "or settle with rounding='compensated'"
+        )
 
     folder = int4_folder(model, config)
     if not any(bool(weight.any()) for weight in weights.values()):
@@ -59,10 +66,13 @@ def attach_grids(
     kinds: set[bool] = set()
     hashes = GridHashes()
     for name, layer in layers.items():
-        weight = weights[name].detach().cpu()
+        own = weights[name]
+        weight = own.detach().cpu()
         grid, own_codes = _layer_grid(folder, name, weight, holds_codes(layer.base()), config.sparse)
         kinds.add(grid.on_grid)
-        layer.elastic[adapter].grid = grid.to(weights[name].device)
+        held = layer.base()
+        leaner = PackedLayerGrid(held.packed) if is_packed(held) and grid.on_grid and grid.dense else None
+        layer.elastic[adapter].grid = leaner or grid.to(own.device)
         hashes.add(name, None if grid.dense else _mask_of(grid, weight), grid.with_codes(own_codes))
     if len(kinds) > 1:
         raise MismatchError(

@@ -25,6 +25,7 @@ from peft_ext.saved_base import SavedBase, is_fsdp_managed
 from peft_ext.settled import SettledCodes
 from peft_ext.variant import AdapterState, ElasticMaskedVariant
 from sqft_plugins.adapter.settled import hash_of, made_of, settled_codes, settled_patch
+from sqft_plugins.checkpoint.packed_layers import is_packed
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import Grid, QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
@@ -112,10 +113,8 @@ class Linear(LoraLinear):
                 "with quantization_aware=True"
             )
 
-        A, B, scaling = self.sub_adapter(adapter)
-        weight, settles = self.unmerged_weight(), self.elastic[adapter].compensated
-        with torch.no_grad():
-            codes = requantized(weight, A, B, scaling if merged and not settles else 0.0, grid)
+        settles = self.elastic[adapter].compensated
+        codes = self._codes(adapter, grid, merged and not settles)
         if merged and settles:
             if not self.is_settled(adapter):
                 raise SQFTError(
@@ -126,6 +125,15 @@ class Linear(LoraLinear):
             assert patch is not None
             codes = settled_codes(patch, codes, grid.grid.kind.bits)
         return grid.with_codes(codes)
+
+    def _codes(self, adapter: str, grid: LayerGrid, merged: bool) -> Tensor:
+        """The codes of the base [out, in], or those that it and the adapter are rounded to."""
+        base = self.base()
+        if is_packed(base) and not merged:
+            return base.packed.rows(slice(None)).codes
+        A, B, scaling = self.sub_adapter(adapter)
+        with torch.no_grad():
+            return requantized(self.unmerged_weight(), A, B, scaling if merged else 0.0, grid)
 
     def is_settled(self, adapter: str, trusted: bool = False) -> bool:
         """Whether the adapter has codes at the rank in force that were made from its A and B as they are. trusted: ask
@@ -195,8 +203,9 @@ class Linear(LoraLinear):
             raise SQFTError(
                 f"adapter {adapter!r} has no grid yet: the base had no weights when it was added, load them"
             )
-        if state.grid.device != self.base().weight.device:
-            state.grid = state.grid.to(self.base().weight.device)
+        base = self.base()
+        if not is_packed(base) and state.grid.device != base.weight.device:
+            state.grid = state.grid.to(base.weight.device)
         return state.grid
 
     def add_lora_bias(self, adapter: str, output: Tensor) -> Tensor:
@@ -239,6 +248,9 @@ class Linear(LoraLinear):
 
         # the base: nothing but a frozen GEMM
         base = self.base()
+        if is_packed(base):  # its codes, once it has any; till then two thin GEMMs beside it
+            settled = not self.training and self.is_settled(adapter, True)
+            return adapter if settled and (torch.is_autocast_enabled("cpu") or x.dtype == base.dtype) else None
         plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
         if not plain or base.weight.requires_grad:
             return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
@@ -273,7 +285,10 @@ class Linear(LoraLinear):
         Made anew at every token, generation was ten times slower than from a merged model. The cache costs one more
         copy of the weight.
         """
-        base = self.base().weight
+        held = self.base()
+        if is_packed(held):  # a copy of each layer is what it is packed for
+            return self.quantized(adapter).dequantize(held.dtype)
+        base = held.weight
         if torch.compiler.is_compiling() or is_fsdp_managed(self):
             # What is cached and why is no part of a compiled graph. FSDP gathers the weights for each forward into one
             # tensor, whose version does not change with them; and a copy of every layer on every process is what
@@ -353,6 +368,8 @@ class Linear(LoraLinear):
 
     def is_sharded(self) -> bool:
         """Whether the base weight is a part of the whole one, or gathered for each forward: it cannot be read now."""
+        if is_packed(self.base()):
+            return False
         weight: Any = self.base().weight
         return isinstance(weight, DTensor) or is_fsdp_managed(self)
 
@@ -380,6 +397,17 @@ def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
     return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
 
 
-def unmerged_weights(layers: Mapping[str, Linear]) -> dict[str, Tensor]:
-    """Module name → weight [out, in] of the base, whatever is merged now."""
-    return {name: layer.unmerged_weight() for name, layer in layers.items()}
+class UnmergedWeights(Mapping[str, Tensor]):
+    """Module name → weight [out, in] of the base, whatever is merged now; asked of its layer each time."""
+
+    def __init__(self, layers: Mapping[str, Linear]):
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._layers[name].unmerged_weight()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)

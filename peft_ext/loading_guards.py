@@ -26,7 +26,7 @@ from transformers import __version__ as transformers_version
 from transformers.integrations import peft as transformers_peft
 
 from peft_ext.config import SQFTConfig
-from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.layer import Linear, UnmergedWeights
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
@@ -139,7 +139,7 @@ def _check(own: Any, coming: Any, adapter: str, source: str, layers: Mapping[str
         warnings.warn(f"{source} was saved without a mask_hash: {NOT_CHECKED}", stacklevel=4)
         return
     found = own.mask_hash if hasattr(own, FRESH) or own.quantization_aware else None
-    found = found or base_hash(unmerged_weights(layers))[0]
+    found = found or base_hash(UnmergedWeights(layers))[0]
     if found is None or (own.quantization_aware and own.grid_stamp is None):
         warnings.warn(f"the base has no weights yet: {NOT_CHECKED}", stacklevel=4)
     elif own.quantization_aware:

@@ -22,7 +22,7 @@ from peft_ext.checks import (
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, int4_folder
-from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.layer import Linear, UnmergedWeights
 from peft_ext.merged_cache import forget_cache, note_cache
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import check_base, is_found, take_in
@@ -122,7 +122,7 @@ class SQFTModel(LoraModel):
                 if config.rounding == "compensated":
                     check_within_blocks(model, layers)
             elif config.sparse:
-                found["mask_hash"] = check_base(unmerged_weights(layers), config, adapter_name)
+                found["mask_hash"] = check_base(UnmergedWeights(layers), config, adapter_name)
             if new:
                 warn_left_out(model, meant, layers)
         except Exception:

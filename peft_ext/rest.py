@@ -19,6 +19,7 @@ def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Collection[str
     and float tensors of a file, which a merge copies (a float16 embedding, say)."""
     modules = dict(model.named_modules())
     names = [name for name in folder.int4.modules if name not in adapted and name in modules]
+    names = [name for name in names if not hasattr(modules[name], "packed")]  # of the folder, as it has them
     floats = _floats(model, folder, adapted)
     return [name for name in names if not torch.equal(_out_in(modules[name]), _merged(modules[name], folder, name))] + [
         name for name, own in floats.items() if not torch.equal(own, _as(own, folder.tensor(name)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from peft_ext.layer import Linear, unmerged_weights
+from peft_ext.layer import Linear, UnmergedWeights
 from peft_ext.provenance import Found, base_hash
 from peft_ext.registry import get_pattern_key
 from sqft_plugins.adapter.tensor_names import in_base
@@ -68,7 +68,7 @@ def note_mask(config: Any, layers: Mapping[str, Linear], adapter: str) -> None:
     if any(layer.is_sharded() for layer in layers.values()):
         return
 
-    weights = unmerged_weights(layers)
+    weights = UnmergedWeights(layers)
     found, _ = base_hash({in_base(name): weight for name, weight in weights.items()})
     if found is None or found == config.mask_hash:
         return

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_ext.layer import Linear
+from sqft_plugins.checkpoint.packed_layers import is_packed
 from sqft_plugins.compress.compensate import compensated, ordered_factor
 from sqft_plugins.compress.drive import Compressed, Compression, InMemory
 from sqft_plugins.compress.hessian import FactorMemo
@@ -71,11 +72,11 @@ class _BaseStays(InMemory):
     def __init__(self, model: Any, layers: Mapping[str, Linear]):
         super().__init__(model)
         self._bases = {id(layer.base()) for layer in layers.values()}
-        self._kept: list[tuple[Any, Tensor]] = []
+        self._kept: list[tuple[Any, Tensor | None]] = []  # None of a packed weight, which stays
 
     def load(self, index: int, block: nn.Module) -> None:
         own: list[Any] = [module for module in block.modules() if id(module) in self._bases]
-        self._kept = [(linear, weight_of(linear).clone()) for linear in own]
+        self._kept = [(linear, None if is_packed(linear) else weight_of(linear).clone()) for linear in own]
 
     def finished(self, block: nn.Module, rows: list[Row], run: Any) -> None:
         self.put_back()
@@ -84,7 +85,10 @@ class _BaseStays(InMemory):
     def put_back(self) -> None:
         """Gives the block that was worked on last its own weights back, also after an error in it."""
         for linear, weight in self._kept:
-            set_weight(linear, weight)
+            if weight is None:
+                linear.release()
+            else:
+                set_weight(linear, weight)
         self._kept = []
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sqft_plugins.errors import SQFTError
 from sqft_plugins.grid import Grid, QuantizedWeight
+from sqft_plugins.grid.packed import PackedWeight
 
 
 @dataclass
@@ -45,3 +47,23 @@ class LayerGrid:
     def to(self, device: torch.device) -> LayerGrid:
         mask, codes = (None if part is None else part.to(device) for part in (self.mask, self.codes))
         return LayerGrid(self.grid.to(device), mask, self.on_grid, self.dense, codes)
+
+
+class PackedLayerGrid(LayerGrid):
+    """The grid of a dense base of codes that stays packed: made of `packed` whenever it is asked for."""
+
+    def __init__(self, packed: PackedWeight):
+        self.packed, self.mask, self.on_grid, self.dense, self.codes = packed, None, True, True, None
+
+    @property
+    def grid(self) -> Grid:  # type: ignore[override]
+        return self.packed.rows(slice(None)).grid
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def to(self, device: torch.device) -> LayerGrid:
+        if device.type != "cpu":
+            raise SQFTError(f"device={device}: packed weights are for CPUs, load the base with load_model")
+        return self

@@ -114,11 +114,13 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         inside = name.startswith(prefix)
         block_of.setdefault(id(parameter), set()).add(name.removeprefix(prefix).partition(".")[0] if inside else "")
-    return {
-        name: module
-        for name, module in blocks.named_modules(prefix=blocks_name)
-        if is_linear(module) and len(block_of[id(module.weight)] | {name.removeprefix(prefix).partition(".")[0]}) == 1
-    }
+    found: dict[str, nn.Linear | Conv1D] = {}
+    for name, module in blocks.named_modules(prefix=blocks_name):
+        if is_linear(module):
+            own = module._parameters.get("weight")  # none where it is made when it is asked for
+            if block_of.get(id(own), set()) <= {name.removeprefix(prefix).partition(".")[0]}:
+                found[name] = module
+    return found
 
 
 def weight_of(linear: nn.Linear | Conv1D) -> Tensor:
@@ -127,8 +129,12 @@ def weight_of(linear: nn.Linear | Conv1D) -> Tensor:
 
 
 def set_weight(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
-    """Writes `weight` [out, in] into the layer, in place, in the layer's dtype."""
-    weight_of(linear).copy_(weight)
+    """Writes `weight` [out, in] into the layer, in the layer's dtype: in place, or, where the layer makes its weight
+    from something else (checkpoint/packed_layers.py), in the place of that."""
+    if isinstance(getattr(type(linear), "weight", None), property):
+        linear.weight = weight
+    else:
+        weight_of(linear).copy_(weight)
 
 
 def structure_of(model: nn.Module) -> Structure:

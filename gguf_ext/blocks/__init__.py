@@ -30,4 +30,5 @@ from gguf_ext.blocks.types import BLOCK as BLOCK
 from gguf_ext.blocks.types import OFFSET as OFFSET
 from gguf_ext.blocks.types import TensorType as TensorType
 from gguf_ext.blocks.types import row_bytes as row_bytes
+from gguf_ext.blocks.types import row_weights as row_weights
 from gguf_ext.blocks.types import type_name as type_name

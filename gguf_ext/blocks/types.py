@@ -91,3 +91,9 @@ def row_bytes(columns: int, kind: TensorType) -> int:
             f"in={columns} is not a multiple of {weights}: {kind.name} cannot hold it, keep the layer float"
         )
     return columns // weights * size
+
+
+def row_weights(size: int, kind: TensorType) -> int:
+    """The weights of a row of `size` bytes."""
+    weights, each = BLOCKS[kind]
+    return size // each * weights

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gguf_ext.arch import Config
-from gguf_ext.blocks import TensorType, unpack
+from gguf_ext.blocks import TensorType, grid_of, row_weights, unpack
+from gguf_ext.blocks.planes import Bytes
 from gguf_ext.errors import GGUFError
 from gguf_ext.model.names import Stored
 from gguf_ext.reader import GGUFFile
@@ -60,6 +63,14 @@ class Blocks(Int4Format):
         weight.grid.check_finite(f"{self.file.path}: {self.tensor_of(module)}")
         return weight
 
+    def packed(self, module: str) -> PackedRows:
+        """The rows of the file, in memory, in the order of the checkpoint. Raises what `weight` raises."""
+        order, kind = self.file_order(module), self.type_of(module)
+        raw = self.file.raw(self.tensor_of(module))
+        rows = PackedRows(np.array(raw) if order is None else raw[torch.argsort(order).numpy()], kind)
+        grid_of(rows.raw, kind).check_finite(f"{self.file.path}: {self.tensor_of(module)}")
+        return rows
+
     def file_order(self, module: str) -> Tensor | None:
         """int64 [out]: the row of the checkpoint in each row of the file; None where rows stay."""
         return row_order(self.stored[f"{module}.weight"], self.config)
@@ -67,6 +78,25 @@ class Blocks(Int4Format):
     def _is_grid(self, name: str) -> bool:
         info = self.file.tensors[self.stored[name].tensor]
         return len(info.shape) == 2 and info.type in _GRIDS
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A weight as the blocks of a file have it (a `PackedWeight`). raw: uint8 [out, row_bytes], of the type `kind`."""
+
+    raw: Bytes
+    kind: TensorType
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.raw), row_weights(self.raw.shape[1], self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        return self.raw.nbytes
+
+    def rows(self, rows: slice | Tensor) -> QuantizedWeight:
+        return unpack(self.raw[rows if isinstance(rows, slice) else rows.numpy()], self.kind)
 
 
 _GRIDS = frozenset(int(kind) for kind in TensorType if kind.is_block)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from gguf_ext.merge import check_merge, merge_file, merged_target
-from gguf_ext.model.blocks import Blocks, FileOrder, checkpoint_tensor, holds_codes_in
+from gguf_ext.model.blocks import Blocks, FileOrder, PackedRows, checkpoint_tensor, holds_codes_in
 from gguf_ext.model.config import Described, read_config
 from gguf_ext.model.names import Stored, stored_tensors
 from gguf_ext.model.trial import tried_tokenizer
@@ -75,11 +75,16 @@ class GGUFModel(ModelFile):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return tried_tokenizer(self.source)
 
-    def load(self, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
+    def load(
+        self, dtype: torch.dtype | str = "auto", fill: Callable[[str, bool], Tensor] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
         config = self.transformers_config()
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
         state = {name: Lazy(partial(self.tensor, name)) for name in self.stored}
+        if fill is not None:
+            for module in self.int4.modules:
+                state[f"{module}.weight"] = Lazy(partial(fill, module, self.is_transposed(module)))
         model = load_state(self, type(empty), config, state, dtype, **kwargs)
         model.generation_config = GenerationConfig(**self._endings())
         return model
@@ -140,6 +145,9 @@ class GGUFModel(ModelFile):
 
     def quantized_rows(self, module: str, rows: slice) -> QuantizedWeight:
         return self.int4.weight(module, rows)
+
+    def packed(self, module: str) -> PackedRows:
+        return self.int4.packed(module)
 
     def check_grids(self, modules: Iterable[str]) -> None:
         for module in modules:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sqft_plugins.checkpoint.attached import attach_grid, mark_codes
@@ -22,7 +22,7 @@ from sqft_plugins.checkpoint.stamp import OtherGrid
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import Grid
 from sqft_plugins.progress import say
-from sqft_plugins.structure import auto_class
+from sqft_plugins.structure import auto_class, transformers_config
 
 
 class Lazy:
@@ -78,7 +78,7 @@ class Skeleton:
 
 def skeleton_of(folder: ModelFolder) -> Skeleton:
     """Raises what transformers raises for a folder whose class it does not know."""
-    config = AutoConfig.from_pretrained(folder.path)
+    config = transformers_config(folder.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):

@@ -17,6 +17,7 @@ from sqft_plugins.checkpoint.stamp import FOLDER, MASK_FILE, GridStamp, Stamp, r
 from sqft_plugins.checkpoint.tensors import TensorFiles, find_tensors, open_tensors, read_header, read_tensor
 from sqft_plugins.errors import CheckpointError, MismatchError
 from sqft_plugins.grid import QuantizedWeight
+from sqft_plugins.grid.packed import PackedCodes, PackedWeight
 from sqft_plugins.mask import packed_mask_shape, unpack_mask
 from sqft_plugins.structure import meta_model, structure_of_folder
 
@@ -180,6 +181,10 @@ class ModelFolder(TensorFiles):
         if not self.is_quantized(module):
             raise CheckpointError(f"model {self.path} has no codes of {module}: it is float, or another model's")
         return self.int4.weight(module)
+
+    def packed(self, module: str) -> PackedWeight:
+        """The same weight in memory, and packed there. Raises what `quantized` raises."""
+        return PackedCodes.of(self.quantized(module))
 
     # --- masks ---
 

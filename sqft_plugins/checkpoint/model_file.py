@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,14 @@ class ModelFile(ModelFolder):
         """The tokenizer, a new object each time. Raises SQFTError for a tokenizer that cannot be made exactly."""
         raise NotImplementedError
 
-    def load(self, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
-        """The model with plain float linears, exact in float32; kwargs are those of `from_pretrained`."""
+    def load(
+        self, dtype: torch.dtype | str = "auto", fill: Callable[[str, bool], Tensor] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        """The model with plain float linears, exact in float32.
+
+        fill: (module, whether the layer is a Conv1D) → what takes the place of a quantized weight, as the layer has it.
+        kwargs: of `from_pretrained`.
+        """
         raise NotImplementedError
 
     def quantized_rows(self, module: str, rows: slice) -> QuantizedWeight:

@@ -10,8 +10,11 @@ folder would wait seconds.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sqft_plugins.errors import GridError
@@ -48,14 +51,26 @@ def unpack(packed: Tensor, count: int, bits: int = BITS) -> Tensor:
     """The inverse of `pack`: int32 [out, words] → uint8 codes [out, count], on the same device; also of rows that are
     padded, which is told by their length."""
     padded = packed.shape[1] != packed_words(count, bits) and packed.shape[1] == padded_words(count, bits)
-    if padded or WORD % bits == 0:  # whole codes in each word
+    if padded:  # whole codes in each word
         shifts = torch.arange(0, WORD - bits + 1, bits, dtype=torch.int32, device=packed.device)
         codes = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)  # [out, words, codes a word]
         return codes.to(torch.uint8).flatten(1)[:, :count].contiguous()
 
-    stream = packed.contiguous().cpu().numpy().astype("<i4", copy=False).view(np.uint8)
-    each = np.unpackbits(stream, axis=1, count=count * bits, bitorder="little").reshape(len(packed), count, bits)
-    return torch.from_numpy(np.packbits(each, axis=2, bitorder="little")[..., 0]).to(packed.device)
+    # the shortest run of whole codes in whole bytes, all runs at once: training over packed weights does this often
+    run = 8 // math.gcd(8, bits)
+    stream = packed.contiguous().view(torch.uint8)
+    runs = -(-count // run)
+    size = runs * run * bits // 8  # the words may end within the last run
+    stream = stream[:, :size] if stream.shape[1] >= size else F.pad(stream, (0, size - stream.shape[1]))
+    held = stream.unflatten(1, (runs, -1))  # [out, runs, bytes]
+    codes = torch.empty(len(packed), runs, run, dtype=torch.uint8, device=packed.device)
+    for place in range(run):
+        byte, shift = divmod(place * bits, 8)
+        code = held[:, :, byte] >> shift
+        if shift + bits > 8:
+            code |= held[:, :, byte + 1] << (8 - shift)
+        torch.bitwise_and(code, 2**bits - 1, out=codes[:, :, place])
+    return codes.flatten(1)[:, :count].contiguous()
 
 
 def pack_zero_point(zero_point: Tensor, bits: int = BITS) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, set_seed
 from sqft_plugins.adapter import AdapterFolder
 from sqft_plugins.adapter.saved import CHAT_TEMPLATE
 from sqft_plugins.cards.adapter import write_training_card
-from sqft_plugins.checkpoint import ModelFile, ModelFolder, load_model, open_model, write_folder
+from sqft_plugins.checkpoint import ModelFile, ModelFolder, open_model, write_folder
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.leftovers import DONE, discard
@@ -36,6 +36,7 @@ from sqft_plugins.tune.arguments import (
     tensorboard_callbacks,
     trainer_arguments,
 )
+from sqft_plugins.tune.base_weights import load_base, stays_packed
 from sqft_plugins.tune.chat import Chat
 from sqft_plugins.tune.data import Collator
 from sqft_plugins.tune.dtypes import choose_dtype
@@ -63,6 +64,7 @@ class Run:
     data: the rows; `data.training` are the settings with the steps that the epochs come to.
     dtype, reason: of the base, and why.
     missing: names of target modules that no layer has.
+    packed: whether the base's weights stay packed.
     """
 
     base: ModelFolder
@@ -73,6 +75,7 @@ class Run:
     dtype: torch.dtype
     reason: str
     missing: Sequence[str]
+    packed: bool
 
     @property
     def training(self) -> TrainSettings:
@@ -81,7 +84,7 @@ class Run:
     def identity(self, model_path: str | Path) -> dict[str, Any]:
         """What must be equal in a run that goes on from a checkpoint: all that its result depends on."""
         # epochs, dtype and chat_template are in steps, dtype and the rows; the other two do not matter
-        without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard"}
+        without = {"epochs", "dtype", "checkpoint_every", "chat_template", "tensorboard", "base_weights"}
         adapter = self.adapter.model_dump()
         if adapter["grid"] is not None:
             adapter["grid"] = content_hash(Path(local_folder(adapter["grid"])))
@@ -139,7 +142,8 @@ def train_adapter(
     dtype, reason = choose_dtype(base, adapter.quantization_aware, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)
     data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
-    run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing)
+    packed = stays_packed(base, adapter, training, dtype)
+    run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing, packed)
 
     folder = checkpoint_folder(out) if training.checkpoint_every else None
     identity = run.identity(model_path) if folder else {}
@@ -149,7 +153,7 @@ def train_adapter(
             _say_what_is_done(run, last)
 
         # work
-        model = load_model(model_path, dtype=dtype)
+        model = load_base(base, adapter, dtype, packed)
         _check_model(model, run.training)
         set_seed(training.seed)
         tuned: Any = method.attach(model, adapter)
@@ -238,7 +242,7 @@ def _say_what_is_done(run: Run, last: Path | None) -> None:
     training, data = run.training, run.data
     say(
         f"{data.examples} examples in {training.steps} steps of {training.batch_size}, base in {_name(run.dtype)}, "
-        f"{run.reason}"
+        f"{run.reason}{', packed in memory' if run.packed else ''}"
     )
     if data.dropped:
         say(f"{data.dropped} examples left out: longer than max_length={training.max_length} tokens, or the context")
