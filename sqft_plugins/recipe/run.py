@@ -121,7 +121,7 @@ def todo_of(recipe: Recipe, steps: Sequence[Step], stages: Stages) -> list[Step]
 
 
 LATER: dict[str, tuple[tuple[str, Any], ...]] = {
-    "train": (("rounding", None), ("tokenizer", None), ("init_adapter", None), ("base_weights", "auto")),
+    "train": (("rounding", None), ("tokenizer", None), ("init_adapter", None), ("base_weights", "float")),
     "quantize": (("grid", "int4"), ("importance", True)),
 }
 """Options that the first release did not have, at the values by which a step is what that release made of it."""

@@ -15,17 +15,15 @@ from sqft_plugins.errors import SQFTError
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 
 
-def stays_packed(base: ModelFolder, adapter: AdapterSettings, training: TrainSettings, dtype: torch.dtype) -> bool:
-    """As `training.base_weights` asks; with "auto" wherever it can be and the base is float32. In bfloat16 products are
-    so fast on a machine that has them that unpacking would take longer. Raises SQFTError for "packed" where it cannot
-    be."""
-    asked = training.base_weights
-    if asked == "float":
+def stays_packed(base: ModelFolder, adapter: AdapterSettings, training: TrainSettings) -> bool:
+    """As `training.base_weights` asks: unpacking costs time, more in bfloat16 where products are fast. Raises SQFTError
+    for "packed" where it cannot be."""
+    if training.base_weights == "float":
         return False
     why = _why_not(base, adapter)
-    if why is not None and asked == "packed":
+    if why is not None:
         raise SQFTError(f"base_weights=packed: {why}, leave it out")
-    return why is None and (asked == "packed" or dtype == torch.float32)
+    return True
 
 
 def load_base(base: ModelFolder, adapter: AdapterSettings, dtype: torch.dtype, packed: bool) -> Any:

@@ -148,10 +148,10 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = option(
         None, "Save every N steps; started again, a killed run goes on.", metavar="N", ge=1
     )
-    base_weights: Literal["auto", "packed", "float"] = option(
-        "auto",
-        "How a quantized MODEL is in memory: packed, with each weight made anew in a step, or float. "
-        "Default: packed in float32 on a CPU, where it can be.",
+    base_weights: Literal["float", "packed"] = option(
+        "float",
+        "How a quantized MODEL is in memory: float; or packed, with each weight made anew twice in a step, which takes "
+        "half as long again.",
     )
     tensorboard: str | None = option(None, "Log for TensorBoard.", "place", metavar="DIR")
     seed: int = option(0, "Of everything that is drawn.", ge=0, lt=2**32)

@@ -142,7 +142,7 @@ def train_adapter(
     dtype, reason = choose_dtype(base, adapter.quantization_aware, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)
     data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
-    packed = stays_packed(base, adapter, training, dtype)
+    packed = stays_packed(base, adapter, training)
     run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing, packed)
 
     folder = checkpoint_folder(out) if training.checkpoint_every else None
