@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from gguf_ext.arch.bloom import BLOOM
+from gguf_ext.arch.cohere import COHERE, COHERE2
+from gguf_ext.arch.gemma import GEMMA, GEMMA2
 from gguf_ext.arch.gemma3 import GEMMA3
 from gguf_ext.arch.gpt2 import GPT2
+from gguf_ext.arch.layer_norm import FALCON, GPTNEOX, NEMOTRON, PHI2, STABLELM, STARCODER2
+from gguf_ext.arch.like_llama import ARCEE, ERNIE, EXAONE4, GLM, GLM4, GRANITE, HUNYUAN, SEED_OSS, SMOLLM3
 from gguf_ext.arch.llama import LLAMA
 from gguf_ext.arch.mistral import MISTRAL
+from gguf_ext.arch.olmo import OLMO, OLMO2, OLMO3
 from gguf_ext.arch.phi3 import PHI3
 from gguf_ext.arch.qwen import QWEN2, QWEN3
 from gguf_ext.arch.spec import Architecture, Config, Entry, Key, Rule, Told, head_width, rotary, rotary_order
@@ -38,8 +43,15 @@ __all__ = [
     "table_of",
 ]
 
-ARCHITECTURES: tuple[Architecture, ...] = (BLOOM, GEMMA3, GPT2, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3)
-REFUSED = {"OPTForCausalLM": "llama.cpp has no OPT, so no file can hold it"}
+ARCHITECTURES: tuple[Architecture, ...] = (
+    ARCEE, BLOOM, COHERE, COHERE2, ERNIE, EXAONE4, FALCON, GEMMA, GEMMA2, GEMMA3, GLM, GLM4, GPT2, GPTNEOX, GRANITE,
+    HUNYUAN, LLAMA, MISTRAL, NEMOTRON, OLMO, OLMO2, OLMO3, PHI2, PHI3, QWEN2, QWEN3, SEED_OSS, SMOLLM3, STABLELM,
+    STARCODER2,
+)  # fmt: skip
+REFUSED = {
+    "OPTForCausalLM": "llama.cpp has no OPT, so no file can hold it",
+    "GPTJForCausalLM": "llama.cpp has no GPT-J, so no file can hold it",
+}
 
 
 def known_architectures() -> dict[str, Architecture]:

@@ -10,7 +10,9 @@ from gguf_ext.arch.rope import ROPE_KEYS, rope_constants, rope_note, rope_reason
 from gguf_ext.arch.spec import DECODER_KEYS, SILU, Architecture, Bias, Config, Key, Rule, Told, rotary
 
 
-def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none") -> tuple[Rule, ...]:
+def decoder_rules(
+    *, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias = "none", norm_bias: Bias = "none"
+) -> tuple[Rule, ...]:
     """The modules of a Llama-shaped model. rotated: whether llama.cpp wants q and k in its own rotary order. bias: of
     the output projection and the MLP."""
     q, k = (rotary("num_attention_heads"), rotary("num_key_value_heads")) if rotated else (None, None)
@@ -18,14 +20,14 @@ def decoder_rules(*, rotated: bool = False, qkv_bias: Bias = "none", bias: Bias 
 
     return (
         Rule("model.embed_tokens"),
-        Rule("model.norm"),
+        Rule("model.norm", bias=norm_bias),
         Rule("lm_head", required=False),
-        Rule(f"{layer}.input_layernorm"),
+        Rule(f"{layer}.input_layernorm", bias=norm_bias),
         Rule(f"{layer}.self_attn.q_proj", rows=q, bias=qkv_bias),
         Rule(f"{layer}.self_attn.k_proj", rows=k, bias=qkv_bias),
         Rule(f"{layer}.self_attn.v_proj", bias=qkv_bias),
         Rule(f"{layer}.self_attn.o_proj", bias=bias),
-        Rule(f"{layer}.post_attention_layernorm"),
+        Rule(f"{layer}.post_attention_layernorm", bias=norm_bias),
         Rule(f"{layer}.mlp.gate_proj", bias=bias),
         Rule(f"{layer}.mlp.up_proj", bias=bias),
         Rule(f"{layer}.mlp.down_proj", bias=bias),

@@ -7,6 +7,7 @@ from typing import Any
 
 from gguf_ext.arch.rope import SCALED, rope_reason, scaling_entries, told_rope, yarn_attention
 from gguf_ext.arch.spec import DECODER_KEYS, GELU_TANH, Architecture, Config, Entry, Key, Rule, Told, absent, short
+from gguf_ext.arch.windows import told_window, window_entries, window_reason
 
 PERIOD = 6
 """llama.cpp's default: every sixth layer sees the whole context, the others a window."""
@@ -24,9 +25,8 @@ def _reason(config: Config) -> str:
         # llama.cpp has one such factor, for the layers with a window too
         return "attention_factor, mscale of YaRN are fixed to their defaults in llama.cpp's gemma3"
 
-    window = config.get("sliding_window")
-    if "sliding_attention" in config["layer_types"] and (not window or window < 1):
-        return f"sliding_window={window} of layers with sliding_attention is no window: give 1 or more"
+    if reason := window_reason("gemma3", config):
+        return reason
 
     # what llama.cpp's graph has fixed
     heads = config["hidden_size"] // config["num_attention_heads"]
@@ -44,14 +44,7 @@ def _reason(config: Config) -> str:
 
 def _entries(config: Config) -> list[Entry]:
     entries = scaling_entries("gemma3", config["rope_parameters"]["full_attention"], config)
-
-    # which layers have a window
-    sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
-    if any(sliding):  # with a window that no layer has, llama.cpp ends the process
-        entries.append(Entry("gemma3.attention.sliding_window", int(config["sliding_window"]), "uint32"))
-    if any(sliding) and sliding != [bool((layer + 1) % PERIOD) for layer in range(len(sliding))]:
-        entries.append(Entry("gemma3.attention.sliding_window_pattern", sliding, "bools"))
-
+    entries += window_entries("gemma3", config, PERIOD)
     if config.get("final_logit_softcapping"):
         cap = float(config["final_logit_softcapping"])
         entries.append(Entry("gemma3.final_logit_softcapping", cap, "float32"))
@@ -64,16 +57,12 @@ def _base(layers: str) -> Callable[[Config], Any]:
 
 
 def _told(told: Told) -> dict[str, Any]:
-    layers, pattern = told.get("block_count"), told.get("attention.sliding_window_pattern")
-    period = pattern if isinstance(pattern, int) and not isinstance(pattern, bool) else PERIOD
-    sliding = pattern if isinstance(pattern, list) else [bool((layer + 1) % period) for layer in range(layers)]
-    window = told.get("attention.sliding_window")
+    layers = told.get("block_count")
     full, local = told_rope(told), {"rope_type": "default", "rope_theta": short(told.get("rope.freq_base_swa"))}
     head = told.get("embedding_length") // told.get("attention.head_count")
     return {
         "model_type": "gemma3_text",
-        "layer_types": ["sliding_attention" if window and one else "full_attention" for one in sliding],
-        **({"sliding_window": window} if window else {}),  # transformers wants one of a model without such layers, too
+        **told_window(told, PERIOD),
         "rope_parameters": {"full_attention": full, "sliding_attention": local},
         "query_pre_attn_scalar": head if layers == LAYERS_27B else told.get("attention.key_length"),
         "final_logit_softcapping": told.get("final_logit_softcapping") or None,

@@ -103,6 +103,8 @@ class Architecture:
     ignored: tensors of the checkpoint that the file does not need (regular expressions).
     told: the fields of config.json, `model_type` among them, that a file says beyond those which stand in `keys` by
         name; None where no file is read as a model of these classes.
+    head: whether llama.cpp's graph takes a head of its own ("own"), the embedding ("tied"), or either ("any").
+    reads: of tables with one name, whether a file is read by this one.
     """
 
     name: str
@@ -115,6 +117,8 @@ class Architecture:
     note: Callable[[Config], str] = lambda config: ""
     ignored: tuple[str, ...] = field(default=(r".*\.rotary_emb\.inv_freq",))
     told: Callable[[Told], dict[str, Any]] | None = None
+    head: Literal["any", "tied", "own"] = "any"
+    reads: Callable[[Told], bool] = lambda told: True
 
     @property
     def bodies(self) -> set[str]:

@@ -28,7 +28,8 @@ SILENT = ("sqft.version", "sqft.exact", "sqft.largest_error")
 HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned")
 """Keys that change nothing in any graph of ours; Granite alone reads `finetuned`, as a switch of its rotation."""
 SEEN = frozenset({
-    "arcee", "command-r", "gemma2", "granite", "olmo", "olmo2", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "arcee", "chatglm", "cohere2", "command-r", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "glm4", "gptneox",
+    "granite", "hunyuan-dense", "nemotron", "olmo", "olmo2", "phi2", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })  # fmt: skip
 """Graphs whose logits were seen to be transformers'."""
 

@@ -62,12 +62,15 @@ def read_config(file: GGUFFile) -> Described:
 def find_table(file: GGUFFile) -> Architecture:
     """The table of the file's architecture. Raises UnsupportedArchitectureError."""
     name = str(file.metadata.get("general.architecture"))
-    known = {table.name: table for table in reversed(list(known_architectures().values())) if table.told is not None}
-    if name not in known:
+    tables = [table for table in known_architectures().values() if table.told is not None]
+    said = told(file)
+    found = next((table for table in tables if table.name == name and table.reads(said)), None)
+    if found is None:
+        known = sorted({table.name for table in tables})
         raise UnsupportedArchitectureError(
             f"{file.path} is {name}, which has no table to read a file by: {nearest(name, known)}; or {REMEDY}"
         )
-    return known[name]
+    return found
 
 
 def told(file: GGUFFile) -> Told:

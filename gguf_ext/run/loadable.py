@@ -30,13 +30,16 @@ LARGEST = 2**31 - 1
 SCALINGS = ("none", "linear", "yarn", "longrope")
 BASE = "rope.freq_base"
 EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
-ROTARY = ("llama", "qwen2", "qwen3", "phi3", "gemma3")
+ROTARY = ("llama", "qwen2", "qwen3", "phi3", "gemma3", *SEEN)
 """Architectures of ours with rotary positions."""
 TRANSFORMERS = (*ROTARY, "gpt2", "bloom")
 """Those that we write: every layer is attention, with heads of one width."""
 ROTATED_WHOLE = ("llama", "qwen2", "qwen3")
 """Their graphs rotate whole heads."""
-HEADS_FILL = ("qwen2", "phi3", "gpt2", "bloom")
+HEADS_FILL = (
+    "qwen2", "phi3", "gpt2", "bloom", "chatglm", "cohere2", "command-r", "exaone4", "falcon", "gptneox", "nemotron",
+    "olmo", "olmo2", "phi2", "stablelm", "starcoder2",
+)  # fmt: skip
 """Their tables have a square attention output: heads times their width is the embedding."""
 ENCODERS = ("bert", "rwkv")
 """Tokenizers that die of a vocabulary of another kind, and that the models here never have."""
@@ -56,7 +59,7 @@ def check_loadable(file: GGUFFile) -> None:
         )
     if reason := unloadable(file.metadata) or next(_tensors(file), ""):
         raise UnloadableFileError(f"llama.cpp cannot load {file.path}: {reason}; export it again, or take another file")
-    if file.metadata.get("general.architecture") not in (*TRANSFORMERS, *SEEN):
+    if file.metadata.get("general.architecture") not in TRANSFORMERS:
         check_survives(file)
 
 
@@ -92,7 +95,7 @@ def _reasons(metadata: Mapping[str, Any]) -> Iterator[str]:
     found = list(_sizes(own))
     if not found:
         found = [*_scaling(own), *_experts(own), *_vocabulary(metadata)]
-    if not found and name in (*TRANSFORMERS, *SEEN):
+    if not found and name in TRANSFORMERS:
         found = [*_heads(File(name, metadata)), *(_windows(own) if name == "gemma3" else ())]
         if (model := metadata.get(MODEL)) in ENCODERS:
             found.append(f"{MODEL}={model!r} is no tokenizer of a {name}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gguf_ext.arch import Architecture, Config, Rule
-from gguf_ext.errors import ScaleRangeError, UnmappedTensorError
+from gguf_ext.errors import ScaleRangeError, UnmappedTensorError, UnsupportedArchitectureError
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.checkpoint.source import WeightSource
 from sqft_plugins.errors import CheckpointError, GridError
@@ -177,6 +177,11 @@ class _Table:
         self.folder, self.architecture, self.config = folder, architecture, config
         self.layers = int(config["num_hidden_layers"])
         self.tied = is_tied(folder, architecture, config)
+        if architecture.head == "tied" and not self.tied:
+            raise UnsupportedArchitectureError(
+                f"the head of model {folder.path} differs from its embedding, which llama.cpp's {architecture.name} "
+                "takes for the head: leave both out of the adapter"
+            )
 
     def skipped(self, part: Part, place: Place) -> bool:
         """Whether the file does without the tensor: buffers, spare biases, and the head that is the embedding, which

@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from helpers_arch import LLAMA3, YARN, difference
 
-from gguf_ext import LlamaSession, export_gguf, verify_gguf
+from gguf_ext import export_gguf, verify_gguf
 from gguf_ext.arch import find_architecture, known_architectures, read_config
 from gguf_ext.arch.qwen import QWEN2
 from gguf_ext.errors import UnsupportedArchitectureError
@@ -24,15 +24,6 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0],
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0],
     "original_max_position_embeddings": 256,
-}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1e4,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
 }
 GEMMA3_YARN = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 ROPES = {
@@ -67,17 +58,6 @@ VARIANTS = {
 NAMES = {"mistral": "llama"}
 
 
-def _difference(model, file, tokens, context=256):
-    """(max |dlogit|, mean KL) of llama.cpp against transformers, both in fp32."""
-    with torch.no_grad():
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-        reference = loaded(torch.tensor([tokens])).logits[0]
-    with LlamaSession(file, threads=1, kv_type="f32", flash_attention=False, context=context) as session:
-        logits = torch.cat([chunk.clone() for chunk in session.logits(tokens)])
-    p, q = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
-    return float((reference - logits).abs().max()), float((p.exp() * (p - q)).sum(-1).mean())
-
-
 def _tokens(count):
     return torch.randint(4, 640, (count,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -88,7 +68,7 @@ def test_logits_of_an_f32_file_are_those_of_transformers(variant, make_folder, t
     model = make_folder(family, tmp_path / "model", **changes)
     report = export_gguf(model, tmp_path / "m.gguf", float_type="f32")
     assert report.architecture == NAMES.get(family, family)
-    largest, divergence = _difference(model, tmp_path / "m.gguf", _tokens(150))
+    largest, divergence = difference(model, tmp_path / "m.gguf", _tokens(150))
     assert largest < 0.1
     assert divergence < 1e-5
 
@@ -104,7 +84,7 @@ def test_every_kind_of_rotary_positions_gives_the_logits_of_transformers(family,
     whole = {**GEMMA3_YARN, "full_attention": dict(rope)} if family == "gemma3" else dict(rope)
     model = make_folder(family, tmp_path / "model", rope_parameters=whole, max_position_embeddings=512)
     export_gguf(model, tmp_path / "m.gguf", float_type="f32")
-    largest, divergence = _difference(model, tmp_path / "m.gguf", _tokens(200))
+    largest, divergence = difference(model, tmp_path / "m.gguf", _tokens(200))
     gelu = family == "gemma3"  # through a table in fp16
     assert divergence < (1e-5 if gelu else 1e-10)
     assert largest < (0.1 if gelu else 1e-3)
@@ -131,7 +111,7 @@ def test_longrope_has_its_factors_for_short_and_long_contexts(tokens, context, m
     export_gguf(model, tmp_path / "m.gguf", float_type="f32")
     factor = GGUFFile(tmp_path / "m.gguf").metadata["phi3.rope.scaling.attn_factor"]
     assert factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(256)))
-    largest, divergence = _difference(model, tmp_path / "m.gguf", _tokens(tokens), context)
+    largest, divergence = difference(model, tmp_path / "m.gguf", _tokens(tokens), context)
     assert largest < 0.1
     assert divergence < 1e-5
 
