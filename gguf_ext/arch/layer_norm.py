@@ -1,4 +1,4 @@
-"""Families with LayerNorms: StableLM, Phi 1 and 2, StarCoder 2, Nemotron, GPT-NeoX (Pythia) and Falcon, one row each."""
+"""Families with LayerNorms: StableLM, Phi 1 and 2, StarCoder 2, Nemotron, GPT-NeoX (Pythia) and Falcon: a row each."""
 
 from __future__ import annotations
 
