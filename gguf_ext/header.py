@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_ext.blocks import TensorType, row_bytes, type_name
-from gguf_ext.errors import BlockSizeError, DamagedFileError
+from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
+from gguf_ext.packed import HEADER, VERSION, shape_of
 from gguf_ext.parts import MAGIC, check_file
 from sqft_plugins.identity import record_of
 
@@ -32,6 +33,10 @@ PLURALS = {"string": "strings", "float32": "floats", "int32": "ints", "bool": "b
 LONGEST_NAME = 127
 """Characters of a tensor's name: ggml takes 63, programs that compile it for themselves twice as many."""
 MAX_DIMENSIONS = 4
+ARCHITECTURE, COMPACT = "general.architecture", "sqft.compact."
+"""Entries with this prefix make a file compact: gguf_ext/stock.py."""
+I8 = 24
+"""ggml's number."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class TensorInfo:
     offset: from the start of the file.
     space: bytes up to the next tensor or the end of the file.
     part: which of the files has it, from 0.
+    packed: bytes of a packed tensor of a compact file, which is shown as the Q4_0 that it stands for; else 0.
     """
 
     name: str
@@ -52,6 +58,7 @@ class TensorInfo:
     offset: int
     space: int = 0
     part: int = 0
+    packed: int = 0
 
     @property
     def is_ours(self) -> bool:
@@ -72,6 +79,8 @@ class Part:
     start: where the first tensor may begin. alignment: of tensors, in bytes.
     size: of the file. record: the kernel's record of it before it was read.
     hash: SHA-256 of all that stands before the tensors.
+    compact: of a compact file what `sqft.compact.*` says, else empty. Its metadata and tensors are shown as those of
+        the stock file that it stands for.
     """
 
     def __init__(self, path: Path):
@@ -101,6 +110,7 @@ class Part:
                 self._damaged(f"two entries called {key}")
             self.metadata[key], self.kinds[key] = self._value(self._number("I"))
             self.entries[key] = begin, self._at
+        self.compact = self._take_compact()
         begin = self._at
         self._infos = [self._tensor_info() for _ in range(tensors)]
         self.table = begin, self._at
@@ -123,8 +133,38 @@ class Part:
             if info.offset % self.alignment or self._bytes(info) > space[id(info)] or space[id(info)] < 0:
                 self._damaged(f"tensor {info.name} lies outside the file or on the next one")
             offset = self.start + info.offset
+            if self.compact and info.type == I8 and len(info.shape) == 1:
+                found.append(self._packed(info, offset, space[id(info)], part))
+                continue
             found.append(TensorInfo(info.name, info.type, info.shape, offset, space[id(info)], part))
         return found
+
+    def _take_compact(self) -> dict[str, Any]:
+        own = {key.removeprefix(COMPACT): value for key, value in self.metadata.items() if key.startswith(COMPACT)}
+        if not own:
+            return {}
+        if own.get("version") != VERSION:
+            raise GGUFError(
+                f"{self.path} is compact, version {own.get('version')}, this release reads {VERSION}: upgrade"
+            )
+        kinds = {key: self.kinds.get(COMPACT + key) for key in ("architecture", "bytes", "sha256")}
+        if kinds != {"architecture": "string", "bytes": "uint64", "sha256": "string"} or ARCHITECTURE not in self.kinds:
+            self._damaged("what makes a file compact is not whole")
+        if own["bytes"] > 64 * self.size:
+            self._damaged(f"it stands for {own['bytes']} bytes")
+        for key in own:
+            del self.metadata[COMPACT + key], self.kinds[COMPACT + key]
+        self.metadata[ARCHITECTURE] = own["architecture"]
+        return own
+
+    def _packed(self, info: TensorInfo, offset: int, space: int, part: int) -> TensorInfo:
+        size = min(info.shape[0], max(space, 0), self.size - offset)
+        shape = shape_of(self.data[offset : offset + HEADER.size].tobytes(), size)
+        if shape is None or shape.bytes != info.shape[0]:
+            self._damaged(f"tensor {info.name} is no packed tensor")
+        whole = (shape.out, shape.columns)
+        blocks = shape.out * row_bytes(shape.columns, TensorType.Q4_0)
+        return TensorInfo(info.name, TensorType.Q4_0, whole, offset, blocks, part, shape.bytes)
 
     def _damaged(self, what: str) -> NoReturn:
         raise DamagedFileError(

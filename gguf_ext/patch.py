@@ -95,12 +95,15 @@ def export_patch(
 
 
 def _export(base: str | Path, merged: str | Path, out: str | Path, overwrite: bool) -> dict[str, Any]:
+    one, other = GGUFFile(base), GGUFFile(merged)
+    for each in (one, other):
+        if each.parts[0].compact:
+            raise GGUFError(f"{each.path} is compact: write the stock file first, `sqft export gguf FILE --expand`")
     report = verify_merged(base, merged)
     if not report.ok or not report.merges:
         what = report.differences[0] if report.differences else None
         why = f"{what.name} {what.what}" if what else "both are the same"
         raise GGUFError(f"{merged} is not {base} with an adapter merged in ({why}): give the file that was merged into")
-    one, other = GGUFFile(base), GGUFFile(merged)
     stamp = Stamp(
         headers=([part.hash for part in one.parts], [part.hash for part in other.parts]),
         files=([_file_hash(part) for part in one.parts], [_file_hash(part) for part in other.parts]),
@@ -127,6 +130,8 @@ def apply_patch(file: str | Path, patch: str | Path, out: str | Path, overwrite:
     tensors are others than its header says; then nothing is written.
     """
     source, change = GGUFFile(file), PatchFile(patch)
+    if source.parts[0].compact:
+        raise GGUFError(f"{file} is compact: write the stock file first, `sqft export gguf FILE --expand`")
     stamp, headers = change.stamp, [part.hash for part in source.parts]
     if headers not in stamp.headers:
         raise GGUFError(f"{file} is neither the base of {patch} nor what it makes of it: give one of these two files")

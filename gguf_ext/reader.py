@@ -16,6 +16,7 @@ from gguf_ext.blocks.types import BLOCKS, CODEBOOKS
 from gguf_ext.errors import DamagedFileError, GGUFError
 from gguf_ext.gguf_package import require_gguf
 from gguf_ext.header import Part, TensorInfo
+from gguf_ext.packed import unpack_blocks
 from gguf_ext.parts import COUNT, INDEX, TENSORS, part_name
 
 
@@ -61,23 +62,35 @@ class GGUFFile:
             )
 
     def raw(self, name: str, rows: Any = slice(None)) -> NDArray[np.uint8]:
-        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read. Raises DamagedFileError for a
+        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read, but for a
+        packed tensor of a compact file, whose blocks are made. Raises DamagedFileError for a
         tensor that is cut off, GGUFError for a type that the installed gguf does not know."""
         info = self.tensors[name]
         part = self.parts[info.part].path
         count, width = math.prod(info.shape[:-1]), self._row_bytes(info)
+        if info.packed:
+            mapped = self._mapped(part, info.offset, (info.packed,))
+            whole: NDArray[np.uint8] = unpack_blocks(mapped, f"{part}: tensor {name}")[rows]
+            return whole
         if count * width > info.space:
             raise DamagedFileError(f"{part} is cut off within tensor {name}: copy or export it again")
         if not count * width:
             data: NDArray[np.uint8] = np.empty((count, width), np.uint8)
         else:
-            # mapped anew each time, so that what was read of one tensor does not stay in memory with the next
-            try:
-                data = np.memmap(part, np.uint8, "r", info.offset, (count, width))
-            except (ValueError, OSError) as error:  # it was whole when its header was read
-                raise DamagedFileError(f"{part} has changed since it was opened: copy or export it again") from error
+            data = self._mapped(part, info.offset, (count, width))
         found: NDArray[np.uint8] = data[rows]
         return found
+
+    def raw_bytes(self, info: TensorInfo) -> int:
+        """Of what `raw` gives. Raises what it raises for the type."""
+        return math.prod(info.shape[:-1]) * self._row_bytes(info)
+
+    def _mapped(self, part: Path, offset: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Anew each time, so that what was read of one tensor does not stay in memory with the next."""
+        try:
+            return np.memmap(part, np.uint8, "r", offset, shape)
+        except (ValueError, OSError) as error:  # it was whole when its header was read
+            raise DamagedFileError(f"{part} has changed since it was opened: copy or export it again") from error
 
     def dequantize(self, name: str, rows: Any = slice(None)) -> NDArray[np.float32]:
         """float32 [rows, in] of a tensor of any type, [1, n] of a vector: codebooks are decoded by the gguf package.

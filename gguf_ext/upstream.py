@@ -34,6 +34,7 @@ FUNCTIONS = {
     "model_free": "model",
     "model_get_vocab": "model",
     "model_load_from_file": "path_model, params",
+    "model_load_from_file_ptr": "file, params",
     "model_quantize": "fname_inp, fname_out, params",
     "model_quantize_default_params": "",
     "print_system_info": "",
@@ -48,7 +49,7 @@ FUNCTIONS = {
 LLAMA = (
     *(Touch(f"llama_cpp.llama_{name}", RUN, parameters) for name, parameters in FUNCTIONS.items()),
     *touches(RUN, "llama_adapter_lora_p_ctypes", "llama_token", "llama_log_callback", owner="llama_cpp"),
-    Touch("llama_cpp.llama_cpp.llama_model_params", RUN, says=("vocab_only", "n_gpu_layers")),
+    Touch("llama_cpp.llama_cpp.llama_model_params", RUN, says=("vocab_only", "n_gpu_layers", "load_mode")),
     Touch(
         "llama_cpp.llama_cpp.llama_context_params", RUN,
         says=(

@@ -17,6 +17,7 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
+from gguf_ext.run.opened import opening
 from gguf_ext.run.session import CONTEXT, token_piece
 from gguf_ext.tokenizer.chat_templates import DEFAULT, ChatTemplates, metadata_texts
 from gguf_ext.tokenizer.keys import TEMPLATE
@@ -123,7 +124,8 @@ class AdapterLlama(Llama):
         texts = metadata_texts(file)
         self._metadata = {key: text for key, text in texts.items() if not key.startswith(TEMPLATE)}
         forget_errors()
-        super().__init__(model_path, **options)
+        with opening(library()):
+            super().__init__(model_path, **options)
 
         # the file's own templates and tokens
         self._metadata = texts

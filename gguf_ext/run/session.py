@@ -24,6 +24,7 @@ from gguf_ext.reader import GGUFFile
 from gguf_ext.run.adapters import Adapters
 from gguf_ext.run.backend import forget_errors, last_error, library
 from gguf_ext.run.loadable import check_context, check_loadable
+from gguf_ext.run.opened import model_from_file
 from gguf_ext.run.vocabulary import tokenize
 from sqft_plugins.evaluate.options import Question, Score, token_scores
 from sqft_plugins.hardware import cores
@@ -86,7 +87,7 @@ class LlamaSession:
         settings = self._c.llama_model_default_params()
         forget_errors()
         with choosing(sparse=False):  # what is measured and compared here is llama.cpp itself
-            self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
+            self._model = model_from_file(self._c, os.fsencode(path), settings)
         if not self._model:
             raise RuntimeFailedError(
                 f"llama.cpp cannot load {path} ({last_error()}): export it again, or check it with `sqft verify`"

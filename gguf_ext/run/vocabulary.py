@@ -8,6 +8,7 @@ from typing import Any
 
 from gguf_ext.errors import RuntimeFailedError
 from gguf_ext.run.backend import forget_errors, last_error, library
+from gguf_ext.run.opened import model_from_file
 
 
 class LoadedVocabulary:
@@ -19,7 +20,7 @@ class LoadedVocabulary:
         settings = self._c.llama_model_default_params()
         settings.vocab_only = True
         forget_errors()
-        self._model = self._c.llama_model_load_from_file(os.fsencode(path), settings)
+        self._model = model_from_file(self._c, os.fsencode(path), settings)
         if not self._model:
             raise RuntimeFailedError(f"llama.cpp cannot load {path} ({last_error()}): export it again")
         self._vocab = self._c.llama_model_get_vocab(self._model)

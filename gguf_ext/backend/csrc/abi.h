@@ -15,7 +15,7 @@
 
 namespace ggml {
 
-enum { TYPE_F32 = 0, TYPE_Q4_0 = 2 };
+enum { TYPE_F32 = 0, TYPE_Q4_0 = 2, TYPE_I8 = 24 };
 enum { DEVICE_CPU = 0 };
 enum { USAGE_WEIGHTS = 1 };
 

@@ -48,6 +48,8 @@ private:
 struct Place {
     int64_t out, in;
     uint64_t offset; /* from the start of the file */
+    uint64_t packed = 0; /* bytes of a packed tensor of a compact file (gguf_ext/packed.py), else 0 */
+    int64_t group_blocks = 0;
 };
 typedef std::map<std::string, Place> Places;
 
@@ -101,6 +103,24 @@ private:
     uint64_t at_ = 0;
 };
 
+/* Whether a packed tensor stands at the place, whose shape it then gets. */
+bool read_packed(const Mapped& file, Place* place) {
+    enum { HEADER = 64 };
+    if (place->offset > file.size() || place->packed > file.size() - place->offset || place->packed < HEADER) return false;
+    const uint8_t* head = file.data() + place->offset;
+    int64_t numbers[4]; /* out, in, group_size, bytes of the values */
+    uint32_t version;
+    memcpy(&version, head + 4, 4);
+    memcpy(numbers, head + 8, sizeof numbers);
+    const int64_t most = (int64_t)place->packed * 16;
+    if (memcmp(head, "SQFT", 4) || version != 1) return false;
+    for (int64_t number : numbers)
+        if (number < 1 || number > most) return false;
+    place->out = numbers[0], place->in = numbers[1], place->group_blocks = numbers[2] / Q4_0_WEIGHTS;
+    const uint64_t masks = (uint64_t)((numbers[0] + 15) / 16) * ((uint64_t)numbers[1] / 4) * 8;
+    return place->in % Q4_0_WEIGHTS == 0 && place->group_blocks > 0 && masks <= place->packed - HEADER;
+}
+
 /* The Q4_0 matrices of a file. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md */
 Places matrices_of(const Mapped& file) {
     Reader reader(file);
@@ -121,11 +141,16 @@ Places matrices_of(const Mapped& file) {
         uint32_t type = reader.number<uint32_t>();
         uint64_t offset = reader.number<uint64_t>();
         if (type == ggml::TYPE_Q4_0 && dimensions == 2) found[name] = {shape[1], shape[0], offset};
+        if (type == ggml::TYPE_I8 && dimensions == 1) found[name] = {0, 0, offset, (uint64_t)shape[0]};
     }
     const uint64_t start = (reader.at() + alignment - 1) / alignment * alignment;
     for (auto it = found.begin(); it != found.end();) {
         Place& place = it->second;
         place.offset += start;
+        if (place.packed) {
+            it = read_packed(file, &place) ? std::next(it) : found.erase(it);
+            continue;
+        }
         const uint64_t limit = file.size() * 2; /* a weight has more than 4 bits */
         bool inside = place.out > 0 && place.in > 0 && place.in % Q4_0_WEIGHTS == 0 && (uint64_t)place.out < limit &&
                       (uint64_t)place.in < limit / (uint64_t)place.out && place.offset < file.size() &&
@@ -138,6 +163,17 @@ Places matrices_of(const Mapped& file) {
 Survey survey_rows(const Mapped& file, const Place& place) {
     const int64_t blocks = place.in / Q4_0_WEIGHTS, rows = std::min(place.out, SAMPLED_ROWS);
     Survey seen;
+    if (place.packed) { /* the masks of the first rows */
+        const int64_t count = (rows + 15) / 16 * (place.in / 4);
+        for (int64_t i = 0; i < count; i++) {
+            uint64_t mask;
+            memcpy(&mask, file.data() + place.offset + 64 + 8 * i, 8);
+            seen.kept += __builtin_popcountll(mask);
+        }
+        seen.weights = rows * place.in;
+        seen.group_blocks = place.group_blocks;
+        return seen;
+    }
     for (int64_t i = 0; i < rows; i++)
         seen.add(file.data() + place.offset + place.out * i / rows * blocks * Q4_0_BYTES, blocks);
     return seen;

@@ -1,6 +1,6 @@
 /* AMX: 16 tokens x 16 rows x 64 inputs in one instruction. Sapphire Rapids and later. For few tokens, where a tile
- * would stay mostly empty, AVX-512. Tested on emulated tiles (tests/sqft_plugins/kernels/test_build_amx.py), not yet
- * run on a processor that has them: right, its speed and FEW are not measured. */
+ * would stay mostly empty, AVX-512. Tested on tiles, and on emulated
+ * ones where there are none (tests/sqft_plugins/kernels/test_build_amx.py). */
 #if defined(__x86_64__)
 #include "avx512.h"
 
@@ -89,6 +89,8 @@ template <int PLANES, bool MASKED>
 static void run(const sqft_job* job, int64_t first_block, int64_t last_block, uint8_t* buffer) {
     alignas(64) int32_t sums[TOGETHER * 2 * TOKENS * ROWS];
     Panel panel = open_panel(buffer);
+    alignas(64) Configuration before; /* llama.cpp's own AMX code sets its tiles once a thread, and this is its thread */
+    _tile_storeconfig(&before);
     _tile_loadconfig(&configuration);
     for (int64_t block = first_block; block < last_block; block += PANEL) {
         begin_panel(job, &panel, block, least(PANEL, last_block - block));
@@ -115,7 +117,10 @@ static void run(const sqft_job* job, int64_t first_block, int64_t last_block, ui
         }
         store_panel(job, &panel, block);
     }
-    _tile_release();
+    if (before.palette)
+        _tile_loadconfig(&before);
+    else
+        _tile_release();
 }
 
 static void blocks(const sqft_job* job, int64_t first_block, int64_t last_block, uint8_t* buffer) {

@@ -50,13 +50,23 @@ static inline void emulated_multiply(int c, int a, int b) {
         }
 }
 
+/* What is configured is what amx.cpp configures, or nothing. */
+static inline void emulated_store_configuration(uint8_t* at) {
+    memset(at, 0, 64);
+    if (!configured) return;
+    at[0] = 1;
+    for (int tile = 0; tile < 8; tile++) at[16 + 2 * tile] = 64, at[48 + tile] = 16;
+}
+
 #undef _tile_loadconfig
+#undef _tile_storeconfig
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbssd
 #define _tile_loadconfig(at) emulated_load_configuration((const uint8_t*)(at))
+#define _tile_storeconfig(at) emulated_store_configuration((uint8_t*)(at))
 #define _tile_release() (configured = 0)
 #define _tile_zero(tile) memset(tile_of(tile), 0, 1024)
 #define _tile_loadd(to, from, stride) emulated_load(to, from, stride)
