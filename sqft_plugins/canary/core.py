@@ -40,6 +40,11 @@ TOUCHES = (
         owner="transformers.core_model_loading",
     ),
 
+    *touches(
+        "experts of mixtures count as weights that are not reached, or are read in another order",
+        "use_experts_implementation", "_default_apply_gate", owner="transformers.integrations.moe",
+    ),
+
     # torch
     *touches(
         FAST, "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_apply", "_save_to_state_dict",

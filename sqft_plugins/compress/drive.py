@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from sqft_plugins.checkpoint.shards import ShardFile
 from sqft_plugins.checkpoint.writer import FolderWriter
 from sqft_plugins.compress.blocks import BlockRun, Position, check_tokens, run_blocks
+from sqft_plugins.compress.experts import ExpertLinear
 from sqft_plugins.compress.job import Job
 from sqft_plugins.compress.report import Row, describe, output_error
 from sqft_plugins.compress.skeleton import Skeleton
-from sqft_plugins.compress.visit import visit_linears
+from sqft_plugins.compress.visit import Layer, visit_linears
 from sqft_plugins.hardware import release_memory
 from sqft_plugins.mask import pack_mask
 from sqft_plugins.modes import evaluating
@@ -116,7 +117,8 @@ class InFolder(InMemory):
 class Compression:
     """One compression.
 
-    what: for the progress. modules: the layers that are compressed. statistic: what `method` wants to know of their
+    what: for the progress. modules: the layers that are compressed. experts: those of them that are layers of experts
+    (experts.py). statistic: what `method` wants to know of their
     inputs. tokens: int64 [sequences, length], the calibration; None with the statistic "none", where nothing is run.
     """
 
@@ -125,6 +127,7 @@ class Compression:
     statistic: Statistic
     tokens: Tensor | None
     method: Method
+    experts: Mapping[str, ExpertLinear] = field(default_factory=dict)
 
     def run(self, store: InMemory) -> list[Row]:
         """Compresses the model of `store`, block after block → the reports of its layers."""
@@ -147,7 +150,11 @@ class Compression:
     ) -> str:
         """One block → what to log of it. prefix: of the names of its modules. run: None where nothing is run."""
         start = time.perf_counter()
-        linears = {m: block.get_submodule(m.removeprefix(prefix)) for m in self.modules if m.startswith(prefix)}
+        linears: dict[str, Layer] = {
+            module: self.experts[module] if module in self.experts else block.get_submodule(module.removeprefix(prefix))
+            for module in self.modules
+            if (self.experts[module].path if module in self.experts else module).startswith(prefix)
+        }
         rows: list[Row] = []
 
         def visit(module: str, statistic: Tensor | None) -> None:

@@ -17,6 +17,7 @@ from sqft_plugins.checkpoint.load import load_tokenizer
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
+from sqft_plugins.compress.experts import find_routers, names_of, stored_experts
 from sqft_plugins.compress.fused import check_reachable, count_of, fused_weights, left_out
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import GridError, SQFTError
@@ -47,8 +48,9 @@ class Calibration:
 class FloatModel:
     """A float model to be compressed.
 
-    folder: where its weights are. skeleton: the model without them. structure: its linear layers. modules: name →
-    (out, in) of those to compress. fused: name → shape of the weights that are in no linear layer and not excluded.
+    folder: where its weights are. skeleton: the model without them. structure: its linear layers. experts: name in the
+    files → layer of an expert, where these hold them one by one. modules: name → (out, in) of the layers to compress,
+    experts among them and routers not. fused: name → shape of the weights that are in neither and not excluded.
 
     Raises SQFTError for a quantized model and for an `exclude` that matches nothing.
     """
@@ -64,10 +66,20 @@ class FloatModel:
         self.skeleton = Skeleton(self.folder)
         self.structure: Structure = structure_of(self.skeleton.model)
 
-        fused = fused_weights(self.skeleton.model)
-        excluded = set(select(exclude, [*self.structure.shapes, *fused], "--exclude"))
-        self.fused = {name: shape for name, shape in fused.items() if name not in excluded}
-        self.modules = {m: shape for m, shape in self.structure.shapes.items() if m not in excluded}
+        whole = self.skeleton.model
+        fused = fused_weights(whole)
+        self.experts = stored_experts(whole, self.skeleton.stored)
+        shapes = self.structure.shapes | {module: layer.shape for module, layer in self.experts.items()}
+        names = dict.fromkeys(name for module in shapes for name in names_of(module, self.experts.get(module)))
+        excluded = {*select(exclude, [*names, *(fused.keys() - names)], "--exclude"), *find_routers(whole)}
+
+        reached = {layer.whole for layer in self.experts.values()}
+        self.fused = {name: shape for name, shape in fused.items() if name not in excluded | reached}
+        self.modules = {
+            module: shape
+            for module, shape in shapes.items()
+            if excluded.isdisjoint(names_of(module, self.experts.get(module)))
+        }
         if not self.modules:
             raise SQFTError(f"--exclude {' '.join(exclude)} leaves no layer to work on: exclude less")
 
@@ -83,21 +95,30 @@ class FloatModel:
 
     @property
     def linear_weights(self) -> int:
-        return sum(rows * columns for rows, columns in self.structure.shapes.values())
+        experts = sum(layer.weight.numel() for layer in self.experts.values())
+        return sum(rows * columns for rows, columns in self.structure.shapes.values()) + experts
 
     def stored(self, module: str) -> str:
         """The tensor of the folder's files that holds the module's weight, or the first of several."""
-        return self.skeleton.sources(f"{module}.weight")[0]
+        return self._sources(module)[0]
+
+    def _sources(self, module: str) -> list[str]:
+        name = f"{module}.weight"
+        return [name] if module in self.experts else self.skeleton.sources(name)
 
     def spec(self, module: str) -> TensorSpec:
         """dtype and shape of the module's weight, as its parameter has it."""
         dtype = self.folder.spec(self.stored(module)).dtype
+        if module in self.experts:
+            return TensorSpec(dtype, self.modules[module])
         return TensorSpec(dtype, tuple(self.skeleton.model.get_parameter(f"{module}.weight").shape))
 
     def written(self, module: str) -> str:
         """What the module's float weight is called in a folder made of this one: as in its own files, so that whatever
         opens those opens it; by the model's own name where they lack its prefix, or join weights."""
         name = f"{module}.weight"
+        if module in self.experts:
+            return name
         stored = self.skeleton.stored
         return stored.sources(name)[0] if stored.is_one(name) and stored.is_renamed(name) else name
 
@@ -107,10 +128,10 @@ class FloatModel:
         stored = self.skeleton.stored
         result: dict[str, dict[str, TensorSpec]] = {}
         for module in self.modules:
-            sources = self.skeleton.sources(f"{module}.weight")
+            sources = self._sources(module)
             for source in sources:
                 result.setdefault(source, {})
-                for other in stored.parameters(source):
+                for other in () if module in self.experts else stored.parameters(source):
                     if other.removesuffix(".weight") not in self.modules:
                         raise SQFTError(
                             f"tensor {source} holds {other} beside {module}, and only one of them is left out: "
@@ -126,7 +147,8 @@ class FloatModel:
     @property
     def outside(self) -> list[str]:
         """The linear modules that are left alone: those outside the blocks and those that are excluded."""
-        return sorted({*self.structure.outside, *(self.structure.shapes.keys() - self.modules.keys())})
+        layers = self.structure.shapes.keys() | self.experts.keys()
+        return sorted({*self.structure.outside, *(layers - self.modules.keys())})
 
     @property
     def renamed(self) -> dict[str, str]:

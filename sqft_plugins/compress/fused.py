@@ -1,7 +1,8 @@
 """Weights of the decoder blocks that are no linear layers: experts that transformers keep as one parameter
 [experts, out, in], and matrices that a module holds itself (`in_proj_weight` of torch's attention, DBRX's experts).
 
-They are neither pruned, quantized nor adapted. How many weights are left out is counted here, for messages.
+They are not adapted, and neither pruned nor quantized but for the experts of experts.py. How many weights are left out
+is counted here, for messages.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder, InMemory
+from sqft_plugins.compress.experts import find_experts, find_routers, names_of
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
 from sqft_plugins.compress.fused import check_reachable, fused_weights
 from sqft_plugins.compress.job import open_job
@@ -42,30 +43,33 @@ def prune_model(
     sparsity: float | str | Pattern,
     exclude: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], list[Row]]:
-    """Prunes the linear layers of the decoder blocks in place → packed masks by module name, and one report a layer
-    (`Row`).
+    """Prunes the linear layers of the decoder blocks in place, experts among them and routers not → packed masks by
+    module name, and one report a layer (`Row`).
 
     model: in any mode; it is calibrated in evaluation mode.
     tokens: int64 [sequences, length], the calibration batch; not used by a pruner with the statistic "none".
     pruner: such as `Wanda()`. Statistics are float32, weights keep their dtype.
     sparsity: a fraction 0..1, or N:M (N of M are kept).
-    exclude: patterns of layers that stay as they are (`sqft_plugins.names`), and of experts, which are in no linear
-        layer.
+    exclude: patterns of layers that stay as they are (`sqft_plugins.names`), such as one layer of one expert
+        ("experts.3.down_proj") or the parameter that holds those of all ("experts.down_proj").
 
     The mask is the nonzero pattern of the pruned weight: a weight that the method keeps but that was 0 already counts
     as pruned, so a layer can be a little sparser than asked.
 
-    Raises GridError for a weight or an input that is not finite, SQFTError for experts that are not excluded (the
-    sparsity could not be reached), a layer the forward pass does not call, tokens outside the vocabulary, and a pruner
-    that does not return what it promises. After an error in the midst of the pass the model is partly pruned: load it
-    again.
+    Raises GridError for a weight or an input that is not finite, SQFTError for experts in a form that is not known and
+    that are not excluded (the sparsity could not be reached), a layer the forward pass does not call, tokens outside
+    the vocabulary, and a pruner that breaks its promise. After an error in the midst of the pass the model
+    is partly pruned: load it again.
     """
     # the layers that are meant
     pattern = as_pattern(sparsity)
-    linears, fused = find_linears(model), fused_weights(model)
+    experts, fused = find_experts(model), fused_weights(model)
+    linears: dict[str, Any] = {**find_linears(model), **experts}
     size = sum(linear.weight.numel() for linear in linears.values())
-    for name in select(exclude, [*linears, *fused], "exclude"):
-        (linears if name in linears else fused).pop(name)
+    excluded = {*select(exclude, [*linears, *fused], "exclude"), *find_routers(model)}
+    linears = {name: layer for name, layer in linears.items() if excluded.isdisjoint(names_of(name, layer))}
+    for name in excluded.union(layer.whole for layer in experts.values()):
+        fused.pop(name, None)
 
     # everything that can be refused
     if pattern.sparsity:
@@ -85,7 +89,7 @@ def prune_model(
         masks[module] = pack_mask(nonzero_mask(made.weight))
         return made
 
-    work = Compression(f"prune ({pruner.name})", linears, pruner.statistic, tokens, prune_one)
+    work = Compression(f"prune ({pruner.name})", linears, pruner.statistic, tokens, prune_one, experts)
     rows = work.run(InMemory(model))
     return {name: masks[name] for name in linears}, rows
 
@@ -163,7 +167,7 @@ def prune_folder(
             stored = {source.written(module): source.as_stored(module, made.weight)}
             return Compressed(made.weight, made.report, stored, nonzero_mask(made.weight))
 
-        work = Compression(f"prune ({method})", source.modules, pruner.statistic, tokens, prune_one)
+        work = Compression(f"prune ({method})", source.modules, pruner.statistic, tokens, prune_one, source.experts)
         rows = work.run(InFolder(job, source.skeleton, weights, masks))
 
         # everything beside the weights

@@ -35,7 +35,7 @@ from sqft_plugins.progress import say
 
 @dataclass(kw_only=True)
 class QuantizeReport(Report):
-    """bits, group_size, symmetric: of the grid. left_out: weights of experts, which stay float. sparsity: of the masks.
+    """bits, group_size, symmetric: of the grid. left_out: weights of experts that stay float. sparsity: of the masks.
     zeros: the fraction of weights that are 0 on the grid. bytes: of the weight files."""
 
     bits: int
@@ -60,9 +60,9 @@ def quantize_folder(
     exclude: Sequence[str] = (),
     bits: int = 4,
 ) -> dict[str, Any]:
-    """Quantizes the linear layers of the decoder blocks of a float model to INT4 or another width and writes it to
-    `out`, with tokenizer, mask and stamp → the fields of `QuantizeReport`. Holds one block in memory at a time; killed,
-    it goes on where it was. The mask is the folder's own, else the nonzero pattern.
+    """Quantizes the linear layers of the decoder blocks of a float model, experts among them and routers not, to INT4
+    or another width and writes it to `out`, with tokenizer, mask and stamp → the fields of `QuantizeReport`. Holds one
+    block in memory at a time; killed, it goes on where it was. The mask is the folder's own, else the nonzero pattern.
 
     model_path: a folder, or a name on the hub.
     method: a quantizer's name.
@@ -122,7 +122,9 @@ def quantize_folder(
             }
             return Compressed(exact, report, int4_tensors(module, result, grid, dtypes[module]), None if kept else mask)
 
-        work = Compression(f"quantize ({method})", source.modules, quantizer.statistic, tokens, quantize_one)
+        work = Compression(
+            f"quantize ({method})", source.modules, quantizer.statistic, tokens, quantize_one, source.experts
+        )
         rows = work.run(InFolder(job, source.skeleton, weights, masks))
 
         # everything beside the weights

@@ -26,6 +26,18 @@ class InputStatistic:
         else:
             self._sum.addmm_(rows.t(), rows)
 
+    def add_sum(self, other: InputStatistic) -> None:
+        """What another has seen, too."""
+        assert other._sum is not None
+        self._sum = other._sum.clone() if self._sum is None else self._sum.add_(other._sum)
+
+    def mean(self, parts: int) -> InputStatistic:
+        """The sums, divided by `parts`."""
+        assert self._sum is not None
+        made = InputStatistic(self.kind)
+        made._sum = self._sum / parts
+        return made
+
     def value(self) -> Tensor:
         """ "norm": ‖X‖ of each column [in]; "hessian": XᵀX [in, in]."""
         assert self._sum is not None

@@ -74,12 +74,16 @@ class Costs:
         self.embedding: int = table.numel()
         self.embedding_itemsize: int = stored[source.skeleton.sources(_name_of(model, table))[0]].dtype.itemsize
 
-        # the linear layers, by block
-        shapes = source.structure.shapes
-        self.weights = sum(rows * columns for rows, columns in shapes.values())
+        # the linear layers, by block; those of an expert compute for the tokens that reach it
+        experts = source.experts
+        shapes = source.structure.shapes | {name: layer.shape for name, layer in experts.items()}
+        reached = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
+        self.weights: float = 0
         self.blocks: dict[int, list[tuple[int, int]]] = {}
-        for name, shape in shapes.items():
-            self.blocks.setdefault(source.structure.block(name), []).append(shape)
+        for name, (rows, columns) in shapes.items():
+            path, share = (experts[name].path, reached / experts[name].count) if name in experts else (name, 1)
+            self.weights += share * rows * columns
+            self.blocks.setdefault(source.structure.block(path), []).append((rows, columns))
 
     # --- prune and quantize ---
 
