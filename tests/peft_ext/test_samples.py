@@ -30,6 +30,7 @@ BASES = {
 TRAINING = (
     "--data", "train.jsonl", "--steps", "4", "--target-modules", "q_proj,v_proj,down_proj", "--rank", "4",
     "--rank-choices", "4,3,2", "--alpha", "8", "--learning-rate", "0.02", "--batch-size", "4",
+    "--dtype", "float32",  # that of the machine that wrote the samples: "auto" is bfloat16 where AMX makes it fast
 )  # fmt: skip
 
 

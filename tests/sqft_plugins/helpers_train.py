@@ -20,7 +20,8 @@ EXAMPLES = [
     for n in range(40)
 ]
 ADAPTER = {"rank": 8, "alpha": 16, "rank_choices": [8, 6, 4]}
-TRAINING = {"steps": 10, "batch_size": 8, "learning_rate": 1e-2}
+TRAINING = {"steps": 10, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32"}
+"""In float32 on every machine, for tolerances that float32 keeps: "auto" is bfloat16 where AMX makes it fast."""
 FILES = ("adapter_model.safetensors", "sqft_rank_history.jsonl")
 
 PLAIN = """{%- for m in messages -%}<|{{ m.role }}|>

@@ -21,10 +21,24 @@ def test_the_command_line_takes_chats_from_several_files(pruned, tmp_path, monke
     command = f"train {pruned} --data a.jsonl --data b.jsonl --eval-data b.jsonl --chat-template chat.jinja --epochs 2"
     modules = ["--target-modules", "q_proj, v_proj, c_attn"]
     with pytest.raises(SystemExit) as done:
-        main([*command.split(), *modules, "--batch-size", "4", "--eval-every", "2", "--packing", "--out", "adapter"])
+        main(
+            [
+                *command.split(),
+                *modules,
+                "--batch-size",
+                "4",
+                "--eval-every",
+                "2",
+                "--packing",
+                "--out",
+                "adapter",
+                "--dtype",
+                "float32",
+            ]
+        )
     assert not done.value.code
     output = capsys.readouterr()
-    assert "8 examples in 4 steps of 4, base in float32" in output.err.replace("\n", " ")
+    assert "8 examples in 4 steps of 4, base in float32, as asked" in output.err.replace("\n", " ")
     assert "no layer is called c_attn: the other target modules are adapted" in output.err.replace("\n", " ")
     assert "held out: " in output.out
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
