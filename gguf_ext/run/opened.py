@@ -53,7 +53,8 @@ def model_from_file(c: Any, path: bytes, settings: Any) -> Any:
 @contextmanager
 def opening(c: Any) -> Iterator[None]:
     """Within, llama-cpp-python's classes open compact files too, on this thread: they call the function by its name."""
-    low = c.llama_cpp
+    from llama_cpp import llama_cpp as low  # where its classes look the function up
+
     if not hasattr(low.llama_model_load_from_file, "sqft"):
         stock = low.llama_model_load_from_file
 

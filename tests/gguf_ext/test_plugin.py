@@ -86,7 +86,7 @@ def test_export_command(llama_int4, tmp_path):
         export_command, [str(llama_int4), "--out", str(tmp_path / "n.gguf"), "--float-type", "f32"]
     )
     assert "pruned weights all 0" in shown.stdout
-    assert CliRunner().invoke(export_command, ["--help"]).output.count("sqft export gguf") == 4
+    assert CliRunner().invoke(export_command, ["--help"]).output.count("sqft export gguf") == 6
 
 
 def _run(*arguments: str) -> int:
