@@ -20,7 +20,7 @@ from sqft_plugins.errors import SQFTError, nearest, system_error
 SECTIONS = {
     "make": (
         "Make a model",
-        ["prune", "train", "search", "extract", "merge", "quantize", "compact", "export", "run", "demo"],
+        ["prune", "recover", "train", "search", "extract", "merge", "quantize", "compact", "export", "run", "demo"],
     ),
     "look": ("Look at one", ["plan", "eval", "inspect", "report"]),
     "run": ("Run one", []),

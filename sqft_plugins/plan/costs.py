@@ -20,6 +20,7 @@ from sqft_plugins.mask import Pattern
 from sqft_plugins.plan.machine import column_costs, gemm_rate
 from sqft_plugins.plan.settings import PlanSettings
 from sqft_plugins.plugins.protocols import Pruner, Quantizer, Statistic
+from sqft_plugins.recover.settings import RecoverSettings
 
 TORCH = (300 if torch.backends.cuda.is_built() else 0) << 20
 """What torch built for GPUs takes beyond the build for CPUs once it is imported, on any machine: 290 to 315 MiB with
@@ -35,6 +36,8 @@ WORK = 6
 """Copies of a layer's weight in float32 while it is compressed: scores, masks, dequantized, errors."""
 BYTES_PER_SECOND = 3e8
 """Reading a tensor, checking it, changing its dtype, writing it, with files in the page cache."""
+TEXT_VOCABULARY = 9000
+"""Tokens that a recovery's heads are cut to: of the built-in text Gemma's tokenizer makes 4,900 different ones."""
 EFFICIENCY = 0.6
 """Of the rate of a plain matrix product, what a model reaches."""
 
@@ -143,6 +146,21 @@ class Costs:
         file = self.source.path / "tokenizer.json"
         return file.stat().st_size if file.is_file() else 0
 
+    # --- recover ---
+
+    def recover(self) -> Cost:
+        """By default, over the built-in text. Both models in the dtype that is fast here; the weights that learn, their
+        gradient and Adam's two moments in float32."""
+        settings, dtype = RecoverSettings(), fast_dtype()
+        tokens, vocabulary = settings.batch_size * settings.length, min(self.vocabulary, TEXT_VOCABULARY)
+        shapes = self.source.structure.shapes.values()
+        activations = (4 + dtype.itemsize) * tokens * sum(rows + columns for rows, columns in shapes)
+        logits = 5 * 4 * tokens * vocabulary
+        memory = TUNING + 2 * self.parameters * dtype.itemsize + 16 * self.weights + activations + logits
+        # the dense model's forward; forward, gradients of inputs and weights; the heads, of which nothing learns
+        flops = 8.0 * tokens * self.weights + 6.0 * tokens * vocabulary * self.hidden
+        return Cost("recover", memory, settings.steps * flops / self._rate_of(dtype))
+
     # --- tune ---
 
     def train(self, targets: list[str]) -> Cost:
@@ -159,8 +177,10 @@ class Costs:
         # forward, gradient of the inputs, and for adapted layers that of the weight; then the delta itself, thrice
         flops = 4.0 * tokens * self.weights + 2.0 * tokens * adapted + 6.0 * settings.rank * adapted
         flops += 4.0 * answers * self.embedding
-        rate = self.rate if dtype == torch.float32 else EFFICIENCY * gemm_rate(dtype)
-        return Cost("train", memory, settings.steps * flops / rate)
+        return Cost("train", memory, settings.steps * flops / self._rate_of(dtype))
+
+    def _rate_of(self, dtype: torch.dtype) -> float:
+        return self.rate if dtype == torch.float32 else EFFICIENCY * gemm_rate(dtype)
 
     def merge(self) -> Cost:
         """The base in float32, and the result on its way to the disk."""

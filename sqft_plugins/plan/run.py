@@ -72,7 +72,8 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     # memory and time
     start = time.perf_counter()
     costs = Costs(source, settings, sizes.stored)
-    steps = [costs.prune(pruner, patterns), costs.quantize(quantizer)]
+    recovery = [costs.recover()] if settings.recover else []
+    steps = [costs.prune(pruner, patterns), *recovery, costs.quantize(quantizer)]
     steps += [costs.train(targets), costs.merge()] if targets else []
     steps += [costs.evaluate(), costs.export()]
 

@@ -29,6 +29,7 @@ class PlanSettings(Settings):
     )
     exclude: list[str] = like(PruneSettings, "exclude")
     method: str = like(PruneSettings, "method", PRUNE)
+    recover: bool = option(False, "Also what `sqft recover` takes, which has both models in memory.")
     quantize_method: str = option("round-to-nearest", QUANTIZE, Offered("sqft_quantizers"))
     grid: str = option("int4", "Of `sqft quantize`: int2 to int8.", metavar="NAME")
     group_size: int = like(QuantizeSettings, "group_size", QUANTIZE)

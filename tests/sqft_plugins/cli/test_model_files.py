@@ -13,6 +13,7 @@ from sqft_plugins.cli import VERBS, main
 
 REFUSED = {
     "prune": ["--out", "OUT"],
+    "recover": ["--dense", "FOLDER", "--out", "OUT"],
     "quantize": ["--out", "OUT"],
     "plan": [],
     "compact": ["--out", "OUT"],
@@ -45,9 +46,10 @@ def test_every_verb_is_in_a_row():
 
 
 @pytest.mark.parametrize("verb", REFUSED)
-def test_a_verb_that_needs_a_folder_says_so(verb, file, tmp_path, capsys):
+def test_a_verb_that_needs_a_folder_says_so(verb, file, tiny_llama, tmp_path, capsys):
     words = ["export", "gguf"] if verb == "export" else [verb]
-    options = [str(tmp_path / "out") if word == "OUT" else word for word in REFUSED[verb]]
+    stands_for = {"OUT": str(tmp_path / "out"), "FOLDER": str(tiny_llama)}
+    options = [stands_for.get(word, word) for word in REFUSED[verb]]
     code, _, told = run(capsys, *words, file, *options)
     assert code == 2
     (line,) = told.splitlines()

@@ -12,6 +12,7 @@ import torch
 
 from sqft_plugins.checkpoint.shards import ShardFile, TensorSpec
 from sqft_plugins.plan import PlanSettings, machine, plan_folder
+from sqft_plugins.plan.costs import EFFICIENCY
 
 pytestmark = pytest.mark.usefixtures("quick_machine")
 
@@ -61,6 +62,17 @@ def test_estimates_follow_the_work(large):
     assert few["eval"]["seconds"] is None
     tokens = 256 * 128
     assert many["prune"]["peak_memory"] > tokens * 4096 * 4 + 11008**2 * 4
+
+
+def test_a_recovery_has_both_models_in_memory_and_is_planned_where_it_is_asked_for(large, monkeypatch):
+    monkeypatch.setattr("sqft_plugins.plan.costs.fast_dtype", lambda: torch.float32)
+    without, asked = (plan_folder(large, PlanSettings(recover=recover)) for recover in (False, True))
+    assert "recover" not in {row["step"] for row in without["steps"]}
+    (row,) = [row for row in asked["steps"] if row["step"] == "recover"]
+    weights = 16 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert row["peak_memory"] > 2 * 4 * weights + 16 * weights  # both models; what learns, with gradient and moments
+    flops = row["seconds"] * EFFICIENCY * asked["machine"]["gemm_gflops"] * 1e9
+    assert 8 <= flops / (640 * 128 * weights) < 9  # the dense model forward, the pruned one forward and back, heads
 
 
 def test_memory_does_not_grow_with_depth(tiny_model, tmp_path):

@@ -20,6 +20,7 @@ from sqft_plugins.cli.doctor import DoctorSettings
 from sqft_plugins.cli.eval import EvalCommand
 from sqft_plugins.cli.inspect import InspectSettings
 from sqft_plugins.cli.merge import MergeSettings
+from sqft_plugins.cli.recover import DenseModel
 from sqft_plugins.cli.report import ReportSettings
 from sqft_plugins.cli.run import RunSettings
 from sqft_plugins.cli.search import StudySettings
@@ -29,6 +30,7 @@ from sqft_plugins.demo.settings import DemoSettings
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.evaluate.settings import EvalSettings
 from sqft_plugins.plan.settings import PlanSettings
+from sqft_plugins.recover.settings import RecoverSettings
 from sqft_plugins.search.settings import SearchInputs, SearchSettings
 from sqft_plugins.settings import Settings, Written, like, option
 from sqft_plugins.settings.click_options import options, written_fields
@@ -37,6 +39,7 @@ from sqft_plugins.tune.settings import AdapterSettings, TrainInputs, TrainSettin
 VERBS = {
     "prune": [PruneSettings, Output],
     "quantize": [QuantizeSettings, Output],
+    "recover": [RecoverSettings, DenseModel],
     "train": [TrainInputs, AdapterSettings, TrainSettings, Output],
     "search": [SearchInputs, SearchSettings, StudySettings],
     "extract": [AtRank],

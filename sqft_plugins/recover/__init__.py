@@ -1,0 +1,1 @@
+"""Recovery: the kept weights of a pruned model learn the dense model's predictions."""
