@@ -44,6 +44,10 @@ TOUCHES = (
         "experts of mixtures count as weights that are not reached, or are read in another order",
         "use_experts_implementation", "_default_apply_gate", owner="transformers.integrations.moe",
     ),
+    Touch(
+        "transformers.models.gpt_oss.modeling_gpt_oss.GptOssExperts._apply_gate",
+        "experts of mixtures cannot be pruned and quantized by their inputs", "self, gate_up",
+    ),
 
     # torch
     *touches(

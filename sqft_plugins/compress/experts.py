@@ -27,7 +27,7 @@ from sqft_plugins.structure import find_blocks, find_linears
 LAYOUT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ExpertLinear:
     """One linear layer of one expert.
 
@@ -54,6 +54,10 @@ class ExpertLinear:
     def weight(self) -> Tensor:
         """[out, in], a view."""
         return self.view(self.experts.get_parameter(self.parameter).data)
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        self.weight.copy_(weight)
 
     @property
     def count(self) -> int:
