@@ -66,6 +66,7 @@ LLAMA = (
     Touch("llama_cpp.llama_cpp.llama_model_kv_override", QUANTIZED, says=("tag", "key", "value")),
 
     # its Python side
+    Touch("llama_cpp.llama_cpp", "no compact GGUF file can be opened by gguf_ext.load"),
     *touches(LOG, "_logger", "_logger.llama_log_callback", "_logger.logger", owner="llama_cpp"),
     *touches(SWITCHED, "llama_cache", owner="llama_cpp"),
     *touches(SWITCHED, "_ctx", "_stack", "ctx", "model", "n_tokens", "context_params", owner="llama_cpp.Llama"),
