@@ -204,7 +204,7 @@ def auto_class(config: Any) -> Any:
     model the files hold."""
     import transformers
 
-    kinds = {
+    kinds: dict[Any, Any] = {
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     }
