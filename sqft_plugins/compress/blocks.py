@@ -8,25 +8,30 @@ so blocks are worked on from inside that pass:
    with all micro-batches, one after the other, and its outputs wait as the inputs of the next.
 
 All micro-batches have the same number of equally long sequences without padding, so the arguments of the first hold for
-the others; for arguments that depend on the text, `_check_alike` refuses more than one micro-batch.
+the others; for arguments that depend on the text, `_check_alike` refuses more than one micro-batch. What a block
+returns beside its state, and the model hands to the next (GLM's chosen keys, ZAYA's routing), each micro-batch has of
+its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqft_plugins.errors import SQFTError
+from sqft_plugins.errors import SQFTError, first_line
 from sqft_plugins.structure import find_blocks
 
 MICRO_TOKENS = 4096
 """Tokens of a micro-batch: enough for a fast GEMM, and of a 7B model's widest layer 0.2 GB."""
+
+
+NO_CALIBRATION = "use a method that needs no calibration, such as magnitude or round-to-nearest"
 
 
 class StopBlock(Exception):  # noqa: N818 (a signal, not an error)
@@ -38,41 +43,63 @@ class Position:
     """How far a run over the blocks has come.
 
     block: the next to work on. states: its inputs, one [sequences, length, hidden] a micro-batch; None before the first
-    block. returns_tuple: whether the model's blocks return a tuple.
+    block. further: where blocks return a tuple, what is in it behind the state (the routing of the layer before, say),
+    one tuple a micro-batch, each a tensor or None; empty where they return the state alone. visiting: whether a layer
+    is being worked on, so that what is raised is not the model's.
     """
 
     block: int = 0
     states: list[Tensor] | None = None
-    returns_tuple: bool = False
+    further: list[tuple[Any, ...]] = field(default_factory=list)
+    visiting: bool = False
+
+    def output(self) -> Any:
+        """What the block before returns for the first micro-batch."""
+        assert self.states is not None
+        return (self.states[0], *self.further[0]) if self.further else self.states[0]
 
 
 class BlockRun:
     """One block over all micro-batches.
 
-    states: its inputs, one a micro-batch; `advance` puts its outputs in their place.
+    position: with the inputs of the block; `advance` puts its outputs in their place. args, kwargs: what the model
+    gives the block beside its state, for the first micro-batch.
     """
 
-    def __init__(self, block: Callable[..., Any], states: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self.states = states
-        self.returns_tuple = False
+    def __init__(self, block: Callable[..., Any], position: Position, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        assert position.states is not None
+        self.position, self.states, self.further = position, list(position.states), list(position.further)
         self._block, self._args, self._kwargs = block, args, kwargs
+
+    def _compute(self, index: int) -> Any:
+        """The block over one micro-batch: with its own of what the block before has returned."""
+        args, kwargs = self._args, self._kwargs
+        if index and self.position.further:
+            own = dict(zip(map(id, self.position.further[0]), self.position.further[index], strict=True))
+            args = tuple(own.get(id(value), value) if value is not None else None for value in args)
+            kwargs = {name: own.get(id(value), value) for name, value in kwargs.items() if value is not None}
+        return self._block(self.states[index], *args, **kwargs)
 
     def look(self, next_batch: Callable[[], None]) -> None:
         """Runs the block for what hooks see in it, which may end it early with StopBlock; `next_batch` is called before
         each micro-batch."""
-        for state in self.states:
+        for index in range(len(self.states)):
             next_batch()
             try:
-                self._block(state, *self._args, **self._kwargs)
+                self._compute(index)
             except StopBlock:
+                self.position.visiting = False
                 continue
 
     def advance(self) -> None:
         """Runs the block and keeps its outputs."""
-        for index, state in enumerate(self.states):
-            output = self._block(state, *self._args, **self._kwargs)
-            self.returns_tuple = isinstance(output, tuple)
+        further = []
+        for index in range(len(self.states)):
+            output = self._compute(index)
+            if isinstance(output, tuple):
+                further.append(output[1:])
             self.states[index] = output[0] if isinstance(output, tuple) else output
+        self.further = further
 
 
 OnBlock = Callable[[int, BlockRun], None]
@@ -83,12 +110,12 @@ def run_blocks(model: PreTrainedModel, tokens: Tensor, on_block: OnBlock, positi
     """Calls `on_block` for each decoder block in order.
 
     tokens: int64 [sequences, length]. position: where an earlier run was left off; it moves along. Raises SQFTError for
-    tokens outside the vocabulary, and for a model whose blocks get arguments that depend on the text where there is
-    more than one micro-batch.
+    tokens outside the vocabulary, for a model whose blocks get arguments that depend on the text where there is
+    more than one micro-batch, and for one whose blocks cannot be run so.
     """
     position = Position() if position is None else position
     first, *others = split(check_tokens(model, tokens), MICRO_TOKENS)
-    with torch.no_grad(), _within_positions(model, tokens.shape[1]):
+    with torch.no_grad(), _as_own_errors(model, tokens.shape[1], position):
         waiting = [inputs_of(model, batch) for batch in others] if position.states is None else []
         go_through(model, first, waiting, on_block, position)
 
@@ -103,7 +130,8 @@ class Inputs(Exception):  # noqa: N818 (a signal, not an error)
 def inputs_of(model: PreTrainedModel, batch: Tensor) -> Inputs:
     """The inputs of block 0 for a micro-batch [sequences, length]; no block is computed."""
 
-    def forward(state: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    def forward(*args: Any, **kwargs: Any) -> NoReturn:
+        state, args, kwargs = _state_of(model, args, kwargs)
         raise Inputs(state, (args, kwargs))
 
     with _in_the_place_of({find_blocks(model)[1][0]: forward}):
@@ -124,24 +152,54 @@ def go_through(
     start = position.block
 
     def forward_of(index: int, block: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if index >= start:
-                if position.states is None:  # block 0: here all micro-batches come together
-                    _check_alike([inputs.arguments for inputs in waiting], (args, kwargs))
-                    position.states = [state, *(inputs.state for inputs in waiting)]
-                    waiting.clear()
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            state, args, kwargs = _state_of(model, args, kwargs)
+            if index < start - 1:
+                return (state, *position.further[0]) if position.further else state
+            if index < start:  # the last block of an earlier run: here its outputs come in
+                return position.output()
 
-                run = BlockRun(block, list(position.states), args, kwargs)
-                on_block(index, run)
-                position.block, position.states, position.returns_tuple = index + 1, run.states, run.returns_tuple
-                state = position.states[0]
-            return (state,) if position.returns_tuple else state
+            if position.states is None:  # block 0: here all micro-batches come together
+                _check_alike([inputs.arguments for inputs in waiting], (args, kwargs))
+                position.states = [state, *(inputs.state for inputs in waiting)]
+                waiting.clear()
+            elif state is not position.states[0]:  # the model does something between its blocks
+                _check_single(model, position.states)
+                position.states = [state]
+
+            run = BlockRun(block, position, args, kwargs)
+            on_block(index, run)
+            position.block, position.states, position.further = index + 1, run.states, run.further
+            return position.output()
 
         return forward
 
     blocks = find_blocks(model)[1]
     with _in_the_place_of({block: forward_of(index, block.forward) for index, block in enumerate(blocks)}):
         run_body(model, batch)
+
+
+def _state_of(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The state and the other arguments, by position and by name, of a call of a block."""
+    kwargs = dict(kwargs)
+    state, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states", None), args)
+    if not isinstance(state, Tensor) or state.is_meta:
+        what = "no hidden states" if not isinstance(state, Tensor) else "hidden states without values"
+        raise SQFTError(
+            f"model {type(model).__name__} gives its blocks {what}, so it cannot be calibrated block by block: "
+            f"{NO_CALIBRATION}"
+        )
+    return state, args, kwargs
+
+
+def _check_single(model: PreTrainedModel, states: list[Tensor]) -> None:
+    if len(states) > 1:
+        raise SQFTError(
+            f"model {type(model).__name__} changes its hidden states between two blocks, which is seen in one "
+            f"micro-batch alone: lower --sequences or --length until they are at most {MICRO_TOKENS} tokens together"
+        )
 
 
 @contextmanager
@@ -206,15 +264,23 @@ def _too_long(length: int, longest: int) -> SQFTError:
 
 
 @contextmanager
-def _within_positions(model: PreTrainedModel, length: int) -> Iterator[None]:
-    """Positions that are computed end, too, in some models (GPT-J, MPT), which say so in an error of their own."""
+def _as_own_errors(model: PreTrainedModel, length: int, position: Position) -> Iterator[None]:
+    """What the model's own code raises, in a line that names the block. Positions that are computed end, too, in some
+    models (GPT-J, MPT), which say so in an error of their own."""
     try:
         yield
-    except (IndexError, ValueError, RuntimeError) as error:
-        longest = _longest(model)
-        if isinstance(error, SQFTError) or not 0 < longest < length:
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, SQFTError | torch.OutOfMemoryError) or position.visiting:
             raise
-        raise _too_long(length, longest) from error
+        longest = _longest(model)
+        if 0 < longest < length and isinstance(error, IndexError | ValueError | RuntimeError):
+            raise _too_long(length, longest) from error
+        blocks = find_blocks(model)[1]
+        block = blocks[min(position.block, len(blocks) - 1)]
+        raise SQFTError(
+            f"block {position.block} of {type(model).__name__}, a {type(block).__name__}, cannot be run alone "
+            f"({type(error).__name__}: {first_line(error)}): {NO_CALIBRATION}"
+        ) from error
 
 
 def _check_alike(others: Sequence[Any], own: Any) -> None:

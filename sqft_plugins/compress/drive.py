@@ -87,8 +87,8 @@ class InFolder(InMemory):
         super().__init__(skeleton.model)
         self.job, self.skeleton, self.weights, self.masks = job, skeleton, weights, masks
         self.rows = job.rows
-        self.position = Position(job.done, job.states, bool(job.notes.get("returns_tuple")))
-        job.states = None  # not held there while they change
+        self.position = Position(job.done, job.states, job.further)
+        job.states, job.further = None, []  # not held there while they change
 
         if job.resumed:
             say(f"going on at block {job.done + 1}: {job.path} has what an earlier run finished")
@@ -108,9 +108,10 @@ class InFolder(InMemory):
         self.skeleton.free(block)
         release_memory()
         super().finished(block, rows, run)
-        if run is not None:
-            self.job.notes["returns_tuple"] = run.returns_tuple
-        self.job.save(None if run is None else run.states)
+        if run is None:
+            self.job.save(None)
+        else:
+            self.job.save(run.states, run.further)
 
 
 @dataclass

@@ -6,7 +6,7 @@ frequencies of rotary embeddings, the scale of Gemma's embedding), or the files 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,12 +38,16 @@ class Skeleton:
         self.stored = StoredNames(self.model, folder)
         self._of = own_names(self.model, self.stored)
         self._buffers_wait = True
+        self._running = False
         self._prefix, blocks = find_blocks(self.model)
         inside = {module for block in blocks for module in block.modules()}
-        for name, module in self.model.named_modules():
-            if module not in inside and module._parameters:
-                module.register_forward_pre_hook(self._loader(name))
-                module.register_forward_hook(lambda module, inputs, output: self.free(module, recurse=False))
+        self._outside = {n: m for n, m in self.model.named_modules() if m not in inside and m._parameters}
+        for name, module in self._outside.items():
+            module._parameters = _WhenRead(module._parameters, self._loader(name, module))
+            module.register_forward_hook(self._freed, always_call=True)
+        body = self.model.base_model
+        body.register_forward_pre_hook(lambda module, inputs: self._begin(), prepend=True)
+        body.register_forward_hook(lambda module, inputs, output: self._end(), always_call=True)
 
     def sources(self, parameter: str) -> list[str]:
         """The tensors of the files that a parameter is made of; of a tied one, those of the parameter that they have.
@@ -55,7 +59,7 @@ class Skeleton:
         if self._buffers_wait:  # of all modules, before the first of them computes
             self._load_buffers()
             self._buffers_wait = False
-        for path, parameter in module.named_parameters(prefix=name, recurse=recurse):
+        for path, parameter in module.named_parameters(prefix=name, recurse=recurse, remove_duplicate=False):
             owner, _, own = path.removeprefix(f"{name}.").rpartition(".")
             _put(module.get_submodule(owner), own, self._read(path, parameter).to(torch.float32, copy=True))
 
@@ -86,11 +90,39 @@ class Skeleton:
                 if parameter is not None:
                     _put(owner, name, parameter.to("meta"))
 
-    def _loader(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            self.load(name, module, recurse=False)
+    def _begin(self) -> None:
+        self._running = True
 
-        return hook
+    def _end(self) -> None:
+        self._running = False
+        for module in self._outside.values():  # what others have read of it
+            self.free(module, recurse=False)
+
+    def _freed(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._running:
+            self.free(module, recurse=False)
+
+    def _loader(self, name: str, module: nn.Module) -> Callable[[], None]:
+        def load() -> None:
+            if self._running:
+                self.load(name, module, recurse=False)
+
+        return load
+
+
+class _WhenRead(dict[str, Any]):
+    """The parameters of a module outside the blocks, loaded when one of them is read while the model runs: by the
+    module itself, or by another (Llama 4 asks for the device of its embedding's weight before it calls it)."""
+
+    def __init__(self, parameters: Mapping[str, Any], load: Callable[[], None]):
+        super().__init__(parameters)
+        self._load = load
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if value is not None and value.is_meta:
+            self._load()
+        return super().__getitem__(name)
 
 
 def own_names(model: PreTrainedModel, stored: StoredNames) -> dict[str, str]:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqft_plugins.compress.blocks import BlockRun, StopBlock
+from sqft_plugins.compress.blocks import NO_CALIBRATION, BlockRun, StopBlock
 from sqft_plugins.compress.experts import Call, ExpertLinear, visit_experts
 from sqft_plugins.compress.statistic import InputStatistic
 from sqft_plugins.errors import GridError, SQFTError
@@ -67,10 +67,12 @@ def visit_linears(run: BlockRun, layers: Mapping[str, Layer], statistic: Statist
         return
     while left:
         names, seen, calls = _next_group(run, left, mixtures, statistic)
+        run.position.visiting = True
         if calls:
             visit_experts(mixtures[names[0]], calls, statistic, visit_group)
         else:
             visit_group(names, seen)
+        run.position.visiting = False
         for name in names:
             del left[name]
     run.advance()
@@ -96,7 +98,7 @@ def _visit_on_arrival(
             last = inputs, seen
         visit_group([name], last[1])
 
-    with _hooked(layers, mixtures, arrived):
+    with _hooked(run, layers, mixtures, arrived):
         run.advance()
     if left:
         _never_called([name for name in layers if name in left])
@@ -131,7 +133,7 @@ def _next_group(
         nonlocal inputs_now
         inputs_now = None
 
-    with _hooked(left, mixtures, arrived):
+    with _hooked(run, left, mixtures, arrived):
         run.look(next_batch)
     if not names:
         _never_called(list(left))
@@ -148,17 +150,22 @@ def _value(seen: InputStatistic, name: str) -> Tensor:
 def _never_called(names: list[str]) -> None:
     raise SQFTError(
         f"layer {names[0]} (and {len(names) - 1} more) is never called by the forward pass, so nothing is known of its "
-        "inputs: exclude it, or use a method that needs no calibration, such as magnitude or round-to-nearest"
+        f"inputs: exclude it, or {NO_CALIBRATION}"
     )
 
 
 @contextmanager
 def _hooked(
-    layers: Mapping[str, nn.Module], mixtures: Mixtures, arrived: Callable[[str, Tensor | Call], None]
+    run: BlockRun,
+    layers: Mapping[str, nn.Module],
+    mixtures: Mixtures,
+    arrived: Callable[[str, Tensor | Call], None],
 ) -> Iterator[None]:
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            run.position.visiting = True  # what is raised from here on is not the model's
             arrived(name, Call.of(name, args, kwargs) if name in mixtures else args[0])
+            run.position.visiting = False
 
         return hook
 

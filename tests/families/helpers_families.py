@@ -7,13 +7,28 @@ The widths are divided by groups of 32. `COMMON` holds for all, where a family's
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
+TOKENIZERS = Path(__file__).parents[1] / "tokenizers"
 WIDTH, VOCABULARY = 64, 640
+
+OTHERS = {
+    "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "blenderbot", "blenderbot-small", "blt",
+    "camembert", "cpmant", "ctrl", "data2vec-text", "electra", "emu3", "ernie", "fuyu", "git", "got_ocr2", "marian",
+    "mbart", "megatron-bert", "mllama", "moshi", "musicgen", "musicgen_melody", "mvp", "pegasus", "phi4_multimodal",
+    "plbart", "prophetnet", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "trocr",
+    "whisper", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod",
+}  # fmt: skip
+"""Of transformers' causal language models, those that are no decoders of text alone: encoders, encoders with decoders,
+wrappers of other modalities."""
+
+DECODERS = [family for family in CAUSAL if family not in OTHERS]
+"""Every decoder family of the installed transformers, by `model_type`."""
 
 COMMON: dict[str, Any] = {
     # the usual names, and those of older families
@@ -110,6 +125,12 @@ def model_of(family: str, config: Any = None) -> Any:
     torch.manual_seed(0)
     auto = AutoModelForCausalLM if family in CAUSAL else AutoModelForImageTextToText
     return auto.from_config(config_of(family) if config is None else config, dtype=torch.float32).eval()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One of 640 tokens, for any family."""
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZERS / "byte-level.json"), **names)
 
 
 LARGEST = 12_000_000
