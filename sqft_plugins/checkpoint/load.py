@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,22 @@ def load_model(path: str | Path, dtype: torch.dtype | str = "auto", **kwargs: An
             return load_dequantized(folder, dtype, **kwargs).eval()
         found = {name: kwargs[name] for name in OF_THE_HUB if name in kwargs}
         kind = auto_class(AutoConfig.from_pretrained(path, **found))
-        model: PreTrainedModel = kind.from_pretrained(path, dtype=dtype, **kwargs)
-        return model.eval()
+        model: PreTrainedModel
+        model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
+    _check_complete(path, model, info["missing_keys"])
+    return model.eval()
+
+
+def _check_complete(path: str | Path, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raises CheckpointError for a weight that the files lack, which transformers makes up, and for one that nothing
+    has filled."""
+    empty = [] if getattr(model, "hf_device_map", None) else [*model.named_parameters(), *model.named_buffers()]
+    lacks = sorted({*missing, *(name for name, tensor in empty if tensor.is_meta)})
+    if lacks:
+        raise CheckpointError(
+            f"model {path} lacks the tensor {lacks[0]} ({len(lacks)} in all), which would be random numbers: copy the "
+            "whole model again"
+        )
 
 
 @contextmanager

@@ -39,9 +39,9 @@ def killed(block: int, before_it_counts: bool, work) -> None:
 
     counted = [0]
 
-    def dying_save(self, states) -> None:
+    def dying_save(self, *states: object) -> None:
         counted[0] += 1
-        save(self, states)
+        save(self, *states)
         if counted[0] == block:
             os.kill(os.getpid(), signal.SIGKILL)
 
