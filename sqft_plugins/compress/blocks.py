@@ -44,7 +44,7 @@ class Position:
 
     block: the next to work on. states: its inputs, one [sequences, length, hidden] a micro-batch; None before the first
     block. further: where blocks return a tuple, what is in it behind the state (the routing of the layer before, say),
-    one tuple a micro-batch, each a tensor or None; empty where they return the state alone. visiting: whether a layer
+    one tuple a micro-batch; empty where they return the state alone. visiting: whether a layer
     is being worked on, so that what is raised is not the model's.
     """
 
@@ -96,9 +96,9 @@ class BlockRun:
         further = []
         for index in range(len(self.states)):
             output = self._compute(index)
-            if isinstance(output, tuple):
-                further.append(output[1:])
-            self.states[index] = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, tuple | list):  # OpenAI's first GPT returns a list
+                further.append(tuple(output[1:]))
+            self.states[index] = output[0] if isinstance(output, tuple | list) else output
         self.further = further
 
 
@@ -158,6 +158,11 @@ def go_through(
                 return (state, *position.further[0]) if position.further else state
             if index < start:  # the last block of an earlier run: here its outputs come in
                 return position.output()
+            if index != position.block:
+                raise SQFTError(
+                    f"model {type(model).__name__} calls block {index} a second time or out of order, so it cannot be "
+                    f"calibrated block by block: {NO_CALIBRATION}"
+                )
 
             if position.states is None:  # block 0: here all micro-batches come together
                 _check_alike([inputs.arguments for inputs in waiting], (args, kwargs))

@@ -38,7 +38,7 @@ REQUEST, PROGRESS = "request.json", "progress.json"
 class Job:
     """folder: the model folder that is being written. done: blocks that are finished. rows: their layers' reports.
     notes: anything JSON that the next blocks need. states: the calibration states before block `done`. further: what
-    else block `done - 1` has returned, a tuple of tensors and None for each state, or nothing."""
+    else block `done - 1` has returned, a tuple for each state, or nothing."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -47,25 +47,20 @@ class Job:
         self.rows: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
         self.states: list[Tensor] | None = None
-        self.further: list[tuple[Tensor | None, ...]] = []
+        self.further: list[tuple[Any, ...]] = []
         self.resumed = False
 
     def save(self, states: Sequence[Tensor] | None, further: Sequence[tuple[Any, ...]] = ()) -> None:
         """One more block is finished; `states` are the inputs of the next, `further` what else it has returned."""
         self.done += 1
         if states is not None:
-            tensors = {str(i): state for i, state in enumerate(states)}
-            tensors |= {f"{i}.{k}": x for i, own in enumerate(further) for k, x in enumerate(own) if x is not None}
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self._states_file(self.done))
-        progress = {
-            "done": self.done,
-            "rows": self.rows,
-            "notes": self.notes,
-            "calibrated": states is not None,
-            "further": len(further[0]) if further else None,
-        }
+            save_file({str(i): state.contiguous() for i, state in enumerate(states)}, self._states_file(self.done))
+        if further:
+            torch.save(list(further), self._further_file(self.done))
+        progress = {"done": self.done, "rows": self.rows, "notes": self.notes, "calibrated": states is not None}
         _write(self.path / PROGRESS, json.dumps(progress))  # from here on the block counts as done
         self._states_file(self.done - 1).unlink(missing_ok=True)
+        self._further_file(self.done - 1).unlink(missing_ok=True)
 
     def load(self) -> None:
         """Takes up what an earlier run has saved, if it has."""
@@ -76,13 +71,13 @@ class Job:
         self.done, self.rows, self.notes = progress["done"], progress["rows"], progress["notes"]
         if progress["calibrated"]:
             stored = load_file(self._states_file(self.done))
-            self.states = [stored[str(index)] for index in range(sum(name.isdigit() for name in stored))]
-            width = progress["further"]
-            if width is not None:
-                self.further = [
-                    tuple(stored.get(f"{index}.{k}") for k in range(width)) for index in range(len(self.states))
-                ]
+            self.states = [stored[str(index)] for index in range(len(stored))]
+        if self._further_file(self.done).is_file():
+            self.further = torch.load(self._further_file(self.done), weights_only=True)
         self.resumed = True
+
+    def _further_file(self, block: int) -> Path:
+        return self.path / f"further-{block}.pt"
 
     def _states_file(self, block: int) -> Path:
         return self.path / f"states-{block}.safetensors"

@@ -66,6 +66,7 @@ COMMON: dict[str, Any] = {
 DEFAULT = object()
 """Stands for the value that the family's own configuration has."""
 
+HALF_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 LATENT = {"num_key_value_heads": 4, "qk_head_dim": DEFAULT}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -91,13 +92,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
     "dots3_note_text": {"num_key_value_heads": 4},
     "reformer": {"is_decoder": True},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"), HALF_LINEAR),
+    "zamba": {
+        "num_hidden_layers": 3, "attention_hidden_size": 128, "attention_head_dim": 32,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+    },
     "zamba2": {
         "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_mem_blocks": 1,
         "mamba_headdim": 32, "mamba_ngroups": 1, "n_mamba_heads": 4, "num_key_value_heads": 4, "mamba_expand": 2,
         "attention_head_dim": 32, "attention_hidden_size": 128, "adapter_rank": 32,
     },
-    "zaya": {"num_experts_per_tok": 1, "top_k": 1, "moe_router_topk": 1},
+    "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
 }  # fmt: skip
 """Family → fields that differ from `COMMON`."""

@@ -23,7 +23,7 @@ def test_a_family_goes_all_the_way(family, tmp_path) -> None:
     assert walk(family, tmp_path) == dict.fromkeys(STEPS, "ok")
 
 
-@pytest.mark.parametrize("family", ["zaya", "hy_v4", "bamba"])
+@pytest.mark.parametrize("family", ["zaya", "hy_v4", "bamba", "openai-gpt", "xlstm"])
 def test_what_a_block_returns_beside_its_state_is_that_of_each_micro_batch(family, monkeypatch) -> None:
     monkeypatch.setattr(blocks, "MICRO_TOKENS", 32)
     model = model_of(family)
@@ -113,6 +113,11 @@ def test_a_job_goes_on_with_all_that_a_block_has_returned(tmp_path, monkeypatch)
     prune_folder(source, tmp_path / "resumed", **options)
     many, resumed = ModelFolder(tmp_path / "many"), ModelFolder(tmp_path / "resumed")
     assert all(torch.equal(many.mask(name), resumed.mask(name)) for name in many.masks)
+
+
+def test_a_block_that_is_called_twice_is_refused() -> None:
+    with pytest.raises(SQFTError, match=r"HrmTextForCausalLM calls block \d a second time or out of order"):
+        prune_model(model_of("hrm_text"), TOKENS, Wanda(), 0.5)
 
 
 def test_a_failing_check_is_no_refusal() -> None:
