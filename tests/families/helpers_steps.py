@@ -1,6 +1,7 @@
 """The way of a family through this project, step by step: `walk(family, folder)` → what became of each step.
 
-    python tests/families/helpers_steps.py [family ...]      prints the table
+    python tests/families/helpers_steps.py [family ...]      prints what became of each, with what is said
+    python tests/families/helpers_steps.py --page            docs/models.md, of all (half an hour)
 
 Each step is checked by what it promises, not by its end alone.
 """
@@ -8,12 +9,11 @@ Each step is checked by what it promises, not by its end alone.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,19 +177,67 @@ def coverage(family: str) -> float:
     return reached / (reached + sum(torch.Size(shape).numel() for shape in fused_weights(model).values()))
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+HEAD = """# Models
+
+Every decoder family of transformers {version} that is built tiny (two blocks, random weights, widths that 32 divides)
+goes through the steps below. `tests/families` builds and checks it, and a slow test fails where a cell got worse.
+Experts that transformers joins are left out here (`--exclude`).
+
+ok: the step did what it promises. refused: one line said why not. fails: an error that is not ours, or a wrong result.
+-: a step before it did not end.
+
+| step | what is checked |
+|---|---|
+| build | transformers' own logits are finite |
+| names | read block by block from its files, it computes transformers' hidden states, bit for bit |
+| prune | `sqft prune` with Wanda to 50 %: every mask holds in what transformers loads |
+| gptq | `sqft quantize --method gptq`, INT4 in groups of 32, runs to its end |
+| int4 | the INT4 folder is loaded, and its logits are those of its codes, bit for bit |
+| train | `SQFTConfig(target_modules="all-linear")`: the loss falls in three steps |
+| merge | `sqft merge` of it: no zero is lost |
+| qa train, qa merge | the same through the INT4 grid |
+
+"""
+
+
+def page(results: Mapping[str, Mapping[str, str]]) -> str:
+    """The page of these results, by family."""
+    from transformers import __version__
+
+    lines = [f"| family | {' | '.join(STEPS)} |", "|---" * (len(STEPS) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(map(mark, result.values()))} |" for name, result in sorted(results.items())]
+    return HEAD.format(version=__version__) + "\n".join(lines) + "\n"
+
+
+def mark(text: str) -> str:
+    return "fails" if text.startswith("crash") else text.partition(":")[0]
+
+
+def promised() -> dict[str, dict[str, str]]:
+    """Family → step → mark, as docs/models.md has it."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
+    table = [row for row in rows if len(row) == len(STEPS) + 1 and row[0] not in ("family", "---")]
+    return {name: dict(zip(STEPS, marks, strict=True)) for name, *marks in table}
+
+
 def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    for family in sys.argv[1:] or DECODERS:
+    results = {}
+    for family in [name for name in sys.argv[1:] if name != "--page"] or DECODERS:
         if not buildable(family):
-            print(f"{family}: not built", flush=True)
+            print(f"{family}: not built", file=sys.stderr, flush=True)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            result = walk(family, Path(folder))
-        marks = " ".join("ok" if text == "ok" else text[0].upper() for text in result.values())
-        said = [f"{step} {re.sub('/tmp/[^ ]*', 'M', text)}" for step, text in result.items() if text not in ("ok", "-")]
-        print(f"{family}: {marks} {'; '.join(said)}", flush=True)
+            results[family] = walk(family, Path(folder))
+        said = [f"{step} {text}" for step, text in results[family].items() if text not in ("ok", "-")]
+        print(
+            f"{family}: {' '.join(map(mark, results[family].values()))} {'; '.join(said)}", file=sys.stderr, flush=True
+        )
+    if "--page" in sys.argv:
+        PAGE.write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_families import model_of, tokenizer
-from helpers_steps import SMALL, STEPS, TOKENS, outcome, walk
+from helpers_families import buildable, model_of, tokenizer
+from helpers_steps import SMALL, STEPS, TOKENS, mark, outcome, promised, walk
 
 from sqft_plugins.checkpoint import ModelFolder
 from sqft_plugins.compress import blocks, drive
@@ -21,6 +21,22 @@ from sqft_plugins.structure import find_blocks, find_linears
 @pytest.mark.parametrize("family", ["llama", "olmo2", "mixtral", "deepseek_v3", "hy_v4"])
 def test_a_family_goes_all_the_way(family, tmp_path) -> None:
     assert walk(family, tmp_path) == dict.fromkeys(STEPS, "ok")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", promised())
+def test_no_cell_of_the_page_got_worse(family, tmp_path) -> None:
+    """A cell may get better: then remake the page."""
+    if not buildable(family):
+        pytest.skip("not in the installed transformers")
+    found = walk(family, tmp_path)
+    worse = {step: found[step] for step, was in promised()[family].items() if was == "ok" and mark(found[step]) != "ok"}
+    assert not worse
+
+
+def test_the_page_has_the_families_that_are_used_most() -> None:
+    used = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2", "granite"]
+    assert all(promised()[family] == dict.fromkeys(STEPS, "ok") for family in used)
 
 
 @pytest.mark.parametrize("family", ["zaya", "hy_v4", "bamba", "openai-gpt", "xlstm"])
