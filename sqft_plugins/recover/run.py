@@ -29,6 +29,7 @@ from sqft_plugins.progress import Steps, say
 from sqft_plugins.recover.divergence import cut_head, vocabulary_of
 from sqft_plugins.recover.learn import Learner, rate_at
 from sqft_plugins.recover.settings import RecoverSettings
+from sqft_plugins.structure import is_linear
 
 SAVED_EVERY = 16
 """Steps between two states on disk, from which a killed run goes on."""
@@ -133,6 +134,13 @@ def _masks(source: FloatModel, dense: FloatModel) -> dict[str, Tensor]:
     masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
     if not masks:
         raise SQFTError(f"model {source.name} is not pruned: prune it first, with sqft prune")
+    linears = {name for name, module in source.skeleton.model.named_modules() if is_linear(module)}
+    joined = [name for name in masks if name not in linears]
+    if joined:
+        raise SQFTError(
+            f"{joined[0]} (and {len(joined) - 1} more) is an expert, whose weights are no linear layer: a mixture's "
+            "experts are not recovered yet, tune it as it is"
+        )
     if all(lost_zeros(dense.folder.weight(name), mask) == 0 for name, mask in masks.items()):
         raise SQFTError(f"--dense {dense.name} has the zeros of {source.name}: give the model before it was pruned")
     return masks

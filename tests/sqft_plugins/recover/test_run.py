@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from sqft_plugins.checkpoint import ModelFolder, load_model
 from sqft_plugins.cli import cli
@@ -136,6 +137,18 @@ def test_conv1d_learns_in_its_own_layout(tiny_model, tiny_tokenizer, tmp_path):
     for name in before.masks:
         assert lost_zeros(after.weight(name), before.mask(name)) == 0
         assert not torch.equal(before.weight(name), after.weight(name))
+
+
+def test_the_experts_of_a_mixture_are_refused_by_name(tiny_tokenizer, tmp_path):
+    config = MixtralConfig(
+        vocab_size=640, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer("byte-level").save_pretrained(tmp_path / "dense")
+    prune_folder(tmp_path / "dense", tmp_path / "pruned", method="magnitude")
+    with pytest.raises(SQFTError, match="is an expert"):
+        recover_folder(tmp_path / "pruned", tmp_path / "dense", tmp_path / "out", HOW)
 
 
 def test_several_texts_give_sequences_alike(pruned, tmp_path):
