@@ -80,10 +80,11 @@ class MaskedLinear(torch.autograd.Function):
         ctx.scaling, ctx.sparse, ctx.grid = scaling, sparse, grid
 
         tokens = x.reshape(-1, x.shape[-1])  # [tokens, in]
-        y = x.new_empty(len(tokens), len(weight))  # [tokens, out]
+        y = x.new_empty(*x.shape[:-1], len(weight))  # no view, since a model may add to it in place (Llama 4)
+        outputs = y.view(-1, len(weight))  # [tokens, out]
         for rows, merged, _ in _blocks(x.dtype, weight, A, B, scaling, sparse, grid):
-            torch.mm(tokens, merged.t(), out=y[:, rows])
-        return y.view(*x.shape[:-1], len(weight))
+            torch.mm(tokens, merged.t(), out=outputs[:, rows])
+        return y
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from peft_ext.checks import check_merge
 from peft_ext.functional import masked_delta, masked_linear, merged_weight
@@ -31,6 +30,7 @@ from sqft_plugins.grid import Grid, QuantizedWeight
 from sqft_plugins.layer_grid import LayerGrid
 from sqft_plugins.mask import nonzero_mask
 from sqft_plugins.requantize import requantized
+from sqft_plugins.structure import is_linear
 
 
 class Linear(LoraLinear):
@@ -251,9 +251,9 @@ class Linear(LoraLinear):
         if is_packed(base):  # its codes, once it has any; till then two thin GEMMs beside it
             settled = not self.training and self.is_settled(adapter, True)
             return adapter if settled and (torch.is_autocast_enabled("cpu") or x.dtype == base.dtype) else None
-        plain = type(base) in (nn.Linear, Conv1D) and not base._forward_hooks and not base._forward_pre_hooks
+        plain = is_linear(base) and not base._forward_hooks and not base._forward_pre_hooks
         if not plain or base.weight.requires_grad:
-            return None  # a hook or a subclass may do more than a GEMM, a trainable base needs its own gradient
+            return None  # a hook may do more than a GEMM, a trainable base needs its own gradient
         if hasattr(base, "_hf_hook") and not _only_places_inputs(base._hf_hook, x, base.weight):
             return None
 

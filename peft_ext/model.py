@@ -66,12 +66,13 @@ class SQFTModel(LoraModel):
             raise SQFTError(
                 "custom modules (_register_custom_module) are not supported: SQFT has its one layer for linears"
             )
+        if isinstance(base, nn.Linear) or is_conv1d(base):
+            check_weight(base, name)  # first: the layers of other quantizations are nn.Linear, too
         if not is_linear(base):
             raise SQFTError(
                 f"target_modules matches {name}, a {type(base).__name__}: SQFT adapts linear layers only, "
                 "leave it out with exclude_modules"
             )
-        check_weight(base, name)
         if lora_config.sparse and not lora_config.quantization_aware and holds_codes(base):
             raise SQFTError(
                 f"sparse=True over a quantized base ({name}) cannot merge back onto its grid: train through it with "

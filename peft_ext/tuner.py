@@ -5,6 +5,7 @@ What each method is for stands in `sqft_plugins.plugins.protocols.Tuner`.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from sqft_plugins.elastic import Rank, configuration
 from sqft_plugins.errors import CheckpointError, SQFTError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.progress import say
+from sqft_plugins.structure import beside_the_text
 
 
 class PeftTuner:
@@ -115,7 +117,7 @@ class SQFTTuner(PeftTuner):
 
     def attach(self, model: Any, settings: Any) -> nn.Module:
         with _no_advice():
-            tuned = get_peft_model(model, self._config(settings))
+            tuned = get_peft_model(model, self._config(settings, model))
         _begin_from(tuned, settings.init_adapter)
         return self._on_grid(tuned)
 
@@ -133,9 +135,9 @@ class SQFTTuner(PeftTuner):
                 say(f"{listed(rest)} not adapted: on the grid here, as after a merge")
         return model
 
-    def _config(self, settings: Any) -> SQFTConfig:
+    def _config(self, settings: Any, model: Any = None) -> SQFTConfig:
         return SQFTConfig(
-            **_lora_options(settings),
+            **_lora_options(settings, model),
             rank_choices=settings.rank_choices,
             share_rank=settings.share_rank,
             sparse=settings.sparse,
@@ -182,7 +184,7 @@ class LoraTuner(PeftTuner):
                 raise SQFTError(f"{field} needs --tuner sqft: a plain LoRA has one rank and knows no grid")
 
     def attach(self, model: Any, settings: Any) -> nn.Module:
-        tuned = get_peft_model(model, LoraConfig(**_lora_options(settings)))
+        tuned = get_peft_model(model, LoraConfig(**_lora_options(settings, model)))
         _begin_from(tuned, settings.init_adapter)
         return tuned
 
@@ -210,13 +212,16 @@ def _begin_from(model: Any, adapter: str | None) -> None:
         raise CheckpointError(f"adapter {adapter} has {found.unexpected_keys[0]}, which is not adapted here")
 
 
-def _lora_options(settings: Any) -> dict[str, Any]:
-    """The fields of a LoraConfig that the verbs set."""
+def _lora_options(settings: Any, model: Any = None) -> dict[str, Any]:
+    """The fields of a LoraConfig that the verbs set. model: that is adapted; of one that sees images, the language
+    model alone, whose layers have the names that those of the tower have, too."""
+    beside = [] if model is None else beside_the_text(model)
     return {
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": settings.target_modules,
+        "exclude_modules": rf"({'|'.join(map(re.escape, beside))})\..*" if beside else None,
         "task_type": "CAUSAL_LM",
     }
 

@@ -36,17 +36,23 @@ if TYPE_CHECKING:
 class Structure:
     """The linear layers of a model. blocks: the name of the block list, such as "model.layers".
     shapes: module name → (out, in), in the order of the model. outside: linear modules that stay as they are.
-    transposed: those of `shapes` whose weight is stored [in, out]. length: the number of blocks."""
+    transposed: those of `shapes` whose weight is stored [in, out]. length: the number of blocks. beside: modules that
+    are no part of the language model (`beside_the_text`)."""
 
     blocks: str
     shapes: dict[str, tuple[int, int]]
     outside: list[str]
     transposed: frozenset[str] = frozenset()
     length: int = 0
+    beside: tuple[str, ...] = ()
 
     def kind(self, module: str) -> str:
         """The name of a module within its block: "model.layers.3.mlp.up_proj" → "mlp.up_proj"."""
         return module.removeprefix(f"{self.blocks}.").partition(".")[2]
+
+    def is_beside(self, module: str) -> bool:
+        """Whether a module is no part of the language model."""
+        return any(f"{module}.".startswith(f"{outer}.") for outer in self.beside)
 
     def block(self, module: str) -> int:
         """The number of the block that a module belongs to."""
@@ -61,7 +67,27 @@ def is_conv1d(module: nn.Module) -> TypeGuard[Conv1D]:
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    """Whether a module computes `x @ W.T + b` and nothing else."""
+    return (isinstance(module, nn.Linear) and is_plain(cast(Any, type(module)))) or is_conv1d(module)
+
+
+@lru_cache(maxsize=256)
+def is_plain(kind: Any) -> bool:
+    """Whether a class of linear layers computes what nn.Linear does: it keeps its forward pass, or, as Falcon's own
+    class, has another that gives the same numbers. A router that returns the best experts (Llama 4) does not."""
+    if kind.forward is nn.Linear.forward:
+        return True
+    layer = kind.__new__(kind)
+    try:
+        with torch.device("cpu"), torch.no_grad():
+            nn.Linear.__init__(layer, 5, 3, dtype=torch.float64)
+            x = torch.linspace(-2, 2, 20, dtype=torch.float64).view(2, 2, 5)
+            found = layer(x)
+            return isinstance(found, Tensor) and torch.allclose(
+                found, nn.functional.linear(x, layer.weight, layer.bias)
+            )
+    except Exception:  # it needs what nn.Linear does not have
+        return False
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -103,6 +129,24 @@ def _beside_the_embedding(model: nn.Module, candidates: Mapping[str, nn.ModuleLi
     return {name: candidates[name] for name, outer in around.items() if outer == innermost}
 
 
+def beside_the_text(model: nn.Module) -> list[str]:
+    """The outermost modules that are no part of the language model, of a model that has one among others: the tower of
+    a model that sees images, its projector. [] of a language model alone."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return []
+    text = find_blocks(model)[0].rpartition(".")[0]
+    head = cast(Any, model).get_output_embeddings()
+    found: list[str] = []
+    for name, module in model.named_modules():
+        around = not name or f"{text}.".startswith(f"{name}.")
+        if around or module is head or f"{name}.".startswith((f"{text}.", *(f"{outer}." for outer in found))):
+            continue
+        if any(True for _ in module.parameters()):
+            found.append(name)
+    return found
+
+
 def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """Module name → linear layer, for all linear layers of the decoder blocks, in the order of the model.
 
@@ -131,7 +175,8 @@ def weight_of(linear: nn.Linear | Conv1D) -> Tensor:
 def set_weight(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
     """Writes `weight` [out, in] into the layer, in the layer's dtype: in place, or, where the layer makes its weight
     from something else (checkpoint/packed_layers.py), in the place of that."""
-    if isinstance(getattr(type(linear), "weight", None), property):
+    made = getattr(type(linear), "weight", None)
+    if isinstance(made, property) and made.fset is not None:  # without, it is a view (an expert's)
         linear.weight = weight
     else:
         weight_of(linear).copy_(weight)
@@ -142,9 +187,11 @@ def structure_of(model: nn.Module) -> Structure:
     name, blocks = find_blocks(model)
     linears = find_linears(model)
     shapes = {name: (weight_of(m).shape[0], weight_of(m).shape[1]) for name, m in linears.items()}
-    outside = [n for n, m in model.named_modules() if is_linear(m) and n not in shapes]
+    # routers of a class of their own, too, which others would take for layers to quantize
+    all_linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
+    outside = [n for n in all_linears if n not in shapes]
     transposed = frozenset(n for n, m in linears.items() if is_conv1d(m))
-    return Structure(name, shapes, outside, transposed, len(blocks))
+    return Structure(name, shapes, outside, transposed, len(blocks), tuple(beside_the_text(model)))
 
 
 def structure_of_folder(path: str | Path) -> Structure:
@@ -209,7 +256,8 @@ def auto_class(config: Any) -> Any:
         transformers.AutoModelForImageTextToText: transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     }
     named = set(getattr(config, "architectures", None) or ())
-    known = {kind: mapping[type(config)].__name__ for kind, mapping in kinds.items() if type(config) in mapping}
+    found: dict[Any, Any] = {kind: mapping[type(config)] for kind, mapping in kinds.items() if type(config) in mapping}
+    known = {kind: model.__name__ for kind, model in found.items()}
     first = next(iter(known), transformers.AutoModelForCausalLM)
     return next((kind for kind, name in known.items() if name in named), first)
 

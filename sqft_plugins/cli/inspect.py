@@ -53,6 +53,7 @@ def command(path: str, settings: InspectSettings) -> Found:
 
 
 def _show_model(report: Mapping[str, Any]) -> None:
+    from sqft_plugins.compress.coverage import describe
     from sqft_plugins.inspect.report import conforming
 
     total, stamp = report["total"], report["stamp"] or {}
@@ -61,8 +62,10 @@ def _show_model(report: Mapping[str, Any]) -> None:
     click.echo(
         f"{report['path']}: {report['model_type']}, {total['weights'] / 1e6:.1f} M weights in {total['layers']} layers"
     )
+    if report.get("coverage"):
+        _line("coverage", describe(report["coverage"]))
     _line("types", _counted(total["dtypes"]))
-    _line("zeros", f"{total['zeros']:.2%}")
+    _line("zeros", f"{total['zeros']:.2%}{_of_model(report)}")
     _line("groups of N:M", ", ".join(f"{name} {fraction:.2%}" for name, fraction in total["patterns"].items()))
     if report["kind"] == "gguf":
         _line("mask", "not in a GGUF file: compare with its model folder, `sqft verify`")
@@ -133,6 +136,14 @@ def _show_adapter(report: Mapping[str, Any]) -> None:
         _line("not finite", f"{total['not_finite']} parameters are NaN or infinite")
     if report["stamp"]:
         _line("pipeline", " → ".join(report["stamp"].get("pipeline", [])))
+
+
+def _of_model(report: Mapping[str, Any]) -> str:
+    """The share of the whole model that these zeros are, of a model folder."""
+    if not report.get("coverage"):
+        return ""
+    zeros = report["total"]["zeros"] * report["total"]["weights"]
+    return f" of these layers, {zeros / report['coverage']['model']:.2%} of the whole model"
 
 
 def _line(name: str, value: Any) -> None:

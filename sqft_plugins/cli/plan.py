@@ -38,10 +38,15 @@ def command(model: str, settings: PlanSettings) -> Found:
 
 
 def _show(report: Mapping[str, Any]) -> None:
+    from sqft_plugins.compress.coverage import describe
+
     click.echo(
         f"{report['model']}: {report['model_type']}, {report['weights'] / 1e6:.1f} M weights in {report['modules']} "
         "linear layers"
     )
+    click.echo(f"pruned and quantized: {describe(report['coverage'])}")
+    if report["targets"]:
+        click.echo(f"adapted: {describe(report['adapter_coverage'])}")
 
     rows = [
         [

@@ -39,9 +39,12 @@ def command(model: str, settings: PruneSettings, output: Output) -> Found:
 
 
 def _line(report: Mapping[str, Any]) -> str:
+    from sqft_plugins.compress.coverage import describe
+
     low, high = (f(layer["sparsity"] for layer in report["layers"]) for f in (min, max))
     return (
         f"{report['out']}: {report['sparsity_reached']:.2%} of {report['weights'] / 1e6:.1f} M weights in "
         f"{report['modules']} layers pruned ({report['method']} {report['pattern']}; layers {low:.2%} to {high:.2%}), "
-        f"{report['seconds']:.0f} s, peak {report['peak_memory_mib']} MiB"
+        f"{report['seconds']:.0f} s, peak {report['peak_memory_mib']} MiB\n"
+        f"{report['sparsity_of_model']:.2%} of the whole model pruned; {describe(report['coverage'])}"
     )

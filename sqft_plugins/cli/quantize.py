@@ -69,6 +69,8 @@ def _check_out(place: Place, grid: str, ending: str) -> None:
 
 
 def _line(report: Mapping[str, Any]) -> str:
+    from sqft_plugins.compress.coverage import describe
+
     worst = max(report["layers"], key=lambda layer: layer["error"])
     symmetry = "symmetric" if report["symmetric"] else "asymmetric"
     return (
@@ -76,5 +78,6 @@ def _line(report: Mapping[str, Any]) -> str:
         f"INT{report['bits']} ({report['method']}, group {report['group_size']}, {symmetry}), "
         f"{report['sparsity']:.2%} pruned, {report['zeros']:.2%} zero, "
         f"worst error {worst['error']:.1%} in {worst['name']}, "
-        f"{report['bytes'] / 2**20:.0f} MiB, {report['seconds']:.0f} s, peak {report['peak_memory_mib']} MiB"
+        f"{report['bytes'] / 2**20:.0f} MiB, {report['seconds']:.0f} s, peak {report['peak_memory_mib']} MiB\n"
+        f"{describe(report['coverage'])}"
     )

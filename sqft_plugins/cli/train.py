@@ -66,6 +66,12 @@ def command(
 
 
 def _text(report: Mapping[str, Any]) -> str:
+    from sqft_plugins.compress.coverage import describe
+
+    return f"{_tuned(report)}\n{describe(report['coverage'])}"
+
+
+def _tuned(report: Mapping[str, Any]) -> str:
     parameters = f"{report['out']}: {report['trained_parameters'] / 1e6:.2f} M parameters"
     if not report["losses"]:
         done = "settled" if report["adapter"].get("rounding") == "compensated" else "taken over"

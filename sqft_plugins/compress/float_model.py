@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +19,19 @@ from sqft_plugins.checkpoint.load import load_tokenizer
 from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
+from sqft_plugins.compress.coverage import Coverage, coverage_of
 from sqft_plugins.compress.experts import find_routers, names_of, stored_experts
-from sqft_plugins.compress.fused import check_reachable, count_of, fused_weights, left_out
+from sqft_plugins.compress.fused import fused_weights
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import GridError, SQFTError
+from sqft_plugins.grid import PER_CHANNEL, group_width
 from sqft_plugins.names import select
 from sqft_plugins.plugins.protocols import Statistic
 from sqft_plugins.progress import say, track
 from sqft_plugins.structure import Structure, structure_of
+
+UNDIVIDED = 0.05
+"""The share of the weights that may stay float because the group does not divide them."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,16 @@ class FloatModel:
         self.skeleton = Skeleton(self.folder)
         self.structure: Structure = structure_of(self.skeleton.model)
 
+        self._exclude = exclude
         whole = self.skeleton.model
         fused = fused_weights(whole)
         self.experts = stored_experts(whole, self.skeleton.stored)
         shapes = self.structure.shapes | {module: layer.shape for module, layer in self.experts.items()}
         names = dict.fromkeys(name for module in shapes for name in names_of(module, self.experts.get(module)))
-        excluded = {*select(exclude, [*names, *(fused.keys() - names)], "--exclude"), *find_routers(whole)}
+        excluded = {
+            *select(exclude, [*names, *(fused.keys() - names), *self.structure.outside], "--exclude"),
+            *find_routers(whole),
+        }
 
         reached = {layer.whole for layer in self.experts.values()}
         self.fused = {name: shape for name, shape in fused.items() if name not in excluded | reached}
@@ -83,20 +94,39 @@ class FloatModel:
         if not self.modules:
             raise SQFTError(f"--exclude {' '.join(exclude)} leaves no layer to work on: exclude less")
 
-    def check_reachable(self, asked: object) -> None:
-        """Raises SQFTError where the blocks have weights that no pruner reaches and `exclude` does not name."""
-        check_reachable(self.fused, self.linear_weights, asked, "--exclude")
-
-    def say_left_out(self, what: str) -> int:
-        """Logs what of the blocks stays as it is, in numbers → how many weights these are."""
-        if self.fused:
-            say(f"{self.name}: {left_out(self.fused, self.linear_weights)}: {what}")
-        return count_of(self.fused)
-
     @property
-    def linear_weights(self) -> int:
-        experts = sum(layer.weight.numel() for layer in self.experts.values())
-        return sum(rows * columns for rows, columns in self.structure.shapes.values()) + experts
+    def coverage(self) -> Coverage:
+        """What part of the model's weights `modules` are."""
+        inside = Counter[str]()
+        for module in self.modules.keys() & self.experts.keys():
+            inside[self.experts[module].whole] += math.prod(self.modules[module])
+        return coverage_of(self.skeleton.model, self.modules, inside)
+
+    def check_coverage(self, what: str) -> None:
+        """Raises SQFTError where most of the weights would be left out without a word, since `exclude` names none of
+        them. what: the step, such as "pruning"."""
+        if not self._exclude:
+            self.coverage.check(what, self.name, "--exclude")
+
+    def leave_undivided(self, group_size: int) -> None:
+        """Takes out of `modules` those whose `in` the group does not divide, and says so in numbers: a table of a
+        mechanism, such as AltUp's of Gemma 3n, is a few columns wide. Raises GridError where they are more than
+        `UNDIVIDED` of the weights: then the group does not suit the model."""
+        odd = [m for m, (_, columns) in self.modules.items() if group_size > 0 and columns % group_size]
+        sizes = {module: rows * columns for module, (rows, columns) in self.modules.items()}
+        count = sum(sizes[module] for module in odd)
+        if count > UNDIVIDED * sum(sizes.values()) or group_size < PER_CHANNEL:
+            odd = []  # the first of them is refused by name
+        for module in odd:
+            del self.modules[module]
+        for module, (_, columns) in self.modules.items():
+            group_width(columns, group_size, module)
+        if odd:
+            kinds = ", ".join(dict.fromkeys(self.structure.kind(module) for module in odd))
+            say(
+                f"{self.name}: group_size={group_size} does not divide the inputs of {len(odd)} small layers "
+                f"({kinds}): they stay float, {count:,} weights or {count / sum(sizes.values()):.2%}"
+            )
 
     def stored(self, module: str) -> str:
         """The tensor of the folder's files that holds the module's weight, or the first of several."""

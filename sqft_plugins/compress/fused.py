@@ -76,17 +76,3 @@ def count_of(fused: Mapping[str, tuple[int, ...]]) -> int:
 def ends_of(fused: Collection[str]) -> list[str]:
     """Patterns that pick them all: the last two parts of their names."""
     return list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in fused))
-
-
-def check_reachable(fused: Mapping[str, tuple[int, ...]], linear: int, asked: object, argument: str) -> None:
-    """Raises SQFTError where pruning the linear layers alone cannot make the model as sparse as it was asked for.
-
-    argument: how the user leaves layers out: "--exclude" or "exclude".
-    """
-    if fused:
-        names = ends_of(fused)
-        remedy = " ".join(f"--exclude {name}" for name in names) if argument.startswith("--") else f"{argument}={names}"
-        raise SQFTError(
-            f"sparsity={asked} cannot be reached: {left_out(fused, linear)}, which are not pruned yet. Prune the rest "
-            f"alone with {remedy}"
-        )

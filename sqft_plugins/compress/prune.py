@@ -7,6 +7,7 @@ and the pattern, and returns the new weight and its mask.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from sqft_plugins.checkpoint.files import check_output
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
+from sqft_plugins.compress.coverage import coverage_of
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder, InMemory
 from sqft_plugins.compress.experts import find_experts, find_routers, names_of
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
-from sqft_plugins.compress.fused import check_reachable, fused_weights
+from sqft_plugins.compress.fused import fused_weights
 from sqft_plugins.compress.job import open_job
-from sqft_plugins.compress.report import Report, Row, relative_error, summed_up, total
+from sqft_plugins.compress.report import Report, Row, relative_error, summed_up, total, weights_of
 from sqft_plugins.errors import GridError, SQFTError
 from sqft_plugins.identity import content_hash
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, pack_mask, sparsity_of
@@ -65,15 +67,15 @@ def prune_model(
     pattern = as_pattern(sparsity)
     experts, fused = find_experts(model), fused_weights(model)
     linears: dict[str, Any] = {**find_linears(model), **experts}
-    size = sum(linear.weight.numel() for linear in linears.values())
     excluded = {*select(exclude, [*linears, *fused], "exclude"), *find_routers(model)}
     linears = {name: layer for name, layer in linears.items() if excluded.isdisjoint(names_of(name, layer))}
-    for name in excluded.union(layer.whole for layer in experts.values()):
-        fused.pop(name, None)
 
     # everything that can be refused
-    if pattern.sparsity:
-        check_reachable(fused, size, pattern, "exclude")
+    if pattern.sparsity and not exclude:
+        inside = Counter[str]()
+        for name in linears.keys() & experts.keys():
+            inside[experts[name].whole] += linears[name].weight.numel()
+        coverage_of(model, linears, inside).check("pruning", type(model).__name__, "exclude=[…]")
     if not linears:
         raise SQFTError(f"exclude={list(exclude)} leaves no layer to work on: exclude less")
     for name, linear in linears.items():
@@ -96,11 +98,13 @@ def prune_model(
 
 @dataclass(kw_only=True)
 class PruneReport(Report):
-    """sparsity, pattern: what was asked, such as 0.5 and "50%" or 0.5 and "2:4". sparsity_reached: over all layers."""
+    """sparsity, pattern: what was asked, such as 0.5 and "50%" or 0.5 and "2:4". sparsity_reached: over all layers.
+    sparsity_of_model: over all weights of the model, with embeddings and whatever else is not pruned."""
 
     sparsity: float
     pattern: str
     sparsity_reached: float
+    sparsity_of_model: float
 
 
 def prune_folder(
@@ -140,7 +144,7 @@ def prune_folder(
     for module, pattern in patterns.items():
         pattern.check(source.modules[module][1], module)
     if asked.sparsity:
-        source.check_reachable(asked)
+        source.check_coverage("pruning")
     how = Calibration(calibration, sequences, length)
     tokens = how.tokens(source.path, pruner.statistic, source.skeleton)
     source.check()
@@ -185,6 +189,8 @@ def prune_folder(
         sparsity=asked.sparsity,
         pattern=str(asked),
         sparsity_reached=total(rows, "sparsity"),
+        sparsity_of_model=total(masked, "sparsity") * weights_of(masked) / source.coverage.model,
+        coverage=source.coverage.as_dict(),
         calibration=describe_calibration(how, tokens),
         **summed_up(rows, start),
     ).as_dict()

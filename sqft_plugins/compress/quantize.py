@@ -22,10 +22,11 @@ from sqft_plugins.checkpoint.stamp import GridStamp, Stamp, mask_file, write_sta
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
+from sqft_plugins.compress.fused import count_of
 from sqft_plugins.compress.job import open_job
 from sqft_plugins.compress.report import Report, relative_error, summed_up, total
 from sqft_plugins.errors import GridError, MismatchError, SQFTError
-from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, group_width, make_scale
+from sqft_plugins.grid import PER_CHANNEL, QuantizedWeight, make_scale
 from sqft_plugins.identity import content_hash
 from sqft_plugins.mask import lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.plugins import get_manager
@@ -82,8 +83,8 @@ def quantize_folder(
     quantizer: Quantizer = get_manager().get("sqft_quantizers", method, "--method")
     check_output(out, overwrite)
     source = FloatModel(model_path, exclude)
-    for name, (_, columns) in source.modules.items():
-        group_width(columns, group_size, name)
+    source.check_coverage("quantizing")
+    source.leave_undivided(group_size)
     grid = GridStamp(bits=bits, group_size=group_size, symmetric=symmetric)
     how = Calibration(calibration, sequences, length)
     tokens = how.tokens(source.path, quantizer.statistic, source.skeleton)
@@ -97,7 +98,6 @@ def quantize_folder(
         "tokens": hash_of(tokens),
         "source": content_hash(source.path),
     }
-    left_out = source.say_left_out(f"they stay float, only linear layers become {grid.label}")
     with open_job(out, request, overwrite) as job:
         # the files of the output, laid out
         dtypes = {name: source.folder.spec(source.stored(name)).dtype for name in source.modules}
@@ -145,7 +145,8 @@ def quantize_folder(
         bits=bits,
         group_size=group_size,
         symmetric=symmetric,
-        left_out=left_out,
+        left_out=count_of(source.fused),
+        coverage=source.coverage.as_dict(),
         sparsity=total(rows, "sparsity"),
         zeros=total(rows, "zeros"),
         bytes=ModelFolder(out).weight_bytes,

@@ -25,7 +25,8 @@ class Report:
     """What `prune_folder` and `quantize_folder` return; the fields are the keys of the JSON.
 
     out: the folder. method: the pruner or quantizer. modules, weights: how many layers were compressed, and how many
-    weights they have. calibration: where the text came from and the shape of its tokens; None for a method without.
+    weights they have. coverage: what part of the model's weights that is (`Coverage.as_dict`). calibration: where the
+    text came from and the shape of its tokens; None for a method without.
     seconds, peak_memory_mib: of the whole process. layers: one `Row` a layer.
     """
 
@@ -33,6 +34,7 @@ class Report:
     method: str
     modules: int
     weights: int
+    coverage: dict[str, Any]
     calibration: dict[str, Any] | None
     seconds: float
     peak_memory_mib: int
@@ -48,11 +50,16 @@ def summed_up(rows: list[Row], start: float) -> dict[str, Any]:
     """The fields of `Report` that follow from the reports of the layers. start: `time.perf_counter()` at the begin."""
     return {
         "modules": len(rows),
-        "weights": sum(row["shape"][0] * row["shape"][1] for row in rows),
+        "weights": weights_of(rows),
         "seconds": time.perf_counter() - start,
         "peak_memory_mib": peak_memory_mib(),
         "layers": rows,
     }
+
+
+def weights_of(rows: Sequence[Row]) -> int:
+    """How many weights the layers have."""
+    return sum(row["shape"][0] * row["shape"][1] for row in rows)
 
 
 def relative_error(weight: Tensor, new: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.source import WeightSource
+from sqft_plugins.compress.coverage import coverage_of, linear_sizes
+from sqft_plugins.compress.fused import fused_weights
 from sqft_plugins.errors import CheckpointError
 from sqft_plugins.grid import QuantizedWeight
 from sqft_plugins.inspect.report import Row, total_of, zeros_of
 from sqft_plugins.mask import Pattern, lost_zeros, mask_hash, nonzero_mask, sparsity_of
 from sqft_plugins.pattern import PATTERNS
 from sqft_plugins.progress import track
-from sqft_plugins.structure import structure_of_folder
+from sqft_plugins.structure import meta_model, structure_of_folder
 
 GGUF_BLOCK = 32
 GGUF_STEPS = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8}
@@ -26,7 +29,8 @@ GGUF_FLOAT = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -> dict[str, Any]:
-    """The report of a model folder, as JSON: path, kind ("model"), model_type, bytes, stamp, grid, total and layers;
+    """The report of a model folder, as JSON: path, kind ("model"), model_type, bytes, stamp, grid, coverage
+    (`Coverage.as_dict`, None for a model that transformers does not know), total and layers;
     mask_is_the_stamps, whether the stored masks have the stamp's hash (None without a stamp). `total` sums up the
     layers, and a layer has
 
@@ -57,9 +61,24 @@ def inspect_model(folder: ModelFolder, patterns: Sequence[Pattern] = PATTERNS) -
         "stamp": stamp.model_dump(exclude_none=True) if stamp else None,
         "mask_is_the_stamps": mask_hash(folder.masks) == stamp.mask_hash if stamp else None,
         "grid": folder.grid.model_dump() if folder.grid else None,
+        "coverage": coverage(folder, modules),
         "total": total_of(layers),
         "layers": layers,
     }
+
+
+def coverage(folder: ModelFolder, modules: Sequence[str]) -> dict[str, Any] | None:
+    """What part of the model the layers are; None for a model that transformers does not know."""
+    try:
+        model = meta_model(folder.path)
+    except CheckpointError:
+        return None
+    # experts, each a layer in the files, are parts of fused parameters in the model
+    known = linear_sizes(model)
+    fused = {name: known[name] for name in fused_weights(model, anywhere=True)}
+    experts = sum(math.prod(folder.weight_shape(module)) for module in modules if module not in known)
+    share = min(experts / max(sum(fused.values()), 1), 1.0)
+    return coverage_of(model, modules, {name: round(size * share) for name, size in fused.items()}).as_dict()
 
 
 def layer_names(folder: ModelFolder) -> list[str]:

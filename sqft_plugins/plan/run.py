@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sqft_plugins.compress.coverage import coverage_of
 from sqft_plugins.elastic import heuristic_rank
 from sqft_plugins.grid import INT4
 from sqft_plugins.plan.config import open_source
@@ -30,7 +31,9 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
 
         model, model_type, settings
         modules, weights    of the linear layers that are compressed
+        coverage            what part of the model these are (`Coverage.as_dict`)
         targets             how many layers the adapter is put on
+        adapter_coverage    what part of the model these are
         stages              what lies on disk after each step (`sizes.Stage`)
         steps               what each step takes (`costs.Cost`), and whether it fits the memory
         exports             a row a format (`exports.exports`)
@@ -50,7 +53,7 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
     quantizer = get_manager().get("sqft_quantizers", settings.quantize_method, "--quantize-method")
     source = open_source(model, settings.exclude)
     settings.check(source)
-    source.check_reachable(settings.sparsity)
+    source.check_coverage("pruning")
     patterns, targets = settings.patterns(source), settings.targets(source)
 
     # sizes on disk
@@ -88,7 +91,9 @@ def plan_folder(model: str | Path, settings: PlanSettings | None = None) -> dict
         "model_type": source.folder.config.get("model_type"),
         "modules": len(source.modules),
         "weights": sizes.weights,
+        "coverage": source.coverage.as_dict(),
         "targets": len(targets),
+        "adapter_coverage": coverage_of(source.skeleton.model, targets).as_dict(),
         "settings": settings.model_dump(),
         "stages": [asdict(stage) for stage in stages],
         "steps": rows,

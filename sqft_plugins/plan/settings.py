@@ -77,11 +77,8 @@ class PlanSettings(Settings):
     def check(self, source: FloatModel) -> None:
         """Raises SQFTError for ranks that make no search space, and for a group that does not divide `in`, naming the
         layer."""
-        from sqft_plugins.grid import group_width
-
         self.adapter()
-        for module, (_, columns) in source.modules.items():
-            group_width(columns, self.group_size, module)
+        source.leave_undivided(self.group_size)
 
     def targets(self, source: FloatModel) -> list[str]:
         """The linear layers that the adapter is put on. Raises SQFTError for a name that matches no layer; [] where the

@@ -18,6 +18,7 @@ class TrainReport:
     resumed_from_step: None for a run that began anew.
     kept_step: the step whose adapter was written.
     losses: of each step; evaluations: step, loss, and loss_at_max_rank where the adapter is elastic.
+    coverage: what part of the model's weights are adapted (`Coverage.as_dict`).
     """
 
     out: str
@@ -39,3 +40,4 @@ class TrainReport:
     kept_step: int
     losses: list[float]
     evaluations: list[dict[str, Any]]
+    coverage: dict[str, Any] | None = None

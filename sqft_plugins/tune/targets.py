@@ -6,9 +6,21 @@ import re
 from pathlib import Path
 
 from sqft_plugins.adapter.lora_config import is_named
+from sqft_plugins.compress.coverage import Coverage, coverage_of
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.structure import structure_of_folder
+from sqft_plugins.structure import meta_model, structure_of_folder
 from sqft_plugins.tune.settings import ALL_LINEAR
+
+
+def check_coverage(wanted: list[str] | str, base: str | Path, named: bool) -> Coverage:
+    """What part of the weights of `base` an adapter over the layers of `wanted` changes. named: the user chose them.
+    Raises SQFTError where the linear layers, all of them, are a small part of the model, and nobody chose."""
+    structure = structure_of_folder(base)
+    model = meta_model(base)
+    if not named:
+        coverage_of(model, structure.shapes).check("an adapter", base, "--target-modules NAME,…")
+    names = [*structure.shapes, *(name for name in structure.outside if not structure.is_beside(name))]
+    return coverage_of(model, [name for name in names if wanted == ALL_LINEAR or is_named(wanted, name)])
 
 
 def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
@@ -17,7 +29,8 @@ def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
     if wanted == ALL_LINEAR:
         return []
     structure = structure_of_folder(base)
-    names = [*structure.shapes, *structure.outside]
+    # a tower has layers of the same names, which are not adapted
+    names = [*structure.shapes, *(name for name in structure.outside if not structure.is_beside(name))]
 
     patterns = {wanted: wanted} if isinstance(wanted, str) else {pattern: [pattern] for pattern in wanted}
     try:

@@ -24,6 +24,7 @@ from sqft_plugins.checkpoint import ModelFile, ModelFolder, open_model, write_fo
 from sqft_plugins.checkpoint.files import check_output_folder
 from sqft_plugins.checkpoint.hub import local_folder
 from sqft_plugins.checkpoint.leftovers import DONE, discard
+from sqft_plugins.compress.coverage import Coverage
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.identity import content_hash
 from sqft_plugins.plugins import get_manager
@@ -52,7 +53,7 @@ from sqft_plugins.tune.report import TrainReport
 from sqft_plugins.tune.resume import Checkpoints, alone, checkpoint_folder, last_checkpoint, step_of
 from sqft_plugins.tune.settings import AdapterSettings, TrainSettings
 from sqft_plugins.tune.settling import settling_text
-from sqft_plugins.tune.targets import check_targets
+from sqft_plugins.tune.targets import check_coverage, check_targets
 from sqft_plugins.tune.trainer import AnswerTrainer, Watch, stop_at_broken_gradients
 
 
@@ -65,6 +66,7 @@ class Run:
     dtype, reason: of the base, and why.
     missing: names of target modules that no layer has.
     packed: whether the base's weights stay packed.
+    coverage: what part of the model's weights are adapted.
     """
 
     base: ModelFolder
@@ -76,6 +78,7 @@ class Run:
     reason: str
     missing: Sequence[str]
     packed: bool
+    coverage: Coverage
 
     @property
     def training(self) -> TrainSettings:
@@ -139,11 +142,13 @@ def train_adapter(
     method.check(Path(model_path), adapter)
     check_output_folder(out, overwrite)
     missing = check_targets(adapter.target_modules, model_path)
+    named = "target_modules" in adapter.model_fields_set
+    coverage = check_coverage(adapter.target_modules, model_path, named)
     dtype, reason = choose_dtype(base, adapter.quantization_aware, training.dtype)
     tokenizer, context = open_tokenizer(model_path, training)
     data = prepare(examples, text, eval_examples, tokenizer, training, process_count(), context)
     packed = stays_packed(base, adapter, training)
-    run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing, packed)
+    run = Run(base, method, adapter, data, tokenizer, dtype, reason, missing, packed, coverage)
 
     folder = checkpoint_folder(out) if training.checkpoint_every else None
     identity = run.identity(model_path) if folder else {}
@@ -284,6 +289,7 @@ def _report(
         kept_step=best.step if best is not None and best.step is not None else run.training.steps,
         losses=[row["loss"] for row in log if "loss" in row],
         evaluations=evaluations(log),
+        coverage=run.coverage.as_dict(),
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from helpers_wrappers import WRAPPERS, wrapper_config
 from torch import nn
 from transformers import JambaConfig, JambaForCausalLM
+from transformers.models.falcon.modeling_falcon import FalconLinear
 
 from sqft_plugins.checkpoint import load_model
 from sqft_plugins.errors import SQFTError
@@ -14,6 +15,7 @@ from sqft_plugins.structure import (
     auto_class,
     find_blocks,
     find_linears,
+    is_linear,
     set_weight,
     structure_of,
     structure_of_folder,
@@ -104,6 +106,25 @@ def test_blocks_of_several_classes_beside_the_embedding_are_blocks():
     assert find_blocks(model)[0] == "model.layers"
     assert {type(block) for block in find_blocks(model)[1]} == {type(block) for block in model.model.layers}
     assert len({type(block) for block in model.model.layers}) == 2
+
+
+def test_a_subclass_is_linear_where_it_computes_the_same():
+    class Other(nn.Linear):
+        def forward(self, x):
+            y = x @ self.weight.T
+            return y if self.bias is None else y + self.bias
+
+    class Half(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    class Router(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    assert [is_linear(kind(4, 4)) for kind in (nn.Linear, Other, Half, Router, FalconLinear)] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
 
 
 def test_a_weight_that_two_blocks_share_is_left_out():
