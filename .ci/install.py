@@ -136,8 +136,8 @@ def mend(venv: Path) -> None:
 def inputs(lane: Lane, args: str) -> str:
     """The fingerprint of everything that the environment is made from here and now."""
     scripts = sorted(Path(__file__).parent.glob("*.py"))  # this one and what it imports
-    kernels = ROOT / "sqft_plugins/kernels"  # compiled by the editable install
-    compiled = sorted([*kernels.glob("build.py"), *kernels.glob("csrc/*")])
+    libraries = (ROOT / "sqft_plugins/kernels", ROOT / "gguf_ext/backend")  # compiled by the editable install
+    compiled = sorted(path for folder in libraries for path in (*folder.glob("build.py"), *folder.glob("csrc/*")))
     files = [path.read_text() for path in (lane.pins, HOOK, *scripts, *compiled)]
     # The user's constraints move pins. An index does not: what is installed satisfies its pin wherever it came from.
     for name in read_pip_settings(lane.python).get("constraint", []):
