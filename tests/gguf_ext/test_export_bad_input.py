@@ -58,7 +58,7 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
         shutil.copytree(llama_int4 if "scale" in case or case == "act-order" else llama, folder)
         scale = "model.layers.1.self_attn.k_proj.weight_scale"
         if case == "unsupported architecture":
-            _config(folder, architectures=["FalconForCausalLM"])
+            _config(folder, architectures=["XGLMForCausalLM"])
         elif case in ("unknown pre-tokenizer", "tokenizer that llama.cpp lacks"):
             data = json.loads((folder / "tokenizer.json").read_text())
             if case == "unknown pre-tokenizer":
@@ -106,7 +106,7 @@ def bad(llama, llama_int4, make, byte_level, tmp_path, monkeypatch):
             if case == "damaged template":
                 (tmp_path / "base.gguf").write_bytes(data[:-100])
             else:
-                _config(folder, architectures=["FalconForCausalLM"], model_type="falcon")
+                _config(folder, architectures=["XGLMForCausalLM"], model_type="xglm")
                 _tensor(folder, "model.layers.1.mlp.up_proj.weight", lambda w: w.normal_())
             options["template_gguf"] = tmp_path / "base.gguf"
         return folder, options
