@@ -44,7 +44,8 @@ class GGUFExporter:
     def check_options(self, **options: Any) -> None:
         from gguf_ext.settings import Options
 
-        Options(**options)
+        # The others, such as compact, are of the output: the command checks them where the recipe makes its line.
+        Options(**{name: value for name, value in options.items() if name in Options.model_fields})
 
     def estimate(self, model: Path, modules: Collection[str], grid: GridStamp) -> dict[str, Any]:
         from gguf_ext.estimate import estimate_gguf
