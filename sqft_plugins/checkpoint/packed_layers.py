@@ -52,18 +52,18 @@ class PackedLinear(nn.Linear):
         """From now on the weight is the packed one again."""
         self._stand_in = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out], under autocast in the autocast dtype as F.linear would be."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input [..., in] → [..., out], under autocast in the autocast dtype as F.linear would be."""
         if self._stand_in is not None:
-            return F.linear(x, self._stand_in, self.bias)
+            return F.linear(input, self._stand_in, self.bias)
         y: Tensor
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             with torch.autocast("cpu", enabled=False):
                 bias = None if self.bias is None else self.bias.to(dtype)
-                y = _Product.apply(x.to(dtype), bias, self.packed, dtype)
+                y = _Product.apply(input.to(dtype), bias, self.packed, dtype)
         else:
-            y = _Product.apply(x, self.bias, self.packed, self.dtype)
+            y = _Product.apply(input, self.bias, self.packed, self.dtype)
         return y
 
 

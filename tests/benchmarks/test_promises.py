@@ -21,7 +21,7 @@ def ran(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("kills", ["--quick", "--only", "merge", "export in parts"]),
+        pytest.param("kills", ["--quick", "--only", "merge", "export in parts"], marks=pytest.mark.slow),  # minutes
         ("fuzz", ["--inputs", "12"]),
         ("names", ["--quick"]),
     ],
