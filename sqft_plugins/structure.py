@@ -147,6 +147,14 @@ def beside_the_text(model: nn.Module) -> list[str]:
     return found
 
 
+def body_of(model: nn.Module) -> nn.Module:
+    """The language model without its head, as a calibration runs it on text: of a model that sees images, what stands
+    around its language model is for images alone."""
+    whole = cast(Any, model)
+    body: nn.Module = (whole.get_decoder() if beside_the_text(model) else whole).base_model
+    return body
+
+
 def find_linears(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """Module name → linear layer, for all linear layers of the decoder blocks, in the order of the model.
 

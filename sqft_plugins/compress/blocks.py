@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sqft_plugins.errors import SQFTError, first_line
-from sqft_plugins.structure import beside_the_text, find_blocks
+from sqft_plugins.structure import body_of, find_blocks
 
 MICRO_TOKENS = 4096
 """Tokens of a micro-batch: enough for a fast GEMM, and of a 7B model's widest layer 0.2 GB."""
@@ -218,10 +218,8 @@ def _in_the_place_of(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterat
 
 
 def run_body(model: PreTrainedModel, tokens: Tensor) -> None:
-    """The language model without its head: the logits of a large vocabulary would need more memory than the model. Of a
-    model that sees images, what stands around its language model is for images alone."""
-    body: Any = model.get_decoder() if beside_the_text(model) else model
-    body.base_model(input_ids=tokens, use_cache=False)
+    """The model without its head: the logits of a large vocabulary would need more memory than the model."""
+    body_of(model)(input_ids=tokens, use_cache=False)
 
 
 def split(tokens: Tensor, micro_tokens: int) -> list[Tensor]:

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.stored_names import StoredNames
 from sqft_plugins.errors import CheckpointError
-from sqft_plugins.structure import empty_model, find_blocks, transformers_config
+from sqft_plugins.structure import body_of, empty_model, find_blocks, transformers_config
 
 
 class Skeleton:
     """A float model folder as a transformers model without weights.
 
-    model: the model, in eval mode, to be run as `model.base_model(...)`. stored: what its parameters are called in the
+    model: the model, in eval mode, to be run as `body_of(model)(...)`. stored: what its parameters are called in the
     folder's files. Whatever is loaded is float32.
 
     Raises CheckpointError for a folder that lacks a parameter or a buffer.
@@ -45,7 +45,7 @@ class Skeleton:
         for name, module in self._outside.items():
             module._parameters = _WhenRead(module._parameters, self._loader(name, module))
             module.register_forward_hook(self._freed, always_call=True)
-        body = self.model.base_model
+        body = body_of(self.model)
         body.register_forward_pre_hook(lambda module, inputs: self._begin(), prepend=True)
         body.register_forward_hook(lambda module, inputs, output: self._end(), always_call=True)
 
