@@ -12,7 +12,7 @@ from sqft_plugins.tune.targets import check_targets
 
 
 def test_target_modules_are_layers_of_the_model_before_it_is_loaded(pruned, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     for wanted in (["c_attn"], [], "c_.*", "self_attn[."):
         with pytest.raises(SQFTError, match=r"target_modules.*(choose among q_proj, |is no regular expression)"):
             train(pruned, tmp_path / "out", adapter={"target_modules": wanted})
