@@ -74,8 +74,9 @@ def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
 @lru_cache(maxsize=256)
 def is_plain(kind: Any) -> bool:
     """Whether a class of linear layers computes what nn.Linear does: it keeps its forward pass, or, as Falcon's own
-    class, has another that gives the same numbers. A router that returns the best experts (Llama 4) does not."""
-    if kind.forward is nn.Linear.forward:
+    class, has another that gives the same numbers. A router that returns the best experts (Llama 4) does not. A class
+    of ours that makes its weight itself says so, `plain_linear = True`."""
+    if kind.forward is nn.Linear.forward or vars(kind).get("plain_linear"):
         return True
     layer = kind.__new__(kind)
     try:

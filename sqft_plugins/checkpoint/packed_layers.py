@@ -29,6 +29,7 @@ class PackedLinear(nn.Linear):
     one, until `release`; writing into it changes nothing.
     """
 
+    plain_linear = True
     packed: PackedWeight
     dtype: torch.dtype
 

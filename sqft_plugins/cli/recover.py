@@ -19,6 +19,7 @@ class DenseModel(Output):
     "sqft recover models/gemma-50 --dense models/gemma --out models/gemma-50r",
     "sqft recover models/gemma-50 --dense models/gemma --calibration builtin --calibration my-task.jsonl "
     "--out models/gemma-50r",
+    "sqft recover models/gemma-50 --dense models/gemma --sequences 2560 --out models/gemma-50r   # the gain goes on",
     settings=RecoverSettings,
     output=DenseModel,
 )

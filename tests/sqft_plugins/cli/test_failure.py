@@ -162,7 +162,8 @@ main(["work"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_and_is_what_ended_the_process(tmp_path, number) -> None:
     process = subprocess.Popen([sys.executable, "-c", WORK, str(tmp_path / "out"), "60"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"working\n"
     process.send_signal(number)
