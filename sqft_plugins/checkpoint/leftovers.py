@@ -7,7 +7,8 @@
 | `.NAME.sqft-work` | large, only needed on the way | the next removes it |
 | `.NAME.sqft-job`, `.NAME.checkpoints` | finished blocks, checkpoints | the same command goes on from there |
 
-A process holds its folders by a lock, which a kill lets go of; nothing that is held is removed.
+A process holds its folders by a lock, which a kill lets go of; nothing that is held is removed. Where the system locks
+no folders (Windows) nothing tells the dead from the living, and nothing is removed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -30,6 +30,8 @@ LOCK = "lock"
 """In a folder of work beside an output, the file that its process holds."""
 DONE = "done"
 """In such a folder: all is made, and what is left is to give the output its name."""
+UNHELD = -1
+"""In the place of a folder's handle, where the system locks none."""
 SCRATCH, JOB, CHECKPOINTS = "sqft-work", "sqft-job", "checkpoints"
 
 
@@ -51,7 +53,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
+        _let_go(handle)
 
 
 def discard(folder: Path, path: Path) -> None:
@@ -95,8 +97,7 @@ def replace(temporary: Path, path: Path) -> None:
             old.rename(path)
             raise
         finally:
-            if handle is not None:
-                os.close(handle)
+            _let_go(handle)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -106,6 +107,10 @@ def _beside(path: Path, kind: str) -> Path:
 
 def _hold(folder: Path) -> int | None:
     """Locks a folder → its open handle, None where a sweep was faster and has removed it."""
+    if os.name != "posix":
+        return UNHELD
+    import fcntl
+
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -118,7 +123,16 @@ def _hold(folder: Path) -> int | None:
     return None
 
 
+def _let_go(handle: int | None) -> None:
+    if handle not in (None, UNHELD):
+        os.close(handle)
+
+
 def _remove_dead(left: Path, path: Path) -> None:
+    if os.name != "posix":
+        return
+    import fcntl
+
     handle = os.open(left, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from gguf_ext import GGUFError, export_gguf
-from gguf_ext.cli.export import export_command
+from gguf_ext.cli.export import ExportOutput, export_command
 from gguf_ext.settings import CHOICES, Options
 from sqft_plugins.errors import SQFTError
 
 
 def test_the_command_has_an_option_for_each_field():
     written = {option.name: option for option in export_command.params if isinstance(option, click.Option)}
-    assert set(Options.model_fields) == set(written) - {"out", "overwrite", "as_json"}
+    assert set(Options.model_fields) == set(written) - {*ExportOutput.model_fields, "as_json"}
     for name, field in Options.model_fields.items():
         assert written[name].help == field.description
         assert all(choice in f"{field.description} {written[name].metavar}" for choice in CHOICES.get(name, ()))

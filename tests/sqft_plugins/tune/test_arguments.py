@@ -29,14 +29,14 @@ def test_tensorboard_gets_the_losses(pruned, tmp_path) -> None:
 def test_tensorboard_without_its_package_is_refused_at_once(pruned, tmp_path, monkeypatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(settings, "find_spec", lambda name: None if name == "tensorboard" else find(name))
-    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     with pytest.raises(DependencyError, match=r"--tensorboard log .* pip install 'sqft-plugins\[tensorboard\]'"):
         train(pruned, tmp_path / "out", tensorboard="log")
 
 
 def test_a_file_is_no_place_for_the_log(pruned, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: name)  # with or without the package
-    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "log"):
         with pytest.raises(SQFTError, match=r"--tensorboard .*/file is a file, a folder goes there"):

@@ -188,7 +188,7 @@ def test_a_float_model_is_no_int4_base(adapter, pruned, tmp_path) -> None:
 
 
 def test_training_refuses_before_it_loads(pruned, int4, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sqft_plugins.tune.train.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("sqft_plugins.tune.train.load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     for base, changes, message in [
         (pruned, {}, r"needs a grid, but .* is a float model"),
         (int4, {"dropout": 0.1}, r"dropout=0.1 cannot be used with quantization_aware"),

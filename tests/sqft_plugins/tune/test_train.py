@@ -90,7 +90,7 @@ def test_merging_refuses_what_does_not_belong_together(adapter, pruned, tiny_lla
 
 
 def test_training_refuses_before_it_loads(pruned, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("sqft_plugins.tune.train.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("sqft_plugins.tune.train.load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     adapter, training = AdapterSettings.make(SETTINGS), TrainSettings.make({"steps": 1})
     with pytest.raises(SQFTError, match=r"--tuner 'lroa' is unknown: did you mean 'lora'\?"):
         train_adapter(pruned, tmp_path / "a", EXAMPLES, adapter, training, tuner="lroa")

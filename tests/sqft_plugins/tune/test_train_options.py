@@ -78,7 +78,7 @@ def test_the_best_adapter_is_the_one_of_its_step(pruned, tmp_path) -> None:
 
 
 def test_over_codes_alone_it_is_told_that_they_move_slowly(int4, pruned, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(training, "load_model", lambda *a, **k: (_ for _ in ()).throw(SQFTError("far enough")))
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: (_ for _ in ()).throw(SQFTError("far enough")))
     for base, adapter in ((int4, {}), (pruned, {"grid": str(int4)})):
         with pytest.raises(SQFTError, match="far enough"):
             train(base, tmp_path / "out", adapter={"quantization_aware": True, **adapter})
@@ -86,7 +86,7 @@ def test_over_codes_alone_it_is_told_that_they_move_slowly(int4, pruned, tmp_pat
 
 
 def test_a_file_in_the_place_of_the_output_is_refused_at_once(pruned, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(training, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: pytest.fail("the model was loaded"))
     (tmp_path / "out").write_text("")
     with pytest.raises(SQFTError, match=r"--out .*out is a file, a folder goes there"):
         training.train_adapter(pruned, tmp_path / "out", EXAMPLES, AdapterSettings(), TrainSettings(), overwrite=True)
