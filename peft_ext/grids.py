@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from peft_ext.checks import holds_codes
 from peft_ext.config import SQFTConfig
-from peft_ext.layer import Linear, UnmergedWeights
+from peft_ext.layer import Linear
 from peft_ext.provenance import Found, FoundStamp, check_stamp, is_found
 from peft_ext.rest import listed, rest_off_grid
+from peft_ext.unmerged import UnmergedWeights
 from sqft_plugins.adapter.trained_over import GridHashes
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.hub import local_folder

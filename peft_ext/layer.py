@@ -6,7 +6,7 @@ What is in force in which situation stands in ranks.py; what PEFT's own loops ca
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -395,19 +395,3 @@ def _is_made_of(patch: Tensor, A: Tensor, B: Tensor, scaling: float) -> bool:
 def _only_places_inputs(hook: Any, x: Tensor, weight: Tensor) -> bool:
     """Whether accelerate's hook on a linear layer (device_map over several GPUs) has nothing to do for this x."""
     return type(hook) is AlignDevicesHook and not hook.offload and x.device == weight.device
-
-
-class UnmergedWeights(Mapping[str, Tensor]):
-    """Module name → weight [out, in] of the base, whatever is merged now; asked of its layer each time."""
-
-    def __init__(self, layers: Mapping[str, Linear]):
-        self._layers = layers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._layers[name].unmerged_weight()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)

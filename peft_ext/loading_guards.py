@@ -26,12 +26,13 @@ from transformers import __version__ as transformers_version
 from transformers.integrations import peft as transformers_peft
 
 from peft_ext.config import SQFTConfig
-from peft_ext.layer import Linear, UnmergedWeights
+from peft_ext.layer import Linear
 from peft_ext.model import SQFTModel, sqft_layers
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import base_hash, check_mask, check_settings, check_stamp
 from peft_ext.registry import BaseTuner, PeftConfig, PeftModel, hotswap, peft_version, wrap
 from peft_ext.unchecked import FRESH, NOT_CHECKED, checked
+from peft_ext.unmerged import UnmergedWeights
 from sqft_plugins.adapter.folder import CONFIG
 from sqft_plugins.adapter.lora_config import pattern_value
 from sqft_plugins.adapter.tensor_names import in_base

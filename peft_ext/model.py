@@ -22,7 +22,7 @@ from peft_ext.checks import (
 from peft_ext.drawing import hook_model, unhook_model
 from peft_ext.fields import check_attached
 from peft_ext.grids import attach_grids, int4_folder
-from peft_ext.layer import Linear, UnmergedWeights
+from peft_ext.layer import Linear
 from peft_ext.merged_cache import forget_cache, note_cache
 from peft_ext.other_tuners import refuse_other_tuners
 from peft_ext.provenance import check_base, is_found, take_in
@@ -32,6 +32,7 @@ from peft_ext.rollback import remember
 from peft_ext.saving import crop_padding, note_mask, note_ranks, put_unmerged, write_combined_ranks
 from peft_ext.settle import check_within_blocks, settle
 from peft_ext.unchecked import FRESH, warn_unchecked
+from peft_ext.unmerged import UnmergedWeights
 from sqft_plugins.checkpoint.restore import restore_grids
 from sqft_plugins.elastic import NAMED_RANKS, Rank, configuration
 from sqft_plugins.errors import SQFTError

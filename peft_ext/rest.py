@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peft_ext.registry import BaseTunerLayer
 from sqft_plugins.checkpoint.folder import ModelFolder
 from sqft_plugins.checkpoint.model_file import ModelFile
+from sqft_plugins.checkpoint.packed_layers import PackedEmbedding, PackedLinear
 from sqft_plugins.structure import weight_of
 
 
@@ -19,7 +20,8 @@ def rest_off_grid(model: nn.Module, folder: ModelFolder, adapted: Collection[str
     and float tensors of a file, which a merge copies (a float16 embedding, say)."""
     modules = dict(model.named_modules())
     names = [name for name in folder.int4.modules if name not in adapted and name in modules]
-    names = [name for name in names if not hasattr(modules[name], "packed")]  # of the folder, as it has them
+    packed = (PackedLinear, PackedEmbedding)  # as the folder has them
+    names = [name for name in names if not isinstance(modules[name], packed)]
     floats = _floats(model, folder, adapted)
     return [name for name in names if not torch.equal(_out_in(modules[name]), _merged(modules[name], folder, name))] + [
         name for name, own in floats.items() if not torch.equal(own, _as(own, folder.tensor(name)))

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from peft_ext.layer import Linear, UnmergedWeights
+from peft_ext.layer import Linear
 from peft_ext.provenance import Found, base_hash
 from peft_ext.registry import get_pattern_key
+from peft_ext.unmerged import UnmergedWeights
 from sqft_plugins.adapter.tensor_names import in_base
 from sqft_plugins.elastic import slice_lora
 

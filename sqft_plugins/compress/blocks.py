@@ -29,8 +29,6 @@ from sqft_plugins.structure import body_of, find_blocks
 
 MICRO_TOKENS = 4096
 """Tokens of a micro-batch: enough for a fast GEMM, and of a 7B model's widest layer 0.2 GB."""
-
-
 NO_CALIBRATION = "use a method that needs no calibration, such as magnitude or round-to-nearest"
 
 
@@ -44,8 +42,8 @@ class Position:
 
     block: the next to work on. states: its inputs, one [sequences, length, hidden] a micro-batch; None before the first
     block. further: where blocks return a tuple, what is in it behind the state (the routing of the layer before, say),
-    one tuple a micro-batch; empty where they return the state alone. visiting: whether a layer
-    is being worked on, so that what is raised is not the model's.
+    one tuple a micro-batch; empty where they return the state alone. visiting: whether a layer is being worked on, so
+    that what is raised is not the model's.
     """
 
     block: int = 0
@@ -75,9 +73,10 @@ class BlockRun:
         """The block over one micro-batch: with its own of what the block before has returned."""
         args, kwargs = self._args, self._kwargs
         if index and self.position.further:
-            own = dict(zip(map(id, self.position.further[0]), self.position.further[index], strict=True))
-            args = tuple(own.get(id(value), value) if value is not None else None for value in args)
-            kwargs = {name: own.get(id(value), value) for name, value in kwargs.items() if value is not None}
+            pairs = zip(self.position.further[0], self.position.further[index], strict=True)
+            own = {id(first): mine for first, mine in pairs if first is not None}  # None is no value of the block's
+            args = tuple(own.get(id(value), value) for value in args)
+            kwargs = {name: own.get(id(value), value) for name, value in kwargs.items()}
         return self._block(self.states[index], *args, **kwargs)
 
     def look(self, next_batch: Callable[[], None]) -> None:

@@ -11,7 +11,9 @@ calibration text reaches nothing is known: it gets the mean statistic of those o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +127,14 @@ def stored_experts(model: nn.Module, stored: StoredNames) -> dict[str, ExpertLin
 
 def _place(view: Tensor) -> tuple[Any, ...]:
     return view.storage_offset(), view.shape, view.stride()
+
+
+def weights_inside(layers: Iterable[ExpertLinear]) -> dict[str, int]:
+    """Parameter → how many of its weights these layers are."""
+    found = Counter[str]()
+    for layer in layers:
+        found[layer.whole] += math.prod(layer.shape)
+    return found
 
 
 def names_of(module: str, layer: object) -> tuple[str, ...]:

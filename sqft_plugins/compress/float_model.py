@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from sqft_plugins.checkpoint.shards import TensorSpec
 from sqft_plugins.compress.blocks import check_tokens
 from sqft_plugins.compress.calibration import calibration_texts, token_batch
 from sqft_plugins.compress.coverage import Coverage, coverage_of
-from sqft_plugins.compress.experts import find_routers, names_of, stored_experts
+from sqft_plugins.compress.experts import find_routers, names_of, stored_experts, weights_inside
 from sqft_plugins.compress.fused import fused_weights
 from sqft_plugins.compress.skeleton import Skeleton
 from sqft_plugins.errors import GridError, SQFTError
@@ -97,10 +95,8 @@ class FloatModel:
     @property
     def coverage(self) -> Coverage:
         """What part of the model's weights `modules` are."""
-        inside = Counter[str]()
-        for module in self.modules.keys() & self.experts.keys():
-            inside[self.experts[module].whole] += math.prod(self.modules[module])
-        return coverage_of(self.skeleton.model, self.modules, inside)
+        experts = (layer for module, layer in self.experts.items() if module in self.modules)
+        return coverage_of(self.skeleton.model, self.modules, weights_inside(experts))
 
     def check_coverage(self, what: str) -> None:
         """Raises SQFTError where most of the weights would be left out without a word, since `exclude` names none of

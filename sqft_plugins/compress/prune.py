@@ -7,7 +7,6 @@ and the pattern, and returns the new weight and its mask.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from sqft_plugins.checkpoint.stamp import Stamp, mask_file, write_stamp
 from sqft_plugins.checkpoint.writer import FolderWriter, copy_side_files, write_config
 from sqft_plugins.compress.coverage import coverage_of
 from sqft_plugins.compress.drive import Compressed, Compression, InFolder, InMemory
-from sqft_plugins.compress.experts import find_experts, find_routers, names_of
+from sqft_plugins.compress.experts import find_experts, find_routers, names_of, weights_inside
 from sqft_plugins.compress.float_model import Calibration, FloatModel, describe_calibration, hash_of
 from sqft_plugins.compress.fused import fused_weights
 from sqft_plugins.compress.job import open_job
@@ -72,9 +71,7 @@ def prune_model(
 
     # everything that can be refused
     if pattern.sparsity and not exclude:
-        inside = Counter[str]()
-        for name in linears.keys() & experts.keys():
-            inside[experts[name].whole] += linears[name].weight.numel()
+        inside = weights_inside(layer for name, layer in experts.items() if name in linears)
         coverage_of(model, linears, inside).check("pruning", type(model).__name__, "exclude=[…]")
     if not linears:
         raise SQFTError(f"exclude={list(exclude)} leaves no layer to work on: exclude less")

@@ -18,6 +18,8 @@ from sqft_plugins.structure import is_conv1d, weight_of
 
 WARM_UP = 10
 BETAS = (0.9, 0.98)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""As torch's Adam calls them in its state."""
 LARGEST_GRADIENT = 1.0
 """Norm over all weights, above which a gradient is scaled down."""
 
@@ -64,9 +66,8 @@ class Learner:
 
     def state(self) -> list[Tensor]:
         """Weights, and Adam's two moments of each."""
-        states = (self.adam.state[weight] for weight in self.weights.values())
-        moments = ((state["exp_avg"], state["exp_avg_sq"]) for state in states)
-        return [*(weight.detach() for weight in self.weights.values()), *(part for pair in moments for part in pair)]
+        moments = [self.adam.state[weight][name] for weight in self.weights.values() for name in MOMENTS]
+        return [*(weight.detach() for weight in self.weights.values()), *moments]
 
     @torch.no_grad()
     def restore(self, state: list[Tensor], step: int) -> None:
@@ -76,9 +77,6 @@ class Learner:
             weight.copy_(saved)
             pair = (moment.to(weight.device) for moment in moments[2 * index : 2 * index + 2])
             self.adam.state[weight] = {"step": torch.tensor(float(step)), **dict(zip(MOMENTS, pair, strict=True))}
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def rate_at(step: int, steps: int, largest: float) -> float:

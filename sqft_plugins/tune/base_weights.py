@@ -4,7 +4,6 @@ more in the backward pass, and dropped again (`sqft_plugins.checkpoint.packed_la
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +32,10 @@ def load_base(base: ModelFolder, adapter: AdapterSettings, dtype: torch.dtype, p
     from sqft_plugins.checkpoint.load_packed import load_packed
 
     targets = adapter.target_modules
-    adapted: Callable[[str], bool] = lambda name: isinstance(targets, list) and is_named(targets, name)  # noqa: E731
+
+    def adapted(name: str) -> bool:
+        return isinstance(targets, list) and is_named(targets, name)
+
     return load_packed(base.path, dtype, adapted)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqft_plugins.adapter.lora_config import is_named
 from sqft_plugins.compress.coverage import Coverage, coverage_of
 from sqft_plugins.errors import SQFTError
-from sqft_plugins.structure import meta_model, structure_of_folder
+from sqft_plugins.structure import Structure, meta_model, structure_of_folder
 from sqft_plugins.tune.settings import ALL_LINEAR
 
 
@@ -19,7 +19,7 @@ def check_coverage(wanted: list[str] | str, base: str | Path, named: bool) -> Co
     model = meta_model(base)
     if not named:
         coverage_of(model, structure.shapes).check("an adapter", base, "--target-modules NAME,…")
-    names = [*structure.shapes, *(name for name in structure.outside if not structure.is_beside(name))]
+    names = _adaptable(structure)
     return coverage_of(model, [name for name in names if wanted == ALL_LINEAR or is_named(wanted, name)])
 
 
@@ -29,8 +29,7 @@ def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
     if wanted == ALL_LINEAR:
         return []
     structure = structure_of_folder(base)
-    # a tower has layers of the same names, which are not adapted
-    names = [*structure.shapes, *(name for name in structure.outside if not structure.is_beside(name))]
+    names = _adaptable(structure)
 
     patterns = {wanted: wanted} if isinstance(wanted, str) else {pattern: [pattern] for pattern in wanted}
     try:
@@ -41,3 +40,8 @@ def check_targets(wanted: list[str] | str, base: str | Path) -> list[str]:
         ends = dict.fromkeys(name.rpartition(".")[2] for name in structure.shapes)
         raise SQFTError(f"target_modules {missing} are none of this model's layers: choose among {', '.join(ends)}")
     return missing
+
+
+def _adaptable(structure: Structure) -> list[str]:
+    """The linear layers of the language model: a tower has layers of the same names, which are not adapted."""
+    return [*structure.shapes, *(name for name in structure.outside if not structure.is_beside(name))]

@@ -71,3 +71,17 @@ def test_arguments_that_depend_on_the_text_are_refused_in_micro_batches(tiny_mod
     )
     with pytest.raises(SQFTError, match=r"arguments that depend on the text.*lower --sequences"):
         prune_model(model, tokens(), Wanda(), 0.5)
+
+
+def test_an_argument_that_is_none_stays_so_in_every_micro_batch() -> None:
+    """Also where the block before has returned None beside its state: the block may have no default for it."""
+    seen = []
+
+    def block(state: torch.Tensor, routing: object, *, mask: object) -> torch.Tensor:
+        seen.append((routing, mask))
+        return state
+
+    own = [torch.zeros(1), torch.ones(1)]
+    position = blocks.Position(1, [torch.zeros(1, 2, 4), torch.ones(1, 2, 4)], [(None, own[0]), (None, own[1])])
+    blocks.BlockRun(block, position, (own[0],), {"mask": None}).advance()
+    assert seen == [(own[0], None), (own[1], None)]

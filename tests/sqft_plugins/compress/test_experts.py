@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers_experts import SMALL, mixtral
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -9,8 +10,6 @@ from transformers import (
     DeepseekV3ForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
 )
@@ -24,19 +23,11 @@ from sqft_plugins.compress.sparsegpt import SparseGPT
 from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.inspect.model import inspect_model
 
-SMALL = {
-    "vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
-}  # fmt: skip
 TOKENS = torch.arange(128).view(4, 32)
 
 
-def mixtral() -> nn.Module:
-    return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4))
-
-
 def gpt_oss() -> nn.Module:
-    return GptOssForCausalLM(GptOssConfig(**SMALL, num_local_experts=4, head_dim=16, initializer_range=0.1))
+    return GptOssForCausalLM(GptOssConfig(**SMALL, head_dim=16, initializer_range=0.1))
 
 
 def qwen2() -> nn.Module:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from helpers_experts import SMALL, mixtral
 from peft import get_peft_model
 from torch import nn
 from transformers import (
@@ -17,8 +18,6 @@ from transformers import (
     JambaForCausalLM,
     JetMoeConfig,
     JetMoeForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
@@ -37,15 +36,7 @@ from sqft_plugins.compress.wanda import Wanda
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import find_linears
 
-SMALL = {
-    "vocab_size": 640, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "num_local_experts": 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
-}  # fmt: skip
 TOKENS = torch.arange(64).view(2, 32)
-
-
-def mixtral() -> nn.Module:
-    return MixtralForCausalLM(MixtralConfig(**SMALL))
 
 
 def gpt_oss() -> nn.Module:
