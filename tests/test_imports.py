@@ -105,12 +105,15 @@ def test_no_module_begins_by_importing_what_windows_lacks(surface):
 
 
 def test_every_module_imports_where_linux_modules_are_missing():
-    """Windows has no fcntl and no resource. The libraries are imported before: on Linux they use both."""
+    """Windows has no fcntl and no resource, and lacks some names of os and signal. The libraries are imported before:
+    on Linux they use them."""
     code = """
-import importlib, pkgutil
-import peft, torch, transformers.trainer
+import importlib, os, pkgutil, signal
+import accelerate.utils, optuna, peft, torch, transformers.trainer
 for name in ("fcntl", "resource"):
     sys.modules[name] = None
+for module, name in ((signal, "SIGHUP"), (signal, "SIGPIPE"), (signal, "SIGKILL"), (os, "EX_SOFTWARE"), (os, "fork")):
+    delattr(module, name)
 import gguf_ext, peft_ext, sqft_plugins
 for package in (sqft_plugins, peft_ext, gguf_ext):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -117,6 +116,8 @@ REMEDIES = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit (ulimit -n)"),
 }
 """What the system refuses for reasons of the machine, not of ours → what a user can do."""
+UNREAD = 128 + 13
+"""The exit code of any program whose reader has gone, such as head: that of SIGPIPE, which Windows does not name."""
 KEPT = "no unfinished output stays; run the same command to go on after what is finished"
 
 
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except (BrokenPipeError, UnreadError):
         _drop_output()
-        sys.exit(128 + signal.SIGPIPE)  # as of any program whose reader has gone, such as head
+        sys.exit(UNREAD)
     except MemoryError:
         _fail("there is not enough memory: close other programs, or make the work smaller (sqft plan tells its needs)")
     except Exception as error:

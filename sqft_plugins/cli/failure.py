@@ -22,8 +22,8 @@ from sqft_plugins.errors import first_line
 from sqft_plugins.hiding import hide, hide_in_text
 from sqft_plugins.variables import STATE
 
-FAILED = os.EX_SOFTWARE
-"""The exit code, 70: no other failure has it."""
+FAILED = 70
+"""The exit code, EX_SOFTWARE of sysexits.h: no other failure has it."""
 KEPT = 20
 """Reports in the folder; older ones go."""
 
