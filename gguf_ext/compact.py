@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import struct
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from gguf_ext.blocks import TensorType
 from gguf_ext.errors import DamagedFileError, GGUFError
 from gguf_ext.header import ARCHITECTURE, COMPACT
 from gguf_ext.packed import VERSION, pack_blocks
+from gguf_ext.parts import aligned
 from gguf_ext.reader import GGUFFile
-from gguf_ext.stock import StockFile, aligned, compact_header, text_bytes
+from gguf_ext.stock import StockFile, compact_header, entry_bytes
 from sqft_plugins.checkpoint import write_file
 from sqft_plugins.checkpoint.files import check_output_file
 from sqft_plugins.progress import track
@@ -63,14 +63,12 @@ def compact_gguf(source: str | Path, target: str | Path, overwrite: bool = False
     with open(source, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
 
-    said = b"".join(
-        (
-            text_bytes(f"{COMPACT}version") + struct.pack("<II", 4, VERSION),
-            text_bytes(f"{COMPACT}architecture") + struct.pack("<I", 8) + text_bytes(part.metadata[ARCHITECTURE]),
-            text_bytes(f"{COMPACT}bytes") + struct.pack("<IQ", 10, part.size),
-            text_bytes(f"{COMPACT}sha256") + struct.pack("<I", 8) + text_bytes(digest),
-        )
-    )
+    said = [
+        entry_bytes(f"{COMPACT}version", VERSION, "uint32"),
+        entry_bytes(f"{COMPACT}architecture", part.metadata[ARCHITECTURE], "string"),
+        entry_bytes(f"{COMPACT}bytes", part.size, "uint64"),
+        entry_bytes(f"{COMPACT}sha256", digest, "string"),
+    ]
     infos, packed, offsets, unpacked = list(file.tensors.values()), {}, [], 0
     with write_file(target, overwrite) as place, tempfile.TemporaryFile(dir=Path(place).parent) as data:
         for info in track(infos, "packing"):

@@ -16,9 +16,10 @@ from gguf_ext.blocks import BLOCK, TensorType
 from gguf_ext.described import Described, describe, file_entries
 from gguf_ext.errors import BlockSizeError, GGUFError
 from gguf_ext.layout import find_layout
+from gguf_ext.parts import aligned
 from gguf_ext.write.file import header_bytes
 from gguf_ext.write.plan import Planned
-from gguf_ext.write.split import aligned
+from gguf_ext.write.split import ALIGNMENT
 from gguf_ext.write.tensors import PlacedTensor
 from gguf_ext.write.transcode import STEP_BITS
 from sqft_plugins.checkpoint import GridStamp, ModelFolder
@@ -40,7 +41,7 @@ def estimate_gguf(model: str | Path, modules: Collection[str], grid: GridStamp) 
     entries = file_entries(folder, planned, layout, Described([], ""))
 
     head = header_bytes(layout.architecture, entries, planned) + vocabulary_bytes(folder.path)
-    size = aligned(head) + sum(aligned(tensor.bytes) for tensor in planned)
+    size = aligned(head, ALIGNMENT) + sum(aligned(tensor.bytes, ALIGNMENT) for tensor in planned)
     return {"types": dict(Counter(tensor.type.name for tensor in planned)), "exact": True, "bytes": size}
 
 

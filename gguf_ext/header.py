@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gguf_ext.blocks import TensorType, row_bytes, type_name
 from gguf_ext.errors import BlockSizeError, DamagedFileError, GGUFError
 from gguf_ext.packed import HEADER, VERSION, shape_of
-from gguf_ext.parts import MAGIC, check_file
+from gguf_ext.parts import MAGIC, aligned, check_file
 from sqft_plugins.identity import record_of
 
 VERSIONS = (2, 3)
@@ -29,6 +29,8 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 KINDS = {0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32", 7: "bool"}
 KINDS |= {STRING: "string", 10: "uint64", 11: "int64", 12: "float64"}
 """GGUF value type → `gguf_ext.arch.Entry.kind`; an array has the plural."""
+NUMBERS = {kind: number for number, kind in KINDS.items()}
+"""The inverse."""
 PLURALS = {"string": "strings", "float32": "floats", "int32": "ints", "bool": "bools"}
 LONGEST_NAME = 127
 """Characters of a tensor's name: ggml takes 63, programs that compile it for themselves twice as many."""
@@ -121,7 +123,7 @@ class Part:
         kind = self.kinds.get("general.alignment", "uint32")  # of another one llama.cpp dies
         if kind != "uint32" or self.alignment < 1 or self.alignment & (self.alignment - 1):
             self._damaged(f"alignment {self.alignment}")
-        self.start = -(-self._at // self.alignment) * self.alignment
+        self.start = aligned(self._at, self.alignment)
 
     def located(self, part: int) -> list[TensorInfo]:
         """The tensors with their place in the file, in the order of the header."""

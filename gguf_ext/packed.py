@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_ext.blocks import TensorType, codes_of, replace_codes
+from gguf_ext.blocks.types import BLOCKS
 from gguf_ext.errors import DamagedFileError
 
 if TYPE_CHECKING:
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
 
 MAGIC, VERSION = b"SQFT", 1
 HEADER = struct.Struct("<4sIqqqq24x")
-WEIGHTS, BYTES = 32, 18
-"""Of a Q4_0 block."""
+WEIGHTS, BYTES = BLOCKS[TensorType.Q4_0]
 
 
 class Shape(NamedTuple):
@@ -74,8 +75,7 @@ def pack_blocks(blocks: NDArray[np.uint8]) -> bytes:
     changes = np.flatnonzero((scales[:, 1:] != scales[:, :-1]).any(0)) + 1
     group = math.gcd(count, *map(int, changes))
 
-    pairs = split[..., 2:]
-    codes = torch.from_numpy(np.concatenate([pairs & 15, pairs >> 4], 2).reshape(out, -1))
+    codes = torch.from_numpy(codes_of(blocks, TensorType.Q4_0))
     packed = pack(codes, nonzero_mask(codes.to(torch.int8) - SYMMETRIC_ZERO_POINT))
     grouped = to_groups(torch.from_numpy(np.ascontiguousarray(scales[:, ::group])))
     shape = Shape(out, count * WEIGHTS, group * WEIGHTS, packed.values.numel())
@@ -104,9 +104,8 @@ def unpack_blocks(data: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
     except KernelError as error:
         raise DamagedFileError(f"{what} is damaged ({error}): copy the file or make it again") from error
 
-    codes = unpack(packed, None, shape.out, shape.columns)[0].numpy().reshape(shape.out, -1, 2, WEIGHTS // 2)
+    codes = unpack(packed, None, shape.out, shape.columns)[0].numpy()
     scales = from_groups(found[2].view(blocks, -1, ROWS), shape.out).numpy()
-    result = np.empty((shape.out, shape.columns // WEIGHTS, BYTES), np.uint8)
+    result = np.zeros((shape.out, shape.columns // WEIGHTS, BYTES), np.uint8)
     result[..., :2] = np.repeat(scales, shape.group_size // WEIGHTS, 1)[..., None].view(np.uint8)
-    np.bitwise_or(codes[:, :, 0], codes[:, :, 1] << 4, out=result[..., 2:])
-    return result.reshape(shape.out, -1)
+    return replace_codes(result.reshape(shape.out, -1), codes, TensorType.Q4_0)

@@ -49,3 +49,8 @@ def part_name(name: str) -> PartName | None:
     if found is None or not 1 <= int(found["index"]) <= int(found["count"]):
         return None
     return PartName(found["stem"], int(found["index"]) - 1, int(found["count"]))
+
+
+def aligned(size: int, alignment: int) -> int:
+    """Bytes with the padding behind them."""
+    return -(-size // alignment) * alignment

@@ -97,8 +97,7 @@ def export_patch(
 def _export(base: str | Path, merged: str | Path, out: str | Path, overwrite: bool) -> dict[str, Any]:
     one, other = GGUFFile(base), GGUFFile(merged)
     for each in (one, other):
-        if each.parts[0].compact:
-            raise GGUFError(f"{each.path} is compact: write the stock file first, `sqft export gguf FILE --expand`")
+        each.check_stock()
     report = verify_merged(base, merged)
     if not report.ok or not report.merges:
         what = report.differences[0] if report.differences else None
@@ -130,8 +129,7 @@ def apply_patch(file: str | Path, patch: str | Path, out: str | Path, overwrite:
     tensors are others than its header says; then nothing is written.
     """
     source, change = GGUFFile(file), PatchFile(patch)
-    if source.parts[0].compact:
-        raise GGUFError(f"{file} is compact: write the stock file first, `sqft export gguf FILE --expand`")
+    source.check_stock()
     stamp, headers = change.stamp, [part.hash for part in source.parts]
     if headers not in stamp.headers:
         raise GGUFError(f"{file} is neither the base of {patch} nor what it makes of it: give one of these two files")

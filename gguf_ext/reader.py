@@ -61,10 +61,15 @@ class GGUFFile:
                 f"the parts of {self.path} have {len(self.tensors)} tensors, not {wanted}: copy or export all again"
             )
 
+    def check_stock(self) -> None:
+        """Raises GGUFError for a compact file, whose bytes are not those that llama.cpp reads."""
+        if self.parts[0].compact:
+            raise GGUFError(f"{self.path} is compact: write the stock file first, `sqft export gguf FILE --expand`")
+
     def raw(self, name: str, rows: Any = slice(None)) -> NDArray[np.uint8]:
-        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read, but for a
-        packed tensor of a compact file, whose blocks are made. Raises DamagedFileError for a
-        tensor that is cut off, GGUFError for a type that the installed gguf does not know."""
+        """uint8 [rows, row_bytes] of a tensor, [1, bytes] of a vector; mapped, not read, but for a packed tensor of a
+        compact file, whose blocks are made. Raises DamagedFileError for a tensor that is cut off, GGUFError for a type
+        that the installed gguf does not know."""
         info = self.tensors[name]
         part = self.parts[info.part].path
         count, width = math.prod(info.shape[:-1]), self._row_bytes(info)

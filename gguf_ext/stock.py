@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_ext.errors import GGUFError
-from gguf_ext.header import ARCHITECTURE, COMPACT, Part, TensorInfo
+from gguf_ext.header import ARCHITECTURE, COMPACT, I8, NUMBERS, Part, TensorInfo
+from gguf_ext.parts import aligned
 from gguf_ext.reader import GGUFFile
 
 
@@ -25,14 +26,16 @@ def text_bytes(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def entry_bytes(key: str, value: str | int, kind: str) -> bytes:
+    """One entry of a header. kind: "string", "uint32" or "uint64"."""
+    data = text_bytes(value) if isinstance(value, str) else struct.pack({"uint32": "<I", "uint64": "<Q"}[kind], value)
+    return text_bytes(key) + struct.pack("<I", NUMBERS[kind]) + data
+
+
 def table_entry(name: str, dimensions: tuple[int, ...], kind: int, offset: int) -> bytes:
     """One tensor in the table of a header. dimensions: the innermost first."""
     sizes = struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
     return text_bytes(name) + sizes
-
-
-def aligned(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
 
 
 class StockFile:
@@ -78,7 +81,7 @@ class StockFile:
         entries = []
         for key, (begin, end) in part.entries.items():
             if key == ARCHITECTURE:
-                entries.append(text_bytes(key) + struct.pack("<I", 8) + text_bytes(part.metadata[key]))
+                entries.append(entry_bytes(key, part.metadata[key], "string"))
             elif not key.startswith(COMPACT):
                 entries.append(held[begin:end])
         self._sizes, self._offsets, offset = [], [], 0
@@ -96,24 +99,25 @@ def is_compact(path: str | Path) -> bool:
     """Whether the file is one: its first entry says so."""
     try:
         with open(path, "rb") as file:
-            return file.read(32 + len(COMPACT))[32:] == COMPACT.encode()
+            before = 24 + 8  # magic, version and counts; the length of the key
+            return file.read(before + len(COMPACT))[before:] == COMPACT.encode()
     except OSError:
         return False
 
 
 def compact_header(
-    part: Part, infos: list[TensorInfo], packed: dict[str, int], offsets: list[int], said: bytes
+    part: Part, infos: list[TensorInfo], packed: dict[str, int], offsets: list[int], said: list[bytes]
 ) -> bytes:
     """Of the compact file of a stock `part`. packed: tensor → bytes of its row. said: the entries `sqft.compact.*`."""
     held = part.data[: part.start].tobytes()
-    entries = [
-        text_bytes(key) + struct.pack("<I", 8) + text_bytes("sqft-compact") if key == ARCHITECTURE else held[begin:end]
+    entries = said + [
+        entry_bytes(key, "sqft-compact", "string") if key == ARCHITECTURE else held[begin:end]
         for key, (begin, end) in part.entries.items()
     ]
     table = []
     for info, offset in zip(infos, offsets, strict=True):
         size = packed.get(info.name)
         dimensions = (size,) if size else tuple(reversed(info.shape))
-        table.append(table_entry(info.name, dimensions, 24 if size else info.type, offset))
-    whole = held[:8] + struct.pack("<QQ", len(table), len(entries) + 4) + said + b"".join(entries) + b"".join(table)
+        table.append(table_entry(info.name, dimensions, I8 if size else info.type, offset))
+    whole = held[:8] + struct.pack("<QQ", len(table), len(entries)) + b"".join(entries) + b"".join(table)
     return whole + bytes(-len(whole) % part.alignment)

@@ -34,8 +34,7 @@ def check_merge(
     Raises GGUFError for a tensor that is not there or no grid, for a target that is the source or one of its parts, and
     as `check_target` does; AdapterError for an adapter that is in the file already.
     """
-    if source.parts[0].compact:
-        raise GGUFError(f"{source.path} is compact: write the stock file first, `sqft export gguf FILE --expand`")
+    source.check_stock()
     for name in names:
         source.grid_type(name)
     if not names:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_ext.errors import GGUFError, TargetExistsError
-from gguf_ext.parts import PartName, part_name
+from gguf_ext.parts import PartName, aligned, part_name
 from sqft_plugins.checkpoint import write_file
 from sqft_plugins.checkpoint.files import check_output_file, scratch_folder
 from sqft_plugins.errors import OutputExistsError, SQFTError
@@ -30,7 +30,7 @@ def split_parts(planned: list[Planned], head: int, limit: int) -> list[list[Plan
     parts: list[list[Planned]] = [[]]
     size = head + PART_HEAD
     for tensor in planned:
-        more = table_bytes(tensor) + aligned(tensor.bytes)
+        more = table_bytes(tensor) + aligned(tensor.bytes, ALIGNMENT)
         if parts[-1] and size + more > limit:
             parts.append([])
             size = PART_HEAD
@@ -44,11 +44,6 @@ def split_parts(planned: list[Planned], head: int, limit: int) -> list[list[Plan
 PART_HEAD = 512
 """Bytes that a part has beside its tensors, at most: header, what is said of the part, padding before the tensors."""
 ALIGNMENT = 32
-
-
-def aligned(size: int) -> int:
-    """Bytes with the padding behind them."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def table_bytes(tensor: Planned) -> int:

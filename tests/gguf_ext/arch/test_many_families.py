@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from helpers_arch import LLAMA3, YARN, difference
+from helpers_arch import LLAMA3, SHAPE, YARN, difference
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from gguf_ext import export_gguf, verify_gguf
@@ -17,18 +17,7 @@ from gguf_ext.errors import UnsupportedArchitectureError
 from sqft_plugins.checkpoint import ModelFolder, open_model
 from sqft_plugins.compress.quantize import quantize_folder
 
-SHAPE = {
-    "vocab_size": 640,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
+SHAPE = {**SHAPE, "vocab_size": 640, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 LLAMA3 = {**LLAMA3, "original_max_position_embeddings": 2048}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}
 WINDOW = {"sliding_window": 8, "num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_arch import LLAMA3, YARN
 from helpers_gguf import rewritten
 from transformers import AutoModelForCausalLM
 
@@ -18,15 +19,7 @@ from sqft_plugins.checkpoint import ModelFolder, load_model, open_model
 from sqft_plugins.errors import SQFTError
 from sqft_plugins.structure import structure_of_folder, transformers_config
 
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1e4,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = {**LLAMA3, "original_max_position_embeddings": 8192}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,

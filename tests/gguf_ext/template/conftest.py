@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_arch import SHAPE
 from helpers_template import FAMILIES, write_base
 
 from gguf_ext import arch
 from sqft_plugins.checkpoint import ModelFolder
-
-SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 
 
 @pytest.fixture(autouse=True)
