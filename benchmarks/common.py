@@ -6,10 +6,11 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -77,3 +78,12 @@ def report(result: Mapping[str, Any], file: str | None) -> None:
         print(f"{name:{width}}  {row['median']:6.2f}  {row['min']:6.2f}  {row['max']:6.2f}  {goal:>6}")
     if file:
         Path(file).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def end_with_findings(wrong: int, tried: str, result: Mapping[str, Any], file: str | None) -> NoReturn:
+    """Prints the one figure of a promise, writes the JSON where a file is named, and ends: with code 1 where there is a
+    finding. tried: in how many of what."""
+    print(f"{wrong} findings in {tried}")
+    if file:
+        Path(file).write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    sys.exit(wrong > 0)

@@ -12,23 +12,18 @@ resident memory only. `goal` is a ratio of seconds, ours / peer.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from common import command, environment, ratio, report
 from memory import LAYERS, SIZES
 from random_model import write_model
+from worker import Worker
 
 from vllm_ext.checks import has_int4_kernel
 
-WORKER = Path(__file__).with_name("decode_worker.py")
 STOCK = {"VLLM_PLUGINS": "none"}
 COMMON = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -82,36 +77,6 @@ def make_models(folder: Path, quick: bool) -> dict[str, Path]:
     return paths
 
 
-class Worker:
-    """A runtime in its process."""
-
-    def __init__(self, runtime: str, model: Path, settings: Mapping[str, str], threads: int):
-        env = {**os.environ, **COMMON, **settings, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, str(WORKER), runtime, str(model), str(threads)]
-        self.process = subprocess.Popen(
-            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.loaded = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended: run it by hand to see why")  # type: ignore[union-attr]
-        return json.loads(line)
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def main() -> None:
     parser = command(__doc__, "A tiny model and few tokens; ends within a minute or so.")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -136,7 +101,8 @@ def main() -> None:
         workers = {}
         for name in names:
             runtime, model, settings = RUNTIMES[name]
-            workers[name] = Worker(runtime, paths[model], settings, arguments.threads)
+            variables = {**COMMON, **settings, "OMP_NUM_THREADS": str(arguments.threads)}
+            workers[name] = Worker("decode_worker.py", runtime, paths[model], arguments.threads, settings=variables)
         for number in range(arguments.rounds if not arguments.quick else 3):
             order = names if number % 2 else names[::-1]
             for requests in (1, 8):
@@ -145,7 +111,7 @@ def main() -> None:
         rows = {}
         for name, worker in workers.items():
             rate = {n: requests_per_second(seconds[name][n], n, tokens) for n in (1, 8)}
-            rows[name] = {**worker.loaded, "tokens_per_second": rate}
+            rows[name] = {**worker.began, "tokens_per_second": rate}
             if arguments.breakdown and RUNTIMES[name][0] != "llama.cpp":
                 rows[name] |= worker.ask(breakdown=True, requests=1, tokens=tokens)
             worker.close()

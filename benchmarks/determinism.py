@@ -10,7 +10,6 @@ in JSON the values that two equal runs do not share (seconds, memory) are left o
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import command, environment
+from common import command, end_with_findings
 from kills import COMMANDS, Reference, child, contents, fresh, import_all, prepare
 
 QUICK = ("prune", "merge", "export gguf")
@@ -100,10 +99,8 @@ def main() -> None:
                 print(f"  {what}: {found}", flush=True)
         os.chdir("/")
     wrong = sum(len(found) for row in rows for found in row["differences"].values())
-    print(f"{wrong} findings in {sum(row['runs'] for row in rows)} runs of {len(rows)} commands")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
-    sys.exit(wrong > 0)
+    tried = f"{sum(row['runs'] for row in rows)} runs of {len(rows)} commands"
+    end_with_findings(wrong, tried, {"rows": rows}, options.json)
 
 
 if __name__ == "__main__":

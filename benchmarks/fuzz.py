@@ -16,7 +16,6 @@ import random
 import resource
 import shutil
 import struct
-import sys
 import tempfile
 import time
 import traceback
@@ -29,7 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from common import command, environment
+from common import command, end_with_findings
 from kills import prepare
 
 from sqft_plugins.errors import SQFTError
@@ -313,10 +312,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = table(30 if options.quick else options.inputs, options.seed, options.only)
     wrong = sum(sum(row["kinds"].values()) for row in rows)
-    print(f"{wrong} findings in {sum(row['inputs'] for row in rows)} inputs of {len(rows)} readers")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
-    sys.exit(wrong > 0)
+    tried = f"{sum(row['inputs'] for row in rows)} inputs of {len(rows)} readers"
+    end_with_findings(wrong, tried, {"rows": rows}, options.json)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from common import command, environment
+from common import command, end_with_findings
 from random_model import write_model
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
@@ -353,10 +353,7 @@ def main() -> None:
     rows = table(options)
     total = sum(row["cuts"] for row in rows)
     wrong = sum(len(row["findings"]) for row in rows)
-    print(f"{wrong} findings in {total} cuts of {len(rows)} commands")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
-    sys.exit(wrong > 0)
+    end_with_findings(wrong, f"{total} cuts of {len(rows)} commands", {"rows": rows}, options.json)
 
 
 def import_all() -> None:

@@ -14,17 +14,14 @@ The share of kept weights up to which sparse pays, as gguf_ext/backend/csrc/choo
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from common import command, environment, report
 from llama_model import LAYERS, write_llama
+from worker import Worker
 
 from sqft_plugins.hardware import cores
 
@@ -32,35 +29,9 @@ GOALS = {("decode", 0.5, 128): 1.35, ("decode", 0.5, 32): 1.2, ("decode", 0.3, 1
 LOAD_GOAL = 1.5
 
 
-class Worker:
-    """One llama.cpp. began: what it said of its load."""
-
-    def __init__(self, file: Path, *mode: str):
-        script = Path(__file__).with_name("llama_cpp_speed_worker.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(file), *mode],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(cores())},
-        )  # fmt: skip
-        self.began = self._answer()
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the worker ended with code {self._process.wait()}")
-        return json.loads(line)
+def started(file: Path, *mode: str) -> Worker:
+    """One llama.cpp with the file loaded."""
+    return Worker("llama_cpp_speed_worker.py", file, *mode, settings={"OMP_NUM_THREADS": str(cores())})
 
 
 def main() -> None:
@@ -94,9 +65,9 @@ def main() -> None:
 
 def measured(file: Path, orders: list[tuple[str, int, int]], rounds: int) -> dict[str, Any]:
     """Both ways over one file, taking turns."""
-    first = Worker(file, "stock")  # the file is in memory for the two that are timed
+    first = started(file, "stock")  # the file is in memory for the two that are timed
     first.close()
-    workers = {"stock": Worker(file, "stock"), "sparse": Worker(file, "sparse", "1.0")}
+    workers = {"stock": started(file, "stock"), "sparse": started(file, "sparse", "1.0")}
     if workers["sparse"].began["why"]:
         raise SystemExit(f"llama.cpp computes alone here: {workers['sparse'].began['why']}")
     found: dict[str, Any] = {name: {"began": worker.began, "rounds": {}} for name, worker in workers.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import command, environment
+from common import command, end_with_findings
 from safetensors.torch import save_file
 
 from sqft_plugins.errors import SQFTError
@@ -106,10 +106,8 @@ def main() -> None:
     result = table(500 if options.quick else options.inputs, options.seed)
     for finding in result["findings"][:20]:
         print(f"  {finding}")
-    print(f"{len(result['findings'])} findings in {result['inputs']} names, {result['accepted']} accepted")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": environment(), **result}, indent=2) + "\n")
-    sys.exit(bool(result["findings"]))
+    tried = f"{result['inputs']} names, {result['accepted']} accepted"
+    end_with_findings(len(result["findings"]), tried, result, options.json)
 
 
 if __name__ == "__main__":
